@@ -1,0 +1,23 @@
+"""Levels of low-rank experts beside the MLPs of any causal language model."""
+
+from .fold import fold, folded_config, folded_state_dict, logit_difference
+from .hosts import FORMS, MLPForm
+from .memory import ExpertRecord, Memory, MemorySpec, attach
+from .storage import base_fingerprint, load_experts, load_memory, save_memory
+
+__all__ = [
+    "FORMS",
+    "ExpertRecord",
+    "MLPForm",
+    "Memory",
+    "MemorySpec",
+    "attach",
+    "base_fingerprint",
+    "fold",
+    "folded_config",
+    "folded_state_dict",
+    "load_experts",
+    "load_memory",
+    "logit_difference",
+    "save_memory",
+]

@@ -1,0 +1,81 @@
+"""Low-rank experts and the pool of them that sits beside one MLP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .hosts import Host
+
+
+@dataclass
+class View:
+    """Which experts take part in a forward pass. One object is shared by all pools of a model, so that switching
+    between teacher and student is one assignment and touches no weight."""
+
+    experts: tuple[int, ...] = ()
+
+
+class Expert(nn.Module):
+    """A slice of an MLP of its host's form: `down(act(gate(x)) * up(x))`, or `down(act(up(x)))` beside a plain MLP.
+
+    Weights are float32 whatever the model's dtype (they are what is trained, and they are few) and are cast to the
+    input's dtype at use. The output matrix starts at zero, so that a new expert changes nothing (method 3.2; the zero
+    start is ours).
+
+    Args:
+        host (`Host`):
+            The MLP beside which the expert sits.
+        width (`int`):
+            Number of hidden units, the paper's d_low.
+    """
+
+    def __init__(self, host: Host, width: int) -> None:
+        super().__init__()
+        self.activation = host.activation
+        shape, device = (width, host.hidden_size), next(host.module.parameters()).device
+        options = {"dtype": torch.float32, "device": device}
+        self.gate = nn.Parameter(torch.empty(shape, **options)) if host.form.is_gated else None  # type: ignore[arg-type]
+        self.up = nn.Parameter(torch.empty(shape, **options))  # type: ignore[arg-type]
+        self.down = nn.Parameter(torch.empty(shape[::-1], **options))  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw new input maps (standard deviation 1/sqrt(hidden size)) and set the output map to zero."""
+        for weight in (self.gate, self.up):
+            if weight is not None:
+                drawn = torch.randn(weight.shape, generator=generator) / weight.shape[1] ** 0.5
+                weight.copy_(drawn)
+        self.down.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (..., hidden) -> (..., hidden)
+        hidden = F.linear(x, self.up.to(x.dtype))  # (..., width)
+        if self.gate is None:
+            hidden = self.activation(hidden)
+        else:
+            hidden = self.activation(F.linear(x, self.gate.to(x.dtype))) * hidden
+        return F.linear(hidden, self.down.to(x.dtype))
+
+
+class ExpertPool(nn.Module):
+    """All experts that one MLP may ever need, allocated at once and left out of the pass until they are in `view`
+    (method 3.3, note on the implementation). `routing: dense` adds every expert in view to the MLP's output."""
+
+    def __init__(self, host: Host, width: int, size: int, view: View) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(Expert(host, width) for _ in range(size))
+        self.view = view
+
+    def forward(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        for index in self.view.experts:
+            output = output + self.experts[index](x)
+        return output
+
+
+def add_experts(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    """Forward hook of a host MLP. A plain function of the module, so that a deep copy of the model uses its own pool."""
+    pool: ExpertPool = module.memory  # type: ignore[assignment]
+    return pool(args[0], output)

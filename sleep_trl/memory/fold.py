@@ -1,0 +1,130 @@
+"""Folding: a model with experts becomes an ordinary checkpoint with wider MLPs.
+
+A gated expert of width w beside a gated MLP of width I equals one gated MLP of width I + w: rows of gate and up are
+appended, columns of down are appended. The result has the base's architecture and loads without this package.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .experts import Expert
+from .hosts import Host
+from .memory import Memory
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-8}
+LOW_PRECISION_TOLERANCE = 5e-2
+
+
+def fold(memory: Memory, folder: Path, probe: torch.Tensor | None = None) -> float:
+    """Write the model with its enabled experts folded in, as a standard checkpoint, and check it.
+
+    Args:
+        memory (`Memory`):
+            The memory to fold; its model is left as it is.
+        folder (`Path`):
+            Where the checkpoint goes.
+        probe (`torch.Tensor` of shape `(batch, length)`, *optional*):
+            Token ids on which logits are compared; a fixed pseudo-random row if left out.
+
+    Returns:
+        `float`: the largest difference of a logit between the attached model and the checkpoint read back.
+
+    Raises:
+        `RuntimeError`: if that difference is larger than the dtype allows.
+    """
+    model = memory.model
+    state = folded_state_dict(memory)
+    with _config_replaced(model, folded_config(memory)):
+        model.save_pretrained(folder, state_dict=state)
+    del state
+    read_back = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+    difference = logit_difference(model, read_back.to(model.device), probe)
+    allowed = TOLERANCE.get(model.dtype, LOW_PRECISION_TOLERANCE)
+    if difference > allowed:
+        raise RuntimeError(f"The folded model in {folder} differs from the grown one by {difference:.2e} (> {allowed}).")
+    return difference
+
+
+def folded_config(memory: Memory) -> PretrainedConfig:
+    """Return the model's config with the intermediate size of the folded model."""
+    config = copy.deepcopy(memory.model.config)
+    text = config.get_text_config()
+    width = memory.hosts[0].intermediate_size + memory.spec.width * len(memory.active)
+    setattr(text, "n_inner" if hasattr(text, "n_inner") else "intermediate_size", width)
+    return config
+
+
+def folded_state_dict(memory: Memory) -> dict[str, torch.Tensor]:
+    """Return the folded model's state dict. Tensors outside the MLPs are shared with the model, not copied."""
+    prefixes = tuple(f"{host.name}.memory." for host in memory.hosts)
+    state = {name: value for name, value in memory.model.state_dict().items() if not name.startswith(prefixes)}
+    parts = [dict((host.name, expert) for host, expert in memory.experts(index)) for index in memory.active]
+    for host in memory.hosts:
+        state.update(_folded_mlp(host, [part[host.name] for part in parts]))
+    return state
+
+
+def logit_difference(first: PreTrainedModel, second: PreTrainedModel, probe: torch.Tensor | None = None) -> float:
+    """Return the largest absolute difference of the two models' logits on `probe`, in evaluation mode."""
+    if probe is None:
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randint(first.config.get_text_config().vocab_size, (2, 32), generator=generator)
+    was_training = first.training
+    first.eval()
+    second.eval()
+    with torch.no_grad():
+        ids = probe.to(first.device)
+        difference = (first(input_ids=ids).logits.float() - second(input_ids=ids).logits.float()).abs().max().item()
+    first.train(was_training)
+    return float(difference)
+
+
+def _folded_mlp(host: Host, experts: list[Expert]) -> dict[str, torch.Tensor]:
+    """Concatenate host and experts, map by map. Experts have no bias: theirs is zero."""
+    folded: dict[str, torch.Tensor] = {}
+    for role in host.form.linears:
+        linear = getattr(host.module, role)
+        is_transposed = isinstance(linear, Conv1D)
+        weight = linear.weight.detach().T if is_transposed else linear.weight.detach()  # (out, in)
+        parts = {
+            name: [getattr(expert, name).detach().to(weight) for expert in experts]
+            for name in ("gate", "up", "down")
+            if name != "gate" or host.form.is_gated
+        }
+        weight = _widen(host, role, weight, parts)
+        folded[f"{host.name}.{role}.weight"] = (weight.T if is_transposed else weight).contiguous()
+        if linear.bias is not None and role != host.form.output:
+            zeros = {name: [value.new_zeros(value.shape[0]) for value in values] for name, values in parts.items()}
+            folded[f"{host.name}.{role}.bias"] = _widen(host, role, linear.bias.detach(), zeros)
+    return folded
+
+
+def _widen(host: Host, role: str, own: torch.Tensor, parts: dict[str, list[torch.Tensor]]) -> torch.Tensor:
+    """Append to one map its experts' hidden units: rows of an input map, columns of the output map."""
+    if role == host.form.output:
+        return torch.cat([own, *parts["down"]], dim=1)
+    if host.form.is_fused:
+        gate, up = own.chunk(2)
+        return torch.cat([gate, *parts["gate"], up, *parts["up"]])
+    is_gate = host.form.is_gated and role == host.form.inputs[0]
+    return torch.cat([own, *parts["gate" if is_gate else "up"]])
+
+
+class _config_replaced:
+    """Context manager: the model carries another config while it is being saved."""
+
+    def __init__(self, model: PreTrainedModel, config: PretrainedConfig) -> None:
+        self.model, self.config = model, config
+
+    def __enter__(self) -> None:
+        self.before, self.model.config = self.model.config, self.config
+
+    def __exit__(self, *_: Any) -> None:
+        self.model.config = self.before

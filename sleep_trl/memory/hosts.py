@@ -1,0 +1,115 @@
+"""The MLP forms that can host experts, and where a model keeps them.
+
+A form names the linear maps of an MLP by role, so that the rest of the package never asks which architecture it holds.
+Supporting a further architecture is one more line in `FORMS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+Activation = Callable[[torch.Tensor], torch.Tensor]
+ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
+
+
+@dataclass(frozen=True)
+class MLPForm:
+    """How one family of models writes its MLP.
+
+    Args:
+        name (`str`):
+            The form's name, shown in messages.
+        inputs (`tuple[str, ...]`):
+            Attribute names of the maps from the hidden size to the intermediate size, gate before up.
+        output (`str`):
+            Attribute name of the map back to the hidden size.
+        is_gated (`bool`):
+            Whether the hidden units are `act(gate(x)) * up(x)` (else `act(up(x))`).
+        is_fused (`bool`):
+            Whether gate and up are the two halves of one map.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+    is_gated: bool
+    is_fused: bool = False
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        return (*self.inputs, self.output)
+
+
+FORMS = (
+    MLPForm("gated (Llama, Mistral, Qwen, Gemma)", ("gate_proj", "up_proj"), "down_proj", is_gated=True),
+    MLPForm("fused gated (Phi-3)", ("gate_up_proj",), "down_proj", is_gated=True, is_fused=True),
+    MLPForm("plain (GPT-NeoX)", ("dense_h_to_4h",), "dense_4h_to_h", is_gated=False),
+    MLPForm("plain (GPT-2)", ("c_fc",), "c_proj", is_gated=False),
+    MLPForm("plain (Phi)", ("fc1",), "fc2", is_gated=False),
+)
+
+
+@dataclass(frozen=True)
+class Host:
+    """One MLP of a model, together with what an expert beside it has to know."""
+
+    name: str
+    module: nn.Module
+    form: MLPForm
+    activation: Activation
+    hidden_size: int
+    intermediate_size: int
+
+
+def find_hosts(model: PreTrainedModel) -> list[Host]:
+    """Find the MLP of every decoder layer.
+
+    Args:
+        model (`PreTrainedModel`):
+            A causal language model.
+
+    Returns:
+        `list[Host]`: one host a layer, in the model's order.
+
+    Raises:
+        `ValueError`: if the model's layers do not each hold exactly one MLP of a known form.
+    """
+    hosts = [host for name, module in model.named_modules() if (host := _as_host(name, module))]
+    layers = int(model.config.get_text_config().num_hidden_layers)
+    if len(hosts) != layers:
+        known = "; ".join(f"{form.name}: {', '.join(form.linears)}" for form in FORMS)
+        raise ValueError(
+            f"{type(model).__name__} has {layers} layers, in which {len(hosts)} MLPs of a known form were found; one a "
+            f"layer is needed. Looked for modules with exactly these linear maps: "
+            f"{known}. "
+            f"Use a model of one of these forms, or add its form to sleep_trl.memory.hosts.FORMS."
+        )
+    return hosts
+
+
+def _as_host(name: str, module: nn.Module) -> Host | None:
+    for form in FORMS:
+        maps = [getattr(module, attribute, None) for attribute in form.linears]
+        if not all(isinstance(linear, (nn.Linear, Conv1D)) for linear in maps):
+            continue
+        own = {id(p) for linear in maps for p in linear.parameters()}  # type: ignore[union-attr]
+        if any(id(p) not in own for p in module.parameters()):
+            continue  # the module holds more than an MLP, so its input is not the MLP's
+        activation = next((getattr(module, n) for n in ACTIVATION_NAMES if hasattr(module, n)), None)
+        if activation is None:
+            continue
+        out_features, in_features = linear_shape(maps[0])  # type: ignore[arg-type]
+        return Host(name, module, form, activation, in_features, out_features // (2 if form.is_fused else 1))
+    return None
+
+
+def linear_shape(linear: nn.Linear | Conv1D) -> tuple[int, int]:
+    """Return `(out_features, in_features)`, whichever way round the weight lies."""
+    rows, columns = linear.weight.shape
+    return (columns, rows) if isinstance(linear, Conv1D) else (rows, columns)

@@ -1,0 +1,173 @@
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from sleep_trl.memory import Memory, MemorySpec, attach, fold, load_memory, logit_difference, save_memory
+from tests.tiny import FORMS, tiny_model
+
+SPEC = MemorySpec(width=8, max_experts=3)
+IDS = torch.randint(3, 97, (2, 16), generator=torch.Generator().manual_seed(1))
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def fill(memory: Memory, index: int, seed: int = 0) -> None:
+    """Give an expert weights that matter, as a night would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in memory.expert_parameters(index):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_attach_and_activate_change_no_logit(form):
+    model = tiny_model(form)
+    before = logits(model)
+    memory = attach(model, SPEC)
+    memory.activate()
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_filled_expert_speaks_for_the_student_only(form):
+    model = tiny_model(form)
+    before = logits(model)
+    memory = attach(model, SPEC)
+    first = memory.activate()
+    fill(memory, first)
+    assert (logits(model) - before).abs().max() > 1e-2
+    with memory.as_teacher():
+        assert torch.equal(logits(model), before)
+        with memory.as_student():
+            assert (logits(model) - before).abs().max() > 1e-2
+    memory.learn(None)
+    with memory.as_teacher():  # nothing is learning: the teacher is the whole model
+        assert (logits(model) - before).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_folded_checkpoint_loads_plainly_and_agrees(form, tmp_path):
+    model = tiny_model(form)
+    memory = attach(model, SPEC)
+    for seed in range(2):
+        fill(memory, memory.activate(), seed)
+    assert fold(memory, tmp_path) <= 1e-5
+    folded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(folded) is type(model)
+    assert (logits(folded) - logits(model)).abs().max() <= 1e-5
+    assert sum(p.numel() for p in folded.parameters()) >= memory.count_parameters()["base"]
+
+
+def test_fold_leaves_the_grown_model_as_it_was(tmp_path):
+    model = tiny_model()
+    memory = attach(model, SPEC)
+    fill(memory, memory.activate())
+    before, config = logits(model), copy.deepcopy(model.config)
+    fold(memory, tmp_path)
+    assert torch.equal(logits(model), before)
+    assert model.config.to_dict() == config.to_dict()
+
+
+def test_fold_in_bfloat16(tmp_path):
+    model = tiny_model().to(torch.bfloat16)
+    memory = attach(model, SPEC)
+    fill(memory, memory.activate())
+    assert all(p.dtype is torch.float32 for _, p in memory.expert_parameters(0))
+    fold(memory, tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).dtype is torch.bfloat16
+
+
+def test_only_the_new_expert_trains():
+    model = tiny_model()
+    memory = attach(model, SPEC)
+    memory.activate()
+    second = memory.activate()
+    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+    assert trainable == {id(p) for _, p in memory.expert_parameters(second)}
+    counts = memory.count_parameters()
+    assert counts["trainable"] == 2 * 3 * 32 * 8 and counts["added"] == 2 * counts["trainable"]
+
+
+def test_disabled_expert_is_silent_and_left_out_of_the_fold(tmp_path):
+    model = tiny_model()
+    before = logits(model)
+    memory = attach(model, SPEC)
+    fill(memory, memory.activate())
+    memory.enable(0, False)
+    assert torch.equal(logits(model), before)
+    fold(memory, tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.intermediate_size == 48
+
+
+def test_reset_frees_the_slot_and_restores_its_first_weights():
+    model = tiny_model()
+    memory = attach(model, SPEC)
+    first = memory.fingerprint(0)
+    fill(memory, memory.activate())
+    assert memory.fingerprint(0) != first
+    memory.reset(0)
+    assert memory.fingerprint(0) == first and memory.active == ()
+
+
+def test_no_expert_left():
+    memory = attach(tiny_model(), MemorySpec(width=8, max_experts=1))
+    memory.activate()
+    with pytest.raises(ValueError, match="All 1 experts of this memory are taken"):
+        memory.activate()
+
+
+def test_save_and_load_give_equal_logits(tmp_path):
+    model = tiny_model()
+    memory = attach(model, SPEC)
+    for seed in range(2):
+        fill(memory, memory.activate(level=seed + 1), seed)
+    save_memory(memory, tmp_path)
+    other = tiny_model()
+    loaded = load_memory(other, tmp_path, max_experts=5)
+    assert torch.equal(logits(other), logits(model))
+    assert [record.level for record in loaded.records.values()] == [1, 2]
+    assert loaded.activate() == 2
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_memory_refuses_a_foreign_base(tmp_path):
+    save_memory(attach(tiny_model(), SPEC), tmp_path)
+    with pytest.raises(ValueError, match="another base model"):
+        load_memory(tiny_model(seed=1), tmp_path)
+
+
+def test_a_damaged_memory_is_named(tmp_path):
+    memory = attach(tiny_model(), SPEC)
+    memory.activate()
+    save_memory(memory, tmp_path)
+    path = tmp_path / "experts.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"experts\.safetensors is missing or damaged"):
+        load_memory(tiny_model(), tmp_path)
+
+
+def test_width_that_is_not_low_rank_is_refused():
+    with pytest.raises(ValueError, match="not low-rank"):
+        attach(tiny_model(), MemorySpec(width=32))
+
+
+def test_unknown_form_names_what_was_looked_for():
+    config = CONFIG_MAPPING["bloom"](vocab_size=97, hidden_size=32, n_layer=2, n_head=4)
+    with pytest.raises(ValueError, match="gate_proj, up_proj, down_proj"):
+        attach(AutoModelForCausalLM.from_config(config), SPEC)
+
+
+def test_deep_copy_has_its_own_memory():
+    model = tiny_model()
+    memory = attach(model, SPEC)
+    memory.activate()
+    twin = copy.deepcopy(model)
+    fill(Memory.of(twin), 0)
+    assert (logits(twin) - logits(model)).abs().max() > 1e-2
+    assert logit_difference(model, tiny_model()) == 0.0

@@ -1,0 +1,43 @@
+"""Tiny models of every supported form, made in memory, with random weights and a fixed seed."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+COMMON = {"vocab_size": 97, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+LLAMA = {
+    **COMMON,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+FORMS = {
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": {**LLAMA, "head_dim": 8},
+    "gemma": {**LLAMA, "head_dim": 8},
+    "gemma2": {**LLAMA, "head_dim": 8},
+    "phi3": LLAMA,
+    "gpt_neox": {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"},
+    "gpt2": {**COMMON, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+}
+
+
+def tiny_model(form: str = "llama", seed: int = 0, **overrides: object) -> PreTrainedModel:
+    """Make a model of one form whose logits are far from uniform, so that a wrong weight shows."""
+    config = CONFIG_MAPPING[form](**{**FORMS[form], **overrides})
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.15)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.eval()
