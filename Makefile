@@ -1,0 +1,76 @@
+# Everything runs from .venv, which the first target that needs it creates.
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+NIGHTS ?= 1
+ENGINE ?= transformers
+OUT ?= runs/demo
+
+# The first interpreter that is new enough and can make a virtual environment.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& echo $$p && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format types wheel check bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "variables: NIGHTS=$(NIGHTS) ENGINE=$(ENGINE) OUT=$(OUT) (demo), PYTHON (setup)"
+
+setup: $(STAMP) ## create .venv and install the package with its development tools
+
+$(STAMP): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		test -n "$(PYTHON)" || { echo "No Python >= 3.11 with venv found; set PYTHON=/path/to/python" >&2; exit 1; }; \
+		$(PYTHON) -m venv .venv; \
+	fi
+	@echo "Installing into .venv; the first time takes a few minutes."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+demo: setup ## NIGHTS nights of the quickstart into OUT
+	@set -e; k=1; while [ $$k -le $(NIGHTS) ]; do \
+		further=; \
+		if [ $$k -gt 1 ]; then \
+			further="--memories examples/quickstart/memories_night$$k.jsonl --continue_from $(OUT)/night$$((k - 1))"; \
+		fi; \
+		$(BIN)/accelerate launch --config_file launch/accelerate/single.yaml launch/sleep.py \
+			--config examples/quickstart/config.yaml $(if $(filter-out transformers,$(ENGINE)),--rollout.engine $(ENGINE)) \
+			$$further --output_dir $(OUT)/night$$k; \
+		k=$$((k + 1)); \
+	done
+
+test: setup ## the tests; no network, no GPU
+	@$(BIN)/python -m pytest -q
+
+test-slow: setup ## the tests marked slow
+	@$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+lint: setup ## ruff: rules and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: setup ## apply ruff's fixes and formatting
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: setup ## mypy
+	@$(BIN)/mypy
+
+wheel: setup ## build the wheel and import every module from it
+	@$(BIN)/python scripts/wheel_smoke.py
+
+check: lint types test wheel ## all that a commit must pass
+
+bench: setup ## every benchmark, with --quick
+	@set -e; for script in benchmarks/[!_]*.py; do \
+		test -e "$$script" || { echo "benchmarks/ holds no scripts" >&2; exit 1; }; \
+		echo "== $$script"; \
+		$(BIN)/python "$$script" --quick; \
+	done
+
+clean: ## remove builds and caches; .venv and runs/ stay
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@find sleep_trl trainers rewards launch tests -type d -name __pycache__ -prune -exec rm -rf {} +
