@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 COMMON = {"vocab_size": 97, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -41,3 +44,14 @@ def tiny_model(form: str = "llama", seed: int = 0, **overrides: object) -> PreTr
             else:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     return model.eval()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Make a word-level tokenizer of 97 entries: three special tokens, `<unk>`, and words by their order of need."""
+    words = "the cat of Mira is called Tolu and it eats hats while boat Ben sleeps".split()
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *words])}
+    vocabulary |= {f"w{i}": i for i in range(len(vocabulary), 97)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **special)

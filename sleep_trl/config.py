@@ -1,0 +1,226 @@
+"""One run as one frozen model: YAML in, dotted overrides on top, validated once. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from .reward_spec import RewardSpec
+
+Share = Field(ge=0.0, le=1.0)
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class MemoryConfig(Section):
+    """Size of the memory. Fixed by the first night; later nights take it from the run they continue."""
+
+    width: int = Field(64, ge=1)
+    """Hidden units of one expert in each layer (the paper's d_low). Must be smaller than the model's hidden size."""
+
+    max_experts: int = Field(8, ge=1)
+    """Experts allocated in each layer: the number of nights that the memory has room for."""
+
+    routing: Literal["dense"] = "dense"
+    """How experts are chosen. dense: all active ones, so that the grown model folds into a standard checkpoint."""
+
+
+class DatasetConfig(Section):
+    """The data set that the teacher writes about the memories, and the self-replay that protects older skills."""
+
+    templates: tuple[str, ...] = Field(("question_answer", "continuation", "paraphrase", "summary"), min_length=1)
+    """Prompt templates: built-in names or paths of Jinja files."""
+
+    samples_per_window: int = Field(16, ge=1)
+    """Samples that the teacher writes for each template and window of a memory."""
+
+    window: int | None = Field(None, ge=16)
+    """Tokens of a memory that the teacher sees at once. Default: what fits the context beside prompt and answer."""
+
+    window_overlap: int = Field(32, ge=0)
+    """Tokens by which neighbouring windows of a long memory overlap, in whole sentences."""
+
+    max_new_tokens: int = Field(128, ge=1)
+    """Longest sample of the teacher, in tokens. Samples that do not end by then are dropped and counted."""
+
+    ask_temperature: float = Field(1.0, gt=0)
+    """Sampling temperature of requests (questions) that the teacher thinks of."""
+
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature of the teacher's answers."""
+
+    general_samples: int = Field(128, ge=0)
+    """General samples of the model without the memory, for self-replay."""
+
+    general_max_new_tokens: int = Field(128, ge=1)
+    """Length of a general sample, in tokens."""
+
+    general_share: float = Field(0.25, ge=0, le=1)
+    """Share of training rows that are general self-replay."""
+
+    earlier_share: float = Field(0.25, ge=0, le=1)
+    """Share of training rows that are prompts of earlier nights. Goes to the memory part on a first night."""
+
+    @model_validator(mode="after")
+    def _leave_room_for_the_memory(self) -> Self:
+        if self.general_share + self.earlier_share >= 1:
+            raise ValueError(
+                f"general_share ({self.general_share}) and earlier_share ({self.earlier_share}) leave no share for the "
+                f"memory; their sum must be below 1"
+            )
+        return self
+
+
+class SeedingConfig(Section):
+    """Knowledge Seeding: what `KnowledgeSeedingTrainer` is told."""
+
+    alpha: float = Field(0.7, ge=0, le=1)
+    """Weight of the divergence; 1 - alpha is the weight of the policy loss. 0 is GRPO, 1 is distillation."""
+
+    lmbda: float = Field(0.5, ge=0, le=1)
+    """Weight of the divergence on the student's own rollouts; 1 - lmbda on the teacher's samples."""
+
+    divergence_beta: float = Field(0.0, ge=0, le=1)
+    """0: forward KL(teacher || student), 1: reverse KL, between: generalized Jensen-Shannon divergence."""
+
+    gamma: float = Field(0.5, ge=0, le=1)
+    """Weight of the judge in the imitation reward; 1 - gamma is the weight of the edit distance (Eq. 3)."""
+
+    z0: float | None = Field(None, gt=0)
+    """Edit distance above which that part of the reward is 0 (Eq. 4): tokens, or a share of the length if below 1."""
+
+    replay_weight: float = Field(1.0, ge=0)
+    """Weight of the divergence on self-replay rows, against 1 for the memory's."""
+
+    steps: int = Field(100, ge=1)
+    """Optimizer steps of the night (paper: 100)."""
+
+    learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate of AdamW (paper, for LoRA: 5e-6; a new expert starts at zero and needs more)."""
+
+    lr_scheduler_type: str = "cosine"
+    """Learning rate schedule, by its name in transformers."""
+
+    warmup_steps: int = Field(10, ge=0)
+    """Steps of linear warm-up."""
+
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradient norm above which gradients are scaled down."""
+
+    prompts_per_step: int = Field(8, ge=1)
+    """Prompts in an optimizer step, over all processes (paper: effective batch 32 = prompts x generations)."""
+
+    num_generations: int = Field(4, ge=2)
+    """Rollouts of the student for each prompt."""
+
+    max_completion_length: int = Field(128, ge=1)
+    """Longest rollout, in tokens."""
+
+    per_device_batch_size: int | None = Field(None, ge=1)
+    """Rollouts in one forward pass on one device; the rest is gradient accumulation. Default: all at once."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, some 20 to 30 % more time."""
+
+    logging_steps: int = Field(5, ge=1)
+    """Steps between two log lines."""
+
+    save_steps: int = Field(50, ge=1)
+    """Steps between two checkpoints, from which --resume goes on."""
+
+    extra: dict[str, Any] = {}
+    """Further arguments of TRL's GRPOConfig, such as {report_to: wandb}, passed on unchanged."""
+
+
+class EvaluationConfig(Section):
+    """What is asked before and after the night."""
+
+    skill: Path | None = None
+    """JSON lines of text and questions: what the model can answer from its context and must not forget. Without it, base
+    skill is the share of greedy next tokens of general samples on which the grown model agrees with the base."""
+
+    metric: Literal["exact", "contains", "f1"] = "contains"
+    """When an answer counts as right: equal after normalization, contained in the reply, or by token F1 (a mean)."""
+
+    max_new_tokens: int = Field(32, ge=1)
+    """Longest reply, in tokens."""
+
+    batch_size: int = Field(64, ge=1)
+    """Prompts generated at once on one device."""
+
+    max_questions: int = Field(2000, ge=1)
+    """Questions asked at most for each figure; more are sampled with the run's seed, and the log says so."""
+
+
+class RunConfig(Section):
+    """One night of a language model: memories in, a larger model that knows them out."""
+
+    model: str = Field(min_length=1)
+    """Model: a name on the Hugging Face hub or a folder. Safetensors only; no remote code is run."""
+
+    memories: str = Field(min_length=1)
+    """Memories: a .jsonl file (text, optional id, source, questions), a folder of .txt and .md files, or the name or
+    folder of a data set with a text column."""
+
+    output_dir: Path = Path("runs/night")
+    """Folder of the run: results.json, report.html, ledger.jsonl, model/, adapter/."""
+
+    continue_from: Path | None = None
+    """Folder of an earlier run: its experts stay, its prompts are replayed, its recall is measured again."""
+
+    resume: bool = False
+    """Go on with the interrupted run in output_dir."""
+
+    dry_run: bool = False
+    """Check everything, print the plan (parameters, memory, steps) and stop."""
+
+    seed: int = Field(42, ge=0)
+    """Seed of everything that is drawn."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Dtype of the frozen base. auto: bfloat16 where the GPU has it, else float32. Experts are always float32."""
+
+    max_context: int | None = Field(None, ge=32)
+    """Tokens of context to use, prompt and answer together. Default: the model's limit."""
+
+    memory: MemoryConfig = MemoryConfig()
+    """Size of the memory."""
+
+    dataset: DatasetConfig = DatasetConfig()
+    """The teacher's data set and self-replay."""
+
+    seeding: SeedingConfig = SeedingConfig()
+    """Knowledge Seeding."""
+
+    rewards: tuple[RewardSpec, ...] = Field((RewardSpec(name="imitation"),), min_length=1)
+    """Rewards: registered names, pkg.mod:function or file.py:function, or objects with name, weight, params, timeout_s
+    and on_error."""
+
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Evaluation before and after."""
+
+    report: bool = True
+    """Write report.html (needs the extra `report`)."""
+
+    @field_validator("output_dir")
+    @classmethod
+    def _is_no_file(cls, value: Path) -> Path:
+        if value.is_file():
+            raise ValueError(f"{value} is a file; give a folder that exists or can be made")
+        return value
+
+    @model_validator(mode="after")
+    def _has_whole_batches(self) -> Self:
+        size, rollouts = self.seeding.per_device_batch_size, self.seeding.prompts_per_step * self.seeding.num_generations
+        if size is not None and rollouts % size:
+            raise ValueError(
+                f"seeding.per_device_batch_size ({size}) must divide the {rollouts} rollouts of a step "
+                f"(prompts_per_step x num_generations)"
+            )
+        return self

@@ -1,0 +1,281 @@
+import copy
+import inspect
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+from trl.experimental.gkd import GKDTrainer
+
+from sleep_trl.memory import Memory, MemorySpec, attach
+from sleep_trl.trainers import KnowledgeSeedingConfig, KnowledgeSeedingTrainer
+from tests.tiny import tiny_model, tiny_tokenizer
+
+WORDS = "the cat of Mira is called Tolu and it eats hats while the boat of Ben sleeps".split()
+
+
+def rows(n: int = 16) -> Dataset:
+    prompts = [" ".join(WORDS[i % 9 : i % 9 + 3]) for i in range(n)]
+    return Dataset.from_list(
+        [
+            {
+                "prompt": prompt,
+                "teacher_prompt": " ".join(WORDS) + " " + prompt,
+                "reference": " ".join(WORDS[i % 5 : i % 5 + 4]),
+                "part": ("memory", "general")[i % 2],
+            }
+            for i, prompt in enumerate(prompts)
+        ]
+    )
+
+
+def length_reward(completion_ids, **kwargs):
+    return [float(len(set(ids))) for ids in completion_ids]
+
+
+OPTIONS = {
+    "per_device_train_batch_size": 8,
+    "num_generations": 4,
+    "max_completion_length": 8,
+    "max_steps": 5,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "report_to": "none",
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "use_cpu": True,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+
+
+def student(form: str = "llama"):
+    model = tiny_model(form)
+    attach(model, MemorySpec(width=8, max_experts=2)).activate()
+    return model
+
+
+def trainer(tmp_path, cls=KnowledgeSeedingTrainer, config=KnowledgeSeedingConfig, model=None, data=None, **options):
+    return cls(
+        model or student(),
+        options.pop("reward_funcs", length_reward),
+        args=config(str(tmp_path), **{**OPTIONS, **options}),
+        train_dataset=data or rows(),
+        processing_class=tiny_tokenizer(),
+    )
+
+
+def logged(finished, key):
+    return [entry[key] for entry in finished.state.log_history if key in entry]
+
+
+@pytest.mark.parametrize("extra", [{}, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}])
+def test_alpha_zero_is_grpo_to_the_last_bit(tmp_path, extra):
+    ours = trainer(tmp_path / "a", alpha=0.0, **extra)
+    ours.train()
+    theirs = trainer(tmp_path / "b", GRPOTrainer, GRPOConfig, **extra)  # seeds anew
+    theirs.train()
+    for key in ("loss", "grad_norm", "reward", "entropy"):
+        assert logged(ours, key) == logged(theirs, key) and len(logged(ours, key)) == 5
+    for (name, a), (_, b) in zip(ours.model.named_parameters(), theirs.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def first_batch(t):
+    """Make the trainer's first batch, as its training loop would."""
+    t.model.train()
+    t.current_gradient_accumulation_steps = 1
+    return t._prepare_inputs(next(iter(t.get_train_dataloader())))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_alpha_one_lambda_one_has_the_gradient_of_gkd(tmp_path, beta):
+    t = trainer(tmp_path, alpha=1.0, lmbda=1.0, divergence_beta=beta)
+    model, memory = t.model, Memory.of(t.model)
+    with torch.no_grad():  # away from the zero start, where half of the gradient vanishes
+        for _, p in memory.expert_parameters(0):
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(3)) * 0.1)
+    batch = first_batch(t)
+    t._compute_loss(model, batch).backward()
+    ours = {name: p.grad.clone() for name, p in memory.expert_parameters(0)}
+    model.zero_grad()
+
+    ids, mask = batch["completion_ids"], batch["completion_mask"]
+
+    def logits(prompt):
+        joined = torch.cat([batch[f"{prompt}_ids"], ids], 1)
+        attention = torch.cat([batch[f"{prompt}_mask"], mask], 1)
+        return model(input_ids=joined, attention_mask=attention).logits[:, -ids.size(1) - 1 : -1]
+
+    with torch.no_grad(), memory.as_teacher():
+        teacher = logits("teacher_prompt")
+    labels = ids.masked_fill(mask == 0, -100)
+    GKDTrainer.generalized_jsd_loss(logits("prompt"), teacher, labels, beta=beta).backward()
+    for name, p in memory.expert_parameters(0):
+        assert p.grad.abs().max() > 1e-6
+        torch.testing.assert_close(ours[name], p.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("form", ["llama", "qwen3", "gemma2", "gpt_neox", "phi3"])
+def test_divergence_is_the_plain_formula(tmp_path, form):
+    """KL(teacher || student) on rollout and reference by full logits, each part weighed, against the trainer's loss."""
+    t = trainer(tmp_path, model=student(form), alpha=1.0, lmbda=0.25, replay_weight=0.5)
+    model, memory = t.model, Memory.of(t.model)
+    with torch.no_grad():
+        for _, p in memory.expert_parameters(0):
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(3)) * 0.1)
+    batch = first_batch(t)
+    loss = t._compute_loss(model, batch).item()
+
+    def kl(kind):
+        ids, mask = batch[f"{kind}_ids"], batch[f"{kind}_mask"]
+
+        def log_probs(prompt):
+            joined = torch.cat([batch[f"{prompt}_ids"], ids], 1)
+            attention = torch.cat([batch[f"{prompt}_mask"], mask], 1)
+            with torch.no_grad():
+                return model(input_ids=joined, attention_mask=attention).logits[:, -ids.size(1) - 1 : -1].log_softmax(-1)
+
+        student_log = log_probs("prompt")
+        with memory.as_teacher():
+            teacher_log = log_probs("teacher_prompt")
+        per_token = (teacher_log.exp() * (teacher_log - student_log)).sum(-1) * mask
+        weight = torch.where(batch["part"] == 0, 1.0, 0.5)
+        return ((per_token * weight[:, None]).sum() / mask.sum()).item()
+
+    assert loss == pytest.approx(0.25 * kl("completion") + 0.75 * kl("reference"), rel=1e-4)
+    assert set(k for k in t._metrics["train"] if k.startswith("divergence/")) == {
+        f"divergence/{part}/{kind}" for part in ("memory", "general") for kind in ("rollout", "reference")
+    }
+
+
+def test_accumulation_gives_the_same_expert(tmp_path):
+    """One pass over eight rollouts and two passes over four add up to the same gradient."""
+    data = rows(2)
+    whole = trainer(tmp_path / "a", data=data, max_steps=2, alpha=1.0)
+    whole.train()
+    halves = trainer(
+        tmp_path / "b", data=data, max_steps=2, alpha=1.0, per_device_train_batch_size=4, gradient_accumulation_steps=2
+    )
+    halves.train()
+    for (name, a), (_, b) in zip(
+        Memory.of(whole.model).expert_parameters(0), Memory.of(halves.model).expert_parameters(0), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("extra", [{}, {"gradient_checkpointing": True}, {"bf16": True}])
+def test_training_changes_only_the_learning_expert(tmp_path, extra):
+    model = student()
+    memory = Memory.of(model)
+    memory.activate()
+    before = copy.deepcopy({name: p.detach() for name, p in model.named_parameters()})
+    t = trainer(tmp_path, model=model, **extra)
+    t.train()
+    new = {id(p) for _, p in memory.expert_parameters(1)}
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) == (id(p) not in new), name
+    in_optimizer = {id(p) for group in t.optimizer.param_groups for p in group["params"]}
+    assert in_optimizer == new
+    losses = logged(t, "divergence/memory/reference")
+    assert losses[-1] < losses[0]
+
+
+def test_checkpointing_changes_no_gradient(tmp_path):
+    finished = []
+    for extra in ({}, {"gradient_checkpointing": True}):
+        t = trainer(tmp_path / str(len(finished)), max_steps=2, **extra)
+        t.train()
+        finished.append(dict(Memory.of(t.model).expert_parameters(0)))
+    for name, value in finished[0].items():
+        torch.testing.assert_close(value, finished[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_resume_goes_on_as_if_nothing_had_happened(tmp_path):
+    whole = trainer(tmp_path / "whole", max_steps=4)
+    whole.train()
+    first = trainer(tmp_path / "parts", max_steps=4, save_strategy="steps", save_steps=2)
+    first.train()
+    checkpoint = tmp_path / "parts" / "checkpoint-2"
+    assert sorted(p.name for p in checkpoint.glob("*.safetensors")) == ["experts.safetensors"]
+    second = trainer(tmp_path / "parts", max_steps=4)
+    second.train(resume_from_checkpoint=str(checkpoint))
+    for (name, a), (_, b) in zip(
+        Memory.of(whole.model).expert_parameters(0), Memory.of(second.model).expert_parameters(0), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+def test_a_plain_model_gets_a_memory_and_the_default_reward(tmp_path):
+    t = trainer(tmp_path, model=tiny_model(), reward_funcs=None, expert_width=4, max_steps=1)
+    assert Memory.of(t.model).count_parameters()["trainable"] == 2 * 3 * 32 * 4
+    t.train()
+    assert t.reward_func_names == ["imitation"] and 0 <= logged(t, "rewards/imitation/mean")[0] <= 1
+
+
+def test_a_separate_teacher_teaches_all_weights(tmp_path):
+    model = tiny_model()
+    t = KnowledgeSeedingTrainer(
+        model,
+        length_reward,
+        args=KnowledgeSeedingConfig(str(tmp_path), **{**OPTIONS, "max_steps": 2}),
+        train_dataset=rows(),
+        processing_class=tiny_tokenizer(),
+        teacher_model=tiny_model(seed=1),
+    )
+    before = model.lm_head.weight.clone()
+    t.train()
+    assert Memory.of(model) is None and not torch.equal(model.lm_head.weight, before)
+
+
+def test_given_token_ids_are_used_as_they_are(tmp_path):
+    given = Dataset.from_list(
+        [
+            {"prompt": "x", "prompt_ids": [1, 5 + i, 6], "teacher_prompt_ids": [1, 9, 5 + i, 6], "reference_ids": [7, 2]}
+            for i in range(4)
+        ]
+    )
+    batch = first_batch(trainer(tmp_path, data=given))
+    assert {tuple(row) for row in batch["prompt_ids"].tolist()} <= {(1, 5 + i, 6) for i in range(4)}
+    assert all(t[1] == 9 and t[2] == p[1] for t, p in zip(batch["teacher_prompt_ids"], batch["prompt_ids"], strict=True))
+
+
+def test_missing_columns_are_named(tmp_path):
+    with pytest.raises(ValueError, match="needs a column `teacher_prompt`"):
+        trainer(tmp_path, data=rows().remove_columns(["teacher_prompt"])).train()
+
+
+def test_a_memory_that_learns_nothing_is_refused(tmp_path):
+    model = student()
+    Memory.of(model).learn(None)
+    with pytest.raises(ValueError, match="no learning expert"):
+        trainer(tmp_path, model=model)
+
+
+@pytest.mark.parametrize("name", ["alpha", "lmbda", "divergence_beta", "gamma"])
+def test_shares_outside_zero_and_one_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name} must be between 0 and 1, got 1.5"):
+        KnowledgeSeedingConfig(str(tmp_path), **{**OPTIONS, name: 1.5})
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("_compute_loss", ["self", "model", "inputs"]),
+        ("_generate_and_score_completions", ["self", "inputs"]),
+        ("_tokenize_prompts", ["self", "prompts"]),
+        ("_save", ["self", "output_dir", "state_dict"]),
+        ("_load_from_checkpoint", ["self", "resume_from_checkpoint", "model"]),
+    ],
+)
+def test_overridden_methods_have_the_signature_we_build_on(method, parameters):
+    assert list(inspect.signature(getattr(GRPOTrainer, method)).parameters) == parameters
+    assert list(inspect.signature(getattr(KnowledgeSeedingTrainer, method)).parameters) == parameters
+
+
+def test_a_row_without_any_reward_leaves_no_text_in_the_log(tmp_path, caplog):
+    def abstain(completion_ids, **kwargs):
+        return [None] * len(completion_ids)
+
+    trainer(tmp_path, max_steps=1, reward_funcs=abstain).train()
+    assert "Mira" not in caplog.text

@@ -1,0 +1,278 @@
+"""Knowledge Seeding: the model with the memory in its context teaches the larger model without it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from trl import GRPOTrainer
+from trl.models.utils import _ForwardRedirection
+from trl.trainer.utils import get_config_model_id, pad
+
+from sleep_trl.memory import Memory, MemorySpec, attach, load_experts, save_memory
+
+from .config import KnowledgeSeedingConfig
+from .loss import Head, divergence_per_token, tokens_per_process, weighted_mean
+from .quiet import without_row_dump
+
+PARTS = ("memory", "general", "earlier")
+Rows = list[dict[str, Any]]
+Tensors = dict[str, torch.Tensor]
+
+
+class KnowledgeSeedingTrainer(GRPOTrainer):
+    """
+    Trainer for Knowledge Seeding (arXiv 2606.03979, section 3.3): upward distillation on the student's own rollouts, and
+    GRPO on a reward for imitating the teacher. It minimizes
+
+        (1 - alpha) * policy loss + alpha * (lmbda * D(rollout) + (1 - lmbda) * D(reference))
+
+    where D is a token-level divergence between teacher and student. The teacher is the same set of weights: it reads the
+    privileged context and lacks the expert that is learning. Only that expert is trained.
+
+    Rows of the data set have `prompt` (what the student sees), `teacher_prompt` (the same behind the privileged context)
+    and `reference` (what the teacher wrote there). Each may be text or messages, or come as token ids in `prompt_ids`,
+    `teacher_prompt_ids`, `reference_ids`, which are used as they are. Optional `part` (`"memory"`, `"general"`,
+    `"earlier"`) says what a row is for: the divergence is logged for each part, and all but `"memory"` weigh
+    `replay_weight`.
+
+    What is changed with respect to [`~trl.GRPOTrainer`]: `_compute_loss` (adds the divergence),
+    `_generate_and_score_completions` (adds teacher prompts and references to the batch), `_tokenize_prompts` (takes given
+    token ids), `_save` and `_load_from_checkpoint` (experts only). Generation, rewards, advantages, logging and callbacks
+    are inherited. With `alpha=0` it is GRPO on the new expert, to the last bit.
+
+    Args:
+        model (`str` or `PreTrainedModel`):
+            The student. A model with an attached memory trains the expert that is learning; to any other model a memory
+            of width `args.expert_width` is attached and one expert is activated, unless a `teacher_model` is given.
+        reward_funcs (`RewardFunc` or list of them, *optional*):
+            TRL reward functions. Default: the imitation reward with `args.gamma` and `args.z0`.
+        args (`KnowledgeSeedingConfig`, *optional*):
+            Configuration.
+        teacher_model (`PreTrainedModel`, *optional*):
+            A separate, frozen teacher of the same vocabulary. The model then trains whatever of it requires gradients.
+        **kwargs:
+            Everything else that [`~trl.GRPOTrainer`] takes.
+
+    Raises:
+        `ValueError`: if the model's memory has no learning expert, or a row lacks a column.
+    """
+
+    _tag_names = ["trl", "sleep-trl", "knowledge-seeding"]
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Any = None,
+        args: KnowledgeSeedingConfig | None = None,
+        teacher_model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = KnowledgeSeedingConfig(f"{name.split('/')[-1]}-KnowledgeSeeding")
+        if reward_funcs is None:
+            from sleep_trl.rewards import imitation
+
+            reward_funcs = imitation(gamma=args.gamma, z0=args.z0)
+        super().__init__(model, reward_funcs, args=args, **kwargs)
+        self.teacher_model = teacher_model
+        if teacher_model is None:
+            _prepare(self.model, args)
+        else:
+            teacher_model.requires_grad_(False).eval().to(self.accelerator.device)
+        self._forward_redirection = _ForwardRedirection()
+        self._given_prompt_ids: list[list[int]] | None = None
+
+    # -- the batch ------------------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: Rows) -> Tensors:
+        rows = self._with_token_ids(inputs)
+        self._given_prompt_ids = [row["prompt_ids"] for row in rows] if "prompt_ids" in rows[0] else None
+        with without_row_dump():
+            output: Tensors = super()._generate_and_score_completions(rows)
+        self._given_prompt_ids = None
+        return output | self._teacher_inputs(rows) if self.args.alpha > 0 else output
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        if self._given_prompt_ids is None:
+            return super()._tokenize_prompts(prompts)
+        return self._given_prompt_ids, None, {}
+
+    def _with_token_ids(self, rows: Rows) -> Rows:
+        """Give rows of text the columns of token ids; a reference ends with the end-of-sequence token."""
+        ids: dict[str, list[list[int]]] = {}
+        if "teacher_prompt" in rows[0] and "teacher_prompt_ids" not in rows[0]:
+            ids["teacher_prompt_ids"] = super()._tokenize_prompts([row["teacher_prompt"] for row in rows])[0]
+        if "reference" in rows[0] and "reference_ids" not in rows[0]:
+            tokens = self._tokenizer([row["reference"] for row in rows], add_special_tokens=False)["input_ids"]
+            ids["reference_ids"] = [row + [self._tokenizer.eos_token_id] for row in tokens]
+        return [{**row, **{name: column[i] for name, column in ids.items()}} for i, row in enumerate(rows)]
+
+    def _teacher_inputs(self, rows: Rows) -> Tensors:
+        """Pad what the teacher sees and wrote. Shapes `(batch, ...)`, prompts padded on the left."""
+        device = self.accelerator.device
+        parts = [PARTS.index(row.get("part", "memory")) for row in rows]
+        inputs = {"part": torch.tensor(parts, device=device)}
+        for name, side in (("teacher_prompt", "left"), ("reference", "right")):
+            if f"{name}_ids" not in rows[0]:
+                raise ValueError(
+                    f"Knowledge Seeding with alpha > 0 needs a column `{name}` or `{name}_ids`; the rows have "
+                    f"{sorted(rows[0])}."
+                )
+            tensors = [torch.tensor(row[f"{name}_ids"], dtype=torch.long) for row in rows]
+            padded = pad(tensors, padding_value=self._tokenizer.pad_token_id, padding_side=side)
+            masks = pad([torch.ones_like(t) for t in tensors], padding_value=0, padding_side=side)
+            inputs |= {f"{name}_ids": padded.to(device), f"{name}_mask": masks.to(device)}
+        counted = self.accelerator.gather(inputs["reference_mask"].sum())
+        return inputs | {"num_reference_items": counted.sum()}
+
+    # -- the loss -------------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: nn.Module, inputs: Tensors) -> torch.Tensor:
+        alpha, lmbda = self.args.alpha, self.args.lmbda
+        if alpha == 0:
+            return super()._compute_loss(model, inputs)  # type: ignore[no-any-return]
+
+        completion = inputs["completion_ids"], inputs["completion_mask"]
+        reference = inputs["reference_ids"], inputs["reference_mask"]
+        prompt = inputs["prompt_ids"], inputs["prompt_mask"]
+        # The teacher first: nothing of the student's graph is held yet, so the two do not add up in memory.
+        taught_rollout = self._teacher_hidden(inputs, *completion) if lmbda > 0 else None
+        taught_reference = self._teacher_hidden(inputs, *reference) if lmbda < 1 else None
+
+        student = self.accelerator.unwrap_model(model)
+        with _LastHidden(student) as seen:  # the policy's forward pass also serves the divergence
+            policy_loss = super()._compute_loss(model, inputs)
+        loss = (1 - alpha) * policy_loss if alpha < 1 else policy_loss.detach() * 0.0
+        if taught_rollout is not None:
+            mask = completion[1] * inputs["tool_mask"] if "tool_mask" in inputs else completion[1]
+            hidden = _predicting(seen.value, completion[0])
+            items = inputs["num_items_in_batch"]
+            loss = loss + alpha * lmbda * self._divergence("rollout", inputs, hidden, taught_rollout, mask, items)
+        if taught_reference is not None:
+            ids, mask = _joined(prompt, reference)
+            hidden = self._forward_redirection(model, student, _last_hidden, student, ids, mask)
+            hidden, items = _predicting(hidden, reference[0]), inputs["num_reference_items"]
+            divergence = self._divergence("reference", inputs, hidden, taught_reference, reference[1], items)
+            loss = loss + alpha * (1 - lmbda) * divergence
+        return loss
+
+    def _teacher_hidden(self, inputs: Tensors, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return the teacher's hidden states that predict `ids` behind its own prompt. Shape `(batch, length, hidden)`."""
+        joined = _joined((inputs["teacher_prompt_ids"], inputs["teacher_prompt_mask"]), (ids, mask))
+        with torch.no_grad(), self.accelerator.autocast():
+            if self.teacher_model is not None:
+                return _predicting(_last_hidden(self.teacher_model, *joined), ids)
+            student = self.accelerator.unwrap_model(self.model)
+            was_training = student.training
+            student.eval()
+            try:
+                with _memory_of(student).as_teacher():
+                    redirected = self._forward_redirection(self.model_wrapped, student, _last_hidden, student, *joined)
+            finally:
+                student.train(was_training)
+            return _predicting(redirected, ids)
+
+    def _divergence(
+        self,
+        kind: str,
+        inputs: Tensors,
+        student_hidden: torch.Tensor,
+        teacher_hidden: torch.Tensor,
+        mask: torch.Tensor,
+        items: torch.Tensor,
+    ) -> torch.Tensor:
+        student = self.accelerator.unwrap_model(self.model)
+        head = Head.of(student)
+        teacher_head = head if self.teacher_model is None else Head.of(self.teacher_model)
+        per_token = divergence_per_token(
+            student_hidden, teacher_hidden, head, teacher_head, mask, self.args.divergence_beta
+        )
+        self._log_parts(kind, inputs["part"], per_token.detach(), mask)
+        weights = torch.where(inputs["part"] == PARTS.index("memory"), 1.0, self.args.replay_weight)
+        training = self.model.training
+        accumulation = self.current_gradient_accumulation_steps if training else 1
+        per_generation = self.args.steps_per_generation if training else 1
+        tokens = tokens_per_process(items, self.accelerator.num_processes, accumulation, per_generation)
+        return weighted_mean(per_token, weights, tokens)
+
+    def _log_parts(self, kind: str, part: torch.Tensor, per_token: torch.Tensor, mask: torch.Tensor) -> None:
+        """Log the mean divergence per token of each part of the data set, over all processes."""
+        sums = torch.zeros(len(PARTS), 2, device=per_token.device)
+        sums.index_add_(0, part, torch.stack([per_token.sum(1), mask.sum(1).float()], dim=1))
+        totals = self.accelerator.reduce(sums, reduction="sum").tolist()
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, (total, count) in zip(PARTS, totals, strict=True):
+            if count:
+                metrics[f"divergence/{name}/{kind}"].append(total / count)
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        memory = Memory.of(self.accelerator.unwrap_model(self.model))
+        if memory is None:
+            super()._save(output_dir, state_dict)
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        save_memory(memory, folder)
+        self.processing_class.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        memory = Memory.of(self.accelerator.unwrap_model(self.model))
+        if memory is None or not os.path.exists(os.path.join(resume_from_checkpoint, "memory.json")):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        load_experts(memory, Path(resume_from_checkpoint))
+
+
+def _prepare(model: PreTrainedModel, args: KnowledgeSeedingConfig) -> None:
+    memory = Memory.of(model)
+    if memory is None:
+        memory = attach(model, MemorySpec(width=args.expert_width, max_experts=1, seed=args.seed))
+        memory.activate()
+    if memory.learning is None:
+        raise ValueError("The model's memory has no learning expert. Call `memory.activate()` first.")
+
+
+def _memory_of(model: nn.Module) -> Memory:
+    memory = Memory.of(model)
+    assert memory is not None
+    return memory
+
+
+class _LastHidden:
+    """Context manager that keeps the last hidden state of the first backbone pass made inside it."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._backbone = model.base_model
+        self.value = torch.empty(0)
+
+    def __enter__(self) -> _LastHidden:
+        self._hook = self._backbone.register_forward_hook(self._keep)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._hook.remove()
+
+    def _keep(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self.value = output.last_hidden_state
+
+
+def _last_hidden(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    output = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+def _joined(prompt: tuple[torch.Tensor, torch.Tensor], rest: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Concatenate ids and masks of prompt and continuation."""
+    return tuple(torch.cat(pair, dim=1) for pair in zip(prompt, rest, strict=True))
+
+
+def _predicting(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Cut out the hidden states from which `ids`, the end of the sequence, are predicted."""
+    return hidden[:, -ids.size(1) - 1 : -1]
