@@ -74,7 +74,8 @@ def run(*command: str | Path, cwd: Path) -> None:
     """Run a command, quiet unless it fails."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"{' '.join(map(str, command[:5]))} ... failed\n{done.stdout}{done.stderr}")
+        shown = " ".join(str(part) for part in command if "\n" not in str(part))
+        sys.exit(f"{shown} failed\n{done.stdout}{done.stderr}")
     if "not imported" in done.stdout:
         print(done.stdout, end="")
 
