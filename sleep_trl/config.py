@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from .reward_spec import RewardSpec
 
-Share = Field(ge=0.0, le=1.0)
-
 
 class Section(BaseModel):
     """A part of the configuration: frozen, and closed to unknown keys."""
@@ -54,6 +52,9 @@ class DatasetConfig(Section):
 
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature of the teacher's answers."""
+
+    prefix_share: float = Field(0.5, ge=0, le=1)
+    """Share of rows in which the student starts inside a teacher's sample, after a random prefix; else at its start."""
 
     general_samples: int = Field(128, ge=0)
     """General samples of the model without the memory, for self-replay."""
@@ -188,6 +189,9 @@ class RunConfig(Section):
 
     max_context: int | None = Field(None, ge=32)
     """Tokens of context to use, prompt and answer together. Default: the model's limit."""
+
+    chat_template_kwargs: dict[str, Any] = {"enable_thinking": False}
+    """Variables for the model's chat template, if it has one."""
 
     memory: MemoryConfig = MemoryConfig()
     """Size of the memory."""

@@ -1,0 +1,62 @@
+"""From rendered templates to token ids: through the chat template where a model has one, plainly where it has none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from .templates import Template, load_general, render
+
+
+class Prompter:
+    """Turn templates into prompts of one tokenizer.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`):
+            The model's tokenizer; with a chat template, prompts become a user's message.
+        chat_template_kwargs (`dict`, *optional*):
+            Variables for the chat template, such as `{"enable_thinking": False}`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.has_chat = tokenizer.chat_template is not None
+        self._chat_template_kwargs = chat_template_kwargs or {}
+
+    def __call__(self, template: jinja2.Template, **variables: Any) -> tuple[list[int], str, tuple[str, ...]]:
+        """Render a template and return its token ids, its text, and the strings that end what follows."""
+        prompt = render(template, chat=self.has_chat, **variables)
+        if not self.has_chat:
+            return self._plain(prompt.text), prompt.text, prompt.stop
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt.text}],
+            add_generation_prompt=True,
+            tokenize=False,
+            **self._chat_template_kwargs,
+        )
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"], str(text), ()
+
+    def question(self, template: Template, question: str, context: str | None = None) -> list[int]:
+        """Return the prompt that asks a question, with or without a context."""
+        return self(template.respond, request=question, context=context)[0]
+
+    def general(self) -> tuple[list[int], str]:
+        """Return the prompt of a general sample; never empty, since generation has to start from something."""
+        ids, text, _ = self(load_general())
+        return (ids or [self._start()]), text
+
+    def count_tokens(self, text: str) -> int:
+        """Return the length of a text in tokens, without special tokens."""
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _plain(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
+        if ids and ids[-1] == self.tokenizer.eos_token_id:  # some tokenizers close every text
+            ids = ids[:-1]
+        return ids
+
+    def _start(self) -> int:
+        start = self.tokenizer.bos_token_id
+        return int(start if start is not None else self.tokenizer.eos_token_id)

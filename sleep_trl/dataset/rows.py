@@ -1,0 +1,122 @@
+"""From samples to training rows: a random prefix of each sample becomes part of the prompt, and every optimizer step gets
+the same shares of memory and self-replay."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from .samples import Part, Sample
+
+
+def split_shares(per_step: int, shares: dict[Part, float]) -> dict[Part, int]:
+    """
+    Divide the prompts of a step among the parts of the data set.
+
+    Args:
+        per_step (`int`):
+            Prompts in a step.
+        shares (`dict`):
+            Wanted share of each part but `"memory"`, which takes what is left and at least one prompt.
+
+    Returns:
+        `dict`: prompts of each part, which add up to `per_step`. A part with a share above 0 gets at least one prompt as
+        long as the memory keeps one.
+    """
+    counts: dict[Part, int] = {}
+    left = per_step - 1
+    for part, share in shares.items():
+        counts[part] = min(left, max(1, round(per_step * share))) if share > 0 else 0
+        left -= counts[part]
+    return {"memory": left + 1, **counts}
+
+
+def build_rows(
+    samples: Sequence[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    steps: int,
+    per_step: int,
+    shares: dict[Part, float],
+    prefix_share: float,
+    max_reference: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """
+    Lay out the whole night, step by step.
+
+    Args:
+        samples (`Sequence[Sample]`):
+            What the teacher wrote, all parts together.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Decodes prefixes.
+        steps (`int`):
+            Optimizer steps.
+        per_step (`int`):
+            Prompts in a step.
+        shares (`dict`):
+            Wanted share of `"general"` and `"earlier"` rows; a part without samples gives its share to the memory.
+        prefix_share (`float`):
+            Share of the memory's and earlier rows that begin inside a sample, after a random prefix of it (LTI, method
+            3.3); the others begin at its start (ours: that is where a fact is asked for). General samples are always cut.
+        max_reference (`int`):
+            Longest reference of a general row, in tokens; other references are never cut.
+        seed (`int`):
+            Seed of order and cuts.
+
+    Returns:
+        `list[dict]`: `steps * per_step` rows for [`KnowledgeSeedingTrainer`], in training order.
+
+    Raises:
+        `ValueError`: if there is no sample about a memory.
+    """
+    rng = random.Random(seed)
+    pools = {part: [s for s in samples if s.part == part] for part in ("memory", "general", "earlier")}
+    if not pools["memory"]:
+        raise ValueError(
+            "The teacher wrote nothing usable about the memories. Look at the counts of dropped samples above: raise "
+            "dataset.max_new_tokens if they were truncated, dataset.samples_per_window if there were few."
+        )
+    wanted: dict[Part, float] = {part: share if pools[part] else 0.0 for part, share in shares.items()}
+    counts = split_shares(per_step, wanted)
+    streams = {part: _shuffled(pools[part], rng) for part, count in counts.items() if count}
+    rows = []
+    for _ in range(steps):
+        step = [
+            _row(next(streams[part]), tokenizer, prefix_share, max_reference, rng)
+            for part, count in counts.items()
+            for _ in range(count)
+        ]
+        rng.shuffle(step)
+        rows += step
+    return rows
+
+
+def _shuffled(pool: list[Sample], rng: random.Random) -> Iterator[Sample]:
+    """Go through a pool again and again, in a new order each time."""
+    while True:
+        yield from rng.sample(pool, len(pool))
+
+
+def _row(
+    sample: Sample, tokenizer: PreTrainedTokenizerBase, prefix_share: float, max_reference: int, rng: random.Random
+) -> dict[str, Any]:
+    length = len(sample.reference_ids)
+    is_general = sample.part == "general"
+    cut = rng.randrange(length) if is_general or rng.random() < prefix_share else 0
+    rest = sample.reference_ids[cut : cut + max_reference] if is_general else sample.reference_ids[cut:]
+    prefix = sample.reference_ids[:cut]
+    return {
+        "prompt": sample.prompt + tokenizer.decode(prefix),
+        "prompt_ids": sample.prompt_ids + prefix,
+        "teacher_prompt_ids": sample.teacher_prompt_ids + prefix,
+        "reference": tokenizer.decode(rest, skip_special_tokens=True),
+        "reference_ids": rest,
+        "part": sample.part,
+        "memory_id": sample.memory_id,
+        "template": sample.template,
+    }
+

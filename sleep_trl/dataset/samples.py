@@ -1,0 +1,209 @@
+"""What the teacher writes at night: samples about the memories, and the self-replay that protects what it knew before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeVar
+
+from ..rollout import Completion, Engine, Progress, Sampling
+from .prompting import Prompter
+from .templates import Template
+
+Item = TypeVar("Item")
+Part = Literal["memory", "general", "earlier"]
+SHINGLE = 4  # words; a text whose word 4-grams mostly repeat is a loop
+MOST_REPEATED = 0.5  # share of repeated 4-grams above which a sample is dropped
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a memory that the teacher sees at once."""
+
+    memory_id: str
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One thing that the teacher wrote: what the student is asked, what the teacher was asked, what it answered.
+
+    `prompt` and `prompt_ids` have no privileged context; `teacher_prompt_ids` has. `reference_ids` ends with the
+    end-of-sequence token where the teacher ended by itself.
+    """
+
+    part: Part
+    memory_id: str
+    template: str
+    prompt: str
+    prompt_ids: list[int]
+    teacher_prompt_ids: list[int]
+    reference: str
+    reference_ids: list[int]
+
+    def as_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Written:
+    """Samples, with the number of those dropped by reason (`empty`, `truncated`, `repetitive`, `duplicate`)."""
+
+    samples: list[Sample] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: Written) -> Written:
+        return Written(self.samples + other.samples, self.dropped + other.dropped)
+
+
+def write_about(
+    windows: Sequence[Window],
+    template: Template,
+    engine: Engine,
+    prompter: Prompter,
+    *,
+    samples_per_window: int,
+    max_new_tokens: int,
+    ask_temperature: float,
+    temperature: float,
+    seed: int,
+    progress: Progress | None = None,
+) -> Written:
+    """
+    Let the teacher write about each window by one template.
+
+    Args:
+        windows (`Sequence[Window]`):
+            What the teacher reads.
+        template (`Template`):
+            How it is asked.
+        engine (`Engine`):
+            Generates with the teacher in view.
+        prompter (`Prompter`):
+            Makes the prompts.
+        samples_per_window (`int`):
+            Samples tried for each window, before de-duplication.
+        max_new_tokens (`int`):
+            Longest request and longest answer, in tokens.
+        ask_temperature (`float`):
+            Sampling temperature of requests.
+        temperature (`float`):
+            Sampling temperature of answers.
+        seed (`int`):
+            Seed of the draws.
+        progress (`Callable[[int], None]`, *optional*):
+            Called with the number of finished generations.
+
+    Returns:
+        `Written`: samples of part `"memory"` and what was dropped.
+    """
+    tries = [window for window in windows for _ in range(samples_per_window)]
+    dropped: Counter[str] = Counter()
+    requests: list[tuple[Window, str]] = [(window, "") for window in tries]
+    if template.ask is not None:
+        asked = [prompter(template.ask, context=w.text, source=w.source) for w in tries]
+        sampling = Sampling(max_new_tokens, ask_temperature, asked[0][2], seed)
+        answers = engine.generate([ids for ids, _, _ in asked], sampling, progress)
+        kept = _keep(zip(tries, answers, strict=True), dropped, key=lambda w, c: (w.memory_id, c.text.casefold()))
+        requests = [(window, completion.text) for window, completion in kept]
+    return Written([], dropped) + _answer(
+        requests, template, engine, prompter, Sampling(max_new_tokens, temperature, (), seed + 1), progress
+    )
+
+
+def _answer(
+    requests: list[tuple[Window, str]],
+    template: Template,
+    engine: Engine,
+    prompter: Prompter,
+    sampling: Sampling,
+    progress: Progress | None,
+) -> Written:
+    """Let the teacher answer requests with the window in view, and keep the prompts that the student will see."""
+    if not requests:
+        return Written()
+    students = [prompter(template.respond, request=request, source=w.source) for w, request in requests]
+    teachers = [prompter(template.respond, request=r, source=w.source, context=w.text)[0] for w, r in requests]
+    sampling = Sampling(sampling.max_new_tokens, sampling.temperature, students[0][2], sampling.seed)
+    completions = engine.generate(teachers, sampling, progress)
+    samples = [
+        Sample("memory", w.memory_id, template.name, text, ids, teacher, c.text, c.ids)
+        for (w, _), (ids, text, _), teacher, c in zip(requests, students, teachers, completions, strict=True)
+    ]
+    dropped: Counter[str] = Counter()
+    kept = _keep(
+        zip(samples, completions, strict=True), dropped, key=lambda s, _: (s.prompt, s.memory_id, s.reference.casefold())
+    )
+    return Written([sample for sample, _ in kept], dropped)
+
+
+def write_general(
+    engine: Engine, prompter: Prompter, count: int, max_new_tokens: int, seed: int, progress: Progress | None = None
+) -> Written:
+    """Let the model write freely, without any memory: the general part of self-replay (ours; see method.md).
+
+    Samples may end at `max_new_tokens`: they are read in parts anyway.
+    """
+    ids, text = prompter.general()
+    completions = engine.generate([ids] * count, Sampling(max_new_tokens, 1.0, (), seed), progress)
+    dropped: Counter[str] = Counter()
+    kept = _keep(((None, c) for c in completions), dropped, key=lambda _, c: c.text, may_be_truncated=True)
+    return Written([Sample("general", "", "general", text, ids, ids, c.text, c.ids) for _, c in kept], dropped)
+
+
+def write_earlier(
+    prompts: Sequence[dict[str, Any]],
+    engine: Engine,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    progress: Progress | None = None,
+) -> Written:
+    """Let the model answer prompts of earlier nights from its weights: the other part of self-replay (ours).
+
+    Args:
+        prompts (`Sequence[dict]`):
+            Rows with `memory_id`, `template`, `prompt` and `prompt_ids`.
+    """
+    given = [list(row["prompt_ids"]) for row in prompts]
+    completions = engine.generate(given, Sampling(max_new_tokens, temperature, (), seed), progress)
+    dropped: Counter[str] = Counter()
+    kept = _keep(zip(prompts, completions, strict=True), dropped, key=lambda row, c: (row["prompt"], c.text))
+    samples = [
+        Sample("earlier", r["memory_id"], r["template"], r["prompt"], r["prompt_ids"], r["prompt_ids"], c.text, c.ids)
+        for r, c in kept
+    ]
+    return Written(samples, dropped)
+
+
+def _keep(
+    pairs: Iterable[tuple[Item, Completion]],
+    dropped: Counter[str],
+    key: Callable[[Item, Completion], object],
+    may_be_truncated: bool = False,
+) -> list[tuple[Item, Completion]]:
+    """Drop what teaches nothing and count it by reason: empty, truncated, repetitive, or seen before."""
+    seen: set[object] = set()
+    kept: list[tuple[Item, Completion]] = []
+    for item, completion in pairs:
+        if not completion.text:
+            dropped["empty"] += 1
+        elif completion.stop_reason == "length" and not may_be_truncated:
+            dropped["truncated"] += 1
+        elif is_repetitive(completion.text):
+            dropped["repetitive"] += 1
+        elif (identity := key(item, completion)) in seen:
+            dropped["duplicate"] += 1
+        else:
+            seen.add(identity)
+            kept.append((item, completion))
+    return kept
+
+
+def is_repetitive(text: str) -> bool:
+    """Return whether most 4-word sequences of a text occur in it before (a degenerate loop)."""
+    words = text.split()
+    shingles = [tuple(words[i : i + SHINGLE]) for i in range(len(words) - SHINGLE + 1)]
+    return bool(shingles) and 1 - len(set(shingles)) / len(shingles) > MOST_REPEATED

@@ -1,0 +1,5 @@
+"""Evaluation: what a model knows, before and after a night."""
+
+from .metrics import contains, exact_match, f1, normalize_answer
+
+__all__ = ["contains", "exact_match", "f1", "normalize_answer"]

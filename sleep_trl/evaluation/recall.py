@@ -1,0 +1,110 @@
+"""Asking questions, and measuring how much of a model's behaviour a night has changed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..dataset import Prompter, Template
+from ..memory import Memory
+from ..rollout import Engine, Progress, Sampling
+from .metrics import contains, exact_match, f1
+
+METRICS = {"exact": exact_match, "contains": contains, "f1": f1}
+
+
+@dataclass(frozen=True)
+class Quiz:
+    """One question: its accepted answers, and the text that holds them (for asking with context)."""
+
+    question: str
+    answers: tuple[str, ...]
+    context: str | None = None
+
+
+def ask(
+    quizzes: Sequence[Quiz],
+    engine: Engine,
+    prompter: Prompter,
+    *,
+    with_context: bool,
+    metric: str,
+    max_new_tokens: int,
+    progress: Progress | None = None,
+) -> float | None:
+    """
+    Ask questions by greedy decoding and return the mean score.
+
+    Args:
+        quizzes (`Sequence[Quiz]`):
+            The questions.
+        engine (`Engine`):
+            Answers, with whatever experts are in view.
+        prompter (`Prompter`):
+            Makes the prompts, by the `question_answer` template.
+        with_context (`bool`):
+            Whether the text that holds the answer stands before the question.
+        metric (`str`):
+            `"exact"`, `"contains"` or `"f1"`, see [`sleep_trl.evaluation.metrics`].
+        max_new_tokens (`int`):
+            Longest reply, in tokens.
+        progress (`Callable[[int], None]`, *optional*):
+            Called with the number of answered questions.
+
+    Returns:
+        `float` in [0, 1], or `None` if there is no question.
+    """
+    if not quizzes:
+        return None
+    template = Template.load("question_answer")
+    prompts = [
+        prompter(template.respond, request=q.question, context=q.context if with_context else None)
+        for q in quizzes
+    ]
+    sampling = Sampling(max_new_tokens, temperature=0.0, stop=prompts[0][2])
+    replies = engine.generate([ids for ids, _, _ in prompts], sampling, progress)
+    score = METRICS[metric]
+    scores = [
+        float(score(reply.text, list(q.answers))) for reply, q in zip(replies, quizzes, strict=True)
+    ]
+    return sum(scores) / len(scores)
+
+
+def window_with_answer(windows: Sequence[str], answers: Sequence[str]) -> str:
+    """Return the first window of a memory that contains an answer (an oracle's choice), or the first window."""
+    return next(
+        (w for w in windows if any(a.casefold() in w.casefold() for a in answers)), windows[0]
+    )
+
+
+def sample_quizzes(quizzes: Sequence[Quiz], most: int, seed: int) -> list[Quiz]:
+    """Return all quizzes, or `most` of them drawn with `seed`, in their order."""
+    if len(quizzes) <= most:
+        return list(quizzes)
+    chosen = random.Random(seed).sample(range(len(quizzes)), most)
+    return [quizzes[i] for i in sorted(chosen)]
+
+
+@torch.no_grad()
+def agreement(memory: Memory, sequences: Sequence[list[int]]) -> float:
+    """
+    Return the share of positions at which the grown model's greedy next token is the pretrained model's.
+
+    Args:
+        memory (`Memory`):
+            The memory of the model.
+        sequences (`Sequence[list[int]]`):
+            Token ids of texts that both read, such as general samples.
+    """
+    same = total = 0
+    for sequence in sequences:
+        ids = torch.tensor([sequence], device=memory.model.device)
+        with memory.as_base():
+            base = memory.model(input_ids=ids).logits.argmax(-1)
+        grown = memory.model(input_ids=ids).logits.argmax(-1)
+        same += int((base == grown).sum())
+        total += base.numel()
+    return same / max(total, 1)

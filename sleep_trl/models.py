@@ -1,0 +1,40 @@
+"""Loading models and tokenizers: safetensors only, no remote code."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .config import RunConfig
+
+
+def choose_dtype(dtype: str) -> torch.dtype:
+    """Return the dtype of the frozen base: bfloat16 where a GPU has it, float32 elsewhere, or what is asked for."""
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def load_model(config: RunConfig) -> PreTrainedModel:
+    """Load the base model onto this process's device, in evaluation mode."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        config.model, dtype=choose_dtype(config.dtype), use_safetensors=True, trust_remote_code=False
+    )
+    return model.to(PartialState().device).eval()  # type: ignore[arg-type, no-any-return]
+
+
+def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
+    """Load the tokenizer, padding on the left, with the end-of-sequence token for padding where it has none."""
+    tokenizer = AutoTokenizer.from_pretrained(config.model, padding_side="left", trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def context_limit(model: PreTrainedModel, config: RunConfig) -> int:
+    """Return the tokens of context to use: what was asked for, or the model's limit."""
+    text = model.config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2048
+    return min(config.max_context or int(limit), int(limit))

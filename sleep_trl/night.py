@@ -1,0 +1,314 @@
+"""One night: read the memories, ask before, write the teacher's data set, seed a new expert, ask after, commit.
+
+Each phase leaves its result on disk before the next begins (see `phases.py`), so that an interrupted night goes on where it
+was. The trainer comes in as an argument: the core knows no trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .config import RunConfig
+from .dataset import (
+    Prompter,
+    Sample,
+    Template,
+    Window,
+    Written,
+    build_rows,
+    split_windows,
+    write_about,
+    write_earlier,
+    write_general,
+)
+from .evaluation.recall import Quiz, agreement, ask, sample_quizzes, window_with_answer
+from .files import read_jsonl, write_json, write_jsonl
+from .memories import MemoryText, read_memories, read_skill
+from .memory import Memory, MemorySpec, attach, base_fingerprint, fold, load_experts, load_memory, save_memory
+from .memory.ledger import LedgerEntry, Source, now, read_ledger, write_ledger
+from .models import context_limit, load_model, load_tokenizer
+from .phases import Phases
+from .progress import bar, say
+from .results import collect_results
+from .rollout import TransformersEngine
+
+HELD_OUT = 8  # general samples kept from training, on which agreement with the base is measured
+
+
+class SeedExpert(Protocol):
+    """Trains the expert that is learning. Returns the trainer's log history."""
+
+    def __call__(
+        self,
+        config: RunConfig,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: list[dict[str, Any]],
+        folder: Path,
+    ) -> list[dict[str, Any]]: ...
+
+
+@dataclass
+class Bedroom:
+    """What a night works with."""
+
+    config: RunConfig
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    memory: Memory
+    engine: TransformersEngine
+    prompter: Prompter
+    memories: list[MemoryText]
+    windows: list[list[str]]  # of each memory
+    earlier: list[LedgerEntry]
+
+    @property
+    def adapter(self) -> Path:
+        return self.config.output_dir / "adapter"
+
+
+def run_night(config: RunConfig, seed_expert: SeedExpert) -> dict[str, Any]:
+    """Run one night, or go on with it, and return what `results.json` says.
+
+    Args:
+        config (`RunConfig`):
+            The run; checked by `preflight` before.
+        seed_expert (`SeedExpert`):
+            Trains the new expert, see `sleep_trl.trainers.knowledge_seeding.from_config`.
+    """
+    set_seed(config.seed)
+    folder = config.output_dir
+    if PartialState().is_main_process:
+        write_json(folder / "config.json", config.model_dump(mode="json"))
+    phases = Phases(folder / "phases")
+    room = prepare(config)
+    before = phases.once("evaluate_before", lambda: evaluate(room, "before"))
+    written = phases.once("write_dataset", lambda: write_dataset(room))
+    samples = [Sample(**row) for row in written["samples"]]
+    expert = room.memory.activate()
+    history = phases.once("seed", lambda: seed(room, samples, seed_expert))
+    load_experts(room.memory, folder / "phases" / "seeded")
+    room.memory.learn(None)
+    after = phases.once("evaluate_after", lambda: evaluate(room, "after"))
+    held_out = [s.prompt_ids + s.reference_ids for s in samples if s.part == "general"][:HELD_OUT]
+    after["agreement"] = agreement(room.memory, held_out) if held_out else None
+    committed = phases.once("commit", lambda: commit(room, expert, samples, before, after))
+    room.memory.learn(expert)  # so that the counts say what was trained
+    results = collect_results(config, room.memory, before, after, written, history, committed, phases.seconds)
+    if PartialState().is_main_process:
+        write_json(folder / "results.json", results)
+    return results
+
+
+def prepare(config: RunConfig) -> Bedroom:
+    """Load the model, attach its memory (or the memory of the run that is continued), and cut the memories."""
+    say(f"Loading {config.model}")
+    model, tokenizer = load_model(config), load_tokenizer(config)
+    earlier: list[LedgerEntry] = []
+    if config.continue_from:
+        adapter = config.continue_from / "adapter"
+        memory = load_memory(model, adapter, max_experts=None)
+        earlier = read_ledger(config.continue_from / "ledger.jsonl")
+    else:
+        spec = MemorySpec(config.memory.width, config.memory.max_experts, config.memory.routing, config.seed)
+        memory = attach(model, spec)
+    prompter = Prompter(tokenizer, config.chat_template_kwargs)
+    memories = read_memories(config.memories)
+    size = window_size(config, prompter, context_limit(model, config))
+    overlap = min(config.dataset.window_overlap, size // 2)
+    windows = [split_windows(m.text, prompter.count_tokens, size, overlap) for m in memories]
+    pieces = sum(map(len, windows))
+    say(f"Read {len(memories)} memories in {pieces} windows of at most {size} tokens")
+    engine = TransformersEngine(model, tokenizer, config.evaluation.batch_size)
+    return Bedroom(config, model, tokenizer, memory, engine, prompter, memories, windows, earlier)
+
+
+def window_size(config: RunConfig, prompter: Prompter, context: int) -> int:
+    """Return how many tokens of a memory fit the context beside the longest prompt, request and answer.
+
+    Raises:
+        `ValueError`: if hardly any do.
+    """
+    data = config.dataset
+    around = 0
+    for template in map(Template.load, data.templates):
+        prompts = [template.respond] if template.ask is None else [template.respond, template.ask]
+        lengths = [len(prompter(p, context="x", request="x", source="memory")[0]) for p in prompts]
+        around = max(around, *lengths)
+    request = max(data.max_new_tokens, config.evaluation.max_new_tokens)
+    answer = max(data.max_new_tokens, config.seeding.max_completion_length)
+    room = context - around - request - answer
+    size = min(data.window or room, room)
+    if size < 16:
+        raise ValueError(
+            f"A context of {context} tokens leaves {room} for a memory, beside {around} of prompt, {request} of question "
+            f"and {answer} of answer. Lower dataset.max_new_tokens and seeding.max_completion_length, or raise max_context."
+        )
+    return size
+
+
+def evaluate(room: Bedroom, when: str) -> dict[str, Any]:
+    """Ask the memories' questions, those of earlier nights, and the skill probe.
+
+    Returns:
+        `dict`: `recall` without context, `with_context` (before only), `skill` (`None` without a probe), `earlier` by entry.
+    """
+    config = room.config
+
+    def score(name: str, quizzes: Sequence[Quiz], with_context: bool) -> float | None:
+        chosen = sample_quizzes(quizzes, config.evaluation.max_questions, config.seed)
+        if len(chosen) < len(quizzes):
+            say(f"Asking {len(chosen)} of {len(quizzes)} questions (evaluation.max_questions)")
+        with bar(f"Asking {name}", len(chosen)) as progress:
+            return ask(
+                chosen,
+                room.engine,
+                room.prompter,
+                with_context=with_context,
+                metric=config.evaluation.metric,
+                max_new_tokens=config.evaluation.max_new_tokens,
+                progress=progress,
+            )
+
+    quizzes = [
+        Quiz(q.question, q.answers, window_with_answer(windows, q.answers))
+        for memory, windows in zip(room.memories, room.windows, strict=True)
+        for q in memory.questions
+    ]
+    skill: list[Quiz] = []
+    if config.evaluation.skill:
+        skill = [Quiz(q.question, q.answers, m.text) for m in read_skill(config.evaluation.skill) for q in m.questions]
+    result: dict[str, Any] = {
+        "recall": score(f"without context, {when}", quizzes, False),
+        "skill": score(f"fresh passages, {when}", skill, True),
+        "earlier": {entry: score(f"{entry}, {when}", asked, False) for entry, asked in earlier_quizzes(room).items()},
+    }
+    if when == "before":
+        result["with_context"] = score("with context", quizzes, True)
+    return result
+
+
+def earlier_quizzes(room: Bedroom) -> dict[str, list[Quiz]]:
+    """Return the questions of earlier entries, by entry."""
+    quizzes: dict[str, list[Quiz]] = {entry.id: [] for entry in room.earlier}
+    if room.config.continue_from:
+        for row in read_jsonl(room.config.continue_from / "adapter" / "questions.jsonl"):
+            quizzes[row["entry"]].append(Quiz(row["question"], tuple(row["answers"])))
+    return quizzes
+
+
+def write_dataset(room: Bedroom) -> dict[str, Any]:
+    """Let the teacher write about the memories, and let it write the self-replay. No expert is learning yet."""
+    config, data, seeds = room.config, room.config.dataset, iter(range(room.config.seed + 1, room.config.seed + 1000, 2))
+    windows = [
+        Window(memory.id, memory.source, text)
+        for memory, texts in zip(room.memories, room.windows, strict=True)
+        for text in texts
+    ]
+    written = Written()
+    for template in map(Template.load, data.templates):
+        with bar(f"Writing {template.name}", len(windows) * data.samples_per_window * (2 if template.ask else 1)) as step:
+            written += write_about(
+                windows,
+                template,
+                room.engine,
+                room.prompter,
+                samples_per_window=data.samples_per_window,
+                max_new_tokens=data.max_new_tokens,
+                ask_temperature=data.ask_temperature,
+                temperature=data.temperature,
+                seed=next(seeds),
+                progress=step,
+            )
+    if data.general_share > 0 and data.general_samples:
+        count = data.general_samples + HELD_OUT
+        with bar("Writing general self-replay", count) as step:
+            tokens = data.general_max_new_tokens
+            written += write_general(room.engine, room.prompter, count, tokens, next(seeds), step)
+    if config.continue_from and data.earlier_share > 0:
+        prompts = list(read_jsonl(config.continue_from / "adapter" / "prompts.jsonl"))
+        with bar("Answering earlier prompts", len(prompts)) as step:
+            written += write_earlier(prompts, room.engine, data.max_new_tokens, data.temperature, next(seeds), step)
+    counts = {part: sum(s.part == part for s in written.samples) for part in ("memory", "general", "earlier")}
+    kept = ", ".join(f"{count} {part}" for part, count in counts.items())
+    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(written.dropped.items())) or "none"
+    say(f"The teacher wrote {kept} samples; dropped: {dropped}")
+    silent = sorted({memory.id for memory in room.memories} - {s.memory_id for s in written.samples})
+    if silent:
+        say(f"[yellow]Nothing usable was written about {len(silent)} memories: {', '.join(silent[:5])}[/]")
+    return {"counts": counts, "dropped": dict(written.dropped), "samples": [s.as_row() for s in written.samples]}
+
+
+def seed(room: Bedroom, samples: list[Sample], seed_expert: SeedExpert) -> list[dict[str, Any]]:
+    """Train the new expert on rows made of the samples, and keep its weights."""
+    config = room.config
+    general = [s for s in samples if s.part == "general"]
+    rows = build_rows(
+        [s for s in samples if s.part != "general"] + general[HELD_OUT:],
+        room.tokenizer,
+        steps=config.seeding.steps,
+        per_step=config.seeding.prompts_per_step,
+        shares={"general": config.dataset.general_share, "earlier": config.dataset.earlier_share},
+        prefix_share=config.dataset.prefix_share,
+        max_reference=config.seeding.max_completion_length,
+        seed=config.seed,
+    )
+    history = seed_expert(config, room.model, room.tokenizer, rows, config.output_dir / "checkpoints")
+    if PartialState().is_main_process:
+        save_memory(room.memory, config.output_dir / "phases" / "seeded")
+    return history
+
+
+def commit(
+    room: Bedroom, expert: int, samples: list[Sample], before: dict[str, Any], after: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the grown model, its experts, what later nights need of this one, and the ledger, in this order."""
+    if not PartialState().is_main_process:
+        return {}
+    config, adapter = room.config, room.adapter
+    entry = LedgerEntry(
+        id=f"entry-{len(room.earlier) + 1:03}",
+        date=now(),
+        expert=expert,
+        level=room.memory.records[expert].level,
+        fingerprint=room.memory.fingerprint(expert),
+        base=base_fingerprint(room.memory),
+        parents=tuple(e.id for e in room.earlier),
+        sources=tuple(Source(id=m.id, source=m.source, sha256=m.sha256) for m in room.memories),
+        metrics={"before": before, "after": after},
+    )
+    save_memory(room.memory, adapter)
+    prompts = {
+        (s.prompt, s.template): {
+            "entry": entry.id,
+            "memory_id": s.memory_id,
+            "template": s.template,
+            "prompt": s.prompt,
+            "prompt_ids": s.prompt_ids,
+        }
+        for s in samples
+        if s.part == "memory"
+    }
+    questions = [
+        {"entry": entry.id, "question": q.question, "answers": list(q.answers)} for m in room.memories for q in m.questions
+    ]
+    write_jsonl(adapter / "prompts.jsonl", [*_earlier_rows(room, "prompts.jsonl"), *prompts.values()])
+    write_jsonl(adapter / "questions.jsonl", [*_earlier_rows(room, "questions.jsonl"), *questions])
+    probe = torch.tensor([room.prompter.question(Template.load("question_answer"), "x")], device=room.model.device)
+    difference = fold(room.memory, config.output_dir / "model", probe)
+    room.tokenizer.save_pretrained(config.output_dir / "model")
+    write_ledger(config.output_dir / "ledger.jsonl", [*room.earlier, entry])
+    return {"entry": entry.id, "fold_difference": difference}
+
+
+def _earlier_rows(room: Bedroom, name: str) -> list[dict[str, Any]]:
+    return list(read_jsonl(room.config.continue_from / "adapter" / name)) if room.config.continue_from else []
+

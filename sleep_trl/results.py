@@ -1,0 +1,82 @@
+"""What a night has come to: `results.json` and the table at its end."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+from accelerate import PartialState
+from rich.table import Table
+
+from .config import RunConfig
+from .memory import Memory
+
+PACKAGES = ("sleep-trl", "torch", "transformers", "trl", "accelerate", "datasets", "vllm", "ray", "deepspeed")
+
+
+def collect_results(
+    config: RunConfig,
+    memory: Memory,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    written: dict[str, Any],
+    history: list[dict[str, Any]],
+    committed: dict[str, Any],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Put the figures of a night together as plain data, the content of `results.json`."""
+    has_probe = before["skill"] is not None
+    return {
+        "recall": {"before": before["recall"], "with_context": before["with_context"], "after": after["recall"]},
+        "base_skill": {
+            "before": before["skill"] if has_probe else 1.0,
+            "after": after["skill"] if has_probe else after["agreement"],
+            "measure": "answers from context on the skill probe" if has_probe else "greedy agreement with the base",
+        },
+        "retention": {e: {"before": before["earlier"][e], "after": after["earlier"][e]} for e in before["earlier"]},
+        "parameters": memory.count_parameters(),
+        "dataset": {"samples": written["counts"], "dropped": written["dropped"]},
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
+        "entry": committed["entry"],
+        "fold_difference": committed["fold_difference"],
+        "history": history,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "processes": PartialState().num_processes,
+        "device": str(PartialState().device),
+        "seed": config.seed,
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def render_results(results: dict[str, Any]) -> Table:
+    """Return the final table of a night."""
+    table = Table(title=f"One night: {results['entry']}", show_header=True, header_style="bold")
+    for column, justify in (("", "left"), ("before", "right"), ("after", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    recall, skill, parameters = results["recall"], results["base_skill"], results["parameters"]
+    table.add_row("recall without context", _percent(recall["before"]), _percent(recall["after"]))
+    table.add_row("recall with context", _percent(recall["with_context"]), "")
+    table.add_row(f"base skill ({skill['measure']})", _percent(skill["before"]), _percent(skill["after"]))
+    for entry, values in results["retention"].items():
+        table.add_row(f"recall of {entry}", _percent(values["before"]), _percent(values["after"]))
+    total = parameters["base"] + parameters["added"]
+    table.add_section()
+    table.add_row("parameters", f"{total - parameters['trainable']:,}", f"{total:,}")
+    for phase, value in results["seconds"].items():
+        table.add_row(f"seconds: {phase.replace('_', ' ')}", "", f"{value:.1f}")
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "no questions" if value is None else f"{100 * value:.1f} %"
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found

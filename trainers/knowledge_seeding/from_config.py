@@ -1,0 +1,102 @@
+"""From a run's configuration to a trainer: the one place where pydantic becomes TRL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from sleep_trl.config import RunConfig
+from sleep_trl.progress import StepBar
+from sleep_trl.reward_spec import RewardSpec
+from sleep_trl.rewards import resolve
+
+from .config import KnowledgeSeedingConfig
+from .trainer import KnowledgeSeedingTrainer
+
+
+def seeding_arguments(config: RunConfig, folder: Path) -> KnowledgeSeedingConfig:
+    """Translate a run's configuration into the trainer's arguments.
+
+    Raises:
+        `ValueError`: if the rollouts of a step cannot be shared out over the processes.
+    """
+    seeding, processes = config.seeding, PartialState().num_processes
+    rollouts = seeding.prompts_per_step * seeding.num_generations
+    per_device = seeding.per_device_batch_size or rollouts // processes
+    if rollouts % (per_device * processes):
+        raise ValueError(
+            f"{rollouts} rollouts a step (prompts_per_step x num_generations) cannot be shared out over {processes} "
+            f"processes in batches of {per_device}. Change seeding.prompts_per_step or seeding.per_device_batch_size."
+        )
+    return KnowledgeSeedingConfig(
+        output_dir=str(folder),
+        **{
+            "alpha": seeding.alpha,
+            "lmbda": seeding.lmbda,
+            "divergence_beta": seeding.divergence_beta,
+            "gamma": seeding.gamma,
+            "z0": seeding.z0,
+            "replay_weight": seeding.replay_weight,
+            "max_steps": seeding.steps,
+            "learning_rate": seeding.learning_rate,
+            "lr_scheduler_type": seeding.lr_scheduler_type,
+            "warmup_steps": seeding.warmup_steps,
+            "max_grad_norm": seeding.max_grad_norm,
+            "num_generations": seeding.num_generations,
+            "max_completion_length": seeding.max_completion_length,
+            "per_device_train_batch_size": per_device,
+            "gradient_accumulation_steps": rollouts // (per_device * processes),
+            "gradient_checkpointing": seeding.gradient_checkpointing,
+            "logging_steps": seeding.logging_steps,
+            "save_steps": seeding.save_steps,
+            "save_total_limit": 2,
+            "reward_weights": [reward.weight for reward in config.rewards],
+            "shuffle_dataset": False,  # the rows come in training order
+            "seed": config.seed,
+            "bf16": False,  # the base has its dtype, experts are float32: nothing is left to autocast
+            "use_cpu": not torch.cuda.is_available(),
+            "report_to": "none",
+            "disable_tqdm": True,  # the night has its own bar
+            **seeding.extra,
+        },
+    )
+
+
+def with_defaults(reward: RewardSpec, config: RunConfig) -> RewardSpec:
+    """Give the imitation reward the run's gamma and z0, unless its own params say otherwise."""
+    if reward.name != "imitation":
+        return reward
+    params = {"gamma": config.seeding.gamma, "z0": config.seeding.z0, **reward.params}
+    return reward.model_copy(update={"params": params})
+
+
+def seed_expert(
+    config: RunConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict[str, Any]],
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """Train the expert that is learning, from the last checkpoint in `folder` if there is one.
+
+    Returns:
+        `list[dict]`: the trainer's log history.
+    """
+    trainer = KnowledgeSeedingTrainer(
+        model,
+        [resolve(with_defaults(reward, config)) for reward in config.rewards],
+        args=seeding_arguments(config, folder),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[StepBar("Seeding the new expert")],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    history: list[dict[str, Any]] = trainer.state.log_history
+    return history
