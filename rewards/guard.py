@@ -1,0 +1,320 @@
+"""A guard around any reward function: its length, types, numbers and time are checked at each call.
+
+No message holds a text of the batch, since a batch is made of somebody's memories.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import math
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from numbers import Real
+from typing import Any, Literal
+
+RewardFunc = Callable[..., Any]
+"""TRL's form: `f(prompts, completions, completion_ids, **columns) -> list[float | None]`."""
+
+OnError = Literal["raise", "abstain"]
+
+LARGEST = 3.4028234663852886e38  # of float32, in which TRL holds rewards
+
+logger = logging.getLogger(__name__)
+
+
+class RewardError(RuntimeError):
+    """A reward function failed.
+
+    A reward may raise it itself to explain what is wrong: unlike the message of any other
+    exception, its message is shown, so it must not quote the batch.
+    """
+
+
+class GuardedReward:
+    """A synchronous reward function, checked at each call, in TRL's form.
+
+    Args:
+        func (`RewardFunc`):
+            The reward function. If it has a method `load()`, that is called before the clock
+            starts.
+        name (`str`, *optional*):
+            The name that TRL logs. Default: the function's own.
+        timeout_s (`float`, *optional*):
+            Longest time of a call in seconds. The function then runs in a thread. A Python thread
+            cannot be stopped: at the deadline it is left behind as a daemon, and ends when it ends.
+        on_error (`str`, *optional*, defaults to `"raise"`):
+            `"raise"` raises a [`RewardError`]. `"abstain"` logs one warning and returns None: for
+            the offending samples if single values are wrong, else for the whole call. The share of
+            samples so replaced goes to TRL's metric `rewards/<name>/abstained`.
+
+    Raises:
+        `RewardError`: at a call, with the function, the first offending sample and its value. The
+            exception behind it is its `__context__`, which is not printed since it may quote the
+            batch.
+        `ValueError`: at a call, if the data set has a column with the name of one of the
+        parameters.
+    """
+
+    def __init__(
+        self,
+        func: RewardFunc,
+        name: str | None = None,
+        timeout_s: float | None = None,
+        on_error: OnError = "raise",
+    ) -> None:
+        if on_error not in ("raise", "abstain"):
+            raise ValueError(f"on_error is {on_error!r}; it must be 'raise' or 'abstain'.")
+        self.func = func
+        self.timeout_s = timeout_s
+        self.on_error = on_error
+        self.__name__ = name or callable_name(func)
+
+    def load(self) -> None:
+        """Load what the reward needs, such as a judge's model; does nothing the second time.
+
+        Call it before the trainer's arguments are made: under ZeRO-3, a model that is loaded later
+        is sharded like the policy.
+        """
+        load = getattr(unwrap(self.func), "load", None)
+        if load is not None:
+            load()
+
+    def __call__(self, **call: Any) -> list[float | None]:
+        """Call the function with TRL's keywords and return one checked reward for each prompt."""
+        self._prepare(call)
+        try:
+            self._require_columns(call)
+            rewards = self._run(call)
+        except Exception as error:
+            return self._fail(error, call)
+        return self._check(rewards, call)
+
+    def _run(self, call: Mapping[str, Any]) -> Any:
+        if self.timeout_s is None:
+            return self.func(**call)
+        return call_within(partial(self.func, **call), self.timeout_s)
+
+    def _prepare(self, call: Mapping[str, Any]) -> None:
+        self.load()
+        fixed = self.func.keywords if isinstance(self.func, partial) else {}
+        if clash := sorted(fixed.keys() & call.keys()):
+            raise ValueError(
+                f"Reward {self.__name__!r}: {', '.join(clash)} is both a parameter of the reward "
+                f"and a column of the data set (or a name of TRL's); rename one."
+            )
+
+    def _require_columns(self, call: Mapping[str, Any]) -> None:
+        fixed = self.func.keywords if isinstance(self.func, partial) else {}
+        needed = [
+            parameter.name
+            for parameter in inspect.signature(unwrap(self.func)).parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        ]
+        if missing := [name for name in needed if name not in call and name not in fixed]:
+            raise RewardError(
+                f"it needs {', '.join(missing)}, which is neither a column of the data set nor "
+                f"set in params; there are: {', '.join(sorted(call))}"
+            )
+
+    def _check(self, rewards: Any, call: Mapping[str, Any]) -> list[float | None]:
+        try:
+            values, faults = check_rewards(rewards, len(call["prompts"]))
+        except RewardError as error:
+            return self._fail(error, call)
+        if not faults:
+            self._count(0, call)
+            return values
+        index, what = faults[0]
+        message = f"sample {index} of {len(values)} got {what}"
+        if len(faults) > 1:
+            message += f", and {len(faults) - 1} more samples like it"
+        if self.on_error == "raise":
+            raise RewardError(f"Reward {self.__name__!r} failed: {message}.")
+        self._abstain(message, len(faults), call)
+        return values
+
+    def _fail(self, error: Exception, call: Mapping[str, Any]) -> list[float | None]:
+        message = describe_error(error)
+        if self.on_error == "raise":
+            raise RewardError(f"Reward {self.__name__!r} failed: {message}.") from None
+        samples = len(call["prompts"])
+        self._abstain(message, samples, call)
+        return [None] * samples
+
+    def _abstain(self, message: str, count: int, call: Mapping[str, Any]) -> None:
+        samples = len(call["prompts"])
+        logger.warning(
+            "Reward %r failed: %s. %d of %d rewards are None.",
+            self.__name__,
+            message,
+            count,
+            samples,
+        )
+        self._count(count, call)
+
+    def _count(self, count: int, call: Mapping[str, Any]) -> None:
+        log_metric = call.get("log_metric")
+        if self.on_error == "abstain" and log_metric is not None:
+            share = count / max(len(call["prompts"]), 1)
+            log_metric(f"rewards/{self.__name__}/abstained", share)
+
+
+class AsyncGuardedReward(GuardedReward):
+    """An asynchronous reward function, checked at each call; see [`GuardedReward`].
+
+    At the deadline the function is cancelled, which takes effect where it awaits: one that blocks
+    the event loop cannot be stopped.
+    """
+
+    async def __call__(self, **call: Any) -> list[float | None]:  # type: ignore[override]
+        """Await the function with TRL's keywords and return one checked reward for each prompt."""
+        self._prepare(call)
+        try:
+            self._require_columns(call)
+            rewards = await self._await(call)
+        except Exception as error:
+            return self._fail(error, call)
+        return self._check(rewards, call)
+
+    async def _await(self, call: Mapping[str, Any]) -> Any:
+        if self.timeout_s is None:
+            return await self.func(**call)
+        start = time.monotonic()
+        try:
+            return await asyncio.wait_for(self.func(**call), self.timeout_s)
+        except TimeoutError:
+            if time.monotonic() - start < self.timeout_s:
+                raise  # the function's own
+            raise RewardError(f"it took longer than timeout_s ({self.timeout_s:g} s)") from None
+
+
+def guard(
+    func: RewardFunc,
+    name: str | None = None,
+    timeout_s: float | None = None,
+    on_error: OnError = "raise",
+) -> GuardedReward:
+    """Wrap a reward function, sync or async, to check each call; see [`GuardedReward`]."""
+    kind = AsyncGuardedReward if is_async(func) else GuardedReward
+    return kind(func, name=name, timeout_s=timeout_s, on_error=on_error)
+
+
+def check_rewards(rewards: Any, expected: int) -> tuple[list[float | None], list[tuple[int, str]]]:
+    """Check what a reward function returned, without quoting any text.
+
+    Args:
+        rewards (`Any`):
+            What it returned.
+        expected (`int`):
+            Number of samples.
+
+    Returns:
+        `tuple[list[float | None], list[tuple[int, str]]]`: the rewards as floats, with None where a
+        value is wrong, and for each wrong value its index and what it is.
+
+    Raises:
+        `RewardError`: if it is not a list of the expected length.
+    """
+    if not isinstance(rewards, list | tuple):
+        kind = type(rewards).__name__
+        raise RewardError(f"it returned a {kind}; it must return a list of float or None")
+    if len(rewards) != expected:
+        raise RewardError(
+            f"it returned {len(rewards)} rewards for {expected} completions; it must be one each"
+        )
+    values, faults = [], []
+    for index, reward in enumerate(rewards):
+        value, fault = _read(reward)
+        values.append(value)
+        if fault is not None:
+            faults.append((index, fault))
+    return values, faults
+
+
+def _read(reward: Any) -> tuple[float | None, str | None]:
+    """Return a reward as a float, or what is wrong with it."""
+    if reward is None:
+        return None, None
+    if getattr(reward, "ndim", None) == 0 and hasattr(reward, "item"):  # of numpy or torch
+        reward = reward.item()
+    if not isinstance(reward, Real):
+        return None, f"a {type(reward).__name__}, not a float or None"
+    try:
+        value = float(reward)
+    except OverflowError:
+        return None, "an integer beyond the range of float32"
+    if not math.isfinite(value):
+        return None, f"{value}; return None to give no reward"
+    if abs(value) > LARGEST:
+        return None, f"{value:g}, beyond the range of float32"
+    return value, None
+
+
+def call_within(func: Callable[[], Any], timeout_s: float) -> Any:
+    """Call a function in a daemon thread and stop waiting for it after a time.
+
+    Args:
+        func (`Callable[[], Any]`):
+            The function.
+        timeout_s (`float`):
+            Seconds to wait.
+
+    Returns:
+        `Any`: what it returned.
+
+    Raises:
+        `RewardError`: at the deadline; the thread goes on, since Python cannot stop it.
+        `BaseException`: whatever the function raised.
+    """
+    outcome: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            outcome["value"] = func()
+        except BaseException as error:  # raised again in the thread that waits
+            outcome["error"] = error
+
+    thread = threading.Thread(target=work, name="sleep-trl-reward", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if "error" in outcome:
+        raise outcome["error"]
+    if "value" not in outcome:
+        raise RewardError(f"it took longer than timeout_s ({timeout_s:g} s)")
+    return outcome["value"]
+
+
+def describe_error(error: Exception) -> str:
+    """Say what went wrong without the exception's message, which may quote the batch."""
+    if isinstance(error, RewardError):
+        return str(error)
+    last: Sequence[traceback.FrameSummary] = traceback.extract_tb(error.__traceback__)[-1:]
+    place = f" at {last[0].filename}:{last[0].lineno}" if last else ""
+    return f"it raised {type(error).__name__}{place} (message withheld: it may quote the batch)"
+
+
+def unwrap(func: RewardFunc) -> RewardFunc:
+    """Return the function behind a `functools.partial`."""
+    while isinstance(func, partial):
+        func = func.func
+    return func
+
+
+def callable_name(func: RewardFunc) -> str:
+    """Return the name that TRL would log for a function, a partial or a callable object."""
+    func = unwrap(func)
+    return getattr(func, "__name__", type(func).__name__)
+
+
+def is_async(func: RewardFunc) -> bool:
+    """Say whether calling gives a coroutine, as TRL's `is_async_callable` does."""
+    func = unwrap(func)
+    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(
+        getattr(func, "__call__", None)  # noqa: B004
+    )

@@ -1,0 +1,190 @@
+"""Learning to Imitate: how close is the student to the teacher's words? (3.3, Eq. 3 and 4)"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from sleep_trl.rewards.guard import RewardError
+from sleep_trl.rewards.judges import Judge, make_judge
+from sleep_trl.rewards.registry import reward
+
+
+def levenshtein_reward(
+    completion_ids: Sequence[int], reference_ids: Sequence[int], z0: float | None = None
+) -> float:
+    """Return r_abs of Eq. 4: 1 - z / max(|d̂|, |d|) if z <= z_0, else 0.
+
+    z is the Levenshtein distance over tokens.
+
+    Args:
+        completion_ids (`Sequence[int]` of length |d̂|):
+            The student's tokens, without a final end-of-sequence token.
+        reference_ids (`Sequence[int]` of length |d|):
+            The teacher's tokens, likewise.
+        z0 (`float`, *optional*):
+            Largest distance that earns anything. 1 or more (or 0): tokens, as in the paper. Ours:
+            in (0, 1), a share of the longer of the two, since samples differ in length. None: no
+            limit.
+
+    Returns:
+        `float`: in [0, 1]. Ours: 1 if both are empty, where the paper's quotient is undefined.
+
+    Raises:
+        `ValueError`: if `z0` is negative or not finite.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    _check_z0(z0)
+    longest = max(len(completion_ids), len(reference_ids))
+    if longest == 0:
+        return 1.0
+    distance = Levenshtein.distance(completion_ids, reference_ids)
+    if z0 is not None and distance > (z0 * longest if 0 < z0 < 1 else z0):
+        return 0.0
+    return 1.0 - distance / longest
+
+
+def imitation_reward(r_sem: float, r_abs: float, gamma: float) -> float:
+    """Return r of Eq. 3: γ r_sem + (1-γ) r_abs.
+
+    Args:
+        r_sem (`float`):
+            1 if a judge says that the meaning is the same, else 0.
+        r_abs (`float`):
+            In [0, 1], from [`levenshtein_reward`].
+        gamma (`float`):
+            Weight of the judge, in [0, 1].
+
+    Returns:
+        `float`: in [0, 1].
+    """
+    return gamma * r_sem + (1 - gamma) * r_abs
+
+
+def strip_trailing(ids: Sequence[int], stop_ids: Collection[int]) -> Sequence[int]:
+    """Return the tokens without those at the end that are in `stop_ids`."""
+    end = len(ids)
+    while end and ids[end - 1] in stop_ids:
+        end -= 1
+    return ids[:end]
+
+
+@reward("imitation")
+class ImitationReward:
+    """The imitation reward for TRL: Eq. 3 for the rows of a memory, None for all others.
+
+    It reads the columns `reference_ids` (the rest of the teacher's sample, as tokens), `reference`
+    (the same as text), and, if there, `prefix_text` (what stood before it, so that a judge sees the
+    whole statement) and `part`. Rows whose part is not "memory" get None: self-replay is held by
+    the divergence alone. The means of both terms go to `rewards/imitation/r_sem` and `.../r_abs`.
+
+    Args:
+        gamma (`float`, *optional*, defaults to `0.5`):
+            Weight of the judge, in [0, 1]. At 0 no judge is asked.
+        z0 (`float`, *optional*):
+            Largest edit distance that earns anything; see [`levenshtein_reward`].
+        judge (`Judge`, `str` or `Mapping`, *optional*):
+            Who decides whether the meaning is the same: a name, `{"name": ..., "params": {...}}`,
+            or any callable with a judge's signature. Ours: the default is `lexical`, a proxy that
+            needs no model (the paper uses a frozen reward model).
+        eos_token_ids (`int` or `Collection[int]`, *optional*):
+            Tokens that are removed from the end of both sides before they are compared.
+
+    Raises:
+        `ValueError`: if `gamma` or `z0` is out of range, or the judge is unknown.
+    """
+
+    def __init__(
+        self,
+        gamma: float = 0.5,
+        z0: float | None = None,
+        judge: Judge | str | Mapping[str, Any] | None = None,
+        eos_token_ids: int | Collection[int] = (),
+    ) -> None:
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma is {gamma}; it must be between 0 and 1.")
+        _check_z0(z0)
+        self.gamma = gamma
+        self.z0 = z0
+        self.judge = make_judge("lexical" if judge is None else judge)
+        listed = [eos_token_ids] if isinstance(eos_token_ids, int) else eos_token_ids
+        self.eos_token_ids = frozenset(listed)
+
+    def load(self) -> None:
+        """Load the judge's model, if it has one and is asked at all."""
+        load = getattr(self.judge, "load", None)
+        if self.gamma > 0 and load is not None:
+            load()
+
+    def __call__(
+        self,
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        reference: Sequence[str | None],
+        reference_ids: Sequence[Sequence[int] | None],
+        part: Sequence[str] | None = None,
+        prefix_text: Sequence[str] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """Return one reward in [0, 1] for each completion, or None where the row is no memory's."""
+        rows = [i for i in range(len(completions)) if part is None or part[i] == "memory"]
+        rewards: list[float | None] = [None] * len(completions)
+        if not rows:
+            return rewards
+        r_abs = [self._compare_tokens(i, completion_ids[i], reference_ids[i]) for i in rows]
+        r_sem = self._ask_judge(rows, completions, reference, prefix_text)
+        for row, semantic, absolute in zip(rows, r_sem, r_abs, strict=True):
+            rewards[row] = imitation_reward(semantic, absolute, self.gamma)
+        if (log_metric := columns.get("log_metric")) is not None:
+            log_metric("rewards/imitation/r_abs", sum(r_abs) / len(rows))
+            if self.gamma > 0:
+                log_metric("rewards/imitation/r_sem", sum(r_sem) / len(rows))
+        return rewards
+
+    def _compare_tokens(
+        self, row: int, completion: Sequence[int], reference: Sequence[int] | None
+    ) -> float:
+        if reference is None:
+            raise RewardError(f"sample {row} is of the memory and has no reference_ids")
+        return levenshtein_reward(
+            strip_trailing(completion, self.eos_token_ids),
+            strip_trailing(reference, self.eos_token_ids),
+            self.z0,
+        )
+
+    def _ask_judge(
+        self,
+        rows: Sequence[int],
+        completions: Sequence[Any],
+        reference: Sequence[str | None],
+        prefix_text: Sequence[str] | None,
+    ) -> list[float]:
+        if self.gamma == 0:
+            return [0.0] * len(rows)
+        if missing := [row for row in rows if reference[row] is None]:
+            raise RewardError(f"sample {missing[0]} is of the memory and has no reference")
+        candidates = [completion_text(completions[row]) for row in rows]
+        references = [str(reference[row]) for row in rows]
+        contexts = None if prefix_text is None else [prefix_text[row] or "" for row in rows]
+        verdicts = self.judge(candidates, references, contexts)
+        if len(verdicts) != len(rows):
+            raise RewardError(f"the judge gave {len(verdicts)} verdicts for {len(rows)} pairs")
+        if wrong := [verdict for verdict in verdicts if verdict not in (0, 1)]:
+            kind = wrong[0] if isinstance(wrong[0], int | float) else type(wrong[0]).__name__
+            raise RewardError(f"the judge gave {kind}; a verdict is 0 or 1")
+        return verdicts
+
+
+def completion_text(completion: Any) -> str:
+    """Return the text of a completion: TRL gives a string, or messages for a conversation."""
+    if isinstance(completion, str):
+        return completion
+    return "".join(message["content"] or "" for message in completion)
+
+
+def _check_z0(z0: float | None) -> None:
+    if z0 is not None and not 0 <= z0 < float("inf"):
+        raise ValueError(
+            f"z0 is {z0}; it must be a number of tokens, a share between 0 and 1, or nothing."
+        )

@@ -1,0 +1,18 @@
+"""Judges: who decides whether two texts mean the same. One judge a file; models load on demand."""
+
+from sleep_trl.rewards.judges.classifier import ClassifierJudge
+from sleep_trl.rewards.judges.lexical import LexicalJudge
+from sleep_trl.rewards.judges.lm import LanguageModelJudge
+from sleep_trl.rewards.judges.registry import JUDGES, Judge, judge, make_judge
+from sleep_trl.rewards.judges.sentence_transformer import SentenceTransformerJudge
+
+__all__ = [
+    "JUDGES",
+    "ClassifierJudge",
+    "Judge",
+    "LanguageModelJudge",
+    "LexicalJudge",
+    "SentenceTransformerJudge",
+    "judge",
+    "make_judge",
+]

@@ -1,0 +1,44 @@
+"""What the judges with a model share: where it runs, how much it reads, how it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device that a name stands for; `"auto"` is this process's GPU, else the CPU.
+
+    The GPU's index is fixed here, since a reward with a time limit runs in another thread, where
+    the current GPU is the first one.
+    """
+    import torch
+
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def longest_input(model: Any, tokenizer: Any) -> int | None:
+    """Return how many tokens a model reads, from its configuration and its tokenizer."""
+    limits = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length]
+    return min((limit for limit in limits if limit is not None and limit < 10**9), default=None)
+
+
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield the items in slices of at most `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise `ValueError` unless a batch size is at least 1."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")

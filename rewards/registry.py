@@ -1,0 +1,182 @@
+"""Rewards by name: one decorator, one dict, and the way from a name to a function for TRL."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from sleep_trl.reward_spec import RewardSpec
+from sleep_trl.rewards.guard import GuardedReward, RewardFunc, guard
+from sleep_trl.rewards.params import check_params, check_required, parameter_names
+
+Factory = Callable[..., RewardFunc]
+F = TypeVar("F", bound=Factory)
+
+REWARDS: dict[str, Factory] = {}
+"""Registered name -> factory: a function or class that takes `params` and gives the reward."""
+
+BATCH = ("prompts", "completions", "completion_ids")
+FROM_TRL = (*BATCH, "trainer_state", "log_extra", "log_metric", "environments")
+
+
+def reward(name: str) -> Callable[[F], F]:
+    """Register a factory of rewards under a name.
+
+    The factory's signature is the signature of `params`: `make(**params) -> RewardFunc`. It must be
+    cheap, since it is called to check a configuration: a model is loaded in a method `load()` of
+    the reward it gives.
+
+    Args:
+        name (`str`):
+            The name to use in a configuration: an identifier.
+
+    Returns:
+        `Callable`: a decorator that returns the factory unchanged.
+
+    Raises:
+        `ValueError`: if the name is taken or is no identifier.
+    """
+    if not name.isidentifier():
+        raise ValueError(f"{name!r} cannot name a reward; use letters, digits and underscores.")
+
+    def register(factory: F) -> F:
+        if name in REWARDS:
+            raise ValueError(f"A reward named {name!r} is registered already; choose another name.")
+        REWARDS[name] = factory
+        return factory
+
+    return register
+
+
+def resolve(spec: RewardSpec | str | Mapping[str, Any], **defaults: Any) -> GuardedReward:
+    """Turn the name of a reward into a guarded function for TRL, and load no model.
+
+    Args:
+        spec (`RewardSpec`, `str` or `Mapping`):
+            Which reward, or what validates as a `RewardSpec`. Nothing is imported but what is
+            named; naming a module or a file runs its code.
+        **defaults:
+            Values for parameters that a *registered* reward takes and the spec does not set, such
+            as
+            `gamma` or `eos_token_ids`; one that it does not take is not passed on.
+
+    Returns:
+        `GuardedReward`: to be called by TRL. Its `load()` loads what the reward needs; without it,
+        that happens at the first call.
+
+    Raises:
+        `ValueError`: if there is no such reward, module, file or function, if it cannot take TRL's
+            call, or if a parameter is unknown, missing or out of range.
+    """
+    spec = RewardSpec.model_validate(spec)
+    if ":" in spec.name:
+        function = _import_function(spec.name)
+        what = f"Reward {spec.name!r}"
+        _check_signature(function, what)
+        check_params(function, spec.params, what, reserved=FROM_TRL)
+        func = functools.partial(function, **spec.params) if spec.params else function
+        return guard(func, timeout_s=spec.timeout_s, on_error=spec.on_error)
+    func = _make_registered(spec, defaults)
+    return guard(func, name=spec.name, timeout_s=spec.timeout_s, on_error=spec.on_error)
+
+
+def _make_registered(spec: RewardSpec, defaults: Mapping[str, Any]) -> RewardFunc:
+    if spec.name not in REWARDS:
+        raise ValueError(
+            f"There is no reward {spec.name!r}; registered: {', '.join(sorted(REWARDS))}. Your own "
+            f"is named package.module:function or path/to/file.py:function."
+        )
+    factory, what = REWARDS[spec.name], f"Reward {spec.name!r}"
+    check_params(factory, spec.params, what)
+    taken = parameter_names(factory)
+    params = {name: value for name, value in defaults.items() if name in taken} | spec.params
+    check_required(factory, params, what)
+    return factory(**params)
+
+
+def _import_function(name: str) -> RewardFunc:
+    place, _, attribute = name.rpartition(":")
+    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    if not hasattr(module, attribute):
+        own = [
+            key
+            for key, value in vars(module).items()
+            if inspect.isfunction(value) and value.__module__ == module.__name__
+        ]
+        raise ValueError(
+            f"{place} has no function {attribute!r}; its functions: {', '.join(own) or 'none'}."
+        )
+    function: RewardFunc = getattr(module, attribute)
+    return function
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"Module {name} does not import: {_last_line(error)}. It must be installed or on "
+            f"PYTHONPATH; a file is named path/to/file.py:function."
+        ) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a file under a name of its own, so that two files of one name do not meet."""
+    path = path.expanduser()
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist (looked for from {Path.cwd()}).")
+    path = path.resolve()
+    name = f"sleep_trl_reward_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # a .py file always has a loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look a module up by its name
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if not isinstance(error, Exception | SystemExit):
+            raise  # Ctrl-C
+        raise ValueError(
+            f"{path} does not import: {_last_line(error)}. Its folder is not on the path: what it "
+            f"imports must be installed or on PYTHONPATH."
+        ) from error
+    return module
+
+
+def _last_line(error: BaseException) -> str:
+    return traceback.format_exception_only(error)[-1].strip()
+
+
+def _check_signature(function: Any, what: str) -> None:
+    """Raise unless TRL can call it, which is with the batch and all columns by keyword."""
+    form = "def f(prompts, completions, completion_ids, **columns) -> list[float | None]"
+    if not callable(function) or inspect.isclass(function):
+        kind = "a class" if inspect.isclass(function) else f"a {type(function).__name__}"
+        raise ValueError(f"{what} is {kind}; name a function of the form: {form}.")
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        raise ValueError(f"{what} has no signature to check; write: {form}.") from None
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        raise ValueError(
+            f"{what} does not take **kwargs, and TRL passes every column of the data set and more; "
+            f"write: {form}."
+        )
+    if any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in parameters):
+        raise ValueError(
+            f"{what} needs a positional argument, and TRL passes keywords; write: {form}."
+        )
+    if not any(p.name in BATCH for p in parameters):
+        raise ValueError(f"{what} takes none of {', '.join(BATCH)}; write: {form}.")

@@ -1,0 +1,50 @@
+"""How a reward is named in YAML and on the command line. Imports pydantic only."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class RewardSpec(BaseModel):
+    """One reward of a run: its name, its weight, its parameters, and what happens when it fails.
+
+    A plain string is a name: `"imitation"` is the same as `{"name": "imitation"}`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str
+    """A registered name, `package.module:function` or `path/to/file.py:function` (relative to the
+    working directory)."""
+
+    weight: float = Field(1.0, allow_inf_nan=False)
+    """Factor of this reward in the sum. Negative makes a penalty of it."""
+
+    params: dict[str, Any] = {}
+    """Keyword arguments of the reward, checked against its signature."""
+
+    timeout_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Longest time of one call (one batch), in seconds. None: no limit."""
+
+    on_error: Literal["raise", "abstain"] = "raise"
+    """When the reward fails: stop the run, or give no reward (None) and go on with a warning."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("name")
+    @classmethod
+    def _has_known_form(cls, value: str) -> str:
+        place, colon, function = value.rpartition(":")
+        if colon and place and function.isidentifier():
+            return value
+        if not colon and value.isidentifier():
+            return value
+        raise ValueError(
+            f"{value!r} names no reward; write a registered name, package.module:function or "
+            f"path/to/file.py:function"
+        )
