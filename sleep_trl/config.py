@@ -45,7 +45,10 @@ class DatasetConfig(Section):
     """Tokens by which neighbouring windows of a long memory overlap, in whole sentences."""
 
     max_new_tokens: int = Field(128, ge=1)
-    """Longest sample of the teacher, in tokens. Samples that do not end by then are dropped and counted."""
+    """Longest sample of the teacher, in tokens."""
+
+    keep_truncated: bool = False
+    """Keep samples that did not end within max_new_tokens. Otherwise they are dropped and counted."""
 
     ask_temperature: float = Field(1.0, gt=0)
     """Sampling temperature of requests (questions) that the teacher thinks of."""

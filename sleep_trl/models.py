@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from .config import RunConfig
+
+transformers_logging.disable_progress_bar()  # the night shows its own
 
 
 def choose_dtype(dtype: str) -> torch.dtype:

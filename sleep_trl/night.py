@@ -226,6 +226,7 @@ def write_dataset(room: Bedroom) -> dict[str, Any]:
                 ask_temperature=data.ask_temperature,
                 temperature=data.temperature,
                 seed=next(seeds),
+                keep_truncated=data.keep_truncated,
                 progress=step,
             )
     if data.general_share > 0 and data.general_samples:

@@ -40,7 +40,8 @@ def bar(description: str, total: int) -> Iterator[Advance]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not state.is_main_process) as progress:
+    is_seen = state.is_main_process and console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not is_seen) as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.update(task, advance=done * state.num_processes)
 

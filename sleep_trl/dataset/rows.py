@@ -115,6 +115,7 @@ def _row(
         "teacher_prompt_ids": sample.teacher_prompt_ids + prefix,
         "reference": tokenizer.decode(rest, skip_special_tokens=True),
         "reference_ids": rest,
+        "prefix_text": tokenizer.decode(prefix, skip_special_tokens=True),
         "part": sample.part,
         "memory_id": sample.memory_id,
         "template": sample.template,

@@ -69,6 +69,7 @@ def write_about(
     ask_temperature: float,
     temperature: float,
     seed: int,
+    keep_truncated: bool = False,
     progress: Progress | None = None,
 ) -> Written:
     """
@@ -93,6 +94,8 @@ def write_about(
             Sampling temperature of answers.
         seed (`int`):
             Seed of the draws.
+        keep_truncated (`bool`, *optional*, defaults to `False`):
+            Whether samples that did not end within `max_new_tokens` are kept.
         progress (`Callable[[int], None]`, *optional*):
             Called with the number of finished generations.
 
@@ -106,11 +109,11 @@ def write_about(
         asked = [prompter(template.ask, context=w.text, source=w.source) for w in tries]
         sampling = Sampling(max_new_tokens, ask_temperature, asked[0][2], seed)
         answers = engine.generate([ids for ids, _, _ in asked], sampling, progress)
-        kept = _keep(zip(tries, answers, strict=True), dropped, key=lambda w, c: (w.memory_id, c.text.casefold()))
+        pairs = zip(tries, answers, strict=True)
+        kept = _keep(pairs, dropped, lambda w, c: (w.memory_id, c.text.casefold()), keep_truncated)
         requests = [(window, completion.text) for window, completion in kept]
-    return Written([], dropped) + _answer(
-        requests, template, engine, prompter, Sampling(max_new_tokens, temperature, (), seed + 1), progress
-    )
+    sampling = Sampling(max_new_tokens, temperature, (), seed + 1)
+    return Written([], dropped) + _answer(requests, template, engine, prompter, sampling, keep_truncated, progress)
 
 
 def _answer(
@@ -119,6 +122,7 @@ def _answer(
     engine: Engine,
     prompter: Prompter,
     sampling: Sampling,
+    keep_truncated: bool,
     progress: Progress | None,
 ) -> Written:
     """Let the teacher answer requests with the window in view, and keep the prompts that the student will see."""
@@ -133,9 +137,8 @@ def _answer(
         for (w, _), (ids, text, _), teacher, c in zip(requests, students, teachers, completions, strict=True)
     ]
     dropped: Counter[str] = Counter()
-    kept = _keep(
-        zip(samples, completions, strict=True), dropped, key=lambda s, _: (s.prompt, s.memory_id, s.reference.casefold())
-    )
+    pairs = zip(samples, completions, strict=True)
+    kept = _keep(pairs, dropped, lambda s, _: (s.prompt, s.memory_id, s.reference.casefold()), keep_truncated)
     return Written([sample for sample, _ in kept], dropped)
 
 
@@ -149,7 +152,7 @@ def write_general(
     ids, text = prompter.general()
     completions = engine.generate([ids] * count, Sampling(max_new_tokens, 1.0, (), seed), progress)
     dropped: Counter[str] = Counter()
-    kept = _keep(((None, c) for c in completions), dropped, key=lambda _, c: c.text, may_be_truncated=True)
+    kept = _keep(((None, c) for c in completions), dropped, lambda _, c: c.text, keep_truncated=True)
     return Written([Sample("general", "", "general", text, ids, ids, c.text, c.ids) for _, c in kept], dropped)
 
 
@@ -170,7 +173,7 @@ def write_earlier(
     given = [list(row["prompt_ids"]) for row in prompts]
     completions = engine.generate(given, Sampling(max_new_tokens, temperature, (), seed), progress)
     dropped: Counter[str] = Counter()
-    kept = _keep(zip(prompts, completions, strict=True), dropped, key=lambda row, c: (row["prompt"], c.text))
+    kept = _keep(zip(prompts, completions, strict=True), dropped, lambda row, c: (row["prompt"], c.text))
     samples = [
         Sample("earlier", r["memory_id"], r["template"], r["prompt"], r["prompt_ids"], r["prompt_ids"], c.text, c.ids)
         for r, c in kept
@@ -182,7 +185,7 @@ def _keep(
     pairs: Iterable[tuple[Item, Completion]],
     dropped: Counter[str],
     key: Callable[[Item, Completion], object],
-    may_be_truncated: bool = False,
+    keep_truncated: bool = False,
 ) -> list[tuple[Item, Completion]]:
     """Drop what teaches nothing and count it by reason: empty, truncated, repetitive, or seen before."""
     seen: set[object] = set()
@@ -190,7 +193,7 @@ def _keep(
     for item, completion in pairs:
         if not completion.text:
             dropped["empty"] += 1
-        elif completion.stop_reason == "length" and not may_be_truncated:
+        elif completion.stop_reason == "length" and not keep_truncated:
             dropped["truncated"] += 1
         elif is_repetitive(completion.text):
             dropped["repetitive"] += 1
