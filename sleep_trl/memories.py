@@ -39,7 +39,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Document:
+class MemoryText:
     """One memory before it is learnt: a text, where it came from, questions about it.
 
     Args:
@@ -73,7 +73,7 @@ class Row(NamedTuple):
     values: Any
 
 
-def read_memories(spec: str) -> list[Document]:
+def read_memories(spec: str) -> list[MemoryText]:
     """Read the documents that a night is about.
 
     Args:
@@ -84,7 +84,7 @@ def read_memories(spec: str) -> list[Document]:
             optionally `form`; other keys are left out.
 
     Returns:
-        `list[Document]`: at least one. Ids that were not given are made from the source and the
+        `list[MemoryText]`: at least one. Ids that were not given are made from the source and the
         position in it, or from the file's name, and are the same on each reading.
 
     Raises:
@@ -105,7 +105,7 @@ def read_memories(spec: str) -> list[Document]:
     return _documents(spec, rows)
 
 
-def read_skill(path: Path) -> list[Document]:
+def read_skill(path: Path) -> list[MemoryText]:
     """Read the probe of base skill: rows like those of memories, with questions about their text.
 
     Raises:
@@ -244,8 +244,8 @@ def _read_text(path: Path) -> str:
 # -- what a row must be ----------------------------------------------------------------------------
 
 
-def _documents(spec: str, rows: Iterable[Row]) -> list[Document]:
-    documents: list[Document] = []
+def _documents(spec: str, rows: Iterable[Row]) -> list[MemoryText]:
+    documents: list[MemoryText] = []
     places: dict[str, str] = {}
     for row in rows:
         document = _document(row)
@@ -261,12 +261,12 @@ def _documents(spec: str, rows: Iterable[Row]) -> list[Document]:
     return documents
 
 
-def _document(row: Row) -> Document:
+def _document(row: Row) -> MemoryText:
     place, values = row.place, _mapping(row.place, row.values)
     questions = [] if values.get("questions") is None else values["questions"]
     if not isinstance(questions, list):
         raise ValueError(f"{place}: `questions` must be a list of objects, not {_kind(questions)}.")
-    return Document(
+    return MemoryText(
         id=_optional_text(place, values, "id", row.default_id),
         source=_optional_text(place, values, "source", row.default_source),
         text=_text(place, values, "text"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from sleep_trl.memories import Document, Question, read_memories, read_skill
+from sleep_trl.memories import MemoryText, Question, read_memories, read_skill
 
 SECRET = "The vault opens at noon."
 
@@ -22,7 +22,7 @@ def test_jsonl_gives_what_it_was_given(tmp_path: Path) -> None:
     row = {"id": "a", "source": "Crier", "text": SECRET, "questions": [asked], "other_words": [1]}
     [document] = read_memories(write_rows(tmp_path / "docs.jsonl", row))
     question = Question("When?", ("noon", "12"), "forward")
-    assert document == Document("a", "Crier", SECRET, (question,))
+    assert document == MemoryText("a", "Crier", SECRET, (question,))
     assert document.sha256 == hashlib.sha256(SECRET.encode()).hexdigest()
 
 
@@ -49,7 +49,7 @@ def test_folder_is_read_in_order_of_paths(tmp_path: Path, caplog: pytest.LogCapt
     with caplog.at_level("INFO", "sleep_trl"):
         documents = read_memories(str(tmp_path))
     assert [document.id for document in documents] == ["a.txt", "b.md", "sub/c.TXT"]
-    assert documents[1] == Document("b.md", "b.md", "text of b.md")
+    assert documents[1] == MemoryText("b.md", "b.md", "text of b.md")
     assert "1 files that are neither" in caplog.text
 
 
@@ -63,15 +63,15 @@ def test_saved_dataset(tmp_path: Path, in_splits: bool) -> None:
     folder = tmp_path / "set"
     (datasets.DatasetDict(test=saved) if in_splits else saved).save_to_disk(folder)
     first, second = read_memories(str(folder))
-    assert first == Document("x", "set", "one", (Question("q", ("a",)),))
-    assert second == Document("set:1", "set", "two")
+    assert first == MemoryText("x", "set", "one", (Question("q", ("a",)),))
+    assert second == MemoryText("set:1", "set", "two")
 
 
 def test_dataset_by_name_takes_the_train_split(monkeypatch: pytest.MonkeyPatch) -> None:
     splits = {"train": ["one"], "test": ["two"]}
     made = {name: datasets.Dataset.from_dict({"text": texts}) for name, texts in splits.items()}
     monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(made))
-    assert read_memories("owner/set") == [Document("owner/set:0", "owner/set", "one")]
+    assert read_memories("owner/set") == [MemoryText("owner/set:0", "owner/set", "one")]
 
 
 @pytest.mark.parametrize(
