@@ -225,9 +225,7 @@ def check_rewards(rewards: Any, expected: int) -> tuple[list[float | None], list
         kind = type(rewards).__name__
         raise RewardError(f"it returned a {kind}; it must return a list of float or None")
     if len(rewards) != expected:
-        raise RewardError(
-            f"it returned {len(rewards)} rewards for {expected} completions; it must be one each"
-        )
+        raise RewardError(f"it returned {len(rewards)} rewards for {expected} completions; it must be one each")
     values, faults = [], []
     for index, reward in enumerate(rewards):
         value, fault = _read(reward)

@@ -10,9 +10,7 @@ from sleep_trl.rewards.judges import Judge, make_judge
 from sleep_trl.rewards.registry import reward
 
 
-def levenshtein_reward(
-    completion_ids: Sequence[int], reference_ids: Sequence[int], z0: float | None = None
-) -> float:
+def levenshtein_reward(completion_ids: Sequence[int], reference_ids: Sequence[int], z0: float | None = None) -> float:
     """Return r_abs of Eq. 4: 1 - z / max(|d̂|, |d|) if z <= z_0, else 0.
 
     z is the Levenshtein distance over tokens.
@@ -142,9 +140,7 @@ class ImitationReward:
                 log_metric("rewards/imitation/r_sem", sum(r_sem) / len(rows))
         return rewards
 
-    def _compare_tokens(
-        self, row: int, completion: Sequence[int], reference: Sequence[int] | None
-    ) -> float:
+    def _compare_tokens(self, row: int, completion: Sequence[int], reference: Sequence[int] | None) -> float:
         if reference is None:
             raise RewardError(f"sample {row} is of the memory and has no reference_ids")
         return levenshtein_reward(
@@ -185,6 +181,4 @@ def completion_text(completion: Any) -> str:
 
 def _check_z0(z0: float | None) -> None:
     if z0 is not None and not 0 <= z0 < float("inf"):
-        raise ValueError(
-            f"z0 is {z0}; it must be a number of tokens, a share between 0 and 1, or nothing."
-        )
+        raise ValueError(f"z0 is {z0}; it must be a number of tokens, a share between 0 and 1, or nothing.")

@@ -34,8 +34,7 @@ def check_params(
     allowed = [name for name in parameter_names(func) if name not in reserved]
     if unknown := [name for name in params if name not in allowed]:
         raise ValueError(
-            f"{what} has no parameter {', '.join(map(repr, unknown))}; "
-            f"allowed: {', '.join(allowed) or 'none'}."
+            f"{what} has no parameter {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed) or 'none'}."
         )
 
 

@@ -112,9 +112,7 @@ def _import_function(name: str) -> RewardFunc:
             for key, value in vars(module).items()
             if inspect.isfunction(value) and value.__module__ == module.__name__
         ]
-        raise ValueError(
-            f"{place} has no function {attribute!r}; its functions: {', '.join(own) or 'none'}."
-        )
+        raise ValueError(f"{place} has no function {attribute!r}; its functions: {', '.join(own) or 'none'}.")
     function: RewardFunc = getattr(module, attribute)
     return function
 
@@ -171,12 +169,9 @@ def _check_signature(function: Any, what: str) -> None:
         raise ValueError(f"{what} has no signature to check; write: {form}.") from None
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise ValueError(
-            f"{what} does not take **kwargs, and TRL passes every column of the data set and more; "
-            f"write: {form}."
+            f"{what} does not take **kwargs, and TRL passes every column of the data set and more; write: {form}."
         )
     if any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in parameters):
-        raise ValueError(
-            f"{what} needs a positional argument, and TRL passes keywords; write: {form}."
-        )
+        raise ValueError(f"{what} needs a positional argument, and TRL passes keywords; write: {form}.")
     if not any(p.name in BATCH for p in parameters):
         raise ValueError(f"{what} takes none of {', '.join(BATCH)}; write: {form}.")

@@ -45,6 +45,5 @@ class RewardSpec(BaseModel):
         if not colon and value.isidentifier():
             return value
         raise ValueError(
-            f"{value!r} names no reward; write a registered name, package.module:function or "
-            f"path/to/file.py:function"
+            f"{value!r} names no reward; write a registered name, package.module:function or path/to/file.py:function"
         )

@@ -77,9 +77,7 @@ class ClassifierJudge:
         self._tokenizer = tokenizer
         self._model = model.requires_grad_(False).eval().to(choose_device(self.device))
 
-    def __call__(
-        self, candidates: list[str], references: list[str], contexts: list[str] | None = None
-    ) -> list[float]:
+    def __call__(self, candidates: list[str], references: list[str], contexts: list[str] | None = None) -> list[float]:
         """Return 1.0 for each pair that the classifier calls the same, else 0.0."""
         self.load()
         said = whole_statements(candidates, contexts)

@@ -38,9 +38,7 @@ class LexicalJudge:
         self.mode = mode
         self.threshold = threshold
 
-    def __call__(
-        self, candidates: list[str], references: list[str], contexts: list[str] | None = None
-    ) -> list[float]:
+    def __call__(self, candidates: list[str], references: list[str], contexts: list[str] | None = None) -> list[float]:
         """Return 1.0 for each pair with the same words, else 0.0."""
         pairs = zip(candidates, references, strict=True)
         return [float(self._is_same(candidate, reference)) for candidate, reference in pairs]

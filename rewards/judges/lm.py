@@ -94,9 +94,7 @@ class LanguageModelJudge:
         self._tokenizer = tokenizer
         self._model = model.requires_grad_(False).eval().to(choose_device(self.device))
 
-    def __call__(
-        self, candidates: list[str], references: list[str], contexts: list[str] | None = None
-    ) -> list[float]:
+    def __call__(self, candidates: list[str], references: list[str], contexts: list[str] | None = None) -> list[float]:
         """Return 1.0 for each pair for which "yes" is more probable than "no", else 0.0."""
         said = whole_statements(candidates, contexts)
         meant = whole_statements(references, contexts)
@@ -149,8 +147,7 @@ def read_template(text: str) -> Any:
         raise ValueError(f"The judge's template does not parse: {error}.") from None
     if unknown := used - {"reference", "candidate", "context"}:
         raise ValueError(
-            f"The judge's template uses {', '.join(sorted(unknown))}; "
-            f"there are: reference, candidate, context."
+            f"The judge's template uses {', '.join(sorted(unknown))}; there are: reference, candidate, context."
         )
     if missing := {"reference", "candidate"} - used:
         raise ValueError(f"The judge's template does not use {', '.join(sorted(missing))}.")

@@ -15,9 +15,7 @@ class Judge(Protocol):
     A judge that needs a model loads it in a method `load()`, and there only.
     """
 
-    def __call__(
-        self, candidates: list[str], references: list[str], contexts: list[str] | None
-    ) -> list[float]:
+    def __call__(self, candidates: list[str], references: list[str], contexts: list[str] | None) -> list[float]:
         """Return 1.0 for each pair that means the same, else 0.0.
 
         Args:

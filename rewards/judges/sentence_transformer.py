@@ -32,9 +32,7 @@ class SentenceTransformerJudge:
         `RewardError`: at a call, if a text is longer than the model reads.
     """
 
-    def __init__(
-        self, model: str, threshold: float = 0.9, batch_size: int = 32, device: str = "auto"
-    ) -> None:
+    def __init__(self, model: str, threshold: float = 0.9, batch_size: int = 32, device: str = "auto") -> None:
         if not -1 < threshold <= 1:
             raise ValueError(f"threshold is {threshold}; a cosine is above -1 and at most 1.")
         check_batch_size(batch_size)
@@ -64,13 +62,9 @@ class SentenceTransformerJudge:
         )
         self._model = model.requires_grad_(False).eval()
 
-    def __call__(
-        self, candidates: list[str], references: list[str], contexts: list[str] | None = None
-    ) -> list[float]:
+    def __call__(self, candidates: list[str], references: list[str], contexts: list[str] | None = None) -> list[float]:
         """Return 1.0 for each pair whose cosine reaches the threshold, else 0.0."""
-        cosines = self.cosines(
-            whole_statements(candidates, contexts), whole_statements(references, contexts)
-        )
+        cosines = self.cosines(whole_statements(candidates, contexts), whole_statements(references, contexts))
         return [float(cosine >= self.threshold) for cosine in cosines]
 
     def cosines(self, first: list[str], second: list[str]) -> list[float]:
