@@ -1,0 +1,1 @@
+"""Jobs to be started by `accelerate launch`, or from Python by their `main`."""

@@ -1,0 +1,73 @@
+"""One night: `accelerate launch launch/sleep.py --model MODEL --memories docs.jsonl`. See --help.
+
+Exit codes: 0 done, 2 a mistake in what was given, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if importlib.util.find_spec("sleep_trl") is None:  # run as a file from a clone, not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sleep_trl.settings import explain, parse
+
+DONE, MISTAKE, STOPPED = 0, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check a run, then do it.
+
+    Args:
+        argv (`Sequence[str]`, *optional*):
+            Arguments without the program's name; `sys.argv`'s if left out.
+
+    Returns:
+        `int`: the exit code.
+    """
+    try:
+        config = parse(sys.argv[1:] if argv is None else argv)
+        from sleep_trl.preflight import preflight, render  # torch and transformers come from here on
+        from sleep_trl.rewards import resolve
+
+        plan = preflight(config, resolve)
+    except ValueError as error:
+        _tell(f"Error: {explain(error)}")
+        return MISTAKE
+    except KeyboardInterrupt:
+        _tell("Stopped before anything was begun.")
+        return STOPPED
+    if config.dry_run:
+        from rich import print as show
+
+        if _is_first_process():
+            show(render(plan))
+        return DONE
+
+    from sleep_trl.night import run_night
+    from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert
+
+    try:
+        run_night(config, seed_expert)
+    except KeyboardInterrupt:
+        _tell(f"Stopped. Go on with the same command and --resume ({config.output_dir}).")
+        return STOPPED
+    return DONE
+
+
+def _is_first_process() -> bool:
+    """Tell whether this is the one of the launched processes that speaks."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
+
+
+def _tell(message: str) -> None:
+    if _is_first_process():
+        print(message, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

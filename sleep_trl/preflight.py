@@ -1,0 +1,301 @@
+"""Preflight: everything that can be wrong with a run and can be told before its weights are loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from typing import Any
+
+import jinja2
+import torch
+from pydantic import ValidationError
+from transformers import PreTrainedModel, SchedulerType
+
+from .checkpoint import build_without_weights, read_config, read_header, read_tokenizer
+from .config import RunConfig, SeedingConfig
+from .dataset import Prompter, Template, split_windows
+from .memories import MemoryText, read_memories, read_skill
+from .memory import MemorySpec
+from .memory.hosts import Host, find_hosts
+from .memory.ledger import read_ledger
+from .memory.storage import read_description
+from .models import choose_dtype, context_limit
+from .night import window_size
+from .plan import Plan, Shape, estimate_disk, estimate_memory, render
+from .reward_spec import RewardSpec
+from .run_folder import check_disk, check_output
+
+__all__ = ["Plan", "preflight", "render"]
+
+SET_BY_THE_RUN = {
+    "output_dir": "output_dir",
+    "seed": "seed",
+    "max_steps": "seeding.steps",
+    "num_train_epochs": "seeding.steps",
+    "per_device_train_batch_size": "seeding.per_device_batch_size",
+    "gradient_accumulation_steps": "seeding.prompts_per_step",
+    "generation_batch_size": "seeding.prompts_per_step",
+    "steps_per_generation": "seeding.prompts_per_step",
+    "reward_weights": "rewards",
+    "expert_width": "memory.width",
+    "chat_template_kwargs": "chat_template_kwargs",
+    "bf16": "dtype",
+    "fp16": "dtype",
+    "shuffle_dataset": "seed",
+    "resume_from_checkpoint": "resume",
+}
+"""Arguments of TRL that may not stand in `seeding.extra`, and the option to use in their place."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """The place of the new expert: its width, how many there are with it, how many there can be."""
+
+    width: int
+    experts: int
+    max_experts: int
+
+
+def preflight(config: RunConfig, resolve: Callable[[RewardSpec], object] | None = None) -> Plan:
+    """Check a run without loading a weight, and work out what it will be like. Writes nothing.
+
+    Args:
+        config (`RunConfig`):
+            The run.
+        resolve (`Callable[[RewardSpec], object]`, *optional*):
+            Turns a reward's name into a function or raises `ValueError`, see
+            `sleep_trl.rewards.resolve`. Without it rewards are not checked.
+
+    Returns:
+        `Plan`: the run in numbers.
+
+    Raises:
+        `ValueError`: at the first thing that would stop the run, with what to do about it.
+    """
+    if int(os.environ.get("RANK", 0)) == 0:  # the others would see what the first has begun
+        check_output(config)
+    check_options(config)
+    memories = read_memories(config.memories)
+    skill = read_skill(config.evaluation.skill) if config.evaluation.skill else []
+    for name in config.dataset.templates:
+        Template.load(name)
+    room = find_room(config)
+    model_config = read_config(config.model)
+    model = build_without_weights(config.model, model_config)
+    hosts = find_hosts(model)
+    check_fit(config, room, model, hosts)
+    vocabulary = int(model_config.get_text_config().vocab_size)
+    tokenizer = read_tokenizer(config, vocabulary)
+    context = context_limit(model, config)
+    check_lengths(config, context)
+    prompter = Prompter(tokenizer, config.chat_template_kwargs)
+    window = find_window(config, prompter, context)
+    check_skill(skill, prompter, window)
+    for reward in config.rewards if resolve else ():
+        resolve(reward)  # type: ignore[misc]
+    dtype = choose_dtype(config.dtype)
+    shape = Shape.of(
+        architecture=type(model).__name__,
+        hosts=hosts,
+        vocabulary=vocabulary,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        bytes_per_weight=dtype.itemsize,
+    )
+    overlap = min(config.dataset.window_overlap, window // 2)
+    windows = sum(len(split_windows(memory.text, prompter.count_tokens, window, overlap)) for memory in memories)
+    adapter_bytes, disk_bytes = estimate_disk(shape, room.width, room.experts)
+    check_disk(config.output_dir, disk_bytes)
+    check_extra(config.seeding.extra)
+    rows = config.seeding.steps * config.seeding.prompts_per_step
+    return Plan(
+        model=config.model,
+        architecture=shape.architecture,
+        dtype=str(dtype).removeprefix("torch."),
+        layers=shape.layers,
+        hidden_size=shape.hidden_size,
+        context=context,
+        base_parameters=shape.parameters,
+        added_parameters=shape.expert_parameters(room.width),
+        width=room.width,
+        experts=room.experts,
+        max_experts=room.max_experts,
+        memories=len(memories),
+        memory_tokens=sum(prompter.count_tokens(memory.text) for memory in memories),
+        questions=sum(len(memory.questions) for memory in memories),
+        window=window,
+        windows=windows,
+        samples=windows * len(config.dataset.templates) * config.dataset.samples_per_window,
+        rows=rows,
+        steps=config.seeding.steps,
+        rollouts=rows * config.seeding.num_generations,
+        peak_memory_mib=estimate_memory(shape, config, room.width, room.max_experts, context),
+        adapter_bytes=adapter_bytes,
+        disk_bytes=disk_bytes,
+    )
+
+
+# -- what the options say --------------------------------------------------------------------------
+
+
+def check_options(config: RunConfig) -> None:
+    """Raise for options that are wrong for this machine or this version of transformers."""
+    seeding = config.seeding
+    schedules = [str(schedule.value) for schedule in SchedulerType]
+    if seeding.lr_scheduler_type not in schedules:
+        raise ValueError(
+            f"seeding.lr_scheduler_type: {seeding.lr_scheduler_type!r} is no schedule of "
+            f"transformers. Choose one of {', '.join(schedules)}."
+        )
+    if config.report and find_spec("plotly") is None:
+        raise ValueError("report: plotly is not installed. Run `pip install 'sleep-trl[report]'`, or give --no-report.")
+    has_gpu = torch.cuda.is_available()
+    if config.dtype == "bfloat16" and has_gpu and not torch.cuda.is_bf16_supported():
+        raise ValueError("dtype: this GPU has no bfloat16. Give --dtype float32.")
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    rollouts = seeding.prompts_per_step * seeding.num_generations
+    per_device = seeding.per_device_batch_size or max(1, rollouts // processes)
+    if rollouts % (per_device * processes):
+        raise ValueError(
+            f"seeding: the {rollouts} rollouts of a step (prompts_per_step x num_generations) "
+            f"cannot be shared out over {processes} processes in batches of {per_device}. Change "
+            f"seeding.prompts_per_step or seeding.per_device_batch_size."
+        )
+
+
+def check_lengths(config: RunConfig, context: int) -> None:
+    """Raise if something that is to be written is longer than the context, in tokens."""
+    for name, tokens in {
+        "dataset.max_new_tokens": config.dataset.max_new_tokens,
+        "dataset.general_max_new_tokens": config.dataset.general_max_new_tokens,
+        "seeding.max_completion_length": config.seeding.max_completion_length,
+        "evaluation.max_new_tokens": config.evaluation.max_new_tokens,
+    }.items():
+        if tokens >= context:
+            raise ValueError(
+                f"{name}: {tokens} tokens do not fit the context of {context} tokens together with "
+                f"a prompt. Lower --{name}."
+            )
+
+
+def find_window(config: RunConfig, prompter: Prompter, context: int) -> int:
+    """Return the tokens of a memory that the teacher sees at once.
+
+    Raises:
+        `ValueError`: if `dataset.window` is more than fits, or hardly anything fits.
+    """
+    try:
+        window = window_size(config, prompter, context)
+    except (jinja2.TemplateError, TypeError) as error:
+        raise ValueError(
+            f"A prompt cannot be made from dataset.templates or the model's chat template: {error}. "
+            f"Check the templates and --chat_template_kwargs."
+        ) from None
+    if config.dataset.window is not None and config.dataset.window > window:
+        raise ValueError(
+            f"dataset.window: {config.dataset.window} tokens of a memory do not fit a context of "
+            f"{context} tokens beside prompt and answer; at most {window} do. Lower --dataset.window."
+        )
+    return window
+
+
+def check_skill(skill: list[MemoryText], prompter: Prompter, window: int) -> None:
+    """Raise if a passage of the skill probe is longer than what the model can see at once."""
+    for passage in skill:
+        if (tokens := prompter.count_tokens(passage.text)) > window:
+            raise ValueError(
+                f"evaluation.skill: row {passage.id!r} has {tokens} tokens; at most {window} fit the "
+                f"context beside question and answer. Shorten it or remove it."
+            )
+
+
+def check_extra(extra: Mapping[str, Any]) -> None:
+    """Raise if `seeding.extra` holds what GRPOConfig does not know or what the run sets itself."""
+    if not extra:
+        return
+    from trl import GRPOConfig  # the slowest import of all
+
+    known = {field.name for field in fields(GRPOConfig)}
+    for key in extra:
+        own = f"seeding.{key}" if key in SeedingConfig.model_fields else SET_BY_THE_RUN.get(key)
+        if own:
+            raise ValueError(f"seeding.extra: {key!r} is set by the run itself. Take it out and use --{own}.")
+        if key not in known:
+            raise ValueError(
+                f"seeding.extra: {key!r} is no argument of TRL's GRPOConfig. Correct the name or take it out."
+            )
+
+
+# -- memory and model ------------------------------------------------------------------------------
+
+
+def find_room(config: RunConfig) -> Room:
+    """Return the place of the new expert, in a new memory or in that of the run to continue.
+
+    Raises:
+        `ValueError`: if that run is incomplete, has no room left, or is of another size than asked.
+    """
+    asked = config.memory
+    if config.continue_from is None:
+        return Room(asked.width, 1, asked.max_experts)
+    folder = config.continue_from
+    needed = (
+        "adapter/memory.json",
+        "adapter/experts.safetensors",
+        "adapter/prompts.jsonl",
+        "adapter/questions.jsonl",
+        "ledger.jsonl",
+    )
+    if missing := [name for name in needed if not (folder / name).is_file()]:
+        found = "lacks " + ", ".join(missing) if folder.is_dir() else "does not exist"
+        raise ValueError(f"continue_from: {folder} {found}. Give the output_dir of a run that has finished.")
+    description = read_description(folder / "adapter")
+    try:
+        spec = MemorySpec(**description["spec"])
+        read_ledger(folder / "ledger.jsonl")
+    except (TypeError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"continue_from: {folder} is no run of this version ({reason}). Give another run.") from None
+    used = len(description["experts"])
+    if "width" in asked.model_fields_set and asked.width != spec.width:
+        raise ValueError(
+            f"memory.width: {asked.width} was given, but the memory of {folder} has width "
+            f"{spec.width}, which later nights share. Leave out --memory.width."
+        )
+    size = asked.max_experts if "max_experts" in asked.model_fields_set else spec.max_experts
+    if used + 1 > size:
+        raise ValueError(
+            f"continue_from: the memory of {folder} holds {used} experts and has room for {size}. "
+            f"Give --memory.max_experts {used + 1} or more."
+        )
+    return Room(spec.width, used + 1, size)
+
+
+def check_fit(config: RunConfig, room: Room, model: PreTrainedModel, hosts: list[Host]) -> None:
+    """Raise if experts or context are larger than the model, or an earlier expert is another's."""
+    smallest = min(min(host.hidden_size, host.intermediate_size) for host in hosts)
+    if room.width >= smallest:
+        raise ValueError(
+            f"memory.width: {room.width} is not low-rank for {config.model!r}, whose hidden size is "
+            f"{smallest}. Give a --memory.width below it (the paper's is 64)."
+        )
+    limit = context_limit(model, config.model_copy(update={"max_context": None}))
+    if config.max_context is not None and config.max_context > limit:
+        raise ValueError(
+            f"max_context: {config.max_context} tokens are more than the {limit} that "
+            f"{config.model!r} can see. Give --max_context {limit} or less, or leave it out."
+        )
+    if config.continue_from is None:
+        return
+    path = config.continue_from / "adapter" / "experts.safetensors"
+    shapes = read_header(path)
+    for host in hosts:
+        name, expected = f"{host.name}.up", (room.width, host.hidden_size)
+        found = {shape for key, shape in shapes.items() if key.endswith(f".{name}")}
+        if found != {expected}:
+            shown = ", ".join(map(str, found)) or "missing"
+            raise ValueError(
+                f"continue_from: {path} belongs to another model than {config.model!r}: {name} is "
+                f"{shown}, expected {expected}. Give that run's --model."
+            )
