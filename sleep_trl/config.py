@@ -224,7 +224,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _has_whole_batches(self) -> Self:
-        size, rollouts = self.seeding.per_device_batch_size, self.seeding.prompts_per_step * self.seeding.num_generations
+        size, rollouts = (
+            self.seeding.per_device_batch_size,
+            self.seeding.prompts_per_step * self.seeding.num_generations,
+        )
         if size is not None and rollouts % size:
             raise ValueError(
                 f"seeding.per_device_batch_size ({size}) must divide the {rollouts} rollouts of a step "

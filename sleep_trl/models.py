@@ -25,7 +25,7 @@ def load_model(config: RunConfig) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         config.model, dtype=choose_dtype(config.dtype), use_safetensors=True, trust_remote_code=False
     )
-    return model.to(PartialState().device).eval()  # type: ignore[arg-type, no-any-return]
+    return model.to(PartialState().device).eval()
 
 
 def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
@@ -33,7 +33,7 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(config.model, padding_side="left", trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def context_limit(model: PreTrainedModel, config: RunConfig) -> int:

@@ -1,7 +1,7 @@
 """One night: read the memories, ask before, write the teacher's data set, seed a new expert, ask after, commit.
 
-Each phase leaves its result on disk before the next begins (see `phases.py`), so that an interrupted night goes on where it
-was. The trainer comes in as an argument: the core knows no trainer.
+Each phase leaves its result on disk before the next begins (see `phases.py`), so that an interrupted night goes on
+where it was. The trainer comes in as an argument: the core knows no trainer.
 """
 
 from __future__ import annotations
@@ -149,8 +149,9 @@ def window_size(config: RunConfig, prompter: Prompter, context: int) -> int:
     size = min(data.window or room, room)
     if size < 16:
         raise ValueError(
-            f"A context of {context} tokens leaves {room} for a memory, beside {around} of prompt, {request} of question "
-            f"and {answer} of answer. Lower dataset.max_new_tokens and seeding.max_completion_length, or raise max_context."
+            f"A context of {context} tokens leaves {room} for a memory, beside {around} of prompt, {request} of "
+            f"question and {answer} of answer. Lower dataset.max_new_tokens and seeding.max_completion_length, or "
+            f"raise max_context."
         )
     return size
 
@@ -159,7 +160,8 @@ def evaluate(room: Bedroom, when: str) -> dict[str, Any]:
     """Ask the memories' questions, those of earlier nights, and the skill probe.
 
     Returns:
-        `dict`: `recall` without context, `with_context` (before only), `skill` (`None` without a probe), `earlier` by entry.
+        `dict`: `recall` without context, `with_context` (before only), `skill` (`None` without a probe), `earlier` by
+        entry.
     """
     config = room.config
 
@@ -207,7 +209,11 @@ def earlier_quizzes(room: Bedroom) -> dict[str, list[Quiz]]:
 
 def write_dataset(room: Bedroom) -> dict[str, Any]:
     """Let the teacher write about the memories, and let it write the self-replay. No expert is learning yet."""
-    config, data, seeds = room.config, room.config.dataset, iter(range(room.config.seed + 1, room.config.seed + 1000, 2))
+    config, data, seeds = (
+        room.config,
+        room.config.dataset,
+        iter(range(room.config.seed + 1, room.config.seed + 1000, 2)),
+    )
     windows = [
         Window(memory.id, memory.source, text)
         for memory, texts in zip(room.memories, room.windows, strict=True)
@@ -215,7 +221,9 @@ def write_dataset(room: Bedroom) -> dict[str, Any]:
     ]
     written = Written()
     for template in map(Template.load, data.templates):
-        with bar(f"Writing {template.name}", len(windows) * data.samples_per_window * (2 if template.ask else 1)) as step:
+        with bar(
+            f"Writing {template.name}", len(windows) * data.samples_per_window * (2 if template.ask else 1)
+        ) as step:
             written += write_about(
                 windows,
                 template,
@@ -299,7 +307,9 @@ def commit(
         if s.part == "memory"
     }
     questions = [
-        {"entry": entry.id, "question": q.question, "answers": list(q.answers)} for m in room.memories for q in m.questions
+        {"entry": entry.id, "question": q.question, "answers": list(q.answers)}
+        for m in room.memories
+        for q in m.questions
     ]
     write_jsonl(adapter / "prompts.jsonl", [*_earlier_rows(room, "prompts.jsonl"), *prompts.values()])
     write_jsonl(adapter / "questions.jsonl", [*_earlier_rows(room, "questions.jsonl"), *questions])
@@ -312,4 +322,3 @@ def commit(
 
 def _earlier_rows(room: Bedroom, name: str) -> list[dict[str, Any]]:
     return list(read_jsonl(room.config.continue_from / "adapter" / name)) if room.config.continue_from else []
-

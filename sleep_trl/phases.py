@@ -1,4 +1,5 @@
-"""Phases of a run, each done once: its result lies on disk before the next begins, so that a run resumes where it was."""
+"""Phases of a run, each done once: its result lies on disk before the next begins, so that a run resumes where it
+was."""
 
 from __future__ import annotations
 

@@ -58,12 +58,12 @@ class StepBar(TrainerCallback):
         self._bar = bar(self.description, state.max_steps)
         self._advance = self._bar.__enter__()
         self._processes = PartialState().num_processes
-        self._advance(state.global_step / self._processes)  # type: ignore[arg-type]
+        self._advance(state.global_step / self._processes)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        self._advance(1 / self._processes)  # type: ignore[arg-type]
+        self._advance(1 / self._processes)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

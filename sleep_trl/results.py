@@ -52,8 +52,9 @@ def collect_results(
 def render_results(results: dict[str, Any]) -> Table:
     """Return the final table of a night."""
     table = Table(title=f"One night: {results['entry']}", show_header=True, header_style="bold")
-    for column, justify in (("", "left"), ("before", "right"), ("after", "right")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    table.add_column("")
+    for column in ("before", "after"):
+        table.add_column(column, justify="right")
     recall, skill, parameters = results["recall"], results["base_skill"], results["parameters"]
     table.add_row("recall without context", _percent(recall["before"]), _percent(recall["after"]))
     table.add_row("recall with context", _percent(recall["with_context"]), "")

@@ -1,5 +1,5 @@
-"""From samples to training rows: a random prefix of each sample becomes part of the prompt, and every optimizer step gets
-the same shares of memory and self-replay."""
+"""From samples to training rows: a random prefix of each sample becomes part of the prompt, and every optimizer step
+gets the same shares of memory and self-replay."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def split_shares(per_step: int, shares: dict[Part, float]) -> dict[Part, int]:
             Wanted share of each part but `"memory"`, which takes what is left and at least one prompt.
 
     Returns:
-        `dict`: prompts of each part, which add up to `per_step`. A part with a share above 0 gets at least one prompt as
-        long as the memory keeps one.
+        `dict`: prompts of each part, which add up to `per_step`. A part with a share above 0 gets at least one prompt
+        as long as the memory keeps one.
     """
     counts: dict[Part, int] = {}
     left = per_step - 1
@@ -61,7 +61,8 @@ def build_rows(
             Wanted share of `"general"` and `"earlier"` rows; a part without samples gives its share to the memory.
         prefix_share (`float`):
             Share of the memory's and earlier rows that begin inside a sample, after a random prefix of it (LTI, method
-            3.3); the others begin at its start (ours: that is where a fact is asked for). General samples are always cut.
+            3.3); the others begin at its start (ours: that is where a fact is asked for). General samples are always
+            cut.
         max_reference (`int`):
             Longest reference of a general row, in tokens; other references are never cut.
         seed (`int`):
@@ -120,4 +121,3 @@ def _row(
         "memory_id": sample.memory_id,
         "template": sample.template,
     }
-

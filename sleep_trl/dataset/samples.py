@@ -1,4 +1,5 @@
-"""What the teacher writes at night: samples about the memories, and the self-replay that protects what it knew before."""
+"""What the teacher writes at night: samples about the memories, and the self-replay that protects what it knew
+before."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Prompt templates: how the teacher is asked about a memory, and how the student is asked without it.
 
-A template is a Jinja file `NAME.j2`, rendered with `context` (the memory's text for the teacher, nothing for the student),
-`request`, `source` and `chat` (whether the model has a chat template). Beside it may stand `NAME.ask.j2`, by which the
-teacher first thinks of a `request`, such as a question. `{% set stop = [...] %}` names strings that end a sample. Text that
-does not depend on `context` is what teacher and student share.
+A template is a Jinja file `NAME.j2`, rendered with `context` (the memory's text for the teacher, nothing for the
+student), `request`, `source` and `chat` (whether the model has a chat template). Beside it may stand `NAME.ask.j2`, by
+which the teacher first thinks of a `request`, such as a question. `{% set stop = [...] %}` names strings that end a
+sample. Text that does not depend on `context` is what teacher and student share.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Template:
         path = FOLDER / f"{name}.j2" if name in BUILT_IN else Path(name)
         if path.suffix != ".j2" or not path.is_file():
             raise ValueError(
-                f"There is no template {name!r}. Built in are {', '.join(BUILT_IN)}; any other is given as the path of a "
-                f".j2 file."
+                f"There is no template {name!r}. Built in are {', '.join(BUILT_IN)}; any other is given as the path "
+                f"of a .j2 file."
             )
         ask = path.with_suffix(".ask.j2")
         return Template(path.stem, _compile(ask) if ask.is_file() else None, _compile(path))

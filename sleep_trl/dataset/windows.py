@@ -32,7 +32,9 @@ def split_windows(text: str, count_tokens: CountTokens, window: int, overlap: in
         `ValueError`: if the overlap is not smaller than the window.
     """
     if overlap >= window:
-        raise ValueError(f"The overlap of windows ({overlap} tokens) must be smaller than the window ({window} tokens).")
+        raise ValueError(
+            f"The overlap of windows ({overlap} tokens) must be smaller than the window ({window} tokens)."
+        )
     if count_tokens(text) <= window:
         return [text]
     pieces = [piece for sentence in split_sentences(text) for piece in _fit(sentence, count_tokens, window)]

@@ -61,23 +61,18 @@ def ask(
         return None
     template = Template.load("question_answer")
     prompts = [
-        prompter(template.respond, request=q.question, context=q.context if with_context else None)
-        for q in quizzes
+        prompter(template.respond, request=q.question, context=q.context if with_context else None) for q in quizzes
     ]
     sampling = Sampling(max_new_tokens, temperature=0.0, stop=prompts[0][2])
     replies = engine.generate([ids for ids, _, _ in prompts], sampling, progress)
     score = METRICS[metric]
-    scores = [
-        float(score(reply.text, list(q.answers))) for reply, q in zip(replies, quizzes, strict=True)
-    ]
+    scores = [float(score(reply.text, list(q.answers))) for reply, q in zip(replies, quizzes, strict=True)]
     return sum(scores) / len(scores)
 
 
 def window_with_answer(windows: Sequence[str], answers: Sequence[str]) -> str:
     """Return the first window of a memory that contains an answer (an oracle's choice), or the first window."""
-    return next(
-        (w for w in windows if any(a.casefold() in w.casefold() for a in answers)), windows[0]
-    )
+    return next((w for w in windows if any(a.casefold() in w.casefold() for a in answers)), windows[0])
 
 
 def sample_quizzes(quizzes: Sequence[Quiz], most: int, seed: int) -> list[Quiz]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -37,10 +38,13 @@ class Expert(nn.Module):
         super().__init__()
         self.activation = host.activation
         shape, device = (width, host.hidden_size), next(host.module.parameters()).device
-        options = {"dtype": torch.float32, "device": device}
-        self.gate = nn.Parameter(torch.empty(shape, **options)) if host.form.is_gated else None  # type: ignore[arg-type]
-        self.up = nn.Parameter(torch.empty(shape, **options))  # type: ignore[arg-type]
-        self.down = nn.Parameter(torch.empty(shape[::-1], **options))  # type: ignore[arg-type]
+
+        def weight(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, dtype=torch.float32, device=device))
+
+        self.gate = weight(*shape) if host.form.is_gated else None
+        self.up = weight(*shape)
+        self.down = weight(*reversed(shape))
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
@@ -76,6 +80,6 @@ class ExpertPool(nn.Module):
 
 
 def add_experts(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-    """Forward hook of a host MLP. A plain function of the module, so that a deep copy of the model uses its own pool."""
-    pool: ExpertPool = module.memory  # type: ignore[assignment]
-    return pool(args[0], output)
+    """Forward hook of a host MLP. A plain function of the module, so that a deep copy of the model uses its own
+    pool."""
+    return cast(ExpertPool, module.memory)(args[0], output)

@@ -48,7 +48,9 @@ def fold(memory: Memory, folder: Path, probe: torch.Tensor | None = None) -> flo
     difference = logit_difference(model, read_back.to(model.device), probe)
     allowed = TOLERANCE.get(model.dtype, LOW_PRECISION_TOLERANCE)
     if difference > allowed:
-        raise RuntimeError(f"The folded model in {folder} differs from the grown one by {difference:.2e} (> {allowed}).")
+        raise RuntimeError(
+            f"The folded model in {folder} differs from the grown one by {difference:.2e} (> {allowed})."
+        )
     return difference
 
 
@@ -65,7 +67,7 @@ def folded_state_dict(memory: Memory) -> dict[str, torch.Tensor]:
     """Return the folded model's state dict. Tensors outside the MLPs are shared with the model, not copied."""
     prefixes = tuple(f"{host.name}.memory." for host in memory.hosts)
     state = {name: value for name, value in memory.model.state_dict().items() if not name.startswith(prefixes)}
-    parts = [dict((host.name, expert) for host, expert in memory.experts(index)) for index in memory.active]
+    parts = [{host.name: expert for host, expert in memory.experts(index)} for index in memory.active]
     for host in memory.hosts:
         state.update(_folded_mlp(host, [part[host.name] for part in parts]))
     return state

@@ -98,13 +98,13 @@ def _as_host(name: str, module: nn.Module) -> Host | None:
         maps = [getattr(module, attribute, None) for attribute in form.linears]
         if not all(isinstance(linear, (nn.Linear, Conv1D)) for linear in maps):
             continue
-        own = {id(p) for linear in maps for p in linear.parameters()}  # type: ignore[union-attr]
+        own = {id(p) for linear in maps if linear is not None for p in linear.parameters()}
         if any(id(p) not in own for p in module.parameters()):
             continue  # the module holds more than an MLP, so its input is not the MLP's
         activation = next((getattr(module, n) for n in ACTIVATION_NAMES if hasattr(module, n)), None)
         if activation is None:
             continue
-        out_features, in_features = linear_shape(maps[0])  # type: ignore[arg-type]
+        out_features, in_features = linear_shape(maps[0])
         return Host(name, module, form, activation, in_features, out_features // (2 if form.is_fused else 1))
     return None
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -56,8 +56,8 @@ class ExpertRecord:
 class Memory:
     """Handle of the experts attached to a model; made by [`attach`], found again by [`Memory.of`].
 
-    The model stays an ordinary `PreTrainedModel` with its parameter names unchanged: each MLP gains a child `memory` and a
-    forward hook that adds the experts in view to its output.
+    The model stays an ordinary `PreTrainedModel` with its parameter names unchanged: each MLP gains a child `memory`
+    and a forward hook that adds the experts in view to its output.
     """
 
     def __init__(self, model: PreTrainedModel, spec: MemorySpec) -> None:
@@ -174,8 +174,7 @@ class Memory:
     # -- weights --------------------------------------------------------------------------------------------------
 
     def _expert(self, host: Host, index: int) -> Expert:
-        pool: ExpertPool = host.module.memory  # type: ignore[assignment]
-        return pool.experts[index]  # type: ignore[return-value]
+        return cast(Expert, cast(ExpertPool, host.module.memory).experts[index])
 
     def experts(self, index: int) -> Iterator[tuple[Host, Expert]]:
         """Yield one expert's part in each layer, with its host."""
@@ -234,5 +233,5 @@ def attach(model: PreTrainedModel, spec: MemorySpec | None = None) -> Memory:
     if Memory.of(model) is not None:
         raise ValueError("This model has a memory already; use Memory.of(model).")
     memory = Memory(model, spec or MemorySpec())
-    model.sleep_memory = memory  # type: ignore[assignment]
+    model.sleep_memory = memory
     return memory

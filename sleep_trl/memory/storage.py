@@ -84,8 +84,8 @@ def load_memory(model: PreTrainedModel, folder: Path, max_experts: int | None = 
     memory = attach(model, spec)
     if (found := base_fingerprint(memory)) != description["base"]:
         raise ValueError(
-            f"{folder} was made on another base model: its fingerprint is {description['base'][:12]}, the given model's "
-            f"is {found[:12]}. Give the model that the memory was made on."
+            f"{folder} was made on another base model: its fingerprint is {description['base'][:12]}, the given "
+            f"model's is {found[:12]}. Give the model that the memory was made on."
         )
     load_experts(memory, folder, records)
     memory.learn(None)
@@ -123,4 +123,4 @@ def read_description(folder: Path) -> dict[str, Any]:
     if missing or description["format"] != FORMAT:
         found = f"lacks {sorted(missing)}" if missing else f"has format {description['format']}"
         raise ValueError(f"{folder / 'memory.json'} {found}; this version reads format {FORMAT} of `sleep-trl`.")
-    return description  # type: ignore[no-any-return]
+    return description

@@ -22,8 +22,8 @@ STOP_TAIL = 16  # tokens decoded to look for a stop string
 
 
 class TransformersEngine:
-    """Generate with the model at hand. Prompts are shared out over the processes and sorted by length, so that little is
-    spent on padding.
+    """Generate with the model at hand. Prompts are shared out over the processes and sorted by length, so that little
+    is spent on padding.
 
     Args:
         model (`PreTrainedModel`):
@@ -73,7 +73,7 @@ class TransformersEngine:
             generation_config=self._generation_config(sampling),
             stopping_criteria=StoppingCriteriaList(stopping),
         )
-        return [self._completion(row, sampling) for row in output[:, width:].tolist()]  # type: ignore[union-attr]
+        return [self._completion(row, sampling) for row in output[:, width:].tolist()]
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
         options: dict[str, Any] = {
@@ -108,6 +108,6 @@ class _StopStrings(StoppingCriteria):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: tuple[str, ...], prompt_width: int) -> None:
         self.tokenizer, self.strings, self.prompt_width = tokenizer, strings, prompt_width
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         tails = self.tokenizer.batch_decode(input_ids[:, self.prompt_width :][:, -STOP_TAIL:], skip_special_tokens=True)
-        return torch.tensor([any(s in tail for s in self.strings) for tail in tails], device=input_ids.device)  # type: ignore[return-value]
+        return torch.tensor([any(s in tail for s in self.strings) for tail in tails], device=input_ids.device)

@@ -57,7 +57,13 @@ def test_a_real_model_writes_without_truncation_or_loss():
     done = []
     options = {**OPTIONS, "max_new_tokens": 24}
     written = write_about(
-        windows, Template.load("paraphrase"), engine, Prompter(tokenizer), samples_per_window=5, progress=done.append, **options
+        windows,
+        Template.load("paraphrase"),
+        engine,
+        Prompter(tokenizer),
+        samples_per_window=5,
+        progress=done.append,
+        **options,
     )
     assert sum(done) == 10 == len(written.samples) + sum(written.dropped.values())
     general = write_general(engine, Prompter(tokenizer), 7, 12, seed=1)
@@ -91,7 +97,9 @@ def test_shares_add_up(per_step, general, earlier, expected):
 
 
 def sample(part, i, length=6):
-    return Sample(part, f"m{i}", "t", f"p{i}", [1, i], [1, 50, i], "r", [10 * (i + 1) + k for k in range(length - 1)] + [2])
+    return Sample(
+        part, f"m{i}", "t", f"p{i}", [1, i], [1, 50, i], "r", [10 * (i + 1) + k for k in range(length - 1)] + [2]
+    )
 
 
 ROWS = {"steps": 30, "per_step": 4, "shares": {"general": 0.25, "earlier": 0.25}, "max_reference": 3, "seed": 0}
@@ -129,5 +137,5 @@ def test_parts_without_samples_give_their_share_to_the_memory():
 
 
 def test_nothing_about_the_memory_is_an_error_with_advice():
-    with pytest.raises(ValueError, match="dataset.max_new_tokens"):
+    with pytest.raises(ValueError, match=r"dataset\.max_new_tokens"):
         build_rows([sample("general", 1)], tiny_tokenizer(), prefix_share=0.0, **ROWS)

@@ -4,7 +4,10 @@ from sleep_trl.dataset import BUILT_IN, Prompter, Template
 from sleep_trl.dataset.templates import render
 from tests.tiny import tiny_tokenizer
 
-CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -26,7 +29,7 @@ def test_plain_question():
     template = Template.load("question_answer")
     assert render(template.respond, request="Who?", context="Ben.").text == "Ben.\nQuestion: Who?\nAnswer:"
     assert render(template.respond, request="Who?").text == "Question: Who?\nAnswer:"
-    assert render(template.ask, context="Ben.") .text == "Ben.\nQuestion:"
+    assert render(template.ask, context="Ben.").text == "Ben.\nQuestion:"
 
 
 def test_a_users_template_with_its_request(tmp_path):
@@ -39,10 +42,10 @@ def test_a_users_template_with_its_request(tmp_path):
 
 
 def test_unknown_and_broken_templates_are_named(tmp_path):
-    with pytest.raises(ValueError, match="no template 'nope'.*question_answer"):
+    with pytest.raises(ValueError, match=r"no template 'nope'.*question_answer"):
         Template.load("nope")
     (tmp_path / "bad.j2").write_text("{% if %}")
-    with pytest.raises(ValueError, match="bad.j2 cannot be read"):
+    with pytest.raises(ValueError, match=r"bad\.j2 cannot be read"):
         Template.load(str(tmp_path / "bad.j2"))
 
 

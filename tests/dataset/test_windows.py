@@ -60,6 +60,6 @@ def test_overlap_must_be_smaller_than_the_window():
 def test_random_texts_lose_nothing():
     rng = random.Random(0)
     for _ in range(100):
-        text = "".join(rng.choice("ab .!?\n\"") for _ in range(rng.randrange(1, 300))).strip() or "a"
+        text = "".join(rng.choice('ab .!?\n"') for _ in range(rng.randrange(1, 300))).strip() or "a"
         kept = "".join("".join(w.split()) for w in split_windows(text, len, 16, 0))
         assert kept == "".join(text.split())

@@ -134,7 +134,9 @@ def test_divergence_is_the_plain_formula(tmp_path, form):
             joined = torch.cat([batch[f"{prompt}_ids"], ids], 1)
             attention = torch.cat([batch[f"{prompt}_mask"], mask], 1)
             with torch.no_grad():
-                return model(input_ids=joined, attention_mask=attention).logits[:, -ids.size(1) - 1 : -1].log_softmax(-1)
+                return (
+                    model(input_ids=joined, attention_mask=attention).logits[:, -ids.size(1) - 1 : -1].log_softmax(-1)
+                )
 
         student_log = log_probs("prompt")
         with memory.as_teacher():
@@ -144,7 +146,7 @@ def test_divergence_is_the_plain_formula(tmp_path, form):
         return ((per_token * weight[:, None]).sum() / mask.sum()).item()
 
     assert loss == pytest.approx(0.25 * kl("completion") + 0.75 * kl("reference"), rel=1e-4)
-    assert set(k for k in t._metrics["train"] if k.startswith("divergence/")) == {
+    assert {k for k in t._metrics["train"] if k.startswith("divergence/")} == {
         f"divergence/{part}/{kind}" for part in ("memory", "general") for kind in ("rollout", "reference")
     }
 
@@ -231,13 +233,20 @@ def test_a_separate_teacher_teaches_all_weights(tmp_path):
 def test_given_token_ids_are_used_as_they_are(tmp_path):
     given = Dataset.from_list(
         [
-            {"prompt": "x", "prompt_ids": [1, 5 + i, 6], "teacher_prompt_ids": [1, 9, 5 + i, 6], "reference_ids": [7, 2]}
+            {
+                "prompt": "x",
+                "prompt_ids": [1, 5 + i, 6],
+                "teacher_prompt_ids": [1, 9, 5 + i, 6],
+                "reference_ids": [7, 2],
+            }
             for i in range(4)
         ]
     )
     batch = first_batch(trainer(tmp_path, data=given))
     assert {tuple(row) for row in batch["prompt_ids"].tolist()} <= {(1, 5 + i, 6) for i in range(4)}
-    assert all(t[1] == 9 and t[2] == p[1] for t, p in zip(batch["teacher_prompt_ids"], batch["prompt_ids"], strict=True))
+    assert all(
+        t[1] == 9 and t[2] == p[1] for t, p in zip(batch["teacher_prompt_ids"], batch["prompt_ids"], strict=True)
+    )
 
 
 def test_missing_columns_are_named(tmp_path):

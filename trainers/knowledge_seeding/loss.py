@@ -90,11 +90,13 @@ def weighted_mean(per_token: torch.Tensor, weights: torch.Tensor, normalizer: to
     return (per_token * weights.unsqueeze(1)).sum() / normalizer
 
 
-def tokens_per_process(items: torch.Tensor, processes: int, accumulation: int, steps_per_generation: int) -> torch.Tensor:
+def tokens_per_process(
+    items: torch.Tensor, processes: int, accumulation: int, steps_per_generation: int
+) -> torch.Tensor:
     """
     Turn a token count of the whole generation batch into the normalizer of one micro-batch.
 
-    Gradients are averaged over processes and summed over the accumulation window, and a generation batch may span several
-    windows; this is GRPO's rule for its token-normalized losses.
+    Gradients are averaged over processes and summed over the accumulation window, and a generation batch may span
+    several windows; this is GRPO's rule for its token-normalized losses.
     """
     return items.clamp(min=1.0) / processes * accumulation / steps_per_generation

@@ -23,28 +23,29 @@ from .quiet import without_row_dump
 PARTS = ("memory", "general", "earlier")
 Rows = list[dict[str, Any]]
 Tensors = dict[str, torch.Tensor]
+Padded = tuple[torch.Tensor, torch.Tensor]  # ids and mask, both (batch, length)
 
 
 class KnowledgeSeedingTrainer(GRPOTrainer):
     """
-    Trainer for Knowledge Seeding (arXiv 2606.03979, section 3.3): upward distillation on the student's own rollouts, and
-    GRPO on a reward for imitating the teacher. It minimizes
+    Trainer for Knowledge Seeding (arXiv 2606.03979, section 3.3): upward distillation on the student's own rollouts,
+    and GRPO on a reward for imitating the teacher. It minimizes
 
         (1 - alpha) * policy loss + alpha * (lmbda * D(rollout) + (1 - lmbda) * D(reference))
 
-    where D is a token-level divergence between teacher and student. The teacher is the same set of weights: it reads the
-    privileged context and lacks the expert that is learning. Only that expert is trained.
+    where D is a token-level divergence between teacher and student. The teacher is the same set of weights: it reads
+    the privileged context and lacks the expert that is learning. Only that expert is trained.
 
-    Rows of the data set have `prompt` (what the student sees), `teacher_prompt` (the same behind the privileged context)
-    and `reference` (what the teacher wrote there). Each may be text or messages, or come as token ids in `prompt_ids`,
-    `teacher_prompt_ids`, `reference_ids`, which are used as they are. Optional `part` (`"memory"`, `"general"`,
-    `"earlier"`) says what a row is for: the divergence is logged for each part, and all but `"memory"` weigh
-    `replay_weight`.
+    Rows of the data set have `prompt` (what the student sees), `teacher_prompt` (the same behind the privileged
+    context) and `reference` (what the teacher wrote there). Each may be text or messages, or come as token ids in
+    `prompt_ids`, `teacher_prompt_ids`, `reference_ids`, which are used as they are. Optional `part` (`"memory"`,
+    `"general"`, `"earlier"`) says what a row is for: the divergence is logged for each part, and all but `"memory"`
+    weigh `replay_weight`.
 
     What is changed with respect to [`~trl.GRPOTrainer`]: `_compute_loss` (adds the divergence),
-    `_generate_and_score_completions` (adds teacher prompts and references to the batch), `_tokenize_prompts` (takes given
-    token ids), `_save` and `_load_from_checkpoint` (experts only). Generation, rewards, advantages, logging and callbacks
-    are inherited. With `alpha=0` it is GRPO on the new expert, to the last bit.
+    `_generate_and_score_completions` (adds teacher prompts and references to the batch), `_tokenize_prompts` (takes
+    given token ids), `_save` and `_load_from_checkpoint` (experts only). Generation, rewards, advantages, logging and
+    callbacks are inherited. With `alpha=0` it is GRPO on the new expert, to the last bit.
 
     Args:
         model (`str` or `PreTrainedModel`):
@@ -109,7 +110,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             ids["teacher_prompt_ids"] = super()._tokenize_prompts([row["teacher_prompt"] for row in rows])[0]
         if "reference" in rows[0] and "reference_ids" not in rows[0]:
             tokens = self._tokenizer([row["reference"] for row in rows], add_special_tokens=False)["input_ids"]
-            ids["reference_ids"] = [row + [self._tokenizer.eos_token_id] for row in tokens]
+            ids["reference_ids"] = [[*row, self._tokenizer.eos_token_id] for row in tokens]
         return [{**row, **{name: column[i] for name, column in ids.items()}} for i, row in enumerate(rows)]
 
     def _teacher_inputs(self, rows: Rows) -> Tensors:
@@ -135,7 +136,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
     def _compute_loss(self, model: nn.Module, inputs: Tensors) -> torch.Tensor:
         alpha, lmbda = self.args.alpha, self.args.lmbda
         if alpha == 0:
-            return super()._compute_loss(model, inputs)  # type: ignore[no-any-return]
+            return super()._compute_loss(model, inputs)
 
         completion = inputs["completion_ids"], inputs["completion_mask"]
         reference = inputs["reference_ids"], inputs["reference_mask"]
@@ -162,7 +163,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         return loss
 
     def _teacher_hidden(self, inputs: Tensors, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the teacher's hidden states that predict `ids` behind its own prompt. Shape `(batch, length, hidden)`."""
+        """Return the teacher's hidden states that predict `ids` behind its prompt. Shape `(batch, length, hidden)`."""
         joined = _joined((inputs["teacher_prompt_ids"], inputs["teacher_prompt_mask"]), (ids, mask))
         with torch.no_grad(), self.accelerator.autocast():
             if self.teacher_model is not None:
@@ -264,10 +265,12 @@ class _LastHidden:
 
 def _last_hidden(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     output = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-    return output.last_hidden_state  # type: ignore[no-any-return]
+    return output.last_hidden_state
 
 
-def _joined(prompt: tuple[torch.Tensor, torch.Tensor], rest: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def _joined(
+    prompt: tuple[torch.Tensor, torch.Tensor], rest: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
     """Concatenate ids and masks of prompt and continuation."""
     return tuple(torch.cat(pair, dim=1) for pair in zip(prompt, rest, strict=True))
 
