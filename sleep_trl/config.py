@@ -13,7 +13,9 @@ from .reward_spec import RewardSpec
 class Section(BaseModel):
     """A part of the configuration: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class MemoryConfig(Section):
@@ -70,6 +72,14 @@ class DatasetConfig(Section):
 
     earlier_share: float = Field(0.25, ge=0, le=1)
     """Share of training rows that are prompts of earlier nights. Goes to the memory part on a first night."""
+
+    @model_validator(mode="after")
+    def _has_windows_that_advance(self) -> Self:
+        if self.window is not None and self.window_overlap >= self.window:
+            raise ValueError(
+                f"window_overlap ({self.window_overlap}) must be smaller than window ({self.window})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _leave_room_for_the_memory(self) -> Self:
@@ -184,7 +194,7 @@ class RunConfig(Section):
     dry_run: bool = False
     """Check everything, print the plan (parameters, memory, steps) and stop."""
 
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of everything that is drawn."""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -221,6 +231,16 @@ class RunConfig(Section):
         if value.is_file():
             raise ValueError(f"{value} is a file; give a folder that exists or can be made")
         return value
+
+    @model_validator(mode="after")
+    def _builds_on_another_run(self) -> Self:
+        here = self.output_dir.absolute()
+        if self.continue_from is not None and self.continue_from.absolute() == here:
+            raise ValueError(
+                f"continue_from and output_dir are the same folder ({self.output_dir}); give a new "
+                f"folder as output_dir, or --resume to go on with an interrupted run"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_whole_batches(self) -> Self:
