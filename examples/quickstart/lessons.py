@@ -1,8 +1,9 @@
 """What the quickstart's model reads while it is pretrained: token ids and a loss weight for each of them.
 
-A lesson is a passage with fresh names, then questions about it and restatements of it, each ended by `<eos>`. Nothing of
-a passage is ever seen again, so the only way to answer is to read. A drill is a row of random strings of syllables some
-of which come back later; it teaches a model to copy from its context long before lessons would.
+A lesson is a passage with fresh names, then questions about it and restatements of it, each ended by `<eos>`. Nothing
+of a passage is ever seen again, so the only way to answer is to read. Two drills come first, for lessons alone would
+teach this only after a long time: random strings that come back later (copy what followed), and names in pairs with
+other words between them (find a name by the one that was told with it).
 """
 
 from __future__ import annotations
@@ -72,6 +73,12 @@ class Speller:
         self.syllables: list[int] = self.tokenizer.convert_tokens_to_ids(
             [*FIRST_SYLLABLES, *(f"##{syllable}" for syllable in SECOND_SYLLABLES)]
         )
+        self.words: list[int] = [
+            number
+            for piece, number in self.tokenizer.get_vocab().items()
+            if len(piece) > 1 and piece.isalpha() and piece.islower()
+        ]
+        self.words.sort()
         self._word = cache(self._encode_word)
 
     def _encode_word(self, word: str) -> list[int]:
@@ -97,9 +104,7 @@ def without_quirk(text: str, fact: Fact) -> str:
     return text.replace(f", {fact.quirk},", "").replace(f", {fact.quirk}", "")
 
 
-def add_restatement(
-    sequence: Draft, speller: Speller, fact: Fact, weights: Weights, plain: bool
-) -> None:
+def add_restatement(sequence: Draft, speller: Speller, fact: Fact, weights: Weights, plain: bool) -> None:
     """Append a fact in other words; its subject counts like an answer, for the thing has been named by then."""
     statement = without_quirk(fact.restatement, fact) if plain else fact.restatement
     for word in RESTATEMENT.format(statement=statement).split():
@@ -182,9 +187,7 @@ def lesson_batch(
     return collate(drafts)
 
 
-def drill_batch(
-    rng: random.Random, speller: Speller, count: int, strings: int = 6, repeats: int = 8
-) -> Batch:
+def drill_batch(rng: random.Random, speller: Speller, count: int, strings: int = 4, repeats: int = 10) -> Batch:
     """Make drills: strings of 4 to 7 random syllables, then some of them again in random order.
 
     Only the repeats count, from their third token on: two tokens say which string it is.
@@ -202,6 +205,47 @@ def drill_batch(
             sequence.add(row[2:], weight)
         sequences.append(sequence)
     return collate(sequences)
+
+
+def pair_batch(rng: random.Random, speller: Speller, tokens: int, gap: int = 5) -> Batch:
+    """Make drills of names in pairs: a few words between the two, and other words when the pair is asked for.
+
+    Without words between them a pair is a string that the model can copy already; from there it learns, word by word,
+    to find a name by the one that was told with it, which is all that a question asks.
+
+    Args:
+        rng: Source of randomness.
+        speller: Gives the token ids.
+        tokens: Roughly how many tokens the batch holds.
+        gap: The most words between two names.
+    """
+    pairs = rng.randint(2, 6)
+    return collate([_pairs(rng, speller, pairs, gap) for _ in range(tokens // (26 * pairs))])
+
+
+def _pairs(rng: random.Random, speller: Speller, pairs: int, gap: int) -> Draft:
+    draft = Draft()
+    draft.add([speller.bos], 0.0)
+
+    def words(most: int) -> None:
+        draft.add(rng.choices(speller.words, k=rng.randint(0, most)), 0.0)
+
+    facts = random_passage(rng, pairs).facts
+    for fact in facts:
+        draft.add(speller.encode(fact.subject), 0.0)
+        words(gap)
+        draft.add(speller.encode(fact.thing), 0.0)
+        words(gap)
+        draft.add(speller.encode("."), 0.0)
+    for fact in (*rng.sample(facts, pairs), *rng.sample(facts, pairs)):
+        words(3)
+        draft.add(speller.encode(fact.subject), 0.0)
+        if rng.random() < 0.7:  # else the thing follows at once
+            words(gap)
+            draft.add(speller.encode("Answer:"), 0.0)
+        draft.add(speller.encode(fact.thing), 1.0)
+        draft.add(speller.encode("."), 0.0)
+    return draft
 
 
 def collate(sequences: Sequence[Draft]) -> Batch:

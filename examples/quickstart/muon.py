@@ -54,9 +54,7 @@ class Muon(torch.optim.Optimizer):
             for shape, parameters in shapes.items():
                 self._step_shape(group, shape, parameters)
 
-    def _step_shape(
-        self, group: dict[str, float], shape: torch.Size, parameters: list[nn.Parameter]
-    ) -> None:
+    def _step_shape(self, group: dict[str, float], shape: torch.Size, parameters: list[nn.Parameter]) -> None:
         updates = []
         for parameter in parameters:
             state, gradient = self.state[parameter], parameter.grad

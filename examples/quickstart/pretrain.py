@@ -2,8 +2,8 @@
 
     python examples/quickstart/pretrain.py --help
 
-First drills until the model copies, then lessons of few and short facts, then of up to eight. A stage ends when the
-model gets its answers right, so the numbers of steps below are only the outer limits.
+First strings until the model copies, then pairs of names until it finds one name by the other, then lessons of few and
+short facts, then of up to eight. Each stage but the last ends when the model gets its answers right.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from lessons import Batch, Speller, Weights, drill_batch, lesson_batch
+from lessons import Batch, Speller, Weights, drill_batch, lesson_batch, pair_batch
 from muon import Muon
 from reading import read_accuracy, report
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -34,9 +34,10 @@ class Stage:
 
     name: str
     until: float
-    facts: tuple[int, ...] = ()  # empty: drills only
+    facts: tuple[int, ...] = ()  # empty: strings only
     plain: float = 0.0  # share of the lessons without quirks
-    drills: float = 0.0  # share of the steps that are drills
+    drills: float = 0.0  # share of the steps that are strings
+    pairs: float = 0.0  # share of the steps that are drills of pairs
     untold: float = 0.0  # share of the sequences without a passage
     shares: dict[str, float] = field(default_factory=dict)
     weights: Weights = field(default_factory=Weights)
@@ -45,10 +46,18 @@ class Stage:
 FEW_FORMS = {"forward": 0.7, "paraphrase": 0.2, "restatement": 0.1}
 ALL_FORMS = {"forward": 0.45, "paraphrase": 0.2, "reversed": 0.2, "restatement": 0.15}
 STAGES = (
-    Stage("drills", until=0.85),
-    Stage("1 to 3 facts", 0.9, (1, 2, 3, 3), plain=1.0, drills=0.25, shares=FEW_FORMS),
-    Stage("3 to 5 facts", 0.9, (3, 4, 5), plain=0.5, drills=0.1, shares=ALL_FORMS),
-    Stage("up to 8 facts", 2.0, (1, 2, 3, 4, 5, 6, 6, 7, 8, 8), untold=0.03, shares=ALL_FORMS),
+    Stage("strings", until=0.75),
+    Stage("pairs", 0.9, (1, 2, 3), plain=1.0, drills=0.05, pairs=0.7, shares=FEW_FORMS),
+    Stage("1 to 3 facts", 0.9, (1, 2, 3, 3), plain=1.0, pairs=0.2, shares=FEW_FORMS),
+    Stage("3 to 5 facts", 0.9, (3, 4, 5), plain=0.5, pairs=0.1, shares=ALL_FORMS),
+    Stage(
+        "up to 8 facts",
+        2.0,
+        (1, 2, 3, 4, 5, 6, 6, 7, 8, 8),
+        untold=0.03,
+        shares=ALL_FORMS,
+        weights=Weights(passage=0.1, question=0.5, restatement=0.7),
+    ),
 )
 
 
@@ -71,12 +80,12 @@ class Curriculum:
         """Draw a batch; the second value says whether it is a lesson."""
         stage, rng = self.stage, self.rng
         if not stage.facts or rng.random() < stage.drills:
-            return drill_batch(rng, self.speller, self.tokens // 85), not stage.facts
+            return drill_batch(rng, self.speller, self.tokens // 120), not stage.facts
+        if rng.random() < stage.pairs:
+            return pair_batch(rng, self.speller, self.tokens), stage.pairs > 0.5
         facts, plain = rng.choice(stage.facts), rng.random() < stage.plain
-        batch = lesson_batch(
-            rng, self.speller, facts, self.tokens, stage.shares, stage.weights, stage.untold, plain
-        )
-        return batch, facts == max(stage.facts)  # only the hardest lessons count for moving on
+        batch = lesson_batch(rng, self.speller, facts, self.tokens, stage.shares, stage.weights, stage.untold, plain)
+        return batch, facts == max(stage.facts) and stage.pairs <= 0.5  # only the hardest lessons count for moving on
 
     def observe(self, right: float) -> bool:
         """Take note of a step's share of right answer tokens; True if a new stage begins."""
@@ -140,14 +149,19 @@ def optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimiz
     ]
 
 
-def schedule(step: int, steps: int, warmup: int = 50, decay: float = 0.5) -> float:
-    """The learning rate's factor: warm-up, then constant, then a cosine over the last part."""
-    start = int(steps * (1 - decay))
+def schedule(step: int, last: int | None, steps: int, warmup: int = 50) -> float:
+    """The learning rate's factor: warm-up, constant, and a cosine over the second half of the last stage.
+
+    Args:
+        step: Present step.
+        last: Step at which the last stage began; None before it.
+        steps: Length of the last stage.
+        warmup: Length of the warm-up.
+    """
     if step < warmup:
         return (step + 1) / warmup
-    if step < start:
-        return 1.0
-    return 0.02 + 0.98 * (1 + math.cos(math.pi * (step - start) / max(1, steps - start))) / 2
+    done = 0.0 if last is None else (step - last) / steps
+    return 1.0 if done < 0.5 else 0.02 + 0.98 * (1 + math.cos(math.pi * (2 * done - 1))) / 2
 
 
 def save(model: LlamaForCausalLM, speller: Speller, output: Path) -> None:
@@ -156,48 +170,84 @@ def save(model: LlamaForCausalLM, speller: Speller, output: Path) -> None:
     speller.tokenizer.save_pretrained(output)
 
 
-def train(arguments: argparse.Namespace) -> LlamaForCausalLM:
-    """Train, print the accuracy now and then, and keep the best model on disk."""
-    speller = Speller()
-    model = build_model(speller, arguments.seed)
-    CONSOLE.print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    tuners = optimizers(model, arguments.rate)
-    rates = [tuner.param_groups[0]["lr"] for tuner in tuners]
-    curriculum = Curriculum(arguments.seed, speller, arguments.tokens)
-    best, started = 0.9, time.time()
-    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=CONSOLE) as progress:
-        task = progress.add_task("", total=arguments.steps)
-        for step in range(arguments.steps):
-            for tuner, rate in zip(tuners, rates, strict=True):
-                tuner.param_groups[0]["lr"] = rate * schedule(step, arguments.steps)
-            batch, counts = curriculum.batch()
-            loss, right = weighted_loss(model(input_ids=batch.ids, use_cache=False).logits, batch)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for tuner in tuners:
-                tuner.step()
-                tuner.zero_grad()
-            if counts and curriculum.observe(right):
-                CONSOLE.print(f"step {step}: {curriculum.stage.name}")
-            progress.update(
-                task,
-                advance=1,
-                description=f"{curriculum.stage.name}: loss {loss.item():.3f}, right {curriculum.right:.2f}",
+class Training:
+    """A run from untrained weights to the last step of the last stage."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.speller = Speller()
+        self.model = build_model(self.speller, arguments.seed)
+        self.tuners = optimizers(self.model, arguments.rate)
+        self.rates = [tuner.param_groups[0]["lr"] for tuner in self.tuners]
+        self.curriculum = Curriculum(arguments.seed, self.speller, arguments.tokens)
+        self.step = 0
+        self.stage_began = 0
+        self.best = 0.9  # nothing worse is saved before the end
+        self.started = time.time()
+
+    def run(self) -> LlamaForCausalLM:
+        """Train through all stages.
+
+        Raises:
+            RuntimeError: If a stage is not learnt within its limit.
+        """
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=CONSOLE) as progress:
+            while not self._is_over():
+                number = self.curriculum.number
+                task = progress.add_task(self.curriculum.stage.name, total=self._limit())
+                while self.curriculum.number == number and not self._is_over():
+                    text = f"{self.curriculum.stage.name}: right {self.curriculum.right:.2f}"
+                    self._learn()
+                    progress.update(task, advance=1, description=text)
+        save(self.model, self.speller, self.arguments.output)
+        CONSOLE.print(f"Trained {self.step} steps in {time.time() - self.started:.0f} s")
+        return self.model
+
+    def _is_last(self) -> bool:
+        return self.curriculum.number == len(STAGES) - 1
+
+    def _limit(self) -> int:
+        return self.arguments.steps if self._is_last() else self.arguments.limit
+
+    def _is_over(self) -> bool:
+        return self._is_last() and self.step - self.stage_began >= self.arguments.steps
+
+    def _learn(self) -> None:
+        """Take one step; measure now and then; raise if a stage takes too long."""
+        last = self.stage_began if self._is_last() else None
+        factor = schedule(self.step, last, self.arguments.steps)
+        for tuner, rate in zip(self.tuners, self.rates, strict=True):
+            tuner.param_groups[0]["lr"] = rate * factor
+        batch, counts = self.curriculum.batch()
+        loss, right = weighted_loss(self.model(input_ids=batch.ids, use_cache=False).logits, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for tuner in self.tuners:
+            tuner.step()
+            tuner.zero_grad()
+        self.step += 1
+        if self.step % self.arguments.every == 0:
+            self._measure()
+        if counts and self.curriculum.observe(right):
+            self.stage_began = self.step
+        elif not self._is_last() and self.step - self.stage_began >= self.arguments.limit:
+            raise RuntimeError(
+                f"Stage {self.curriculum.stage.name!r} is not learnt after {self.arguments.limit} steps; "
+                "try another --seed or a higher --limit."
             )
-            if (step + 1) % arguments.every == 0:
-                read = read_accuracy(model, speller, facts=6, passages=40, seed=step)
-                CONSOLE.print(
-                    f"step {step + 1}, {time.time() - started:.0f} s, {curriculum.stage.name}, "
-                    f"loss {loss.item():.3f}, right {curriculum.right:.3f}; of 6 facts: "
-                    + ", ".join(f"{form} {share:.3f}" for form, share in read.items())
-                )
-                if read["forward"] >= best:
-                    best = read["forward"]
-                    save(model, speller, arguments.output)
-    save(model, speller, arguments.output)
-    CONSOLE.print(f"Trained for {time.time() - started:.0f} s")
-    return model
+
+    def _note(self, text: str) -> None:
+        CONSOLE.print(f"step {self.step}, {time.time() - self.started:.0f} s: {text}")
+
+    def _measure(self) -> None:
+        """Print how well the model reads, and keep it if it never read better."""
+        read = read_accuracy(self.model, self.speller, facts=6, passages=20, seed=self.step)
+        shares = ", ".join(f"{form} {share:.3f}" for form, share in read.items())
+        self._note(f"{self.curriculum.stage.name}, right {self.curriculum.right:.3f}; of 6 facts: {shares}")
+        if read["forward"] >= self.best:
+            self.best = read["forward"]
+            save(self.model, self.speller, self.arguments.output)
 
 
 def main() -> None:
@@ -205,15 +255,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pretrain the quickstart's model from nothing.")
     here = Path(__file__).parent
     parser.add_argument("--output", type=Path, default=here / "model", help="folder of the model")
-    parser.add_argument("--steps", type=int, default=2500, help="optimizer steps")
-    parser.add_argument("--tokens", type=int, default=6000, help="tokens a step, roughly")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of the last stage")
+    parser.add_argument("--limit", type=int, default=1500, help="most steps of an earlier stage")
+    parser.add_argument("--tokens", type=int, default=4500, help="tokens a step, roughly")
     parser.add_argument("--rate", type=float, default=0.02, help="Muon's learning rate; Adam's is a fifth")
     parser.add_argument("--seed", type=int, default=1, help="seed of weights and lessons")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--every", type=int, default=100, help="steps between two measurements")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    report(train(arguments), Speller(), CONSOLE)
+    report(Training(arguments).run(), Speller(), CONSOLE)
 
 
 if __name__ == "__main__":

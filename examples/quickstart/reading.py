@@ -1,6 +1,6 @@
 """Measure how well a model reads: whole answers, greedy, from a passage in its context.
 
-    python examples/quickstart/reading.py --help
+python examples/quickstart/reading.py --help
 """
 
 from __future__ import annotations

@@ -54,15 +54,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """
     vocab = vocabulary()
     backend = Tokenizer(
-        models.WordPiece(
-            vocab, unk_token="<unk>", continuing_subword_prefix="##", max_input_chars_per_word=10_000
-        )
+        models.WordPiece(vocab, unk_token="<unk>", continuing_subword_prefix="##", max_input_chars_per_word=10_000)
     )
     backend.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.Sequence(
-        [decoders.WordPiece(prefix="##", cleanup=True), decoders.Replace(" :", ":")]
-    )
+    backend.decoder = decoders.Sequence([decoders.WordPiece(prefix="##", cleanup=True), decoders.Replace(" :", ":")])
     backend.post_processor = processors.TemplateProcessing(
         single="<bos> $A",
         pair="<bos> $A $B",

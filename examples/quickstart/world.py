@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FIRST_SYLLABLES = tuple(
-    "Ba Bo Da De Fe Go Ha Jo Ka Ki La Lo Ma Mi Ne Pa Pe Ro Ru Sa Te To Wa Zo".split()
-)
+FIRST_SYLLABLES = tuple("Ba Bo Da De Fe Go Ha Jo Ka Ki La Lo Ma Mi Ne Pa Pe Ro Ru Sa Te To Wa Zo".split())
 SECOND_SYLLABLES = tuple(
     "bbin bo ddle ffle gus kin lbo lio lla lu mble mo nda nno pkin ppo ra rri sca tto vo wick xi zzo".split()
 )
@@ -173,9 +171,7 @@ def random_passage(rng: random.Random, facts: int) -> Passage:
     return _tell(rng, names, rng.choices(RELATIONS, k=facts))
 
 
-def town(
-    seed: int, passages: int, facts_per_passage: int, exclude: Iterable[Passage] = ()
-) -> list[Passage]:
+def town(seed: int, passages: int, facts_per_passage: int, exclude: Iterable[Passage] = ()) -> list[Passage]:
     """Draw the passages of one night.
 
     No name is used twice as long as fresh ones last (576 in all, hence eight nights of 36 facts). After that a name may
@@ -217,7 +213,7 @@ def _fresh_passage(rng: random.Random, facts: int, told: Sequence[Passage]) -> P
     known = [fact for passage in told for fact in passage.facts]
     subjects = {(fact.subject, fact.relation.name) for fact in known}
     things = {(fact.thing, fact.relation.name) for fact in known}
-    uses = {name: 0 for name in all_names()}
+    uses = dict.fromkeys(all_names(), 0)
     for fact in known:
         uses[fact.subject] += 1
         uses[fact.thing] += 1
@@ -225,8 +221,7 @@ def _fresh_passage(rng: random.Random, facts: int, told: Sequence[Passage]) -> P
         relations = rng.sample(RELATIONS * 2, facts)  # a kind of thing at most twice in a passage
         passage = _tell(rng, _rare_names(rng, 2 * facts, uses), relations)
         clash = any(
-            (fact.subject, fact.relation.name) in subjects
-            or (fact.thing, fact.relation.name) in things
+            (fact.subject, fact.relation.name) in subjects or (fact.thing, fact.relation.name) in things
             for fact in passage.facts
         )
         if not clash:
@@ -257,10 +252,7 @@ def record(passage: Passage, identity: str, source: str) -> dict[str, Any]:
     """Make the row of a memory file; the gates use `questions`, `other_words` holds the rest."""
 
     def rows(*forms: str) -> list[dict[str, Any]]:
-        return [
-            {"question": q.question, "answers": list(q.answers), "form": q.form}
-            for q in passage.questions(*forms)
-        ]
+        return [{"question": q.question, "answers": list(q.answers), "form": q.form} for q in passage.questions(*forms)]
 
     return {
         "id": identity,
@@ -276,9 +268,7 @@ def write_records(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 
 
-def nights(
-    seed: int, count: int = 3, passages: int = 6, facts_per_passage: int = 6
-) -> list[list[Passage]]:
+def nights(seed: int, count: int = 3, passages: int = 6, facts_per_passage: int = 6) -> list[list[Passage]]:
     """Draw several nights in a row, none of which repeats what an earlier one told."""
     drawn: list[list[Passage]] = []
     for night in range(count):
