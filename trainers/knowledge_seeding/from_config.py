@@ -13,8 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from sleep_trl.config import RunConfig
 from sleep_trl.progress import StepBar
-from sleep_trl.reward_spec import RewardSpec
-from sleep_trl.rewards import resolve
+from sleep_trl.rewards import GuardedReward, resolve
 
 from .config import KnowledgeSeedingConfig
 from .trainer import KnowledgeSeedingTrainer
@@ -68,12 +67,14 @@ def seeding_arguments(config: RunConfig, folder: Path) -> KnowledgeSeedingConfig
     )
 
 
-def with_defaults(reward: RewardSpec, config: RunConfig) -> RewardSpec:
-    """Give the imitation reward the run's gamma and z0, unless its own params say otherwise."""
-    if reward.name != "imitation":
-        return reward
-    params = {"gamma": config.seeding.gamma, "z0": config.seeding.z0, **reward.params}
-    return reward.model_copy(update={"params": params})
+def load_rewards(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[GuardedReward]:
+    """Resolve the run's rewards and load what they need (before any distributed set-up could shard it)."""
+    eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    defaults = {"gamma": config.seeding.gamma, "z0": config.seeding.z0, "eos_token_ids": eos}
+    rewards = [resolve(reward, **defaults) for reward in config.rewards]
+    for reward in rewards:
+        reward.load()
+    return rewards
 
 
 def seed_expert(
@@ -88,9 +89,10 @@ def seed_expert(
     Returns:
         `list[dict]`: the trainer's log history.
     """
+    rewards = load_rewards(config, tokenizer)
     trainer = KnowledgeSeedingTrainer(
         model,
-        [resolve(with_defaults(reward, config)) for reward in config.rewards],
+        rewards,
         args=seeding_arguments(config, folder),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,

@@ -14,7 +14,7 @@ from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import get_config_model_id, pad
 
 from sleep_trl.memory import Memory, MemorySpec, attach, load_experts, save_memory
-from sleep_trl.rewards import RewardSpec, resolve
+from sleep_trl.rewards import resolve
 
 from .config import KnowledgeSeedingConfig
 from .loss import Head, divergence_per_token, tokens_per_process, weighted_mean
@@ -78,7 +78,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = KnowledgeSeedingConfig(f"{name.split('/')[-1]}-KnowledgeSeeding")
         if reward_funcs is None:
-            reward_funcs = resolve(RewardSpec(name="imitation", params={"gamma": args.gamma, "z0": args.z0}))
+            reward_funcs = resolve("imitation", gamma=args.gamma, z0=args.z0)
         super().__init__(model, reward_funcs, args=args, **kwargs)
         self.teacher_model = teacher_model
         if teacher_model is None:
