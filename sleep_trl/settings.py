@@ -190,8 +190,10 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)
-        is_nested = isinstance(below, dict) and isinstance(value, dict)
-        merged[key] = _merged(below, value) if is_nested else value  # type: ignore[arg-type]
+        if isinstance(value, dict) and isinstance(below, dict):
+            merged[key] = _merged(below, value)
+        elif below is None or not isinstance(value, dict):
+            merged[key] = value  # a section that is no mapping stays, for validation to refuse
     return merged
 
 

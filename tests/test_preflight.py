@@ -106,7 +106,7 @@ def test_estimate_of_memory_is_its_formula() -> None:
 
 def test_second_night_takes_size_and_room_from_the_first(model: Path, tmp_path: Path) -> None:
     first = write_finished_run(tmp_path / "night1")
-    options = {"memory__width": None, "memory__max_experts": None, "continue_from": first}
+    options: dict[str, object] = {"memory__width": None, "memory__max_experts": None, "continue_from": first}
     plan = preflight(config_of(model, tmp_path, **options))
     assert (plan.width, plan.experts, plan.max_experts) == (8, 2, 2)
     full = write_finished_run(tmp_path / "night2", experts=2)

@@ -110,7 +110,7 @@ def test_numbers_are_finite(value: str) -> None:
 
 def test_config_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        parse(NEEDED).seed = 1  # type: ignore[misc]
+        parse(NEEDED).seed = 1
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
