@@ -97,8 +97,7 @@ def read_memories(spec: str) -> list[MemoryText]:
         rows = _rows_of_file(path)
     elif _looks_like_a_path(spec):
         raise ValueError(
-            f"Memories: {spec} does not exist. Give a .jsonl file, a folder of .txt and .md files, "
-            f"or a data set."
+            f"Memories: {spec} does not exist. Give a .jsonl file, a folder of .txt and .md files, or a data set."
         )
     else:
         rows = _rows_of_dataset(spec, _load_dataset(spec))
@@ -129,10 +128,7 @@ def read_skill(path: Path) -> list[MemoryText]:
 
 def _rows_of_file(path: Path) -> Iterator[Row]:
     if path.suffix.lower() != ".jsonl":
-        raise ValueError(
-            f"{path} is not a .jsonl file. Give JSON lines, or the folder that holds .txt and .md "
-            f"files."
-        )
+        raise ValueError(f"{path} is not a .jsonl file. Give JSON lines, or the folder that holds .txt and .md files.")
     # Not splitlines(): that also splits at U+2028 and the like, which may stand in a JSON string.
     for number, line in enumerate(_read_text(path).split("\n"), 1):
         place = f"{path}, line {number}"
@@ -142,8 +138,7 @@ def _rows_of_file(path: Path) -> Iterator[Row]:
             values = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"{place}: not valid JSON: {error.msg} (column {error.colno}). "
-                f"Each line must be one JSON object."
+                f"{place}: not valid JSON: {error.msg} (column {error.colno}). Each line must be one JSON object."
             ) from None
         yield Row(place, f"{path.name}:{number}", path.name, values)
 
@@ -184,8 +179,7 @@ def _load_saved_dataset(folder: Path) -> Any:
         loaded = datasets.load_from_disk(str(folder))
     except (OSError, TypeError, KeyError, ValueError) as error:
         raise ValueError(
-            f"The data set saved in {folder} cannot be read ({_reason(error)}). "
-            f"Save it anew with `save_to_disk`."
+            f"The data set saved in {folder} cannot be read ({_reason(error)}). Save it anew with `save_to_disk`."
         ) from None
     return _one_split(str(folder), loaded)
 
@@ -232,13 +226,10 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of a text
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is not UTF-8 text (byte {error.start}: {error.reason}). Convert it, for "
-            f"example with iconv."
+            f"{path} is not UTF-8 text (byte {error.start}: {error.reason}). Convert it, for example with iconv."
         ) from None
     except OSError as error:
-        raise ValueError(
-            f"{path} cannot be read: {error.strerror}. Check its permissions."
-        ) from None
+        raise ValueError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from None
 
 
 # -- what a row must be ----------------------------------------------------------------------------
