@@ -4,7 +4,6 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 NIGHTS ?= 1
-ENGINE ?= transformers
 OUT ?= runs/demo
 
 # The first interpreter that is new enough and can make a virtual environment.
@@ -17,7 +16,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "variables: NIGHTS=$(NIGHTS) ENGINE=$(ENGINE) OUT=$(OUT) (demo), PYTHON (setup)"
+	@echo "variables: NIGHTS=$(NIGHTS) OUT=$(OUT) (demo), PYTHON (setup)"
 
 setup: $(STAMP) ## create .venv and install the package with its development tools
 
@@ -37,7 +36,7 @@ demo: setup ## NIGHTS nights of the quickstart into OUT
 			further="--memories examples/quickstart/memories_night$$k.jsonl --continue_from $(OUT)/night$$((k - 1))"; \
 		fi; \
 		$(BIN)/accelerate launch --config_file launch/accelerate/single.yaml launch/sleep.py \
-			--config examples/quickstart/config.yaml $(if $(filter-out transformers,$(ENGINE)),--rollout.engine $(ENGINE)) \
+			--config examples/quickstart/config.yaml \
 			$$further --output_dir $(OUT)/night$$k; \
 		k=$$((k + 1)); \
 	done

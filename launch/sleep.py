@@ -48,15 +48,44 @@ def main(argv: Sequence[str] | None = None) -> int:
             show(render(plan))
         return DONE
 
+    _join_processes()
+
     from sleep_trl.night import run_night
+    from sleep_trl.progress import say
+    from sleep_trl.results import render_results
     from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert
 
     try:
-        run_night(config, seed_expert)
+        results = run_night(config, seed_expert)
     except KeyboardInterrupt:
         _tell(f"Stopped. Go on with the same command and --resume ({config.output_dir}).")
         return STOPPED
+    if config.report and _is_first_process():
+        from sleep_trl.report import write_report
+
+        write_report(config.output_dir)
+    say(render_results(results))
+    say(f"Written to {config.output_dir}: model/, adapter/, ledger.jsonl, results.json" + ", report.html" * config.report)
     return DONE
+
+
+def _join_processes() -> None:
+    """Set up the process group, and make sure that it holds every process that was launched.
+
+    Raises:
+        `RuntimeError`: if a process believes that it is alone.
+    """
+    from accelerate import PartialState
+    from torch import accelerator
+
+    if "LOCAL_RANK" in os.environ and not accelerator.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # without it, each process believes that it is alone
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if (found := PartialState().num_processes) != launched:
+        raise RuntimeError(
+            f"{launched} processes were launched, but this one knows of {found}. Launch with "
+            f"--config_file launch/accelerate/ddp.yaml."
+        )
 
 
 def _is_first_process() -> bool:

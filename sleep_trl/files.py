@@ -51,7 +51,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         `ValueError`: if the file is missing, or a line is not a JSON object, with file and line number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 inside a text
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist.") from None
     except UnicodeDecodeError as error:

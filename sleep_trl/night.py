@@ -115,7 +115,8 @@ def prepare(config: RunConfig) -> Bedroom:
     earlier: list[LedgerEntry] = []
     if config.continue_from:
         adapter = config.continue_from / "adapter"
-        memory = load_memory(model, adapter, max_experts=None)
+        room = config.memory.max_experts if "max_experts" in config.memory.model_fields_set else None
+        memory = load_memory(model, adapter, max_experts=room)
         earlier = read_ledger(config.continue_from / "ledger.jsonl")
     else:
         spec = MemorySpec(config.memory.width, config.memory.max_experts, config.memory.routing, config.seed)
@@ -124,6 +125,8 @@ def prepare(config: RunConfig) -> Bedroom:
     memories = read_memories(config.memories)
     size = window_size(config, prompter, context_limit(model, config))
     overlap = min(config.dataset.window_overlap, size // 2)
+    if overlap < config.dataset.window_overlap:
+        say(f"Windows of {size} tokens overlap by {overlap} tokens, not {config.dataset.window_overlap}")
     windows = [split_windows(m.text, prompter.count_tokens, size, overlap) for m in memories]
     pieces = sum(map(len, windows))
     say(f"Read {len(memories)} memories in {pieces} windows of at most {size} tokens")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from accelerate import PartialState
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -15,8 +15,8 @@ from .rollout import Progress as Advance
 console = Console(stderr=False, highlight=False)
 
 
-def say(message: str) -> None:
-    """Print one line, on the main process only."""
+def say(message: RenderableType) -> None:
+    """Print a line or a table, on the main process only."""
     if PartialState().is_main_process:
         console.print(message)
 

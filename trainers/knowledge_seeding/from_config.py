@@ -77,6 +77,29 @@ def load_rewards(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[
     return rewards
 
 
+def make_trainer(
+    config: RunConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict[str, Any]],
+    folder: Path,
+    **kwargs: Any,
+) -> KnowledgeSeedingTrainer:
+    """Make the trainer of a night; `kwargs` go to it unchanged."""
+    rewards = load_rewards(config, tokenizer)
+    trainer = KnowledgeSeedingTrainer(
+        model,
+        rewards,
+        args=seeding_arguments(config, folder),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[StepBar("Seeding the new expert")],
+        **kwargs,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
 def seed_expert(
     config: RunConfig,
     model: PreTrainedModel,
@@ -89,16 +112,7 @@ def seed_expert(
     Returns:
         `list[dict]`: the trainer's log history.
     """
-    rewards = load_rewards(config, tokenizer)
-    trainer = KnowledgeSeedingTrainer(
-        model,
-        rewards,
-        args=seeding_arguments(config, folder),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        callbacks=[StepBar("Seeding the new expert")],
-    )
-    trainer.remove_callback(PrinterCallback)
+    trainer = make_trainer(config, model, tokenizer, rows, folder)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
     history: list[dict[str, Any]] = trainer.state.log_history
     return history

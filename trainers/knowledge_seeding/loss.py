@@ -1,4 +1,4 @@
-"""The divergence of Knowledge Seeding, as functions of tensors."""
+"""The divergence of Knowledge Seeding and the policy's log-probabilities, as functions of tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+from trl.trainer.utils import maybe_gather_lm_head_ctx
 
+TILE_COLUMNS = 32768  # of the vocabulary at a time, as in TRL
 
 @dataclass(frozen=True)
 class Head:
@@ -24,6 +27,63 @@ class Head:
         linear, config = model.get_output_embeddings(), model.config.get_text_config()
         scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
         return cls(linear.weight, linear.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def positions_per_tile(device: torch.device) -> int:
+    """Return at how many positions a head is applied at a time.
+
+    TRL takes 4096, of which a batch of ordinary size is one tile. Without Triton its kernels hold about ten tiles of
+    float32 at once, so that there the head alone would decide how much memory a step takes.
+    """
+    return 64 if device.type == "cpu" else 1024
+
+
+def log_probs_per_token(
+    hidden: torch.Tensor, head: Head, ids: torch.Tensor, mask: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Log-probability of each token, and the entropy of the distribution it was drawn from, in tiles and only at positions
+    that count.
+
+    Args:
+        hidden (`torch.Tensor` of shape `(batch, length, hidden)`):
+            Last hidden states from which each token of the completion is predicted.
+        head (`Head`):
+            The LM head.
+        ids (`torch.Tensor` of shape `(batch, length)`):
+            The tokens.
+        mask (`torch.Tensor` of shape `(batch, length)`):
+            1 where a token counts.
+        temperature (`float`):
+            What the logits are divided by.
+
+    Returns:
+        two `torch.Tensor` of shape `(batch, length)`: log-probabilities and entropies in nats, 0 where the mask is 0.
+
+    Source: what [`~trl.GRPOTrainer`] computes; the tiled kernel is TRL's.
+    """
+    counts = mask.bool()
+    rows = positions_per_tile(hidden.device)
+    with maybe_gather_lm_head_ctx(head.weight, head.bias):
+        tiles = [
+            ChunkedLogProbFunction.apply(
+                states,
+                head.weight,
+                head.bias,
+                targets,
+                temperature,
+                TILE_COLUMNS,
+                head.softcap,
+                head.scale,
+                ("log_probs", "entropy"),
+            )[:2]
+            for states, targets in zip(hidden[counts].split(rows), ids[counts].split(rows), strict=True)
+        ]
+    log_probs, entropies = (torch.cat(values) for values in zip(*tiles, strict=True))
+    return (
+        log_probs.new_zeros(mask.shape).masked_scatter(counts, log_probs),
+        entropies.new_zeros(mask.shape).masked_scatter(counts, entropies),
+    )
 
 
 def divergence_per_token(
@@ -58,20 +118,25 @@ def divergence_per_token(
     Source: GKD (arXiv 2306.13649), Eq. 1; the tiled kernel is TRL's.
     """
     counts = mask.bool()
-    divergence, _ = ChunkedDivergenceFunction.apply(
-        student_hidden[counts],
-        student_head.weight,
-        student_head.bias,
-        teacher_hidden[counts],
-        teacher_head.weight,
-        teacher_head.bias,
-        beta,
-        1.0,
-        student_head.scale,
-        student_head.softcap,
-        teacher_head.scale,
-        teacher_head.softcap,
-    )
+    rows = positions_per_tile(mask.device)
+    tiles = [
+        ChunkedDivergenceFunction.apply(
+            student,
+            student_head.weight,
+            student_head.bias,
+            teacher,
+            teacher_head.weight,
+            teacher_head.bias,
+            beta,
+            1.0,
+            student_head.scale,
+            student_head.softcap,
+            teacher_head.scale,
+            teacher_head.softcap,
+        )[0]
+        for student, teacher in zip(student_hidden[counts].split(rows), teacher_hidden[counts].split(rows), strict=True)
+    ]
+    divergence = torch.cat(tiles)
     return divergence.new_zeros(mask.shape).masked_scatter(counts, divergence)
 
 

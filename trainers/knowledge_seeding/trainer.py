@@ -17,7 +17,7 @@ from sleep_trl.memory import Memory, MemorySpec, attach, load_experts, save_memo
 from sleep_trl.rewards import resolve
 
 from .config import KnowledgeSeedingConfig
-from .loss import Head, divergence_per_token, tokens_per_process, weighted_mean
+from .loss import Head, divergence_per_token, log_probs_per_token, tokens_per_process, weighted_mean
 from .quiet import without_row_dump
 
 PARTS = ("memory", "general", "earlier")
@@ -156,11 +156,39 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             loss = loss + alpha * lmbda * self._divergence("rollout", inputs, hidden, taught_rollout, mask, items)
         if taught_reference is not None:
             ids, mask = _joined(prompt, reference)
-            hidden = self._forward_redirection(model, student, _last_hidden, student, ids, mask)
+            hidden = self._student_hidden(model, ids, mask)
             hidden, items = _predicting(hidden, reference[0]), inputs["num_reference_items"]
             divergence = self._divergence("reference", inputs, hidden, taught_reference, reference[1], items)
             loss = loss + alpha * (1 - lmbda) * divergence
         return loss
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **others: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Score the completions. What is not a training pass over text alone is left to TRL."""
+        has_others = any(value is not None and value is not False for value in others.values())
+        if self.args.alpha == 0 or not compute_entropy or has_others or self.args.cast_lm_head_to_fp32:
+            return super()._get_per_token_logps_and_entropies(  # type: ignore[no-any-return]
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
+            )
+        ids, mask = input_ids[:, -logits_to_keep:], attention_mask[:, -logits_to_keep:]
+        hidden = _predicting(self._student_hidden(model, input_ids, attention_mask), ids)
+        head = Head.of(self.accelerator.unwrap_model(model))
+        with self.accelerator.autocast():
+            return *log_probs_per_token(hidden, head, ids, mask, self.temperature), None
+
+    def _student_hidden(self, model: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return the student's last hidden states, by way of the wrapped model. Shape `(batch, length, hidden)`."""
+        student = self.accelerator.unwrap_model(model)
+        with self.accelerator.autocast():
+            return self._forward_redirection(model, student, _last_hidden, student, ids, mask)  # type: ignore[no-any-return]
 
     def _teacher_hidden(self, inputs: Tensors, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return the teacher's hidden states that predict `ids` behind its prompt. Shape `(batch, length, hidden)`."""
