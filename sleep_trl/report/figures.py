@@ -21,6 +21,7 @@ HUES = ("blue", "orange", "green", "purple", "yellow", "sky", "gray")
 PARTS = ("memory", "general", "earlier")  # of the data set; their hues in this order
 DASHES = {"rollout": "solid", "reference": "dot"}
 STEP = "step (optimizer updates)"
+MOST_NUMBERED = 6  # pairs of bars with room for their numbers
 LONGEST_LABEL = 40  # characters; the words beside the figure have the rest
 FEW = 40  # points up to which each is marked, so that a single one is seen
 
@@ -67,9 +68,9 @@ def charts(results: Mapping[str, Any]) -> list[Chart]:
 def recall_chart(recall: Mapping[str, Any]) -> Chart | None:
     """Draw recall before, with context and after as bars; `None` if nothing was asked."""
     bars = (
-        ("before,<br>without the text", "before", "gray"),
-        ("before, with the<br>text in context", "with_context", "orange"),
-        ("after,<br>without the text", "after", "blue"),
+        ("before", "before", "gray"),
+        ("with<br>the text", "with_context", "orange"),
+        ("after", "after", "blue"),
     )
     shares = {key: finite(recall[key]) for _, key, _ in bars}
     if all(share is None for share in shares.values()):
@@ -82,8 +83,8 @@ def recall_chart(recall: Mapping[str, Any]) -> Chart | None:
     return Chart(
         "recall",
         "Recall of the memories",
-        "The night has worked when the last bar is as high as the middle one, which is what the teacher knows "
-        "with the text before it, and the first bar is near zero.",
+        "Questions about the memories, answered without the text before and after the night, and with the text in the "
+        "context, as the teacher has it. The night has worked when the last bar is as high as the middle one.",
         plot,
         "; ".join(f"{name.replace('<br>', ' ')}: {percent(shares[key])}" for name, key, _ in bars),
     )
@@ -100,9 +101,12 @@ def skill_chart(skill: Mapping[str, Any], retention: Mapping[str, Mapping[str, A
     for side, (name, hue) in enumerate((("before", "gray"), ("after", "blue"))):
         shares = [pair[side] for pair in pairs.values()]
         plot.add_bar(
-            x=[label(group) for group in pairs],
+            x=[label(group).replace("recall of ", "recall of<br>", 1) for group in pairs],
             y=_percents(shares),
-            text=[percent(share) for share in shares],
+            text=[f"{v:.1f}" if v is not None else "" for v in _percents(shares)],
+            texttemplate="%{text}" if len(pairs) <= MOST_NUMBERED else "",
+            constraintext="none",
+            textfont_size=11,
             name=name,
             meta={"hue": hue},
         )
@@ -160,8 +164,8 @@ def divergence_chart(history: Rows) -> Chart | None:
         "divergence",
         "Divergence from the teacher",
         "Memory should fall: the model without the text comes to predict what it predicts with it. General and "
-        "earlier should stay near zero: what rises there is forgetting. Solid: on the model's own rollouts; dotted: on "
-        "the teacher's references.",
+        "earlier should stay near zero: what rises there is forgetting. Solid: on the model's own rollouts; dotted: "
+        "on the teacher's references.",
         history,
         lines,
         "divergence (nats per token)",
