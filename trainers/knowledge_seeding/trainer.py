@@ -175,7 +175,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         """Score the completions. What is not a training pass over text alone is left to TRL."""
         has_others = any(value is not None and value is not False for value in others.values())
         if self.args.alpha == 0 or not compute_entropy or has_others or self.args.cast_lm_head_to_fp32:
-            return super()._get_per_token_logps_and_entropies(  # type: ignore[no-any-return]
+            return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
             )
         ids, mask = input_ids[:, -logits_to_keep:], attention_mask[:, -logits_to_keep:]
@@ -188,7 +188,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         """Return the student's last hidden states, by way of the wrapped model. Shape `(batch, length, hidden)`."""
         student = self.accelerator.unwrap_model(model)
         with self.accelerator.autocast():
-            return self._forward_redirection(model, student, _last_hidden, student, ids, mask)  # type: ignore[no-any-return]
+            return self._forward_redirection(model, student, _last_hidden, student, ids, mask)
 
     def _teacher_hidden(self, inputs: Tensors, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return the teacher's hidden states that predict `ids` behind its prompt. Shape `(batch, length, hidden)`."""
