@@ -1,0 +1,72 @@
+"""Every benchmark runs at a very small size and answers with its keys; how fast anything is, is not tested."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SMALL = ("--hidden", "128", "--layers", "1", "--vocabulary", "128")
+SHORT = ("--prompt", "8", "--completion", "4", "--rounds", "1")
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
+
+
+def answer(script: str, *arguments: str) -> dict:
+    finished = run(script, "--quick", "--json", *arguments)
+    assert finished.returncode == 0, finished.stderr
+    lines = finished.stdout.splitlines()
+    assert len(lines) == 1
+    return json.loads(lines[0])
+
+
+@pytest.mark.slow
+def test_seeding_step():
+    result = answer("seeding_step.py", *SMALL, *SHORT, "--context", "8", "--batch", "2", "--width", "8")
+    keys = {
+        "peak_memory_vs_gkd",
+        "peak_memory_vs_grpo",
+        "peak_memory_vs_grpo_lora",
+        "step_time_vs_grpo_plus_teacher",
+        "peak_memory_vs_gkd_forward_kl",
+        "step_time_vs_grpo_lora_plus_teacher",
+        "step_time_with_references_vs_grpo_plus_teacher",
+    }
+    assert keys <= set(result) and all(result[key] > 0 for key in keys)
+    assert len(result["peak_mib"]) == 9 and min(result["peak_mib"].values()) > 0
+    assert all(result["imports_mib"][side] < peak for side, peak in result["peak_mib"].items())
+    assert min(result["seconds"].values()) > 0
+
+
+def test_inference():
+    result = answer("inference.py", *SMALL, *SHORT, "--experts", "2", "--width", "16")
+    for key in ("grown_vs_base", "grown_vs_base_prefill", "grown_vs_base_decode", "base_decode_tokens_per_second"):
+        assert result[key] > 0
+    # One layer: 4 * 128**2 of attention, 3 * 128 * 512 of MLP, 2 * 128 of norms; two experts of 3 * 128 * 16.
+    before = 4 * 128**2 + 3 * 128 * 512 + 2 * 128
+    assert result["layer_parameters_grown_vs_base"] == pytest.approx((before + 2 * 3 * 128 * 16) / before, abs=1e-4)
+
+
+def test_startup():
+    result = answer("startup.py", "--rounds", "1")
+    assert set(result) == {"python_seconds", "import_seconds", "help_seconds"}
+    assert all(value > 0 for value in result.values())
+
+
+@pytest.mark.parametrize("script", ["seeding_step.py", "inference.py", "startup.py"])
+def test_help_names_every_option(script):
+    finished = run(script, "--help")
+    assert finished.returncode == 0
+    assert all(option in finished.stdout for option in ("--quick", "--json", "--rounds"))
+
+
+def test_a_size_that_cannot_be_is_refused():
+    finished = run("seeding_step.py", "--hidden", "100")
+    assert finished.returncode == 2 and "multiple of 64" in finished.stderr and "100" in finished.stderr
