@@ -67,7 +67,8 @@ class Bedroom:
     engine: TransformersEngine
     prompter: Prompter
     memories: list[MemoryText]
-    windows: list[list[str]]  # of each memory
+    windows: list[list[str]]  # of each memory, as the teacher reads it
+    contexts: list[list[str]]  # of each memory, as long as the context allows, for questions with context
     earlier: list[LedgerEntry]
 
     @property
@@ -123,15 +124,18 @@ def prepare(config: RunConfig) -> Bedroom:
         memory = attach(model, spec)
     prompter = Prompter(tokenizer, config.chat_template_kwargs)
     memories = read_memories(config.memories)
-    size = window_size(config, prompter, context_limit(model, config))
+    context = context_limit(model, config)
+    largest = window_size(config, prompter, context)
+    size = min(config.dataset.window or largest, largest)
     overlap = min(config.dataset.window_overlap, size // 2)
-    if overlap < config.dataset.window_overlap:
-        say(f"Windows of {size} tokens overlap by {overlap} tokens, not {config.dataset.window_overlap}")
     windows = [split_windows(m.text, prompter.count_tokens, size, overlap) for m in memories]
+    if overlap < config.dataset.window_overlap and any(len(pieces) > 1 for pieces in windows):
+        say(f"Windows of {size} tokens overlap by {overlap} tokens, not {config.dataset.window_overlap}")
+    contexts = [split_windows(m.text, prompter.count_tokens, largest, overlap) for m in memories]
     pieces = sum(map(len, windows))
     say(f"Read {len(memories)} memories in {pieces} windows of at most {size} tokens")
     engine = TransformersEngine(model, tokenizer, config.evaluation.batch_size)
-    return Bedroom(config, model, tokenizer, memory, engine, prompter, memories, windows, earlier)
+    return Bedroom(config, model, tokenizer, memory, engine, prompter, memories, windows, contexts, earlier)
 
 
 def window_size(config: RunConfig, prompter: Prompter, context: int) -> int:
@@ -149,14 +153,13 @@ def window_size(config: RunConfig, prompter: Prompter, context: int) -> int:
     request = max(data.max_new_tokens, config.evaluation.max_new_tokens)
     answer = max(data.max_new_tokens, config.seeding.max_completion_length)
     room = context - around - request - answer
-    size = min(data.window or room, room)
-    if size < 16:
+    if room < 16:
         raise ValueError(
             f"A context of {context} tokens leaves {room} for a memory, beside {around} of prompt, {request} of "
             f"question and {answer} of answer. Lower dataset.max_new_tokens and seeding.max_completion_length, or "
             f"raise max_context."
         )
-    return size
+    return room
 
 
 def evaluate(room: Bedroom, when: str) -> dict[str, Any]:
@@ -184,8 +187,8 @@ def evaluate(room: Bedroom, when: str) -> dict[str, Any]:
             )
 
     quizzes = [
-        Quiz(q.question, q.answers, window_with_answer(windows, q.answers))
-        for memory, windows in zip(room.memories, room.windows, strict=True)
+        Quiz(q.question, q.answers, window_with_answer(contexts, q.answers))
+        for memory, contexts in zip(room.memories, room.contexts, strict=True)
         for q in memory.questions
     ]
     skill: list[Quiz] = []

@@ -91,8 +91,9 @@ def preflight(config: RunConfig, resolve: Callable[[RewardSpec], object] | None 
     context = context_limit(model, config)
     check_lengths(config, context)
     prompter = Prompter(tokenizer, config.chat_template_kwargs)
-    window = find_window(config, prompter, context)
-    check_skill(skill, prompter, window)
+    largest = find_window(config, prompter, context)
+    check_skill(skill, prompter, largest)
+    window = config.dataset.window or largest
     for reward in config.rewards if resolve else ():
         resolve(reward)  # type: ignore[misc]
     dtype = choose_dtype(config.dtype)
@@ -180,7 +181,7 @@ def check_lengths(config: RunConfig, context: int) -> None:
 
 
 def find_window(config: RunConfig, prompter: Prompter, context: int) -> int:
-    """Return the tokens of a memory that the teacher sees at once.
+    """Return the most tokens of a memory that the teacher can see at once.
 
     Raises:
         `ValueError`: if `dataset.window` is more than fits, or hardly anything fits.

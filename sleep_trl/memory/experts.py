@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .hosts import Host
+from .hosts import Host, unit_weights
 
 
 @dataclass
@@ -47,12 +47,16 @@ class Expert(nn.Module):
         self.down = weight(*reversed(shape))
 
     @torch.no_grad()
-    def reset(self, generator: torch.Generator) -> None:
-        """Draw new input maps (standard deviation 1/sqrt(hidden size)) and set the output map to zero."""
-        for weight in (self.gate, self.up):
-            if weight is not None:
-                drawn = torch.randn(weight.shape, generator=generator) / weight.shape[1] ** 0.5
-                weight.copy_(drawn)
+    def reset(self, host: Host, generator: torch.Generator, scale: float) -> None:
+        """Draw new input maps and set the output map to zero.
+
+        Ours: an input map is made of random rows of the host's own, times `scale`; gate and up are drawn apart, so that
+        their products are new. That puts the new units at the size which the host's inputs ask for, whatever the
+        architecture: a normal draw of deviation 1/sqrt(hidden) is several times too small behind small norm weights.
+        """
+        for name, rows in unit_weights(host).items():
+            chosen = torch.randperm(rows.shape[0], generator=generator)[: self.up.shape[0]]
+            getattr(self, name).copy_(rows[chosen.to(rows.device)].float() * scale)
         self.down.zero_()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (..., hidden) -> (..., hidden)

@@ -109,6 +109,15 @@ def _as_host(name: str, module: nn.Module) -> Host | None:
     return None
 
 
+def unit_weights(host: Host) -> dict[str, torch.Tensor]:
+    """Return the host's own input weights by role, `gate` (if it is gated) and `up`, each `(intermediate, hidden)`."""
+    linears = [getattr(host.module, name) for name in host.form.inputs]
+    weights = [w.weight.detach().T if isinstance(w, Conv1D) else w.weight.detach() for w in linears]
+    if host.form.is_fused:
+        weights = list(weights[0].chunk(2))
+    return dict(zip(("gate", "up") if host.form.is_gated else ("up",), weights, strict=True))
+
+
 def linear_shape(linear: nn.Linear | Conv1D) -> tuple[int, int]:
     """Return `(out_features, in_features)`, whichever way round the weight lies."""
     rows, columns = linear.weight.shape

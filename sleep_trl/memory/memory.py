@@ -30,12 +30,15 @@ class MemorySpec:
             into a standard checkpoint.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the experts' first weights.
+        init_scale (`float`, *optional*, defaults to `2.0`):
+            Factor on the rows of the host that become an expert's first input weights.
     """
 
     width: int = 64
     max_experts: int = 8
     routing: Literal["dense"] = "dense"
     seed: int = 0
+    init_scale: float = 2.0
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.max_experts < 1:
@@ -127,7 +130,7 @@ class Memory:
             self.learn(None)
         for layer, host in enumerate(self.hosts):
             generator = torch.Generator().manual_seed(1_000_003 * self.spec.seed + 1_009 * layer + index)
-            self._expert(host, index).reset(generator)
+            self._expert(host, index).reset(host, generator, self.spec.init_scale)
         self._show()
 
     def enable(self, index: int, enabled: bool = True) -> None:
