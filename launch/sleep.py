@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
-        from sleep_trl.preflight import preflight, render  # torch and transformers come from here on
+        _find_processes()  # torch and transformers come from here on
+        from sleep_trl.preflight import preflight, render
         from sleep_trl.rewards import resolve
 
         plan = preflight(config, resolve)
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             show(render(plan))
         return DONE
 
-    _join_processes()
+    _check_processes()
 
     from sleep_trl.night import run_night
     from sleep_trl.progress import say
@@ -69,17 +70,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def _join_processes() -> None:
-    """Set up the process group, and make sure that it holds every process that was launched.
+def _find_processes() -> None:
+    """Tell accelerate that processes without an accelerator belong together; else each believes that it is alone."""
+    from torch import accelerator
+
+    if "LOCAL_RANK" in os.environ and not accelerator.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+
+
+def _check_processes() -> None:
+    """Make sure that the process group holds every process that was launched.
 
     Raises:
         `RuntimeError`: if a process believes that it is alone.
     """
     from accelerate import PartialState
-    from torch import accelerator
 
-    if "LOCAL_RANK" in os.environ and not accelerator.is_available():
-        os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # without it, each process believes that it is alone
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if (found := PartialState().num_processes) != launched:
         raise RuntimeError(

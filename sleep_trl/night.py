@@ -251,7 +251,8 @@ def write_dataset(room: Bedroom) -> dict[str, Any]:
     if config.continue_from and data.earlier_share > 0:
         prompts = list(read_jsonl(config.continue_from / "adapter" / "prompts.jsonl"))
         with bar("Answering earlier prompts", len(prompts)) as step:
-            written += write_earlier(prompts, room.engine, data.max_new_tokens, data.temperature, next(seeds), step)
+            options = (data.max_new_tokens, data.temperature, next(seeds), data.keep_truncated)
+            written += write_earlier(prompts, room.engine, *options, step)
     counts = {part: sum(s.part == part for s in written.samples) for part in ("memory", "general", "earlier")}
     kept = ", ".join(f"{count} {part}" for part, count in counts.items())
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(written.dropped.items())) or "none"

@@ -1,0 +1,189 @@
+"""Whole nights, as `launch/sleep.py` runs them, on a tiny model with random weights and real text."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from sleep_trl.launch import sleep
+from sleep_trl.memory import Memory, load_memory
+from sleep_trl.memory.ledger import read_ledger
+from tests.runs import write_model
+
+ROOT = Path(__file__).parents[1]
+TEXTS = [
+    "the cat of Mira is called Tolu and it eats hats. the boat of Ben sleeps.",
+    "the hats of Mira is called Ben. it eats the cat while the boat sleeps. " * 12,  # longer than the context
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_model(folder)
+    return folder
+
+
+def arguments(model: Path, folder: Path, night: str = "one", **options: object) -> list[str]:
+    memories = folder.parent / f"{night}.jsonl"
+    question = {"question": f"the cat of Mira {night}", "answers": ["Tolu"]}
+    rows = [{"id": f"{night}-{i}", "text": text, "questions": [question]} for i, text in enumerate(TEXTS)]
+    memories.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {
+        "model": model,
+        "memories": memories,
+        "output_dir": folder,
+        "memory.width": 8,
+        "memory.max_experts": 2,
+        "dataset.templates": '["question_answer", "paraphrase"]',
+        "dataset.samples_per_window": 2,
+        "dataset.max_new_tokens": 8,
+        "dataset.general_samples": 8,
+        "dataset.general_max_new_tokens": 8,
+        "seeding.steps": 4,
+        "seeding.save_steps": 2,
+        "seeding.logging_steps": 1,
+        "seeding.learning_rate": 1e-2,
+        "seeding.prompts_per_step": 4,
+        "seeding.num_generations": 2,
+        "seeding.max_completion_length": 8,
+        "evaluation.max_new_tokens": 4,
+    } | options
+    return ["--dataset.keep_truncated", *(f"--{name}={value}" for name, value in given.items())]
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    assert sleep.main(arguments(model, folder)) == 0
+    return folder
+
+
+def test_a_night_leaves_what_it_promises(finished):
+    results = results_of(finished)
+    assert set(results["recall"]) == {"before", "with_context", "after"}
+    assert set(results["base_skill"]) >= {"before", "after"}
+    counts = results["parameters"]
+    assert counts["added"] == counts["trainable"] > 0
+    assert set(results["seconds"]) >= {"evaluate_before", "write_dataset", "seed", "evaluate_after", "commit"}
+    assert results["seed"] == 42 and results["versions"]["trl"] and results["config"]["seeding"]["steps"] == 4
+    for name in ("ledger.jsonl", "report.html", "model/config.json", "adapter/experts.safetensors"):
+        assert (finished / name).exists(), name
+    (entry,) = read_ledger(finished / "ledger.jsonl")
+    assert [source.id for source in entry.sources] == ["one-0", "one-1"]
+
+
+def test_nothing_of_a_long_memory_is_dropped(finished):
+    samples = json.loads((finished / "phases" / "write_dataset.json").read_text())["result"]["samples"]
+    assert {s["memory_id"] for s in samples if s["part"] == "memory"} == {"one-0", "one-1"}
+    longest = max(len(s["teacher_prompt_ids"]) + 8 for s in samples)
+    assert longest <= 128
+
+
+def test_the_folded_model_is_the_grown_one_and_the_base_is_untouched(model, finished):
+    base = AutoModelForCausalLM.from_pretrained(model)
+    untouched = {name: p.clone() for name, p in base.named_parameters()}
+    memory = load_memory(base, finished / "adapter")
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        grown = base(input_ids=ids).logits
+        folded = AutoModelForCausalLM.from_pretrained(finished / "model")(input_ids=ids).logits
+        with memory.as_base():
+            plain = base(input_ids=ids).logits
+    assert (grown - folded).abs().max() <= 1e-5 * max(1, grown.abs().max())
+    assert (grown - plain).abs().max() > 1e-4
+    for name, p in memory.base_parameters():
+        assert torch.equal(p, untouched[name]), name
+
+
+def test_a_second_night_keeps_the_first_expert_and_asks_about_it(model, finished):
+    folder = finished.parent / "second"
+    assert sleep.main(arguments(model, folder, "two", continue_from=finished)) == 0
+    results = results_of(folder)
+    assert list(results["retention"]) == ["entry-001"]
+    assert results["dataset"]["samples"]["earlier"] > 0
+    assert any("divergence/earlier/rollout" in entry for entry in results["history"])
+    first, second = read_ledger(folder / "ledger.jsonl")
+    assert second.parents == (first.id,) and (first.expert, second.expert) == (0, 1)
+    memory = load_memory(AutoModelForCausalLM.from_pretrained(model), folder / "adapter")
+    assert memory.fingerprint(0) == first.fingerprint and memory.fingerprint(1) == second.fingerprint
+
+
+def test_the_seed_reproduces(model, finished):
+    folder = finished.parent / "again"
+    assert sleep.main(arguments(model, folder)) == 0
+    assert read_ledger(folder / "ledger.jsonl")[0].fingerprint == read_ledger(finished / "ledger.jsonl")[0].fingerprint
+
+
+def test_an_interrupted_night_goes_on_to_the_same_end(model, finished, monkeypatch):
+    """Stopped by Ctrl-C behind the first checkpoint, the run ends with the same expert."""
+    folder = finished.parent / "interrupted"
+    from sleep_trl.progress import StepBar
+
+    original = StepBar.on_step_end
+
+    def interrupt(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+        original(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepBar, "on_step_end", interrupt)
+        assert sleep.main(arguments(model, folder)) == 130
+    assert not (folder / "results.json").exists()
+    assert sleep.main([*arguments(model, folder), "--resume"]) == 0
+    assert read_ledger(folder / "ledger.jsonl")[0].fingerprint == read_ledger(finished / "ledger.jsonl")[0].fingerprint
+
+
+def test_kill_minus_nine_loses_nothing(model, finished):
+    folder = finished.parent / "killed"
+    command = [sys.executable, str(ROOT / "launch" / "sleep.py"), *arguments(model, folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / "phases" / "write_dataset.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "results.json").exists()
+    assert sleep.main([*arguments(model, folder), "--resume"]) == 0
+    assert read_ledger(folder / "ledger.jsonl")[0].fingerprint == read_ledger(finished / "ledger.jsonl")[0].fingerprint
+
+
+def test_two_processes_share_the_work(model, finished):
+    folder = finished.parent / "two_processes"
+    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    configured = [*accelerate, "--config_file", "launch/accelerate/ddp.yaml", "launch/sleep.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*configured, *arguments(model, folder)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[:6000]
+    results = results_of(folder)
+    assert results["processes"] == 2
+    assert len(results["history"]) == len(results_of(finished)["history"])
+    memory = load_memory(AutoModelForCausalLM.from_pretrained(model), folder / "adapter")
+    assert isinstance(memory, Memory) and memory.count_parameters()["added"] == results["parameters"]["added"]
+
+
+def test_a_users_reward_from_a_file(model, finished, tmp_path):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "def brevity(completion_ids, scale=1.0, **kwargs):\n    return [-scale * len(ids) for ids in completion_ids]\n"
+    )
+    folder = finished.parent / "rewarded"
+    rewards = json.dumps(["imitation", {"name": f"{plugin}:brevity", "weight": 0.5, "params": {"scale": 2.0}}])
+    assert sleep.main([*arguments(model, folder), "--no-report", f"--rewards={rewards}", "--seeding.steps=2"]) == 0
+    history = results_of(folder)["history"]
+    assert all(entry["rewards/brevity/mean"] < 0 for entry in history if "reward" in entry)
+    assert not (folder / "report.html").exists()
