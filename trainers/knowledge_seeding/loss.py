@@ -121,6 +121,7 @@ def divergence_per_token(
     """
     counts = mask.bool()
     rows = positions_per_tile(mask.device)
+    pairs = zip(student_hidden[counts].split(rows), teacher_hidden[counts].split(rows), strict=True)
     tiles = [
         ChunkedDivergenceFunction.apply(
             student,
@@ -136,9 +137,7 @@ def divergence_per_token(
             teacher_head.scale,
             teacher_head.softcap,
         )[0]
-        for student, teacher in zip(
-            student_hidden[counts].split(rows), teacher_hidden[counts].split(rows), strict=True
-        )
+        for student, teacher in pairs
     ]
     divergence = torch.cat(tiles)
     return divergence.new_zeros(mask.shape).masked_scatter(counts, divergence)
