@@ -2,8 +2,8 @@
 
     python benchmarks/ablations.py --seeds 3 --nights 2 --jobs 2 --output benchmarks/results/ablations.json
 
-Every variant runs in a fresh process, on the same memories, for the same number of steps. With two nights, the second has
-other memories and continues from the first. Prints a table; the last line is one JSON object.
+Every variant runs in a fresh process, on the same memories, for the same number of steps. With two nights, the second
+has other memories and continues from the first. Prints a table; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def run_one(overrides: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def train_existing_weights(config: Any, model: Any, tokenizer: Any, rows: Any, folder: Path) -> list[dict[str, Any]]:
-    """Seed without expansion: the pretrained weights learn, a frozen copy of the model teaches, the expert stays zero."""
+    """Seed without expansion: the pretrained weights learn, a frozen copy teaches, the expert stays zero."""
     from sleep_trl.memory import Memory
     from sleep_trl.trainers.knowledge_seeding.from_config import make_trainer
 

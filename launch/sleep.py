@@ -66,16 +66,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         write_report(config.output_dir)
     say(render_results(results))
-    say(f"Written to {config.output_dir}: model/, adapter/, ledger.jsonl, results.json" + ", report.html" * config.report)
+    report = ", report.html" if config.report else ""
+    say(f"Written to {config.output_dir}: model/, adapter/, ledger.jsonl, results.json{report}")
     return DONE
 
 
 def _find_processes() -> None:
     """Tell accelerate that processes without an accelerator belong together; else each believes that it is alone."""
+    from accelerate import PartialState
     from torch import accelerator
 
     if "LOCAL_RANK" in os.environ and not accelerator.is_available():
-        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        PartialState(cpu=True)
 
 
 def _check_processes() -> None:

@@ -13,9 +13,7 @@ from .reward_spec import RewardSpec
 class Section(BaseModel):
     """A part of the configuration: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class MemoryConfig(Section):
@@ -76,9 +74,7 @@ class DatasetConfig(Section):
     @model_validator(mode="after")
     def _has_windows_that_advance(self) -> Self:
         if self.window is not None and self.window_overlap >= self.window:
-            raise ValueError(
-                f"window_overlap ({self.window_overlap}) must be smaller than window ({self.window})"
-            )
+            raise ValueError(f"window_overlap ({self.window_overlap}) must be smaller than window ({self.window})")
         return self
 
     @model_validator(mode="after")
@@ -156,7 +152,7 @@ class EvaluationConfig(Section):
     """What is asked before and after the night."""
 
     skill: Path | None = None
-    """JSON lines of text and questions: what the model can answer from its context and must not forget. Without it, base
+    """JSON lines of text and questions: what the model can answer from its context and must not forget. Without it, the
     skill is the share of greedy next tokens of general samples on which the grown model agrees with the base."""
 
     metric: Literal["exact", "contains", "f1"] = "contains"

@@ -175,7 +175,9 @@ def write_earlier(
     given = [list(row["prompt_ids"]) for row in prompts]
     completions = engine.generate(given, Sampling(max_new_tokens, temperature, (), seed), progress)
     dropped: Counter[str] = Counter()
-    kept = _keep(zip(prompts, completions, strict=True), dropped, lambda row, c: (row["prompt"], c.text), keep_truncated)
+    kept = _keep(
+        zip(prompts, completions, strict=True), dropped, lambda row, c: (row["prompt"], c.text), keep_truncated
+    )
     samples = [
         Sample("earlier", r["memory_id"], r["template"], r["prompt"], r["prompt_ids"], r["prompt_ids"], c.text, c.ids)
         for r, c in kept
