@@ -35,7 +35,7 @@ demo: setup ## NIGHTS nights of the quickstart into OUT
 		if [ $$k -gt 1 ]; then \
 			further="--memories examples/quickstart/memories_night$$k.jsonl --continue_from $(OUT)/night$$((k - 1))"; \
 		fi; \
-		$(BIN)/accelerate launch --config_file launch/accelerate/single.yaml launch/sleep.py \
+		OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(BIN)/accelerate launch --config_file launch/accelerate/single.yaml launch/sleep.py \
 			--config examples/quickstart/config.yaml \
 			$$further --output_dir $(OUT)/night$$k; \
 		k=$$((k + 1)); \
