@@ -62,6 +62,10 @@ class DatasetConfig(Section):
     general_samples: int = Field(128, ge=0)
     """General samples of the model without the memory, for self-replay."""
 
+    general_texts: Path | None = None
+    """JSON lines of text (no memories) with which general samples begin: what the model is used to reading. Without it,
+    the model begins by itself."""
+
     general_max_new_tokens: int = Field(128, ge=1)
     """Length of a general sample, in tokens."""
 

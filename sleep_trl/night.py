@@ -247,7 +247,8 @@ def write_dataset(room: Bedroom) -> dict[str, Any]:
         count = data.general_samples + HELD_OUT
         with bar("Writing general self-replay", count) as step:
             tokens = data.general_max_new_tokens
-            written += write_general(room.engine, room.prompter, count, tokens, next(seeds), step)
+            texts = [m.text for m in read_memories(str(data.general_texts))] if data.general_texts else []
+            written += write_general(room.engine, room.prompter, count, tokens, next(seeds), texts, step)
     if config.continue_from and data.earlier_share > 0:
         prompts = list(read_jsonl(config.continue_from / "adapter" / "prompts.jsonl"))
         with bar("Answering earlier prompts", len(prompts)) as step:

@@ -79,6 +79,7 @@ def preflight(config: RunConfig, resolve: Callable[[RewardSpec], object] | None 
     check_options(config)
     memories = read_memories(config.memories)
     skill = read_skill(config.evaluation.skill) if config.evaluation.skill else []
+    general = read_memories(str(config.dataset.general_texts)) if config.dataset.general_texts else []
     for name in config.dataset.templates:
         Template.load(name)
     room = find_room(config)
@@ -92,7 +93,8 @@ def preflight(config: RunConfig, resolve: Callable[[RewardSpec], object] | None 
     check_lengths(config, context)
     prompter = Prompter(tokenizer, config.chat_template_kwargs)
     largest = find_window(config, prompter, context)
-    check_skill(skill, prompter, largest)
+    check_texts("evaluation.skill", skill, prompter, largest)
+    check_texts("dataset.general_texts", general, prompter, context - config.dataset.general_max_new_tokens)
     window = config.dataset.window or largest
     for reward in config.rewards if resolve else ():
         resolve(reward)  # type: ignore[misc]
@@ -201,12 +203,12 @@ def find_window(config: RunConfig, prompter: Prompter, context: int) -> int:
     return window
 
 
-def check_skill(skill: list[MemoryText], prompter: Prompter, window: int) -> None:
-    """Raise if a passage of the skill probe is longer than what the model can see at once."""
-    for passage in skill:
+def check_texts(option: str, texts: list[MemoryText], prompter: Prompter, window: int) -> None:
+    """Raise if a text is longer than what the model can see at once."""
+    for passage in texts:
         if (tokens := prompter.count_tokens(passage.text)) > window:
             raise ValueError(
-                f"evaluation.skill: row {passage.id!r} has {tokens} tokens; at most {window} fit the "
+                f"{option}: row {passage.id!r} has {tokens} tokens; at most {window} fit the "
                 f"context beside question and answer. Shorten it or remove it."
             )
 

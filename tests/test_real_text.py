@@ -1,5 +1,5 @@
-"""The main job on real text: SQuAD passages, a Qwen3-form model with random weights, a chat template and a byte-level BPE
-tokenizer trained on the text. Its recall means nothing; that nothing is truncated or dropped does."""
+"""The main job on real text: SQuAD passages, a Qwen3-form model with random weights, a chat template and a byte-level
+BPE tokenizer trained on the text. Its recall means nothing; that nothing is truncated or dropped does."""
 
 import json
 from pathlib import Path

@@ -278,7 +278,7 @@ def nights(seed: int, count: int = 3, passages: int = 6, facts_per_passage: int 
 
 
 def write_town(folder: Path, seed: int, skill_passages: int) -> None:
-    """Write three nights of memories and the questions that measure reading itself."""
+    """Write three nights of memories, the questions that measure reading, and other passages for self-replay."""
     for number, night in enumerate(nights(seed), start=1):
         rows = [
             record(passage, f"night{number}-{page}", f"The Town Crier, night {number}, page {page}")
@@ -291,6 +291,9 @@ def write_town(folder: Path, seed: int, skill_passages: int) -> None:
         for page in range(skill_passages)
     ]
     write_records(folder / "skill.jsonl", rows)
+    rng = random.Random(f"general {seed}")
+    passages = [random_passage(rng, 3 + page % 4) for page in range(96)]
+    write_records(folder / "general.jsonl", [{"text": passage.text} for passage in passages])
 
 
 def main() -> None:

@@ -42,9 +42,10 @@ class Prompter:
         """Return the prompt that asks a question, with or without a context."""
         return self(template.respond, request=question, context=context)[0]
 
-    def general(self) -> tuple[list[int], str]:
-        """Return the prompt of a general sample; never empty, since generation has to start from something."""
-        ids, text, _ = self(load_general())
+    def general(self, text: str | None = None) -> tuple[list[int], str]:
+        """Return the prompt of a general sample, which may begin with a text. It is never empty, since generation has to
+        start from something."""
+        ids, text, _ = self(load_general(), context=text)
         return (ids or [self._start()]), text
 
     def count_tokens(self, text: str) -> int:

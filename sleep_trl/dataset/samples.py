@@ -144,17 +144,29 @@ def _answer(
 
 
 def write_general(
-    engine: Engine, prompter: Prompter, count: int, max_new_tokens: int, seed: int, progress: Progress | None = None
+    engine: Engine,
+    prompter: Prompter,
+    count: int,
+    max_new_tokens: int,
+    seed: int,
+    texts: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> Written:
-    """Let the model write freely, without any memory: the general part of self-replay (ours; see method.md).
+    """Let the model write freely, without any memory: the general part of self-replay (ours).
 
     Samples may end at `max_new_tokens`: they are read in parts anyway.
+
+    Args:
+        texts (`Sequence[str]`, *optional*):
+            Ordinary texts that the samples go on from, each in its turn; without any, the model begins by itself.
     """
-    ids, text = prompter.general()
-    completions = engine.generate([ids] * count, Sampling(max_new_tokens, 1.0, (), seed), progress)
+    begin = [prompter.general(text) for text in texts] or [prompter.general()]
+    prompts = [begin[i % len(begin)] for i in range(count)]
+    completions = engine.generate([ids for ids, _ in prompts], Sampling(max_new_tokens, 1.0, (), seed), progress)
     dropped: Counter[str] = Counter()
-    kept = _keep(((None, c) for c in completions), dropped, lambda _, c: c.text, keep_truncated=True)
-    return Written([Sample("general", "", "general", text, ids, ids, c.text, c.ids) for _, c in kept], dropped)
+    kept = _keep(zip(prompts, completions, strict=True), dropped, lambda p, c: (p[1], c.text), keep_truncated=True)
+    samples = [Sample("general", "", "general", text, ids, ids, c.text, c.ids) for (ids, text), c in kept]
+    return Written(samples, dropped)
 
 
 def write_earlier(

@@ -69,6 +69,9 @@ def test_a_real_model_writes_without_truncation_or_loss():
     general = write_general(engine, Prompter(tokenizer), 7, 12, seed=1)
     assert len(general.samples) + sum(general.dropped.values()) == 7
     assert all(s.prompt_ids == [1] == s.teacher_prompt_ids for s in general.samples)
+    texts = ["the cat of Mira", "the boat of Ben"]
+    begun = write_general(engine, Prompter(tokenizer), 6, 12, seed=1, texts=texts)
+    assert {s.prompt for s in begun.samples} == set(texts)
 
 
 @pytest.mark.parametrize("text", ["a b c d a b c d a b c d", "la la la la la la la"])
