@@ -43,7 +43,7 @@ class Prompter:
         return self(template.respond, request=question, context=context)[0]
 
     def general(self, text: str | None = None) -> tuple[list[int], str]:
-        """Return the prompt of a general sample, which may begin with a text. It is never empty, since generation has to
+        """Return the prompt of a general sample, which may begin with a text. It is never empty: generation has to
         start from something."""
         ids, text, _ = self(load_general(), context=text)
         return (ids or [self._start()]), text
