@@ -287,6 +287,12 @@ def test_overridden_methods_have_the_signature_we_build_on(method, parameters):
     assert list(inspect.signature(getattr(KnowledgeSeedingTrainer, method)).parameters) == parameters
 
 
+def test_the_scoring_method_starts_with_the_arguments_we_build_on():
+    theirs = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
+    expected = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
+    assert theirs[: len(expected)] == expected
+
+
 def test_a_row_without_any_reward_leaves_no_text_in_the_log(tmp_path, caplog):
     def abstain(completion_ids, **kwargs):
         return [None] * len(completion_ids)
