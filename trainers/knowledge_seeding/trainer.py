@@ -46,7 +46,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
     `_generate_and_score_completions` (adds teacher prompts and references to the batch), `_tokenize_prompts` (takes
     given token ids), `_get_per_token_logps_and_entropies` (with `alpha > 0`, keeps the hidden states that the
     divergence needs and scores completions alone), `_save` and `_load_from_checkpoint` (experts only). Generation,
-    rewards, advantages, logging and callbacks are inherited. With `alpha=0` it is GRPO on the new expert, to the last bit.
+    rewards, advantages, logging and callbacks are inherited. With `alpha=0` it is GRPO on the new expert, to the last
+    bit.
 
     Args:
         model (`str` or `PreTrainedModel`):
