@@ -112,6 +112,9 @@ class SeedingConfig(Section):
     replay_weight: float = Field(1.0, ge=0)
     """Weight of the divergence on self-replay rows, against 1 for the memory's."""
 
+    reference_passes: int = Field(1, ge=1)
+    """Forward passes in which a batch's teacher samples are read, by length: more of them waste less on padding."""
+
     steps: int = Field(100, ge=1)
     """Optimizer steps of the night (paper: 100)."""
 

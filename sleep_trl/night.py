@@ -275,7 +275,7 @@ def seed(room: Bedroom, samples: list[Sample], seed_expert: SeedExpert) -> list[
         per_step=config.seeding.prompts_per_step,
         shares={"general": config.dataset.general_share, "earlier": config.dataset.earlier_share},
         prefix_share=config.dataset.prefix_share,
-        max_reference=config.seeding.max_completion_length,
+        max_completion=config.seeding.max_completion_length,
         seed=config.seed,
     )
     history = seed_expert(config, room.model, room.tokenizer, rows, config.output_dir / "checkpoints")

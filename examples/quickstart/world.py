@@ -278,7 +278,7 @@ def nights(seed: int, count: int = 3, passages: int = 6, facts_per_passage: int 
 
 
 def write_town(folder: Path, seed: int, skill_passages: int) -> None:
-    """Write three nights of memories, the questions that measure reading, and other passages for self-replay."""
+    """Write three nights of memories, the questions that measure reading, and prompts about other passages for self-replay."""
     for number, night in enumerate(nights(seed), start=1):
         rows = [
             record(passage, f"night{number}-{page}", f"The Town Crier, night {number}, page {page}")
@@ -292,8 +292,14 @@ def write_town(folder: Path, seed: int, skill_passages: int) -> None:
     ]
     write_records(folder / "skill.jsonl", rows)
     rng = random.Random(f"general {seed}")
-    passages = [random_passage(rng, 3 + page % 4) for page in range(96)]
-    write_records(folder / "general.jsonl", [{"text": passage.text} for passage in passages])
+    pages = [random_passage(rng, 4 + page % 5) for page in range(256)]
+    write_records(folder / "general.jsonl", [{"text": ask_anything(rng, passage)} for passage in pages])
+
+
+def ask_anything(rng: random.Random, passage: Passage) -> str:
+    """Ask one question about a passage and leave the answer to the model."""
+    form = rng.choice(("forward", "forward", "paraphrase", "reversed"))
+    return PROMPT.format(passage=passage.text, question=rng.choice(passage.questions(form)).question)
 
 
 def main() -> None:

@@ -42,11 +42,17 @@ class Prompter:
         """Return the prompt that asks a question, with or without a context."""
         return self(template.respond, request=question, context=context)[0]
 
-    def general(self, text: str | None = None) -> tuple[list[int], str]:
-        """Return the prompt of a general sample, which may begin with a text. It is never empty: generation has to
-        start from something."""
-        ids, text, _ = self(load_general(), context=text)
-        return (ids or [self._start()]), text
+    def general(self, text: str | None = None) -> tuple[list[int], str, list[int]]:
+        """Return the prompt of a general sample, as token ids and as text, and with what the sample begins.
+
+        A plain model's sample begins with the text; a chat model is asked to go on from it. The prompt is never empty:
+        generation has to start from something.
+        """
+        ids, rendered, _ = self(load_general(), context=text)
+        if self.has_chat or text is None:
+            return ids or [self._start()], rendered, []
+        start, nothing, _ = self.general()
+        return start, nothing, ids[len(start) :] if ids[: len(start)] == start else ids
 
     def count_tokens(self, text: str) -> int:
         """Return the length of a text in tokens, without special tokens."""

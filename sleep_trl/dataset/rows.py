@@ -42,7 +42,7 @@ def build_rows(
     per_step: int,
     shares: dict[Part, float],
     prefix_share: float,
-    max_reference: int,
+    max_completion: int,
     seed: int,
 ) -> list[dict[str, Any]]:
     """
@@ -61,10 +61,10 @@ def build_rows(
             Wanted share of `"general"` and `"earlier"` rows; a part without samples gives its share to the memory.
         prefix_share (`float`):
             Share of the memory's and earlier rows that begin inside a sample, after a random prefix of it (LTI, method
-            3.3); the others begin at its start (ours: that is where a fact is asked for). General samples are always
-            cut.
-        max_reference (`int`):
-            Longest reference of a general row, in tokens; other references are never cut.
+            3.3); the others begin at its start (ours: that is where a fact is asked for).
+        max_completion (`int`):
+            Longest rollout, in tokens. General rows begin at most so many tokens after the start of their sample, and
+            where a rollout does not outlast it: nearly all of the sample is read, and prompts stay short.
         seed (`int`):
             Seed of order and cuts.
 
@@ -87,7 +87,7 @@ def build_rows(
     rows = []
     for _ in range(steps):
         step = [
-            _row(next(streams[part]), tokenizer, prefix_share, max_reference, rng)
+            _row(next(streams[part]), tokenizer, prefix_share, max_completion, rng)
             for part, count in counts.items()
             for _ in range(count)
         ]
@@ -103,13 +103,18 @@ def _shuffled(pool: list[Sample], rng: random.Random) -> Iterator[Sample]:
 
 
 def _row(
-    sample: Sample, tokenizer: PreTrainedTokenizerBase, prefix_share: float, max_reference: int, rng: random.Random
+    sample: Sample,
+    tokenizer: PreTrainedTokenizerBase,
+    prefix_share: float,
+    max_completion: int,
+    rng: random.Random,
 ) -> dict[str, Any]:
-    length = len(sample.reference_ids)
-    is_general = sample.part == "general"
-    cut = rng.randrange(length) if is_general or rng.random() < prefix_share else 0
-    rest = sample.reference_ids[cut : cut + max_reference] if is_general else sample.reference_ids[cut:]
-    prefix = sample.reference_ids[:cut]
+    cut, length = 0, len(sample.reference_ids)
+    if sample.part == "general":
+        cut = rng.randint(0, max(0, min(length - max_completion, max_completion)))
+    elif rng.random() < prefix_share:
+        cut = rng.randrange(length)
+    prefix, rest = sample.reference_ids[:cut], sample.reference_ids[cut:]
     return {
         "prompt": sample.prompt + tokenizer.decode(prefix),
         "prompt_ids": sample.prompt_ids + prefix,

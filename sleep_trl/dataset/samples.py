@@ -161,12 +161,18 @@ def write_general(
             Ordinary texts that the samples go on from, each in its turn; without any, the model begins by itself.
     """
     begin = [prompter.general(text) for text in texts] or [prompter.general()]
-    prompts = [begin[i % len(begin)] for i in range(count)]
-    completions = engine.generate([ids for ids, _ in prompts], Sampling(max_new_tokens, 1.0, (), seed), progress)
+    starts = [begin[i % len(begin)] for i in range(count)]
+    sampling = Sampling(max_new_tokens, 1.0, (), seed)
+    completions = engine.generate([prompt + begun for prompt, _, begun in starts], sampling, progress)
+    samples = []
+    for (prompt, text, begun), completion in zip(starts, completions, strict=True):
+        ids = begun + completion.ids
+        written = str(prompter.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        samples.append(Sample("general", "", "general", text, prompt, prompt, written, ids))
     dropped: Counter[str] = Counter()
-    kept = _keep(zip(prompts, completions, strict=True), dropped, lambda p, c: (p[1], c.text), keep_truncated=True)
-    samples = [Sample("general", "", "general", text, ids, ids, c.text, c.ids) for (ids, text), c in kept]
-    return Written(samples, dropped)
+    pairs = [(s, Completion(s.reference_ids, s.reference, "length")) for s in samples]
+    kept = _keep(pairs, dropped, lambda s, _: (s.prompt, s.reference), keep_truncated=True)
+    return Written([sample for sample, _ in kept], dropped)
 
 
 def write_earlier(

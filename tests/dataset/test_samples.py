@@ -71,7 +71,8 @@ def test_a_real_model_writes_without_truncation_or_loss():
     assert all(s.prompt_ids == [1] == s.teacher_prompt_ids for s in general.samples)
     texts = ["the cat of Mira", "the boat of Ben"]
     begun = write_general(engine, Prompter(tokenizer), 6, 12, seed=1, texts=texts)
-    assert {s.prompt for s in begun.samples} == set(texts)
+    assert all(s.prompt_ids == [1] and s.reference.startswith(tuple(texts)) for s in begun.samples)
+    assert all(any(s.reference.startswith(text) for s in begun.samples) for text in texts)
 
 
 @pytest.mark.parametrize("text", ["a b c d a b c d a b c d", "la la la la la la la"])
@@ -105,7 +106,7 @@ def sample(part, i, length=6):
     )
 
 
-ROWS = {"steps": 30, "per_step": 4, "shares": {"general": 0.25, "earlier": 0.25}, "max_reference": 3, "seed": 0}
+ROWS = {"steps": 30, "per_step": 4, "shares": {"general": 0.25, "earlier": 0.25}, "max_completion": 3, "seed": 0}
 
 
 def test_every_step_has_the_same_shares_and_every_sample_its_turn():
@@ -129,7 +130,7 @@ def test_prefix_and_rest_are_the_sample(prefix_share):
         prefix = row["prompt_ids"][2:]
         assert row["prompt_ids"][:2] == s.prompt_ids and row["teacher_prompt_ids"] == s.teacher_prompt_ids + prefix
         rest = s.reference_ids[len(prefix) :]
-        assert row["reference_ids"] == (rest[:3] if row["part"] == "general" else rest) and rest
+        assert row["reference_ids"] == rest and rest and (row["part"] == "memory" or len(prefix) <= 3)
         started_inside += row["part"] == "memory" and bool(prefix)
     assert (started_inside == 0) == (prefix_share == 0)
 

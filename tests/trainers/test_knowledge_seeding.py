@@ -90,7 +90,7 @@ def first_batch(t):
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_alpha_one_lambda_one_has_the_gradient_of_gkd(tmp_path, beta):
-    t = trainer(tmp_path, alpha=1.0, lmbda=1.0, divergence_beta=beta)
+    t = trainer(tmp_path, data=rows().remove_columns("part"), alpha=1.0, lmbda=1.0, divergence_beta=beta)
     model, memory = t.model, Memory.of(t.model)
     with torch.no_grad():  # away from the zero start, where half of the gradient vanishes
         for _, p in memory.expert_parameters(0):
@@ -116,10 +116,11 @@ def test_alpha_one_lambda_one_has_the_gradient_of_gkd(tmp_path, beta):
         torch.testing.assert_close(ours[name], p.grad, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("passes", [1, 3])  # of three passes over two references, one reads what counts nothing
 @pytest.mark.parametrize("form", ["llama", "qwen3", "gemma2", "gpt_neox", "phi3"])
-def test_divergence_is_the_plain_formula(tmp_path, form):
+def test_divergence_is_the_plain_formula(tmp_path, form, passes):
     """KL(teacher || student) on rollout and reference by full logits, each part weighed, against the trainer's loss."""
-    t = trainer(tmp_path, model=student(form), alpha=1.0, lmbda=0.25, replay_weight=0.5)
+    t = trainer(tmp_path, model=student(form), alpha=1.0, lmbda=0.25, replay_weight=0.5, reference_passes=passes)
     model, memory = t.model, Memory.of(t.model)
     with torch.no_grad():
         for _, p in memory.expert_parameters(0):
@@ -142,8 +143,10 @@ def test_divergence_is_the_plain_formula(tmp_path, form):
         with memory.as_teacher():
             teacher_log = log_probs("teacher_prompt")
         per_token = (teacher_log.exp() * (teacher_log - student_log)).sum(-1) * mask
-        weight = torch.where(batch["part"] == 0, 1.0, 0.5)
-        return ((per_token * weight[:, None]).sum() / mask.sum()).item()
+        memory_rows = batch["part"] == 0
+        means = [per_token[rows].sum() / mask[rows].sum() for rows in (memory_rows, ~memory_rows)]
+        assert memory_rows.sum() == len(memory_rows) / 2
+        return (0.5 * means[0] + 0.5 * 0.5 * means[1]).item()
 
     assert loss == pytest.approx(0.25 * kl("completion") + 0.75 * kl("reference"), rel=1e-4)
     assert {k for k in t._metrics["train"] if k.startswith("divergence/")} == {
@@ -152,9 +155,9 @@ def test_divergence_is_the_plain_formula(tmp_path, form):
 
 
 def test_accumulation_gives_the_same_expert(tmp_path):
-    """One pass over eight rollouts and two passes over four add up to the same gradient."""
+    """One batch of eight rollouts and two of four, whose references are read at once, add up to the same gradient."""
     data = rows(2)
-    whole = trainer(tmp_path / "a", data=data, max_steps=2, alpha=1.0)
+    whole = trainer(tmp_path / "a", data=data, max_steps=2, alpha=1.0, reference_passes=2)
     whole.train()
     halves = trainer(
         tmp_path / "b", data=data, max_steps=2, alpha=1.0, per_device_train_batch_size=4, gradient_accumulation_steps=2

@@ -42,6 +42,7 @@ def seeding_arguments(config: RunConfig, folder: Path) -> KnowledgeSeedingConfig
             "gamma": seeding.gamma,
             "z0": seeding.z0,
             "replay_weight": seeding.replay_weight,
+            "reference_passes": seeding.reference_passes,
             "max_steps": seeding.steps,
             "learning_rate": seeding.learning_rate,
             "lr_scheduler_type": seeding.lr_scheduler_type,

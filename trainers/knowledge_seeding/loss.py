@@ -141,30 +141,3 @@ def divergence_per_token(
     ]
     divergence = torch.cat(tiles)
     return divergence.new_zeros(mask.shape).masked_scatter(counts, divergence)
-
-
-def weighted_mean(per_token: torch.Tensor, weights: torch.Tensor, normalizer: torch.Tensor | float) -> torch.Tensor:
-    """
-    Sum per-token values, each row times its weight, and divide by a given number of tokens.
-
-    Args:
-        per_token (`torch.Tensor` of shape `(batch, length)`):
-            Values, 0 at positions that do not count.
-        weights (`torch.Tensor` of shape `(batch,)`):
-            Weight of each row.
-        normalizer (`torch.Tensor` or `float`):
-            Number of tokens of the whole optimizer step, so that accumulated micro-batches add up to one mean.
-    """
-    return (per_token * weights.unsqueeze(1)).sum() / normalizer
-
-
-def tokens_per_process(
-    items: torch.Tensor, processes: int, accumulation: int, steps_per_generation: int
-) -> torch.Tensor:
-    """
-    Turn a token count of the whole generation batch into the normalizer of one micro-batch.
-
-    Gradients are averaged over processes and summed over the accumulation window, and a generation batch may span
-    several windows; this is GRPO's rule for its token-normalized losses.
-    """
-    return items.clamp(min=1.0) / processes * accumulation / steps_per_generation

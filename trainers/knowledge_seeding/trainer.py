@@ -17,12 +17,11 @@ from sleep_trl.memory import Memory, MemorySpec, attach, load_experts, save_memo
 from sleep_trl.rewards import resolve
 
 from .config import KnowledgeSeedingConfig
-from .loss import Head, divergence_per_token, log_probs_per_token, tokens_per_process, weighted_mean
+from .loss import Head, divergence_per_token, log_probs_per_token
+from .parts import PARTS, Tensors, count_copies, spread_references, weigh_rows
 from .quiet import without_row_dump
 
-PARTS = ("memory", "general", "earlier")
 Rows = list[dict[str, Any]]
-Tensors = dict[str, torch.Tensor]
 Padded = tuple[torch.Tensor, torch.Tensor]  # ids and mask, both (batch, length)
 
 
@@ -98,7 +97,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         with without_row_dump():
             output: Tensors = super()._generate_and_score_completions(rows)
         self._given_prompt_ids = None
-        return output | self._teacher_inputs(rows) if self.args.alpha > 0 else output
+        return output | self._teacher_inputs(rows, _counted(output)) if self.args.alpha > 0 else output
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         if self._given_prompt_ids is None:
@@ -115,11 +114,11 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             ids["reference_ids"] = [[*row, self._tokenizer.eos_token_id] for row in tokens]
         return [{**row, **{name: column[i] for name, column in ids.items()}} for i, row in enumerate(rows)]
 
-    def _teacher_inputs(self, rows: Rows) -> Tensors:
-        """Pad what the teacher sees and wrote. Shapes `(batch, ...)`, prompts padded on the left."""
+    def _teacher_inputs(self, rows: Rows, rollout_mask: torch.Tensor) -> Tensors:
+        """Pad what the teacher sees and wrote, and weigh it. Shapes `(batch, ...)`, prompts padded on the left."""
         device = self.accelerator.device
-        parts = [PARTS.index(row.get("part", "memory")) for row in rows]
-        inputs = {"part": torch.tensor(parts, device=device)}
+        part = torch.tensor([PARTS.index(row.get("part", "memory")) for row in rows], device=device)
+        inputs = {"part": part}
         for name, side in (("teacher_prompt", "left"), ("reference", "right")):
             if f"{name}_ids" not in rows[0]:
                 raise ValueError(
@@ -130,8 +129,11 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             padded = pad(tensors, padding_value=self._tokenizer.pad_token_id, padding_side=side)
             masks = pad([torch.ones_like(t) for t in tensors], padding_value=0, padding_side=side)
             inputs |= {f"{name}_ids": padded.to(device), f"{name}_mask": masks.to(device)}
-        counted = self.accelerator.gather(inputs["reference_mask"].sum())
-        return inputs | {"num_reference_items": counted.sum()}
+        copies = torch.tensor(count_copies(rows), device=device)
+        weigh, others = weigh_rows, (self.args.replay_weight, self.accelerator)
+        inputs["rollout_weight"] = weigh(part, torch.ones_like(part), rollout_mask, *others)
+        inputs["reference_weight"] = weigh(part, copies, inputs["reference_mask"], *others)
+        return inputs
 
     # -- the loss -------------------------------------------------------------------------------------------------
 
@@ -141,27 +143,23 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             return super()._compute_loss(model, inputs)
 
         completion = inputs["completion_ids"], inputs["completion_mask"]
-        reference = inputs["reference_ids"], inputs["reference_mask"]
-        prompt = inputs["prompt_ids"], inputs["prompt_mask"]
+        references = spread_references(inputs, self.args.reference_passes) if lmbda < 1 else []
         # The teacher first: nothing of the student's graph is held yet, so the two do not add up in memory.
         taught_rollout = self._teacher_hidden(inputs, *completion) if lmbda > 0 else None
-        taught_reference = self._teacher_hidden(inputs, *reference) if lmbda < 1 else None
+        taught_references = [self._teacher_hidden(b, b["reference_ids"], b["reference_mask"]) for b in references]
 
         student = self.accelerator.unwrap_model(model)
         with _LastHidden(student) as seen:  # the policy's forward pass also serves the divergence
             policy_loss = super()._compute_loss(model, inputs)
         loss = (1 - alpha) * policy_loss if alpha < 1 else policy_loss.detach() * 0.0
         if taught_rollout is not None:
-            mask = completion[1] * inputs["tool_mask"] if "tool_mask" in inputs else completion[1]
-            hidden = _predicting(seen.value, completion[0])
-            items = inputs["num_items_in_batch"]
-            loss = loss + alpha * lmbda * self._divergence("rollout", inputs, hidden, taught_rollout, mask, items)
-        if taught_reference is not None:
-            ids, mask = _joined(prompt, reference)
-            hidden = self._student_hidden(model, ids, mask)
-            hidden, items = _predicting(hidden, reference[0]), inputs["num_reference_items"]
-            divergence = self._divergence("reference", inputs, hidden, taught_reference, reference[1], items)
-            loss = loss + alpha * (1 - lmbda) * divergence
+            sums = self._divergence(_predicting(seen.value, completion[0]), taught_rollout, _counted(inputs))
+            loss = loss + alpha * lmbda * self._mean("rollout", sums, inputs)
+        if references:
+            pairs = zip(references, taught_references, strict=True)
+            sums = torch.cat([self._reference_divergence(model, batch, taught) for batch, taught in pairs], dim=1)
+            rows = {name: torch.cat([b[name] for b in references]) for name in ("part", "reference_weight")}
+            loss = loss + alpha * (1 - lmbda) * self._mean("reference", sums, rows)
         return loss
 
     def _get_per_token_logps_and_entropies(
@@ -208,36 +206,31 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
                 student.train(was_training)
             return _predicting(redirected, ids)
 
-    def _divergence(
-        self,
-        kind: str,
-        inputs: Tensors,
-        student_hidden: torch.Tensor,
-        teacher_hidden: torch.Tensor,
-        mask: torch.Tensor,
-        items: torch.Tensor,
-    ) -> torch.Tensor:
-        student = self.accelerator.unwrap_model(self.model)
-        head = Head.of(student)
-        teacher_head = head if self.teacher_model is None else Head.of(self.teacher_model)
-        per_token = divergence_per_token(
-            student_hidden, teacher_hidden, head, teacher_head, mask, self.args.divergence_beta
-        )
-        self._log_parts(kind, inputs["part"], per_token.detach(), mask)
-        weights = torch.where(inputs["part"] == PARTS.index("memory"), 1.0, self.args.replay_weight)
-        training = self.model.training
-        accumulation = self.current_gradient_accumulation_steps if training else 1
-        per_generation = self.args.steps_per_generation if training else 1
-        tokens = tokens_per_process(items, self.accelerator.num_processes, accumulation, per_generation)
-        return weighted_mean(per_token, weights, tokens)
+    def _reference_divergence(self, model: nn.Module, batch: Tensors, taught: torch.Tensor) -> torch.Tensor:
+        ids, mask = batch["reference_ids"], batch["reference_mask"]
+        hidden = self._student_hidden(model, *_joined((batch["prompt_ids"], batch["prompt_mask"]), (ids, mask)))
+        return self._divergence(_predicting(hidden, ids), taught, mask)
 
-    def _log_parts(self, kind: str, part: torch.Tensor, per_token: torch.Tensor, mask: torch.Tensor) -> None:
-        """Log the mean divergence per token of each part of the data set, over all processes."""
-        sums = torch.zeros(len(PARTS), 2, device=per_token.device)
-        sums.index_add_(0, part, torch.stack([per_token.sum(1), mask.sum(1).float()], dim=1))
-        totals = self.accelerator.reduce(sums, reduction="sum").tolist()
+    def _divergence(self, student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return the divergence of each row, summed over its tokens, and their number. Shape `(2, batch)`."""
+        head = Head.of(self.accelerator.unwrap_model(self.model))
+        teacher_head = head if self.teacher_model is None else Head.of(self.teacher_model)
+        per_token = divergence_per_token(student, teacher, head, teacher_head, mask, self.args.divergence_beta)
+        return torch.stack([per_token.sum(1), mask.sum(1).float()])
+
+    def _mean(self, kind: str, sums: torch.Tensor, rows: Tensors) -> torch.Tensor:
+        """Weigh the rows, and log the mean divergence per token of each part."""
+        weight = rows[f"{kind}_weight"]
+        self._log_parts(kind, rows["part"], sums.detach() * (weight > 0))
+        scale: float = self.accelerator.num_processes  # gradients are averaged over processes,
+        if self.model.training:  # and over the micro-batches of a step, of which a generation batch may fill several
+            scale *= self.args.steps_per_generation / self.current_gradient_accumulation_steps
+        return (sums[0] * weight).sum() * scale
+
+    def _log_parts(self, kind: str, part: torch.Tensor, sums: torch.Tensor) -> None:
+        totals = torch.zeros(len(PARTS), 2, device=sums.device).index_add_(0, part, sums.T)
         metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, (total, count) in zip(PARTS, totals, strict=True):
+        for name, (total, count) in zip(PARTS, self.accelerator.reduce(totals).tolist(), strict=True):
             if count:
                 metrics[f"divergence/{name}/{kind}"].append(total / count)
 
@@ -303,6 +296,12 @@ def _joined(
 ) -> tuple[torch.Tensor, ...]:
     """Concatenate ids and masks of prompt and continuation."""
     return tuple(torch.cat(pair, dim=1) for pair in zip(prompt, rest, strict=True))
+
+
+def _counted(inputs: Tensors) -> torch.Tensor:
+    """Return the mask of the completion's tokens that the student wrote (tools wrote the others)."""
+    mask = inputs["completion_mask"]
+    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
 
 
 def _predicting(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

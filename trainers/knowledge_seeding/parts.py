@@ -1,0 +1,91 @@
+"""The parts of the data set within a batch: what a row weighs, and which references have to be read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+Tensors = dict[str, torch.Tensor]
+
+PARTS = ("memory", "general", "earlier")
+
+
+def count_copies(rows: list[dict[str, Any]]) -> list[int]:
+    """Count how often each row comes in a run of equal rows: at its first place the length of the run, then 0.
+
+    A prompt comes once for each of its rollouts, its reference needs to be read but once.
+    """
+    copies = [0] * len(rows)
+    first = 0
+    for i, row in enumerate(rows):
+        first = first if row == rows[first] else i
+        copies[first] += 1
+    return copies
+
+
+def weigh_rows(
+    part: torch.Tensor, copies: torch.Tensor, mask: torch.Tensor, replay_weight: float, accelerator: Accelerator
+) -> torch.Tensor:
+    """
+    Weigh the tokens of each row so that the weighted sum over the whole batch, all processes together, is the mean over
+    parts of each part's mean per token, a part counting as its share of the rows and, but for the memory, times
+    `replay_weight`. So long texts of self-replay do not drown a memory's short answers (ours).
+
+    Args:
+        part (`torch.Tensor` of shape `(batch,)`):
+            Index into `PARTS`.
+        copies (`torch.Tensor` of shape `(batch,)`):
+            How many rows each row stands for.
+        mask (`torch.Tensor` of shape `(batch, length)`):
+            1 where a token counts.
+        replay_weight (`float`):
+            Weight of the parts other than `"memory"`.
+        accelerator (`Accelerator`):
+            Sums over the processes.
+
+    Returns:
+        `torch.Tensor` of shape `(batch,)`: what a token of the row counts.
+    """
+    counts = torch.stack([copies.float(), copies * mask.sum(1).float()], dim=1)
+    totals = accelerator.reduce(torch.zeros(len(PARTS), 2, device=part.device).index_add_(0, part, counts))
+    per_token = totals[:, 0] / totals[:, 0].sum() / totals[:, 1].clamp(min=1)
+    per_token[1:] *= replay_weight
+    return copies * per_token[part]
+
+
+def spread_references(inputs: Tensors, passes: int) -> list[Tensors]:
+    """
+    Divide the references of a batch into as many smaller batches, by length, each padded no further than it needs.
+
+    Rows of weight 0 are left out. No batch is ever empty, so that all processes make the same number of forward passes:
+    where there are too few references, one of weight 0 is read instead.
+
+    Args:
+        inputs (`dict` of `torch.Tensor`):
+            The batch: ids and masks of `prompt`, `teacher_prompt` and `reference`, `part` and `reference_weight`.
+        passes (`int`):
+            Number of batches.
+
+    Returns:
+        `list[dict]`: batches with the same keys.
+    """
+    weight = inputs["reference_weight"]
+    lengths = inputs["teacher_prompt_mask"].sum(1) + inputs["reference_mask"].sum(1)
+    by_length = lengths.argsort(stable=True)
+    chunks = by_length[weight[by_length] > 0].tensor_split(passes)
+    return [
+        _take(inputs, rows, weight[rows]) if len(rows) else _take(inputs, by_length[:1], weight.new_zeros(1))
+        for rows in chunks
+    ]
+
+
+def _take(inputs: Tensors, rows: torch.Tensor, weight: torch.Tensor) -> Tensors:
+    batch = {"part": inputs["part"][rows], "reference_weight": weight}
+    for name in ("prompt", "teacher_prompt", "reference"):
+        ids, mask = inputs[f"{name}_ids"][rows], inputs[f"{name}_mask"][rows]
+        width = max(1, int(mask.sum(1).max()))
+        kept = slice(0, width) if name == "reference" else slice(-width, None)  # prompts are padded on the left
+        batch |= {f"{name}_ids": ids[:, kept], f"{name}_mask": mask[:, kept]}
+    return batch
