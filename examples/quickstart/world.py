@@ -278,7 +278,7 @@ def nights(seed: int, count: int = 3, passages: int = 6, facts_per_passage: int 
 
 
 def write_town(folder: Path, seed: int, skill_passages: int) -> None:
-    """Write three nights of memories, the questions that measure reading, and prompts about other passages for self-replay."""
+    """Write three nights of memories, the questions that measure reading, and prompts for self-replay."""
     for number, night in enumerate(nights(seed), start=1):
         rows = [
             record(passage, f"night{number}-{page}", f"The Town Crier, night {number}, page {page}")

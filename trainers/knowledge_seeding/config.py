@@ -29,11 +29,10 @@ class KnowledgeSeedingConfig(GRPOConfig):
             Levenshtein distance above which the other part of that reward is 0 (Eq. 4), in tokens, or as a share of the
             longer sequence if below 1.
         replay_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the divergence on rows whose `part` is not `"memory"` (ours). Each part's divergence is a mean over
-            its own tokens and counts as the part's share of the rows.
+            Weight of the divergence on rows whose `part` is not `"memory"` (ours).
         reference_passes (`int`, *optional*, defaults to `1`):
-            Forward passes over which the references of a batch are spread, by length: more of them waste less on
-            padding where lengths differ much.
+            Forward passes over which the references of a batch are spread, by length: more of them pad less where
+            lengths differ much.
         expert_width (`int`, *optional*, defaults to `64`):
             Width of the expert that is activated when the model comes without a memory.
         learning_rate (`float`, *optional*, defaults to `2e-4`):
@@ -46,7 +45,7 @@ class KnowledgeSeedingConfig(GRPOConfig):
     gamma: float = field(default=0.5, metadata={"help": "Weight of the judge in the imitation reward, in [0, 1]."})
     z0: float | None = field(default=None, metadata={"help": "Edit distance above which its reward is 0."})
     replay_weight: float = field(default=1.0, metadata={"help": "Weight of the divergence on self-replay rows."})
-    reference_passes: int = field(default=1, metadata={"help": "Passes, by length, in which references are read."})
+    reference_passes: int = field(default=1, metadata={"help": "Passes, by length, that read the references."})
     expert_width: int = field(default=64, metadata={"help": "Width of an expert made for a model without a memory."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
 

@@ -29,9 +29,8 @@ def weigh_rows(
     part: torch.Tensor, copies: torch.Tensor, mask: torch.Tensor, replay_weight: float, accelerator: Accelerator
 ) -> torch.Tensor:
     """
-    Weigh the tokens of each row so that the weighted sum over the whole batch, all processes together, is the mean over
-    parts of each part's mean per token, a part counting as its share of the rows and, but for the memory, times
-    `replay_weight`. So long texts of self-replay do not drown a memory's short answers (ours).
+    Weigh the tokens of each row so that the weighted sum over the whole batch, all processes together, is the mean per
+    token, those of self-replay times `replay_weight`.
 
     Args:
         part (`torch.Tensor` of shape `(batch,)`):
@@ -48,11 +47,8 @@ def weigh_rows(
     Returns:
         `torch.Tensor` of shape `(batch,)`: what a token of the row counts.
     """
-    counts = torch.stack([copies.float(), copies * mask.sum(1).float()], dim=1)
-    totals = accelerator.reduce(torch.zeros(len(PARTS), 2, device=part.device).index_add_(0, part, counts))
-    per_token = totals[:, 0] / totals[:, 0].sum() / totals[:, 1].clamp(min=1)
-    per_token[1:] *= replay_weight
-    return copies * per_token[part]
+    tokens = accelerator.reduce((copies * mask.sum(1)).sum().float())
+    return copies * torch.where(part == PARTS.index("memory"), 1.0, replay_weight) / tokens.clamp(min=1)
 
 
 def spread_references(inputs: Tensors, passes: int) -> list[Tensors]:
