@@ -167,7 +167,7 @@ def seeding_jsd(args: argparse.Namespace, folder: str) -> Any:
 
 
 def seeding_references(args: argparse.Namespace, folder: str) -> Any:
-    """Knowledge Seeding as it is by default (lambda 0.5): a reference for each rollout, twice the tokens."""
+    """Knowledge Seeding as it is by default (lambda 0.5): a reference for each prompt too."""
     return seeding(args, folder, lmbda=0.5)
 
 

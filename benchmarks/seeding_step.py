@@ -9,7 +9,7 @@ steps are not counted.
 Sides (`_sides.py` says exactly what each does):
   seeding             Knowledge Seeding on the rollouts alone (lambda 1), the same tokens as its peers
   seeding jsd         the same with GKD's default divergence (beta 0.5)
-  seeding references  Knowledge Seeding by default (lambda 0.5): references too, twice the tokens
+  seeding references  Knowledge Seeding by default (lambda 0.5): a reference for each prompt too
   gkd jsd, gkd        GKDTrainer, all weights, a separate teacher of the same size, at GKD's default divergence or ours
   grpo, grpo lora     GRPOTrainer, all weights; or a LoRA with as many parameters as the expert
   ... teacher         the same plus one forward pass of a separate teacher's backbone at the same tokens

@@ -104,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure how well a model reads.")
     parser.add_argument("--model", type=Path, default=here / "model", help="folder of the model")
     parser.add_argument("--passages", type=int, default=100, help="fresh passages of each size")
-    parser.add_argument("--files", type=Path, nargs="*", default=sorted(here.glob("*.jsonl")))
+    parser.add_argument("--files", type=Path, nargs="*", default=sorted(here.glob("[ms]*.jsonl")))
     arguments = parser.parse_args()
     console, speller = Console(), Speller()
     model = LlamaForCausalLM.from_pretrained(arguments.model).eval()
