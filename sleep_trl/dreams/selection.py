@@ -1,0 +1,137 @@
+"""Which dreams are worth scoring: the best by a score and a few by chance (method 3.4, step 2)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from .gradients import Text, gradient_scores
+
+Rule = Literal["gradient_norm", "gradient_alignment", "random", "all"]
+
+
+class Score(Protocol):
+    """Gives each dream a number; more is better."""
+
+    def __call__(
+        self, model: PreTrainedModel, dreams: Sequence[Text], reference: dict[str, torch.Tensor] | None
+    ) -> torch.Tensor | None: ...
+
+
+def _norm(model: PreTrainedModel, dreams: Sequence[Text], reference: object) -> torch.Tensor:
+    return gradient_scores(model, dreams).norm
+
+
+def _alignment(
+    model: PreTrainedModel, dreams: Sequence[Text], reference: dict[str, torch.Tensor] | None
+) -> torch.Tensor | None:
+    if reference is None:
+        raise ValueError(
+            "selection 'gradient_alignment' compares dreams with the memories just consolidated, and no reference "
+            "gradient was given. Give one, or select by 'gradient_norm'."
+        )
+    return gradient_scores(model, dreams, reference).alignment
+
+
+def _nothing(model: PreTrainedModel, dreams: Sequence[Text], reference: object) -> None:
+    return None
+
+
+RULES: dict[Rule, Score] = {
+    "gradient_norm": _norm,
+    "gradient_alignment": _alignment,
+    "random": _nothing,
+    "all": _nothing,
+}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How dreams are selected among those of one task.
+
+    Args:
+        rule (`str`, *optional*, defaults to `"gradient_norm"`):
+            What dreams are ranked by: `"gradient_norm"`, or `"gradient_alignment"` with the memories' gradient.
+            Controls: `"random"` ranks none, so that all places are drawn, and `"all"` keeps every dream. Ours: the
+            paper says that the gradient scores a dream, not how.
+        top_k (`int`, *optional*, defaults to `4`):
+            Best dreams that are kept of each task.
+        random_k (`int`, *optional*, defaults to `1`):
+            Further dreams that are drawn among the others (the paper's b).
+    """
+
+    rule: Rule = "gradient_norm"
+    top_k: int = 4
+    random_k: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ValueError(f"selection rule must be one of {', '.join(RULES)}, got {self.rule!r}.")
+        if self.top_k < 0 or self.random_k < 0 or self.top_k + self.random_k == 0:
+            raise ValueError(
+                f"top_k and random_k must not be negative, and one of them positive; got {self.top_k} and "
+                f"{self.random_k}."
+            )
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What became of each dream, in the order given."""
+
+    is_kept: list[bool]
+    reasons: list[str]  # "top", "random", "all", or "" if not kept
+    scores: list[float | None]
+
+
+def select(
+    dreams: Sequence[Text],
+    tasks: Sequence[str],
+    selection: Selection,
+    model: PreTrainedModel,
+    reference: dict[str, torch.Tensor] | None = None,
+    seed: int = 0,
+) -> Selected:
+    """
+    Select dreams, task by task.
+
+    Args:
+        dreams (`Sequence[Text]`):
+            The dreams.
+        tasks (`Sequence[str]`):
+            Of each dream, the task that it belongs to.
+        selection (`Selection`):
+            How many, and by what.
+        model (`PreTrainedModel`):
+            The model whose gradients are meant.
+        reference (`dict[str, torch.Tensor]`, *optional*):
+            Gradient of the memories, see [`sleep_trl.dreams.gradients.reference_gradient`].
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of what is drawn; a task's draw does not depend on the other tasks.
+
+    Returns:
+        `Selected`: whether each is kept, why, and its score.
+
+    Raises:
+        `ValueError`: if the rule needs a reference that was not given.
+    """
+    values = RULES[selection.rule](model, dreams, reference)
+    scores: list[float | None] = [None] * len(dreams) if values is None else values.tolist()
+    reasons = [""] * len(dreams)
+    for task in dict.fromkeys(tasks):
+        rows = [i for i, name in enumerate(tasks) if name == task]
+        if selection.rule == "all":
+            chosen = dict.fromkeys(rows, "all")
+        else:
+            ranked = [] if values is None else sorted(rows, key=lambda i: (-float(values[i]), i))[: selection.top_k]
+            places = selection.random_k + (selection.top_k if values is None else 0)
+            others = [i for i in rows if i not in ranked]
+            drawn = random.Random(f"{seed} {task}").sample(others, min(places, len(others)))
+            chosen = dict.fromkeys(ranked, "top") | dict.fromkeys(drawn, "random")
+        for i, reason in chosen.items():
+            reasons[i] = reason
+    return Selected([bool(reason) for reason in reasons], reasons, scores)
