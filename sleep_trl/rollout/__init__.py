@@ -1,6 +1,6 @@
 """Engines that generate text."""
 
 from .engine import Completion, Engine, Progress, Sampling, StopReason
-from .in_process import TransformersEngine
+from .in_process import TransformersEngine, plain_generation
 
-__all__ = ["Completion", "Engine", "Progress", "Sampling", "StopReason", "TransformersEngine"]
+__all__ = ["Completion", "Engine", "Progress", "Sampling", "StopReason", "TransformersEngine", "plain_generation"]

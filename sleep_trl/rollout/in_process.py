@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class TransformersEngine:
         done: list[tuple[int, Completion]] = []
         was_training = self.model.training
         self.model.eval()
-        with torch.random.fork_rng(), torch.no_grad():
+        with torch.random.fork_rng(), torch.no_grad(), plain_generation(self.model):
             torch.manual_seed(sampling.seed + state.process_index)
             for start in range(0, len(mine), self.batch_size):
                 batch = mine[start : start + self.batch_size]
@@ -100,6 +101,18 @@ class TransformersEngine:
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+@contextmanager
+def plain_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Hide the model's own generation settings: transformers takes from them whatever a call leaves open, such as
+    `repetition_penalty` or `min_p`, and draws from another distribution than the model's."""
+    declared = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = declared
 
 
 class _StopStrings(StoppingCriteria):

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from sleep_trl.rollout import Sampling, TransformersEngine
@@ -45,6 +46,19 @@ def test_sampling_is_from_the_untruncated_distribution():
     counted = torch.bincount(torch.tensor(drawn), minlength=97) / 4000
     assert (counted - p).abs().max() < 0.03
     assert (counted > 0).sum() > 50  # top-k of 50, transformers' default, would stop there
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_generation_settings_of_a_checkpoint_do_not_leak(temperature):
+    """A checkpoint may ship penalties and truncation; the teacher and the questions are drawn without them."""
+    sampling = Sampling(12, temperature=temperature, seed=3)
+    plain = engine().generate(PROMPTS, sampling)
+    e = engine()
+    shipped = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "suppress_tokens": plain[0].ids[:1], "min_p": 0.9}
+    e.model.generation_config.update(**shipped, do_sample=True, top_k=1, typical_p=0.1, min_new_tokens=12, num_beams=3)
+    declared = e.model.generation_config
+    assert e.generate(PROMPTS, sampling) == plain
+    assert e.model.generation_config is declared and declared.repetition_penalty == 5.0
 
 
 def test_stop_reasons():
