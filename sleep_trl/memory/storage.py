@@ -21,14 +21,16 @@ SAMPLED_VALUES = 256
 def base_fingerprint(memory: Memory) -> str:
     """Return a SHA-256 over names, shapes and evenly spaced values of the base weights.
 
-    It tells checkpoints apart at once; it is no proof that no value in between has changed (ours).
+    Values are rounded to bfloat16 first, so that a checkpoint is the same one loaded in float32 and in bfloat16. It
+    tells checkpoints apart at once; it is no proof that no value in between has changed (ours).
     """
     digest = hashlib.sha256()
     for name, parameter in memory.base_parameters():
         flat = parameter.detach().reshape(-1)
         step = max(1, flat.numel() // SAMPLED_VALUES)
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(flat[::step].to(device="cpu", dtype=torch.float32).numpy().tobytes())
+        values = flat[::step].to(device="cpu", dtype=torch.bfloat16)
+        digest.update(values.float().numpy().tobytes())  # NumPy has no bfloat16
     return digest.hexdigest()
 
 

@@ -5,7 +5,16 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from sleep_trl.memory import Memory, MemorySpec, attach, fold, load_memory, logit_difference, save_memory
+from sleep_trl.memory import (
+    Memory,
+    MemorySpec,
+    attach,
+    base_fingerprint,
+    fold,
+    load_memory,
+    logit_difference,
+    save_memory,
+)
 from tests.tiny import FORMS, tiny_model
 
 SPEC = MemorySpec(width=8, max_experts=3)
@@ -140,6 +149,21 @@ def test_a_memory_refuses_a_foreign_base(tmp_path):
     save_memory(attach(tiny_model(), SPEC), tmp_path)
     with pytest.raises(ValueError, match="another base model"):
         load_memory(tiny_model(seed=1), tmp_path)
+
+
+def test_the_bases_fingerprint_does_not_depend_on_the_loaded_dtype(tmp_path):
+    """A night on a CPU, in float32, may be followed by one on a GPU, in bfloat16."""
+
+    def load(dtype, seed=0):
+        tiny_model(seed=seed).save_pretrained(tmp_path / str(seed))
+        return AutoModelForCausalLM.from_pretrained(tmp_path / str(seed), dtype=dtype)
+
+    wide, narrow, other = (attach(load(*given), SPEC) for given in ((torch.float32,), (torch.bfloat16,), ("auto", 1)))
+    assert base_fingerprint(wide) == base_fingerprint(narrow) != base_fingerprint(other)
+    fill(wide, wide.activate())
+    save_memory(wide, tmp_path / "adapter")
+    continued = load_memory(load(torch.bfloat16), tmp_path / "adapter")
+    assert continued.fingerprint(0) == wide.fingerprint(0)
 
 
 def test_a_damaged_memory_is_named(tmp_path):
