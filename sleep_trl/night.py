@@ -258,6 +258,8 @@ def write_dataset(room: Bedroom) -> dict[str, Any]:
     kept = ", ".join(f"{count} {part}" for part, count in counts.items())
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(written.dropped.items())) or "none"
     say(f"The teacher wrote {kept} samples; dropped: {dropped}")
+    if counts["earlier"] == 0 and config.continue_from and data.earlier_share > 0:
+        say("[yellow]No prompt of an earlier night got a usable answer: what those nights taught is not replayed[/]")
     silent = sorted({memory.id for memory in room.memories} - {s.memory_id for s in written.samples})
     if silent:
         say(f"[yellow]Nothing usable was written about {len(silent)} memories: {', '.join(silent[:5])}[/]")
@@ -310,6 +312,7 @@ def commit(
             "template": s.template,
             "prompt": s.prompt,
             "prompt_ids": s.prompt_ids,
+            "stop": s.stop,
         }
         for s in samples
         if s.part == "memory"

@@ -54,9 +54,14 @@ class Prompter:
         start, nothing, _ = self.general()
         return start, nothing, ids[len(start) :] if ids[: len(start)] == start else ids
 
+    def ids(self, text: str) -> list[int]:
+        """Return the token ids of a text, without special tokens."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
     def count_tokens(self, text: str) -> int:
         """Return the length of a text in tokens, without special tokens."""
-        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return len(self.ids(text))
 
     def _plain(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]

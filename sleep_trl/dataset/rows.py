@@ -125,4 +125,5 @@ def _row(
         "part": sample.part,
         "memory_id": sample.memory_id,
         "template": sample.template,
+        "stop": sample.stop,
     }

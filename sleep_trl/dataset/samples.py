@@ -32,7 +32,7 @@ class Sample:
     """One thing that the teacher wrote: what the student is asked, what the teacher was asked, what it answered.
 
     `prompt` and `prompt_ids` have no privileged context; `teacher_prompt_ids` has. `reference_ids` ends with the
-    end-of-sequence token where the teacher ended by itself.
+    end-of-sequence token where the teacher ended by itself. `stop` are the strings before which a completion ends.
     """
 
     part: Part
@@ -43,6 +43,7 @@ class Sample:
     teacher_prompt_ids: list[int]
     reference: str
     reference_ids: list[int]
+    stop: list[str] = field(default_factory=list)
 
     def as_row(self) -> dict[str, Any]:
         return asdict(self)
@@ -134,8 +135,8 @@ def _answer(
     sampling = Sampling(sampling.max_new_tokens, sampling.temperature, students[0][2], sampling.seed)
     completions = engine.generate(teachers, sampling, progress)
     samples = [
-        Sample("memory", w.memory_id, template.name, text, ids, teacher, c.text, c.ids)
-        for (w, _), (ids, text, _), teacher, c in zip(requests, students, teachers, completions, strict=True)
+        Sample("memory", w.memory_id, template.name, text, ids, teacher, c.text, c.ids, list(stop))
+        for (w, _), (ids, text, stop), teacher, c in zip(requests, students, teachers, completions, strict=True)
     ]
     dropped: Counter[str] = Counter()
     pairs = zip(samples, completions, strict=True)
@@ -188,18 +189,19 @@ def write_earlier(
 
     Args:
         prompts (`Sequence[dict]`):
-            Rows with `memory_id`, `template`, `prompt` and `prompt_ids`.
+            Rows with `memory_id`, `template`, `prompt`, `prompt_ids` and `stop`, the strings that end an answer.
     """
-    given = [list(row["prompt_ids"]) for row in prompts]
-    completions = engine.generate(given, Sampling(max_new_tokens, temperature, (), seed), progress)
+    pairs: list[tuple[dict[str, Any], Completion]] = []
+    for number, stop in enumerate(sorted({tuple(row["stop"]) for row in prompts})):
+        rows = [row for row in prompts if tuple(row["stop"]) == stop]
+        sampling = Sampling(max_new_tokens, temperature, stop, seed + 100 * number)
+        pairs += zip(rows, engine.generate([row["prompt_ids"] for row in rows], sampling, progress), strict=True)
     dropped: Counter[str] = Counter()
-    kept = _keep(
-        zip(prompts, completions, strict=True), dropped, lambda row, c: (row["prompt"], c.text), keep_truncated
-    )
-    samples = [
-        Sample("earlier", r["memory_id"], r["template"], r["prompt"], r["prompt_ids"], r["prompt_ids"], c.text, c.ids)
-        for r, c in kept
-    ]
+    kept = _keep(pairs, dropped, lambda row, c: (row["prompt"], c.text), keep_truncated)
+    samples = []
+    for row, c in kept:
+        prompt = row["prompt"], row["prompt_ids"], row["prompt_ids"]
+        samples.append(Sample("earlier", row["memory_id"], row["template"], *prompt, c.text, c.ids, row["stop"]))
     return Written(samples, dropped)
 
 

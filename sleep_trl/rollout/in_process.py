@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from .engine import Completion, Progress, Sampling, StopReason
+from .stopping import first_stop, tokens_before
 
 STOP_TAIL = 16  # tokens decoded to look for a stop string
 
@@ -92,11 +93,8 @@ class TransformersEngine:
         reason: StopReason = "length" if end is None else "eos"
         ids = ids if end is None else ids[: end + 1]
         text = self._decode(ids)
-        found = [position for stop in sampling.stop if (position := text.find(stop)) >= 0]
-        if found:
-            text, reason = text[: min(found)], "stop"
-            kept = next(n for n in range(len(ids) + 1) if len(self._decode(ids[: n + 1])) > len(text.rstrip()))
-            ids = ids[:kept]
+        if (position := first_stop(text, sampling.stop)) is not None:
+            text, reason, ids = text[:position], "stop", ids[: tokens_before(ids, sampling.stop, self.tokenizer)]
         return Completion(ids, text.strip(), reason)
 
     def _decode(self, ids: list[int]) -> str:

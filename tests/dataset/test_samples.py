@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from sleep_trl.dataset import Prompter, Sample, Template, Window, build_rows, split_shares, write_about, write_general
-from sleep_trl.dataset.samples import is_repetitive
+from sleep_trl.dataset.samples import is_repetitive, write_earlier
 from sleep_trl.rollout import Completion, TransformersEngine
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -73,6 +73,21 @@ def test_a_real_model_writes_without_truncation_or_loss():
     begun = write_general(engine, Prompter(tokenizer), 6, 12, seed=1, texts=texts)
     assert all(s.prompt_ids == [1] and s.reference.startswith(tuple(texts)) for s in begun.samples)
     assert all(any(s.reference.startswith(text) for s in begun.samples) for text in texts)
+
+
+def test_earlier_prompts_end_where_their_answers_ended_before():
+    row = {"memory_id": "m", "template": "question_answer", "prompt_ids": [1, 4, 5]}
+    stops = ([], ["\nQuestion:"], [], ["\nQuestion:"])
+    prompts = [{**row, "prompt": f"p{i}", "stop": stop} for i, stop in enumerate(stops)]
+    engine = Script(said("a"), said("b", "length"), said("c", "stop"), said("d", "stop"))
+    written = write_earlier(prompts, engine, 8, 0.5, seed=1)
+    assert [sampling.stop for _, sampling in engine.prompts] == [(), ("\nQuestion:",)]
+    assert [(s.prompt, s.reference, s.stop) for s in written.samples] == [
+        ("p0", "a", []),
+        ("p1", "c", ["\nQuestion:"]),
+        ("p3", "d", ["\nQuestion:"]),
+    ]
+    assert written.dropped == Counter(truncated=1)
 
 
 @pytest.mark.parametrize("text", ["a b c d a b c d a b c d", "la la la la la la la"])

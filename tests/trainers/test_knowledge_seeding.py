@@ -1,13 +1,15 @@
 import copy
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.gkd import GKDTrainer
 
-from sleep_trl.memory import Memory, MemorySpec, attach
+from sleep_trl.memory import Memory, MemorySpec, attach, load_experts
 from sleep_trl.trainers import KnowledgeSeedingConfig, KnowledgeSeedingTrainer
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -59,6 +61,7 @@ def trainer(tmp_path, cls=KnowledgeSeedingTrainer, config=KnowledgeSeedingConfig
     return cls(
         model or student(),
         options.pop("reward_funcs", length_reward),
+        eval_dataset=options.pop("eval_dataset", None),
         args=config(str(tmp_path), **{**OPTIONS, **options}),
         train_dataset=data or rows(),
         processing_class=tiny_tokenizer(),
@@ -253,6 +256,113 @@ def test_given_token_ids_are_used_as_they_are(tmp_path):
     assert all(
         t[1] == 9 and t[2] == p[1] for t, p in zip(batch["teacher_prompt_ids"], batch["prompt_ids"], strict=True)
     )
+
+
+def test_rows_of_token_ids_or_messages_need_no_text(tmp_path):
+    """Ids alone train like the text that they were made of, with the default reward; a reference may be a message."""
+    tokenizer = tiny_tokenizer()
+    texts = rows(4).remove_columns("part")
+    ids = [
+        {
+            "prompt_ids": tokenizer(row["prompt"])["input_ids"],
+            "teacher_prompt_ids": tokenizer(row["teacher_prompt"])["input_ids"],
+            "reference_ids": [*tokenizer(row["reference"], add_special_tokens=False)["input_ids"], 2],
+        }
+        for row in texts
+    ]
+    messages = texts.map(lambda row: {"message": [{"role": "assistant", "content": row["reference"]}]})
+    messages = messages.remove_columns("reference").rename_column("message", "reference")
+    losses = []
+    for name, data in {"text": texts, "ids": Dataset.from_list(ids), "messages": messages}.items():
+        t = trainer(tmp_path / name, data=data, reward_funcs=None, max_steps=2)
+        t.train()
+        losses.append(logged(t, "loss"))
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_rollouts_end_at_the_rows_stop_strings(tmp_path):
+    seen = []
+
+    def keep(completions, completion_ids, **kwargs):
+        seen.extend(zip(completions, completion_ids, strict=True))
+        return [0.0] * len(completions)
+
+    stopping = rows(4).map(lambda row: {"stop": ["cat", "Mira"]})
+    trainer(tmp_path, data=stopping, reward_funcs=keep, max_steps=6, temperature=3.0).train()
+    assert seen and all("cat" not in text and "Mira" not in text and ids for text, ids in seen)
+    assert len({len(ids) for _, ids in seen}) > 1
+    free, seen[:] = list(seen), []
+    trainer(tmp_path, data=rows(4), reward_funcs=keep, max_steps=6, temperature=3.0).train()
+    assert any("cat" in text or "Mira" in text for text, _ in seen) and len(seen) == len(free)
+
+
+@pytest.mark.parametrize("form", ["gpt2", "llama"])
+def test_padding_does_not_move_a_text(tmp_path, form):
+    """A zero expert on a row without context diverges nowhere, though a neighbour's context pads it further."""
+    mixed = rows(2).to_list()
+    mixed[1]["teacher_prompt"] = mixed[1]["prompt"]
+    model = tiny_model(form, **({"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if form == "gpt2" else {}))
+    attach(model, MemorySpec(width=8, max_experts=2)).activate()
+    t = trainer(tmp_path, model=model, data=Dataset.from_list(mixed), alpha=1.0)
+    t._compute_loss(t.model, first_batch(t))
+    logs = t._metrics["train"]
+    assert logs["divergence/memory/reference"][0] > 1e-3
+    assert max(logs["divergence/general/reference"][0], logs["divergence/general/rollout"][0]) < 1e-6
+
+
+def test_the_best_expert_comes_back(tmp_path):
+    t = trainer(
+        tmp_path,
+        eval_dataset=rows(2),
+        max_steps=4,
+        per_device_eval_batch_size=4,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+    )
+    t.train()
+    memory, best = Memory.of(t.model), Path(t.state.best_model_checkpoint)
+    kept = memory.fingerprint(0)
+    load_experts(memory, best)
+    assert memory.fingerprint(0) == kept
+    load_experts(memory, tmp_path / f"checkpoint-{6 - int(best.name.split('-')[1])}")
+    assert memory.fingerprint(0) != kept
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"peft_config": LoraConfig(r=2, target_modules=["q_proj"])}, "peft_config"), ({"use_vllm": True}, "use_vllm")],
+)
+def test_what_experts_lack_is_refused(tmp_path, options, message):
+    peft_config = options.pop("peft_config", None)
+    with pytest.raises(ValueError, match=message):
+        KnowledgeSeedingTrainer(
+            student(),
+            length_reward,
+            args=KnowledgeSeedingConfig(str(tmp_path), **{**OPTIONS, **options}),
+            train_dataset=rows(),
+            processing_class=tiny_tokenizer(),
+            peft_config=peft_config,
+        )
+
+
+def test_a_separate_teacher_teaches_an_adapter(tmp_path):
+    t = KnowledgeSeedingTrainer(
+        tiny_model(),
+        length_reward,
+        args=KnowledgeSeedingConfig(str(tmp_path), **{**OPTIONS, "max_steps": 20}, alpha=1.0),
+        teacher_model=tiny_model(),
+        train_dataset=rows(2),
+        processing_class=tiny_tokenizer(),
+        peft_config=LoraConfig(r=4, target_modules=["down_proj"], task_type="CAUSAL_LM"),
+    )
+    t.train()
+    losses = logged(t, "divergence/memory/reference")
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
 def test_missing_columns_are_named(tmp_path):

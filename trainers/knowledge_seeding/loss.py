@@ -10,6 +10,9 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
+# What a model multiplies its logits by, under the names of Cohere, Muse Glimmer and Falcon-H1. Under `logits_scaling`
+# Granite and MiniCPM3 give a divisor, HyperCLOVA X a factor.
+SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 TILE_COLUMNS = 32768  # of the vocabulary at a time, as in TRL
 
 
@@ -24,9 +27,11 @@ class Head:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Head:
-        """Read the head off a causal language model (Cohere multiplies its logits, Granite divides them)."""
+        """Read the head off a causal language model."""
         linear, config = model.get_output_embeddings(), model.config.get_text_config()
-        scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+        scale = next((s for name in SCALES if (s := getattr(config, name, None)) is not None), 1.0)
+        if (divisor := getattr(config, "logits_scaling", None)) is not None:
+            scale = divisor if config.model_type == "hyperclovax" else 1.0 / divisor
         return cls(linear.weight, linear.bias, scale, getattr(config, "final_logit_softcapping", None))
 
 

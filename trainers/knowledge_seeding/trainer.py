@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trl.trainer.utils import get_config_model_id, pad
 
 from sleep_trl.memory import Memory, MemorySpec, attach, load_experts, save_memory
 from sleep_trl.rewards import resolve
+from sleep_trl.rollout.stopping import tokens_before
 
 from .config import KnowledgeSeedingConfig
 from .loss import Head, divergence_per_token, log_probs_per_token
@@ -39,14 +41,15 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
     context) and `reference` (what the teacher wrote there). Each may be text or messages, or come as token ids in
     `prompt_ids`, `teacher_prompt_ids`, `reference_ids`, which are used as they are. Optional `part` (`"memory"`,
     `"general"`, `"earlier"`) says what a row is for: the divergence is logged for each part, and all but `"memory"`
-    weigh `replay_weight`.
+    weigh `replay_weight`. Optional `stop` lists strings before which a rollout of the row ends, for models that seldom
+    end by themselves.
 
     What is changed with respect to [`~trl.GRPOTrainer`]: `_compute_loss` (adds the divergence),
     `_generate_and_score_completions` (adds teacher prompts and references to the batch), `_tokenize_prompts` (takes
-    given token ids), `_get_per_token_logps_and_entropies` (with `alpha > 0`, keeps the hidden states that the
-    divergence needs and scores completions alone), `_save` and `_load_from_checkpoint` (experts only). Generation,
-    rewards, advantages, logging and callbacks are inherited. With `alpha=0` it is GRPO on the new expert, to the last
-    bit.
+    given token ids), `_generate_single_turn` (ends rollouts at the row's stop strings),
+    `_get_per_token_logps_and_entropies` (with `alpha > 0`, keeps the hidden states that the divergence needs and scores
+    completions alone), `_save`, `_load_from_checkpoint` and `_load_best_model` (experts only). Generation, rewards,
+    advantages, logging and callbacks are inherited. With `alpha=0` it is GRPO on the new expert, to the last bit.
 
     Args:
         model (`str` or `PreTrainedModel`):
@@ -59,7 +62,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         teacher_model (`PreTrainedModel`, *optional*):
             A separate, frozen teacher of the same vocabulary. The model then trains whatever of it requires gradients.
         **kwargs:
-            Everything else that [`~trl.GRPOTrainer`] takes.
+            Everything else that [`~trl.GRPOTrainer`] takes; `peft_config` and `use_vllm` only with a `teacher_model`,
+            since an expert is neither an adapter nor known to vLLM.
 
     Raises:
         `ValueError`: if the model's memory has no learning expert, or a row lacks a column.
@@ -80,6 +84,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             args = KnowledgeSeedingConfig(f"{name.split('/')[-1]}-KnowledgeSeeding")
         if reward_funcs is None:
             reward_funcs = resolve("imitation", gamma=args.gamma, z0=args.z0)
+        if teacher_model is None:
+            _refuse_what_experts_lack(model, args, kwargs)
         super().__init__(model, reward_funcs, args=args, **kwargs)
         self.teacher_model = teacher_model
         if teacher_model is None:
@@ -88,15 +94,17 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             teacher_model.requires_grad_(False).eval().to(self.accelerator.device)
         self._forward_redirection = _ForwardRedirection()
         self._given_prompt_ids: list[list[int]] | None = None
+        self._stops: list[Sequence[str]] | None = None
 
     # -- the batch ------------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: Rows) -> Tensors:
         rows = self._with_token_ids(inputs)
         self._given_prompt_ids = [row["prompt_ids"] for row in rows] if "prompt_ids" in rows[0] else None
+        self._stops = [row["stop"] or () for row in rows] if "stop" in rows[0] else None
         with without_row_dump():
             output: Tensors = super()._generate_and_score_completions(rows)
-        self._given_prompt_ids = None
+        self._given_prompt_ids = self._stops = None
         return output | self._teacher_inputs(rows, _counted(output)) if self.args.alpha > 0 else output
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
@@ -104,8 +112,20 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             return super()._tokenize_prompts(prompts)
         return self._given_prompt_ids, None, {}
 
+    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        completion_ids, logprobs = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        if self._stops is None:
+            return completion_ids, logprobs
+        kept = [
+            max(1, tokens_before(ids, stop, self._tokenizer))
+            for ids, stop in zip(completion_ids, self._stops, strict=True)
+        ]
+        completion_ids = [ids[:n] for ids, n in zip(completion_ids, kept, strict=True)]
+        return completion_ids, logprobs and [values[:n] for values, n in zip(logprobs, kept, strict=True)]
+
     def _with_token_ids(self, rows: Rows) -> Rows:
-        """Give rows of text the columns of token ids; a reference ends with the end-of-sequence token."""
+        """Give rows of text their token ids and the other way round; a reference ends with the end of a sequence."""
+        rows = [self._with_text(row) for row in rows]
         ids: dict[str, list[list[int]]] = {}
         if "teacher_prompt" in rows[0] and "teacher_prompt_ids" not in rows[0]:
             ids["teacher_prompt_ids"] = super()._tokenize_prompts([row["teacher_prompt"] for row in rows])[0]
@@ -113,6 +133,15 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             tokens = self._tokenizer([row["reference"] for row in rows], add_special_tokens=False)["input_ids"]
             ids["reference_ids"] = [[*row, self._tokenizer.eos_token_id] for row in tokens]
         return [{**row, **{name: column[i] for name, column in ids.items()}} for i, row in enumerate(rows)]
+
+    def _with_text(self, row: dict[str, Any]) -> dict[str, Any]:
+        texts: dict[str, str] = {}
+        for name in ("prompt", "reference"):
+            if name not in row and f"{name}_ids" in row:
+                texts[name] = self._tokenizer.decode(row[f"{name}_ids"], skip_special_tokens=True)
+        if isinstance(row.get("reference"), list):
+            texts["reference"] = "".join(message["content"] for message in row["reference"])
+        return row | texts
 
     def _teacher_inputs(self, rows: Rows, rollout_mask: torch.Tensor) -> Tensors:
         """Pad what the teacher sees and wrote, and weigh it. Shapes `(batch, ...)`, prompts padded on the left."""
@@ -252,6 +281,26 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             return
         load_experts(memory, Path(resume_from_checkpoint))
 
+    def _load_best_model(self) -> None:
+        memory = Memory.of(self.accelerator.unwrap_model(self.model))
+        if memory is None:
+            super()._load_best_model()
+        else:
+            load_experts(memory, Path(self.state.best_model_checkpoint))
+
+
+def _refuse_what_experts_lack(model: Any, args: KnowledgeSeedingConfig, kwargs: dict[str, Any]) -> None:
+    if kwargs.get("peft_config") is not None or hasattr(model, "peft_config"):
+        raise ValueError(
+            "Knowledge Seeding trains an expert of the memory, beside which an adapter has no place. Leave peft_config "
+            "out, or give a teacher_model to train the adapter instead of an expert."
+        )
+    if args.use_vllm:
+        raise ValueError(
+            "use_vllm=True: TRL would send the expert to a vLLM that does not know it. Leave it out, and rollouts come "
+            "from transformers."
+        )
+
 
 def _prepare(model: PreTrainedModel, args: KnowledgeSeedingConfig) -> None:
     memory = Memory.of(model)
@@ -272,7 +321,7 @@ class _LastHidden:
     """Context manager that keeps the last hidden state of the first backbone pass made inside it."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._backbone = model.base_model
+        self._backbone = _backbone(model)
         self.value = torch.empty(0)
 
     def __enter__(self) -> _LastHidden:
@@ -286,9 +335,18 @@ class _LastHidden:
         self.value = output.last_hidden_state
 
 
+def _backbone(model: PreTrainedModel) -> nn.Module:
+    """Return the model without its head; inside a PEFT model, whose layers hold its adapters."""
+    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "peft_config") else model
+    return inner.base_model
+
+
 def _last_hidden(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    output = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-    return output.last_hidden_state
+    # Prompts are padded on the left; a model with learnt positions has to be told where a text begins.
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return _backbone(model)(
+        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+    ).last_hidden_state
 
 
 def _joined(
