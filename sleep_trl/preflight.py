@@ -29,6 +29,12 @@ from .run_folder import check_disk, check_output
 
 __all__ = ["Plan", "preflight", "render"]
 
+NOT_WITH_EXPERTS = {
+    "use_vllm": "would sample from a vLLM that does not know the expert",
+    "beta": "would hold the model to a reference without the experts of earlier nights; the divergence to the teacher is "
+    "what holds it",
+    "load_best_model_at_end": "needs an evaluation during training, which a night has not",
+}
 SET_BY_THE_RUN = {
     "output_dir": "output_dir",
     "seed": "seed",
@@ -224,6 +230,8 @@ def check_extra(extra: Mapping[str, Any]) -> None:
         own = f"seeding.{key}" if key in SeedingConfig.model_fields else SET_BY_THE_RUN.get(key)
         if own:
             raise ValueError(f"seeding.extra: {key!r} is set by the run itself. Take it out and use --{own}.")
+        if key in NOT_WITH_EXPERTS and extra[key]:
+            raise ValueError(f"seeding.extra: {key!r} {NOT_WITH_EXPERTS[key]}. Take it out.")
         if key not in known:
             raise ValueError(
                 f"seeding.extra: {key!r} is no argument of TRL's GRPOConfig. Correct the name or take it out."

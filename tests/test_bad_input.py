@@ -236,6 +236,14 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         options(seeding__extra='{"top_kk": 5}'),
         r"'top_kk' is no argument of TRL's GRPOConfig",
     ),
+    "extra that experts lack": (
+        options(seeding__extra='{"use_vllm": true}'),
+        r"seeding\.extra: 'use_vllm' would sample from a vLLM",
+    ),
+    "extra that forgets earlier nights": (
+        options(seeding__extra='{"beta": 0.1}'),
+        r"seeding\.extra: 'beta' would hold the model",
+    ),
     "extra that the run sets": (
         options(seeding__extra='{"max_steps": 5}'),
         r"'max_steps' is set by the run itself\. Take it out and use --seeding\.steps",
