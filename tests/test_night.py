@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer
 
+from sleep_trl.files import read_json
 from sleep_trl.launch import sleep
 from sleep_trl.memory import Memory, load_memory
 from sleep_trl.memory.ledger import read_ledger
+from sleep_trl.trainers.knowledge_seeding.from_config import remove_half_written
 from tests.runs import write_model
 
 ROOT = Path(__file__).parents[1]
@@ -144,6 +147,52 @@ def test_an_interrupted_night_goes_on_to_the_same_end(model, finished, monkeypat
     assert not (folder / "results.json").exists()
     assert sleep.main([*arguments(model, folder), "--resume"]) == 0
     assert read_ledger(folder / "ledger.jsonl")[0].fingerprint == read_ledger(finished / "ledger.jsonl")[0].fingerprint
+
+
+@pytest.mark.parametrize("unwritten", ["_save_optimizer_and_scheduler", "_save_rng_state"])
+def test_a_half_written_checkpoint_is_passed_over(model, finished, monkeypatch, capsys, unwritten):
+    """Stopped while the Trainer writes its last checkpoint, the run goes on from the one before."""
+    folder = finished.parent / f"half{unwritten}"
+    original = getattr(Trainer, unwritten)
+
+    def interrupt(self, output_dir):
+        if self.state.global_step == 4:
+            raise KeyboardInterrupt
+        original(self, output_dir)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, unwritten, interrupt)
+        assert sleep.main(arguments(model, folder)) == 130
+    assert (folder / "checkpoints" / "checkpoint-4" / "memory.json").exists()
+    capsys.readouterr()
+    assert sleep.main([*arguments(model, folder), "--resume"]) == 0
+    assert "half written" in capsys.readouterr().out
+    assert read_ledger(folder / "ledger.jsonl")[0].fingerprint == read_ledger(finished / "ledger.jsonl")[0].fingerprint
+
+
+def test_only_checkpoints_that_are_cut_short_are_removed(finished, tmp_path):
+    whole = finished / "checkpoints" / "checkpoint-4"
+    names = sorted(path.name for path in whole.iterdir())
+    cut = ["experts.safetensors", "memory.json", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"]
+    assert set(cut) <= set(names)
+    for number, name in enumerate(cut):
+        shutil.copytree(whole, tmp_path / f"checkpoint-{number + 10}")
+        path = tmp_path / f"checkpoint-{number + 10}" / name
+        path.write_bytes(path.read_bytes()[:-20])
+    for number in (4, 8):
+        shutil.copytree(whole, tmp_path / f"checkpoint-{number}")
+    remove_half_written(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-8"]
+
+
+def test_generation_settings_of_a_checkpoint_change_nothing(model, finished, tmp_path):
+    """Neither the teacher's samples nor the student's rollouts are bent by them."""
+    shipped = shutil.copytree(model, tmp_path / "model")
+    settings = read_json(shipped / "generation_config.json") | {"no_repeat_ngram_size": 1, "repetition_penalty": 5.0}
+    (shipped / "generation_config.json").write_text(json.dumps(settings | {"min_p": 0.9, "do_sample": True}))
+    assert sleep.main(arguments(shipped, tmp_path / "run")) == 0
+    (entry,), (expected,) = read_ledger(tmp_path / "run" / "ledger.jsonl"), read_ledger(finished / "ledger.jsonl")
+    assert entry.fingerprint == expected.fingerprint
 
 
 def test_kill_minus_nine_loses_nothing(model, finished):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
+from sleep_trl.checkpoint import read_header
 from sleep_trl.config import RunConfig
-from sleep_trl.progress import StepBar
+from sleep_trl.files import read_json
+from sleep_trl.memory.storage import read_description
+from sleep_trl.progress import StepBar, say
 from sleep_trl.rewards import GuardedReward, resolve
+from sleep_trl.rollout import plain_generation
 
 from .config import KnowledgeSeedingConfig
 from .trainer import KnowledgeSeedingTrainer
@@ -108,12 +115,37 @@ def seed_expert(
     rows: list[dict[str, Any]],
     folder: Path,
 ) -> list[dict[str, Any]]:
-    """Train the expert that is learning, from the last checkpoint in `folder` if there is one.
+    """Train the expert that is learning, from the last whole checkpoint in `folder` if there is one.
 
     Returns:
         `list[dict]`: the trainer's log history.
     """
     trainer = make_trainer(config, model, tokenizer, rows, folder)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    if PartialState().is_main_process:
+        remove_half_written(folder)
+    PartialState().wait_for_everyone()
+    with plain_generation(model):
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
     history: list[dict[str, Any]] = trainer.state.log_history
     return history
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove checkpoints that an interruption left half written, from the newest back to the first whole one."""
+    while folder.is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
+        if is_whole(Path(last)):
+            return
+        say(f"[yellow]{last} was left half written by an interruption and is removed[/]")
+        shutil.rmtree(last)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint was written to its end: the Trainer writes in place, `trainer_state.json` last."""
+    try:
+        read_json(checkpoint / TRAINER_STATE_NAME)
+        read_header(checkpoint / "experts.safetensors")
+        read_description(checkpoint)
+    except ValueError:
+        return False
+    pickled = [path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth")]
+    return all(is_zipfile(path) for path in pickled)  # torch.save writes ZIP, with the table of contents at its end
