@@ -94,13 +94,14 @@ def run_night(config: RunConfig, seed_expert: SeedExpert) -> dict[str, Any]:
     before = phases.once("evaluate_before", lambda: evaluate(room, "before"))
     written = phases.once("write_dataset", lambda: write_dataset(room))
     samples = [Sample(**row) for row in written["samples"]]
+    held_out = [s.prompt_ids + s.reference_ids for s in samples if s.part == "general"][:HELD_OUT]
+    before["agreement"] = phases.once("agreement_before", lambda: agreement(room.memory, held_out))
     expert = room.memory.activate()
     history = phases.once("seed", lambda: seed(room, samples, seed_expert))
     load_experts(room.memory, folder / "phases" / "seeded")
     room.memory.learn(None)
     after = phases.once("evaluate_after", lambda: evaluate(room, "after"))
-    held_out = [s.prompt_ids + s.reference_ids for s in samples if s.part == "general"][:HELD_OUT]
-    after["agreement"] = agreement(room.memory, held_out) if held_out else None
+    after["agreement"] = phases.once("agreement_after", lambda: agreement(room.memory, held_out))
     committed = phases.once("commit", lambda: commit(room, expert, samples, before, after))
     room.memory.learn(expert)  # so that the counts say what was trained
     results = collect_results(config, room.memory, before, after, written, history, committed, phases.seconds)

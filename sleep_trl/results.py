@@ -30,7 +30,7 @@ def collect_results(
     return {
         "recall": {"before": before["recall"], "with_context": before["with_context"], "after": after["recall"]},
         "base_skill": {
-            "before": before["skill"] if has_probe else 1.0,
+            "before": before["skill"] if has_probe else before["agreement"],
             "after": after["skill"] if has_probe else after["agreement"],
             "measure": "answers from context on the skill probe" if has_probe else "greedy agreement with the base",
         },

@@ -13,10 +13,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Trainer
 
+from sleep_trl.evaluation.recall import agreement
 from sleep_trl.files import read_json
 from sleep_trl.launch import sleep
 from sleep_trl.memory import Memory, load_memory
 from sleep_trl.memory.ledger import read_ledger
+from sleep_trl.night import HELD_OUT
 from sleep_trl.trainers.knowledge_seeding.from_config import remove_half_written
 from tests.runs import write_model
 
@@ -121,6 +123,20 @@ def test_a_second_night_keeps_the_first_expert_and_asks_about_it(model, finished
     assert second.parents == (first.id,) and (first.expert, second.expert) == (0, 1)
     memory = load_memory(AutoModelForCausalLM.from_pretrained(model), folder / "adapter")
     assert memory.fingerprint(0) == first.fingerprint and memory.fingerprint(1) == second.fingerprint
+
+
+def test_a_second_night_is_not_billed_for_what_the_first_one_changed(model, finished):
+    """Agreement with the pretrained model is measured before the night too, on the same texts."""
+    folder = finished.parent / "billed"
+    assert results_of(finished)["base_skill"]["before"] == 1.0
+    assert sleep.main(arguments(model, folder, "two", continue_from=finished)) == 0
+    samples = read_json(folder / "phases" / "write_dataset.json")["result"]["samples"]
+    held_out = [s["prompt_ids"] + s["reference_ids"] for s in samples if s["part"] == "general"][:HELD_OUT]
+    nights = {"before": finished, "after": folder}
+    for when, night in nights.items():
+        memory = load_memory(AutoModelForCausalLM.from_pretrained(model), night / "adapter")
+        assert results_of(folder)["base_skill"][when] == agreement(memory, held_out) < 1
+    assert read_ledger(folder / "ledger.jsonl")[1].metrics["before"]["agreement"] < 1
 
 
 def test_the_seed_reproduces(model, finished):

@@ -84,22 +84,28 @@ def sample_quizzes(quizzes: Sequence[Quiz], most: int, seed: int) -> list[Quiz]:
 
 
 @torch.no_grad()
-def agreement(memory: Memory, sequences: Sequence[list[int]]) -> float:
+def agreement(memory: Memory, sequences: Sequence[list[int]]) -> float | None:
     """
     Return the share of positions at which the grown model's greedy next token is the pretrained model's.
 
     Args:
         memory (`Memory`):
-            The memory of the model.
+            The memory of the model. The model is read without dropout, and left in the mode it was in.
         sequences (`Sequence[list[int]]`):
             Token ids of texts that both read, such as general samples.
+
+    Returns:
+        `float` in [0, 1], or `None` if there is no text.
     """
+    model, was_training = memory.model, memory.model.training
+    model.eval()
     same = total = 0
     for sequence in sequences:
-        ids = torch.tensor([sequence], device=memory.model.device)
+        ids = torch.tensor([sequence], device=model.device)
         with memory.as_base():
-            base = memory.model(input_ids=ids).logits.argmax(-1)
-        grown = memory.model(input_ids=ids).logits.argmax(-1)
+            base = model(input_ids=ids).logits.argmax(-1)
+        grown = model(input_ids=ids).logits.argmax(-1)
         same += int((base == grown).sum())
         total += base.numel()
-    return same / max(total, 1)
+    model.train(was_training)
+    return same / total if total else None
