@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_processes()
 
     from sleep_trl.night import run_night
+    from sleep_trl.plan import where_routed
     from sleep_trl.progress import say
     from sleep_trl.results import render_results
     from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert
@@ -66,8 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         write_report(config.output_dir)
     say(render_results(results))
+    model = "model/, " if (is_folded := results["fold_difference"] is not None) else ""
     report = ", report.html" if config.report else ""
-    say(f"Written to {config.output_dir}: model/, adapter/, ledger.jsonl, results.json{report}")
+    say(f"Written to {config.output_dir}: {model}adapter/, ledger.jsonl, results.json{report}")
+    if not is_folded:
+        say(f"The experts are routed and do not fold. The grown model is {where_routed(config.output_dir)}")
     return DONE
 
 

@@ -25,8 +25,20 @@ class MemoryConfig(Section):
     max_experts: int = Field(8, ge=1)
     """Experts allocated in each layer: the number of nights that the memory has room for."""
 
-    routing: Literal["dense"] = "dense"
-    """How experts are chosen. dense: all active ones, so that the grown model folds into a standard checkpoint."""
+    routing: Literal["dense", "topk"] = "dense"
+    """How experts are chosen. dense: all active ones, so that the grown model folds into a standard checkpoint. topk: a
+    router beside each MLP chooses for each token; the experts stay beside the base, in adapter/."""
+
+    top_k: int = Field(2, ge=1)
+    """Experts for each token with routing topk. At most max_experts."""
+
+    @model_validator(mode="after")
+    def _chooses_among_its_experts(self) -> Self:
+        if self.routing == "dense" and self.top_k != type(self).model_fields["top_k"].default:
+            raise ValueError(f"top_k ({self.top_k}) is for routing topk; with dense a token goes to every expert")
+        if self.routing == "topk" and self.top_k > self.max_experts:
+            raise ValueError(f"top_k ({self.top_k}) must not be larger than max_experts ({self.max_experts})")
+        return self
 
 
 class DatasetConfig(Section):
@@ -186,7 +198,7 @@ class RunConfig(Section):
     folder of a data set with a text column."""
 
     output_dir: Path = Path("runs/night")
-    """Folder of the run: results.json, report.html, ledger.jsonl, model/, adapter/."""
+    """Folder of the run: results.json, report.html, ledger.jsonl, adapter/, model/ (not if memory.routing is topk)."""
 
     continue_from: Path | None = None
     """Folder of an earlier run: its experts stay, its prompts are replayed, its recall is measured again."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import RunConfig
@@ -100,7 +100,7 @@ def run_night(config: RunConfig, seed_expert: SeedExpert) -> dict[str, Any]:
     history = phases.once("seed", lambda: seed(room, samples, seed_expert))
     load_experts(room.memory, folder / "phases" / "seeded")
     room.memory.learn(None)
-    after = phases.once("evaluate_after", lambda: evaluate(room, "after"))
+    after = phases.once("evaluate_after", lambda: evaluate_after(room))
     after["agreement"] = phases.once("agreement_after", lambda: agreement(room.memory, held_out))
     committed = phases.once("commit", lambda: commit(room, expert, samples, before, after))
     room.memory.learn(expert)  # so that the counts say what was trained
@@ -121,8 +121,7 @@ def prepare(config: RunConfig) -> Bedroom:
         memory = load_memory(model, adapter, max_experts=room)
         earlier = read_ledger(config.continue_from / "ledger.jsonl")
     else:
-        spec = MemorySpec(config.memory.width, config.memory.max_experts, config.memory.routing, config.seed)
-        memory = attach(model, spec)
+        memory = attach(model, MemorySpec(**config.memory.model_dump(), seed=config.seed))
     prompter = Prompter(tokenizer, config.chat_template_kwargs)
     memories = read_memories(config.memories)
     context = context_limit(model, config)
@@ -203,6 +202,16 @@ def evaluate(room: Bedroom, when: str) -> dict[str, Any]:
     if when == "before":
         result["with_context"] = score("with context", quizzes, True)
     return result
+
+
+def evaluate_after(room: Bedroom) -> dict[str, Any]:
+    """Ask again. If the experts are routed, `load` says how many tokens went to each meanwhile, layer by layer."""
+    if not room.memory.spec.is_routed:
+        return evaluate(room, "after")
+    with room.memory.counting():
+        result = evaluate(room, "after")
+    loads = torch.tensor(gather_object([room.memory.load()]))  # (processes, layers, max_experts)
+    return result | {"load": loads.sum(0).tolist()}
 
 
 def earlier_quizzes(room: Bedroom) -> dict[str, list[Quiz]]:
@@ -290,7 +299,10 @@ def seed(room: Bedroom, samples: list[Sample], seed_expert: SeedExpert) -> list[
 def commit(
     room: Bedroom, expert: int, samples: list[Sample], before: dict[str, Any], after: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write the grown model, its experts, what later nights need of this one, and the ledger, in this order."""
+    """Write the experts, what later nights need of this one, the grown model, and the ledger, in this order.
+
+    Routed experts do not fold into a checkpoint: then there is no `model/`, and no `fold_difference`.
+    """
     if not PartialState().is_main_process:
         return {}
     config, adapter = room.config, room.adapter
@@ -325,9 +337,11 @@ def commit(
     ]
     write_jsonl(adapter / "prompts.jsonl", [*_earlier_rows(room, "prompts.jsonl"), *prompts.values()])
     write_jsonl(adapter / "questions.jsonl", [*_earlier_rows(room, "questions.jsonl"), *questions])
-    probe = torch.tensor([room.prompter.question(Template.load("question_answer"), "x")], device=room.model.device)
-    difference = fold(room.memory, config.output_dir / "model", probe)
-    room.tokenizer.save_pretrained(config.output_dir / "model")
+    difference = None
+    if not room.memory.spec.is_routed:
+        probe = torch.tensor([room.prompter.question(Template.load("question_answer"), "x")], device=room.model.device)
+        difference = fold(room.memory, config.output_dir / "model", probe)
+        room.tokenizer.save_pretrained(config.output_dir / "model")
     write_ledger(config.output_dir / "ledger.jsonl", [*room.earlier, entry])
     return {"entry": entry.id, "fold_difference": difference}
 

@@ -20,7 +20,7 @@ SLACK = 1.2  # other buffers, and what the allocator keeps
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model the estimates need. Read from a model on the meta device."""
+    """What of a model and its memory the estimates need. Read from a model on the meta device."""
 
     architecture: str
     layers: int
@@ -30,6 +30,7 @@ class Shape:
     parameters: int
     is_gated: bool
     bytes_per_weight: int
+    is_routed: bool = False
 
     @staticmethod
     def of(
@@ -38,6 +39,7 @@ class Shape:
         vocabulary: int,
         parameters: int,
         bytes_per_weight: int,
+        is_routed: bool = False,
     ) -> Shape:
         """Take the shape from the MLPs that host experts."""
         first = hosts[0]
@@ -50,11 +52,13 @@ class Shape:
             parameters=parameters,
             is_gated=first.form.is_gated,
             bytes_per_weight=bytes_per_weight,
+            is_routed=is_routed,
         )
 
     def expert_parameters(self, width: int) -> int:
-        """Return the parameters of one expert in all layers: gate (if gated), up and down."""
-        return self.layers * (3 if self.is_gated else 2) * self.hidden_size * width
+        """Return the parameters of one expert in all layers: gate (if gated), up and down, its row of the router."""
+        router = self.hidden_size + 1 if self.is_routed else 0
+        return self.layers * ((3 if self.is_gated else 2) * self.hidden_size * width + router)
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class Plan:
 
     Counts of parameters are numbers of values; `peak_memory_mib` is in MiB for one process, sizes
     on disk in bytes. `samples` is what the teacher writes at most, `rows` are prompts of training,
-    `window` and `memory_tokens` are in tokens.
+    `window` and `memory_tokens` are in tokens. `top_k` is `None` if every expert takes part in every
+    token.
     """
 
     model: str
@@ -77,6 +82,8 @@ class Plan:
     width: int
     experts: int
     max_experts: int
+    top_k: int | None
+    output_dir: str
     memories: int
     memory_tokens: int
     questions: int
@@ -136,12 +143,12 @@ def estimate_memory(shape: Shape, config: RunConfig, width: int, max_experts: in
 def estimate_disk(shape: Shape, width: int, experts: int) -> tuple[int, int]:
     """Estimate the bytes of `adapter/`, and of all that a night writes.
 
-    That is the grown model, the adapter, the seeded expert, and two checkpoints of the expert with
-    its two Adam moments.
+    That is the grown model (unless it is routed), the adapter, the seeded expert, and two checkpoints
+    of the expert with its two Adam moments.
     """
     expert = shape.expert_parameters(width)
     adapter = experts * expert * FLOAT32
-    model = (shape.parameters + experts * expert) * shape.bytes_per_weight
+    model = 0 if shape.is_routed else (shape.parameters + experts * expert) * shape.bytes_per_weight
     return adapter, model + 2 * adapter + 2 * 3 * expert * FLOAT32
 
 
@@ -151,17 +158,25 @@ def render(plan: Plan) -> Table:
     table.add_column(no_wrap=True)
     table.add_column()
     share = f"{plan.trainable_share:.2%} of the grown model"
+    routing = "all" if plan.top_k is None else f"{plan.top_k} chosen by a router, and the one that learns"
     for name, value in {
         "model": f"{plan.model} ({plan.architecture}, {plan.layers} layers of {plan.hidden_size})",
         "base parameters": f"{plan.base_parameters:,} in {plan.dtype}, frozen",
         "parameters added": f"{plan.added_parameters:,}, trainable: {share}",
         "expert": f"number {plan.experts} of {plan.max_experts}, width {plan.width}",
+        "experts for a token": routing,
         "memories": f"{plan.memories}, {plan.memory_tokens:,} tokens, {plan.questions} questions",
         "windows": f"{plan.windows} of at most {plan.window} of {plan.context} tokens of context",
         "teacher's samples": f"at most {plan.samples:,}",
         "training": f"{plan.steps:,} steps, {plan.rows:,} prompts, {plan.rollouts:,} rollouts",
         "peak memory": f"about {plan.peak_memory_mib:,.0f} MiB a process",
         "on disk": f"about {plan.disk_bytes / MIB:,.1f} MiB, adapter {plan.adapter_bytes / MIB:,.1f}",
+        "the grown model": f"{plan.output_dir}/model" if plan.top_k is None else where_routed(plan.output_dir),
     }.items():
         table.add_row(name, value)
     return table
+
+
+def where_routed(output_dir: object) -> str:
+    """Return in words where a run's routed experts are and how to load them, since no checkpoint can hold them."""
+    return f"the base with {output_dir}/adapter: sleep_trl.memory.load_memory(base, Path('{output_dir}/adapter'))"

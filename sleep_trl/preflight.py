@@ -57,11 +57,13 @@ SET_BY_THE_RUN = {
 
 @dataclass(frozen=True)
 class Room:
-    """The place of the new expert: its width, how many there are with it, how many there can be."""
+    """The place of the new expert: its width, how many there are with it, how many there can be, and how many take
+    part in a token (`None` for all)."""
 
     width: int
     experts: int
     max_experts: int
+    top_k: int | None = None
 
 
 def preflight(config: RunConfig, resolve: Callable[[RewardSpec], object] | None = None) -> Plan:
@@ -111,6 +113,7 @@ def preflight(config: RunConfig, resolve: Callable[[RewardSpec], object] | None 
         vocabulary=vocabulary,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         bytes_per_weight=dtype.itemsize,
+        is_routed=room.top_k is not None,
     )
     overlap = min(config.dataset.window_overlap, window // 2)
     windows = sum(len(split_windows(memory.text, prompter.count_tokens, window, overlap)) for memory in memories)
@@ -130,6 +133,8 @@ def preflight(config: RunConfig, resolve: Callable[[RewardSpec], object] | None 
         width=room.width,
         experts=room.experts,
         max_experts=room.max_experts,
+        top_k=room.top_k,
+        output_dir=str(config.output_dir),
         memories=len(memories),
         memory_tokens=sum(prompter.count_tokens(memory.text) for memory in memories),
         questions=sum(len(memory.questions) for memory in memories),
@@ -249,7 +254,7 @@ def find_room(config: RunConfig) -> Room:
     """
     asked = config.memory
     if config.continue_from is None:
-        return Room(asked.width, 1, asked.max_experts)
+        return Room(asked.width, 1, asked.max_experts, asked.top_k if asked.routing == "topk" else None)
     folder = config.continue_from
     needed = (
         "adapter/memory.json",
@@ -269,18 +274,26 @@ def find_room(config: RunConfig) -> Room:
         reason = str(error).splitlines()[0]
         raise ValueError(f"continue_from: {folder} is no run of this version ({reason}). Give another run.") from None
     used = len(description["experts"])
-    if "width" in asked.model_fields_set and asked.width != spec.width:
-        raise ValueError(
-            f"memory.width: {asked.width} was given, but the memory of {folder} has width "
-            f"{spec.width}, which later nights share. Leave out --memory.width."
-        )
+    shared = ("width", "routing", *(["top_k"] if spec.is_routed else []))
+    for name in shared:
+        given, fixed = getattr(asked, name), getattr(spec, name)
+        if name in asked.model_fields_set and given != fixed:
+            raise ValueError(
+                f"memory.{name}: {given} was given, but the memory of {folder} has {name} "
+                f"{fixed}, which later nights share. Leave out --memory.{name}."
+            )
     size = asked.max_experts if "max_experts" in asked.model_fields_set else spec.max_experts
     if used + 1 > size:
         raise ValueError(
             f"continue_from: the memory of {folder} holds {used} experts and has room for {size}. "
             f"Give --memory.max_experts {used + 1} or more."
         )
-    return Room(spec.width, used + 1, size)
+    if spec.is_routed and spec.top_k > size:
+        raise ValueError(
+            f"memory.max_experts: {size} is less than the {spec.top_k} experts to which each token goes in the memory "
+            f"of {folder}. Give --memory.max_experts {spec.top_k} or more."
+        )
+    return Room(spec.width, used + 1, size, spec.top_k if spec.is_routed else None)
 
 
 def check_fit(config: RunConfig, room: Room, model: PreTrainedModel, hosts: list[Host]) -> None:

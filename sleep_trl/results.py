@@ -25,9 +25,12 @@ def collect_results(
     committed: dict[str, Any],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """Put the figures of a night together as plain data, the content of `results.json`."""
+    """Put the figures of a night together as plain data, the content of `results.json`.
+
+    `fold_difference` is `None` and `load` is there (tokens by layer and expert) if the experts are routed.
+    """
     has_probe = before["skill"] is not None
-    return {
+    results: dict[str, Any] = {
         "recall": {"before": before["recall"], "with_context": before["with_context"], "after": after["recall"]},
         "base_skill": {
             "before": before["skill"] if has_probe else before["agreement"],
@@ -47,6 +50,7 @@ def collect_results(
         "seed": config.seed,
         "config": config.model_dump(mode="json"),
     }
+    return results | {"load": after["load"]} if "load" in after else results
 
 
 def render_results(results: dict[str, Any]) -> Table:

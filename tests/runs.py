@@ -32,8 +32,8 @@ def write_memories(path: Path) -> Path:
     return path
 
 
-def write_finished_run(folder: Path, experts: int = 1) -> Path:
-    memory = attach(tiny_model(), MemorySpec(width=8, max_experts=2))
+def write_finished_run(folder: Path, experts: int = 1, **spec: object) -> Path:
+    memory = attach(tiny_model(), MemorySpec(**{"width": 8, "max_experts": 2, **spec}))
     entries = [
         LedgerEntry(
             id=f"entry-{number:03}",

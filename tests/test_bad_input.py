@@ -140,6 +140,14 @@ def continued(experts: int = 1, **changed: object) -> MakeOptions:
     return make
 
 
+def continued_routed(**changed: object) -> MakeOptions:
+    def make(place: Path) -> Options:
+        write_finished_run(place / "night1", max_experts=4, routing="topk", top_k=3)
+        return {"continue_from": "night1", "memory__max_experts": None, **changed}
+
+    return make
+
+
 def continued_without_weights(place: Path) -> Options:
     made = continued()(place)
     (place / "night1" / "adapter" / "experts.safetensors").unlink()
@@ -376,6 +384,30 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     "run to continue of another width": (
         continued(memory__width=4),
         r"memory\.width: 4 was given, but the memory of night1 has width 8",
+    ),
+    "other routing than before": (
+        continued(memory__routing="topk"),
+        r"memory\.routing: topk was given, but the memory of night1 has routing dense.*Leave out --memory\.routing",
+    ),
+    "dense after routed nights": (
+        continued_routed(memory__routing="dense"),
+        r"memory\.routing: dense was given, but the memory of night1 has routing topk",
+    ),
+    "other top_k than before": (
+        continued_routed(memory__routing="topk", memory__top_k=2),
+        r"memory\.top_k: 2 was given, but the memory of night1 has top_k 3",
+    ),
+    "fewer experts than a token goes to": (
+        continued_routed(memory__max_experts=2),
+        r"memory\.max_experts: 2 is less than the 3 experts to which each token goes.*Give --memory\.max_experts 3",
+    ),
+    "top_k without a router": (
+        options(memory__top_k=1),
+        r"top_k \(1\) is for routing topk; with dense a token goes to every expert",
+    ),
+    "top_k above max_experts": (
+        options(memory__routing="topk", memory__top_k=3),
+        r"top_k \(3\) must not be larger than max_experts \(2\)",
     ),
     "run to continue of another model": (
         continued_on_another_model,

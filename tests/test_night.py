@@ -225,13 +225,19 @@ def test_kill_minus_nine_loses_nothing(model, finished):
     assert read_ledger(folder / "ledger.jsonl")[0].fingerprint == read_ledger(finished / "ledger.jsonl")[0].fingerprint
 
 
-def test_two_processes_share_the_work(model, finished):
-    folder = finished.parent / "two_processes"
+@pytest.mark.parametrize("routing", ["dense", "topk"])
+def test_two_processes_share_the_work(model, finished, routing):
+    folder = finished.parent / f"two_processes_{routing}"
     accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     configured = [*accelerate, "--config_file", "launch/accelerate/ddp.yaml", "launch/sleep.py"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*configured, *arguments(model, folder)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [*configured, *arguments(model, folder, **{"memory.routing": routing})],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[:6000]
     results = results_of(folder)
@@ -239,6 +245,52 @@ def test_two_processes_share_the_work(model, finished):
     assert len(results["history"]) == len(results_of(finished)["history"])
     memory = load_memory(AutoModelForCausalLM.from_pretrained(model), folder / "adapter")
     assert isinstance(memory, Memory) and memory.count_parameters()["added"] == results["parameters"]["added"]
+
+
+def test_two_routed_nights_leave_experts_that_load_beside_the_base(model, finished, capsys):
+    """With one expert for each token, the second night's competes with the first's once it is committed."""
+    first, second = finished.parent / "routed", finished.parent / "routed_second"
+    routed = {"memory.routing": "topk", "memory.top_k": 1, "memory.max_experts": 3}
+    assert sleep.main(arguments(model, first, **routed)) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"Written to {first}: adapter/, ledger.jsonl" in shown and "load_memory" in shown
+    options = {"memory.max_experts": 3, "continue_from": first}
+    assert sleep.main(arguments(model, second, "two", **options)) == 0
+    for folder, experts in ((first, 1), (second, 2)):
+        results = results_of(folder)
+        assert not (folder / "model").exists() and results["fold_difference"] is None
+        assert "Load of the experts" in (folder / "report.html").read_text()
+        totals = {sum(layer) for layer in results["load"]}
+        assert len(totals) == 1 and totals.pop() > 0  # the same tokens pass every layer, each to one expert
+        assert all(count == 0 for layer in results["load"] for count in layer[experts:])
+    assert results_of(second)["retention"].keys() == {"entry-001"}
+    entries = read_ledger(second / "ledger.jsonl")
+    base = AutoModelForCausalLM.from_pretrained(model)
+    memory = load_memory(base, second / "adapter")
+    assert memory.spec.routing == "topk" and memory.spec.top_k == 1
+    assert [memory.fingerprint(entry.expert) for entry in entries] == [entry.fingerprint for entry in entries]
+    assert results_of(second)["parameters"]["added"] == memory.count_parameters()["added"]
+    assert all(p.any() for name, p in memory.expert_parameters(1) if "router" in name)  # the gates have learnt
+
+
+def test_an_interrupted_routed_night_goes_on_to_the_same_end(model, finished, monkeypatch):
+    whole, folder = finished.parent / "routed_whole", finished.parent / "routed_interrupted"
+    routed = {"memory.routing": "topk"}
+    assert sleep.main([*arguments(model, whole, **routed), "--no-report"]) == 0
+    from sleep_trl.progress import StepBar
+
+    original = StepBar.on_step_end
+
+    def interrupt(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+        original(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepBar, "on_step_end", interrupt)
+        assert sleep.main([*arguments(model, folder, **routed), "--no-report"]) == 130
+    assert sleep.main([*arguments(model, folder, **routed), "--no-report", "--resume"]) == 0
+    assert read_ledger(folder / "ledger.jsonl")[0].fingerprint == read_ledger(whole / "ledger.jsonl")[0].fingerprint
 
 
 def test_a_users_reward_from_a_file(model, finished, tmp_path):

@@ -104,6 +104,25 @@ def test_estimate_of_memory_is_its_formula() -> None:
     assert estimate_memory(SHAPE, saving, 8, 5, 128) < estimate
 
 
+def test_a_routed_plan_counts_the_router_and_says_where_the_experts_will_be(model: Path, tmp_path: Path) -> None:
+    config = config_of(model, tmp_path, memory__routing="topk")
+    plan, dense = preflight(config, resolve), preflight(config_of(model, tmp_path))
+    memory = attach(tiny_model(), MemorySpec(width=8, max_experts=2, routing="topk"))
+    memory.activate()
+    assert plan.added_parameters == memory.count_parameters()["added"] == dense.added_parameters + 2 * (32 + 1)
+    assert (plan.top_k, dense.top_k) == (2, None)
+    assert plan.disk_bytes == (2 + 2 * 3) * 4 * plan.added_parameters  # two adapters, two checkpoints with moments
+    console = Console(width=400, record=True, file=StringIO())
+    console.print(render(plan))
+    shown = console.export_text()
+    assert "2 chosen by a router, and the one that learns" in shown
+    assert f"load_memory(base, Path('{config.output_dir}/adapter'))" in shown
+    assert str(config.output_dir / "model") not in shown
+    first = write_finished_run(tmp_path / "night1", max_experts=3, routing="topk")
+    options: dict[str, object] = {"memory__width": None, "memory__max_experts": None, "continue_from": first}
+    assert preflight(config_of(model, tmp_path, **options)).top_k == 2
+
+
 def test_second_night_takes_size_and_room_from_the_first(model: Path, tmp_path: Path) -> None:
     first = write_finished_run(tmp_path / "night1")
     options: dict[str, object] = {"memory__width": None, "memory__max_experts": None, "continue_from": first}

@@ -2,7 +2,9 @@
 
 from .fold import fold, folded_config, folded_state_dict, logit_difference
 from .hosts import FORMS, MLPForm
-from .memory import ExpertRecord, Memory, MemorySpec, attach
+from .memory import ExpertRecord, Memory, attach
+from .routing import choose_experts
+from .spec import MemorySpec
 from .storage import base_fingerprint, load_experts, load_memory, save_memory
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "MemorySpec",
     "attach",
     "base_fingerprint",
+    "choose_experts",
     "fold",
     "folded_config",
     "folded_state_dict",

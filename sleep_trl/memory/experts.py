@@ -15,9 +15,19 @@ from .hosts import Host, unit_weights
 @dataclass
 class View:
     """Which experts take part in a forward pass. One object is shared by all pools of a model, so that switching
-    between teacher and student is one assignment and touches no weight."""
+    between teacher and student is one assignment and touches no weight.
+
+    Args:
+        experts (`tuple[int, ...]`): those in view.
+        learning (`int`, *optional*): the one that is being trained, in view or not. Only a router asks.
+        random (`torch.Generator`, *optional*): draws one further expert for each token. Only a router asks.
+        is_counting (`bool`): whether routers count the tokens that go to each expert.
+    """
 
     experts: tuple[int, ...] = ()
+    learning: int | None = None
+    random: torch.Generator | None = None
+    is_counting: bool = False
 
 
 class Expert(nn.Module):
@@ -72,9 +82,11 @@ class ExpertPool(nn.Module):
     """All experts that one MLP may ever need, allocated at once and left out of the pass until they are in `view`
     (method 3.3, note on the implementation). `routing: dense` adds every expert in view to the MLP's output."""
 
+    expert_type: type[Expert] = Expert
+
     def __init__(self, host: Host, width: int, size: int, view: View) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(Expert(host, width) for _ in range(size))
+        self.experts = nn.ModuleList(self.expert_type(host, width) for _ in range(size))
         self.view = view
 
     def forward(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:

@@ -37,6 +37,7 @@ def fold(memory: Memory, folder: Path, probe: torch.Tensor | None = None) -> flo
         `float`: the largest difference of a logit between the attached model and the checkpoint read back.
 
     Raises:
+        `ValueError`: if the memory is routed (`routing="topk"`).
         `RuntimeError`: if that difference is larger than the dtype allows for logits of that size (rounding errors grow
             with the numbers that are added, so the bound is 1e-5 for logits up to 1 and in proportion beyond).
     """
@@ -56,7 +57,12 @@ def fold(memory: Memory, folder: Path, probe: torch.Tensor | None = None) -> flo
 
 
 def folded_config(memory: Memory) -> PretrainedConfig:
-    """Return the model's config with the intermediate size of the folded model."""
+    """Return the model's config with the intermediate size of the folded model.
+
+    Raises:
+        `ValueError`: if the memory is routed.
+    """
+    _check_is_dense(memory)
     config = copy.deepcopy(memory.model.config)
     text = config.get_text_config()
     width = memory.hosts[0].intermediate_size + memory.spec.width * len(memory.active)
@@ -65,7 +71,12 @@ def folded_config(memory: Memory) -> PretrainedConfig:
 
 
 def folded_state_dict(memory: Memory) -> dict[str, torch.Tensor]:
-    """Return the folded model's state dict. Tensors outside the MLPs are shared with the model, not copied."""
+    """Return the folded model's state dict. Tensors outside the MLPs are shared with the model, not copied.
+
+    Raises:
+        `ValueError`: if the memory is routed.
+    """
+    _check_is_dense(memory)
     prefixes = tuple(f"{host.name}.memory." for host in memory.hosts)
     state = {name: value for name, value in memory.model.state_dict().items() if not name.startswith(prefixes)}
     parts = [{host.name: expert for host, expert in memory.experts(index)} for index in memory.active]
@@ -90,6 +101,15 @@ def logit_difference(
         expected, found = first(input_ids=ids).logits.float(), second(input_ids=ids).logits.float()
     first.train(was_training)
     return (expected - found).abs().max().item(), expected.abs().max().item()
+
+
+def _check_is_dense(memory: Memory) -> None:
+    if memory.spec.is_routed:
+        raise ValueError(
+            "A memory with routing 'topk' cannot be folded: a wider MLP has every unit on for every token. Save it by "
+            "save_memory(memory, folder) and serve it through transformers: load the base model, then "
+            "load_memory(model, folder). For a model that folds, attach with MemorySpec(routing='dense')."
+        )
 
 
 def _folded_mlp(host: Host, experts: list[Expert]) -> dict[str, torch.Tensor]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,37 +15,10 @@ from transformers import PreTrainedModel
 
 from .experts import Expert, ExpertPool, View, add_experts
 from .hosts import Host, find_hosts
+from .routing import RoutedPool
+from .spec import MemorySpec
 
-
-@dataclass(frozen=True)
-class MemorySpec:
-    """The size of a memory, fixed when it is attached.
-
-    Args:
-        width (`int`, *optional*, defaults to `64`):
-            Hidden units of one expert in each layer (the paper's d_low; 64 in appendix B).
-        max_experts (`int`, *optional*, defaults to `8`):
-            Experts allocated in each layer: the number of nights the memory can take in.
-        routing (`str`, *optional*, defaults to `"dense"`):
-            How experts are chosen for a token. `"dense"`: all active ones, which is what lets the grown model be folded
-            into a standard checkpoint.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the experts' first weights.
-        init_scale (`float`, *optional*, defaults to `2.0`):
-            Factor on the rows of the host that become an expert's first input weights.
-    """
-
-    width: int = 64
-    max_experts: int = 8
-    routing: Literal["dense"] = "dense"
-    seed: int = 0
-    init_scale: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.width < 1 or self.max_experts < 1:
-            raise ValueError(f"width and max_experts must be at least 1, got {self.width} and {self.max_experts}.")
-        if self.routing != "dense":
-            raise ValueError(f"routing must be 'dense', got {self.routing!r}.")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,7 +50,8 @@ class Memory:
         self.learning: int | None = None
         self._view = View()
         for host in self.hosts:
-            host.module.memory = ExpertPool(host, spec.width, spec.max_experts, self._view)
+            size = (spec.width, spec.max_experts, self._view)
+            host.module.memory = RoutedPool(host, *size, spec.top_k) if spec.is_routed else ExpertPool(host, *size)
             host.module.register_forward_hook(add_experts)
         for index in range(spec.max_experts):
             self.reset(index)
@@ -113,14 +88,18 @@ class Memory:
         return free[0]
 
     def learn(self, index: int | None) -> None:
-        """Make one active expert the only trainable part of the model; with `None`, freeze everything."""
+        """Make one active expert the only trainable part of the model; with `None`, freeze everything.
+
+        With `routing="topk"` the learning expert comes in addition to a token's top k; with `None` it competes with the
+        others, which may change the output.
+        """
         if index is not None and index not in self.records:
             raise ValueError(f"Expert {index} is not active; active ones are {sorted(self.records)}.")
         self.model.requires_grad_(False)
         if index is not None:
             for _, parameter in self.expert_parameters(index):
                 parameter.requires_grad_(True)
-        self.learning = index
+        self.learning = self._view.learning = index
         self._show()
 
     def reset(self, index: int) -> None:
@@ -174,6 +153,74 @@ class Memory:
     def _show(self) -> None:
         self._view.experts = self.active
 
+    # -- routing --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def random_extra_expert(self, seed: int | torch.Generator) -> Iterator[None]:
+        """Let every router also activate one random further expert, for sampling dreams (method 3.4).
+
+        Ours: a router draws an order of the settled experts for each row of the batch in each forward pass, and a
+        token takes the first of them that is not in its top k, weighed by that expert's gate. While no more than
+        `top_k` experts are settled there is no further one; the log says so.
+
+        Args:
+            seed (`int` or `torch.Generator`):
+                Of the draws; the same seed gives the same ones for the same batches. Give each process its own.
+
+        Raises:
+            `ValueError`: with `routing="dense"`.
+        """
+        if not self.spec.is_routed:
+            raise ValueError(
+                "A random further expert needs routing 'topk': with 'dense' every active expert takes part already, so "
+                "there is no further one. Attach the memory with MemorySpec(routing='topk'), or dream without it."
+            )
+        settled = sum(index != self.learning for index in self.active)
+        if settled <= self.spec.top_k:
+            logger.warning("No random further expert: %d settled experts, top_k is %d.", settled, self.spec.top_k)
+        before = self._view.random
+        self._view.random = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        try:
+            yield
+        finally:
+            self._view.random = before
+
+    @contextmanager
+    def counting(self, reset: bool = True) -> Iterator[None]:
+        """Count the tokens that go to each expert, padding included; a recomputed pass counts again.
+
+        Args:
+            reset (`bool`, *optional*, defaults to `True`):
+                Begin at zero; otherwise go on counting.
+
+        Raises:
+            `ValueError`: with `routing="dense"`, where every token goes to every expert.
+        """
+        for pool in self._routers():
+            pool.load = [0] * self.spec.max_experts if reset else pool.load
+        before, self._view.is_counting = self._view.is_counting, True
+        try:
+            yield
+        finally:
+            self._view.is_counting = before
+
+    def load(self) -> list[list[int]]:
+        """Return how many tokens have gone to each expert since counting began, in this process.
+
+        Returns:
+            `list[list[int]]`: for each layer, a number for each of the `max_experts` slots. They add up to tokens times
+            `top_k` (times the settled experts while they are fewer), and one more for a learning or a random expert.
+
+        Raises:
+            `ValueError`: with `routing="dense"`.
+        """
+        return [list(pool.load) for pool in self._routers()]
+
+    def _routers(self) -> list[RoutedPool]:
+        if not self.spec.is_routed:
+            raise ValueError("With routing 'dense' every token goes to every active expert: there is nothing to count.")
+        return [cast(RoutedPool, host.module.memory) for host in self.hosts]
+
     # -- weights --------------------------------------------------------------------------------------------------
 
     def _expert(self, host: Host, index: int) -> Expert:
@@ -215,7 +262,7 @@ class Memory:
 
     def describe(self) -> dict[str, Any]:
         """Return spec and records as plain data, as `memory.json` holds them."""
-        return {"spec": asdict(self.spec), "experts": [asdict(self.records[i]) for i in sorted(self.records)]}
+        return {"spec": self.spec.describe(), "experts": [asdict(self.records[i]) for i in sorted(self.records)]}
 
 
 def attach(model: PreTrainedModel, spec: MemorySpec | None = None) -> Memory:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from ..files import read_json, write_json
-from .memory import ExpertRecord, Memory, MemorySpec, attach
+from .memory import ExpertRecord, Memory, attach
+from .spec import MemorySpec
 
 FORMAT = 1
 SAMPLED_VALUES = 256
@@ -98,9 +99,12 @@ def load_experts(memory: Memory, folder: Path, records: list[ExpertRecord] | Non
     """Copy the weights of saved experts into an attached memory, in place.
 
     Raises:
-        `ValueError`: if a tensor is missing, of another shape, or the file is damaged.
+        `ValueError`: if a tensor is missing, of another shape, the experts are routed in another way than the memory's,
+            or the file is damaged.
     """
-    records = records or [ExpertRecord(**record) for record in read_description(folder)["experts"]]
+    description = read_description(folder)
+    _check_routing(memory.spec, MemorySpec(**description["spec"]), folder)
+    records = records or [ExpertRecord(**record) for record in description["experts"]]
     path = folder / "experts.safetensors"
     try:
         tensors = load_file(path)
@@ -116,6 +120,16 @@ def load_experts(memory: Memory, folder: Path, records: list[ExpertRecord] | Non
                 parameter.copy_(saved)
             memory.records[record.index] = record
     memory.learn(memory.learning)
+
+
+def _check_routing(attached: MemorySpec, saved: MemorySpec, folder: Path) -> None:
+    """Raise unless both send a token to the same experts: an expert is right only under the routing it learnt with."""
+    ways = [f"routing={s.routing!r}" + (f", top_k={s.top_k}" if s.is_routed else "") for s in (attached, saved)]
+    if ways[0] != ways[1]:
+        raise ValueError(
+            f"{folder} holds experts that learnt with {ways[1]}, but the attached memory has {ways[0]}. Attach it with "
+            f"MemorySpec({ways[1]}), or let load_memory(model, folder) do it."
+        )
 
 
 def read_description(folder: Path) -> dict[str, Any]:

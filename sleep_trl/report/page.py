@@ -115,6 +115,10 @@ def facts(results: Row) -> Iterator[tuple[str, str, str]]:
     added, base = parameters["added"], parameters["base"]
     trained = f", {parameters['trainable']:,} trained tonight" if parameters["trainable"] != added else ""
     yield "Parameters added", f"{added:,}", f"{percent(added / base)} of the base's {base:,}{trained}"
+    if load := results.get("load"):
+        tokens = [sum(layer[index] for layer in load) for index in range(len(load[0]))]
+        shares = " · ".join(percent(count / max(1, sum(tokens))) for count in tokens if count)
+        yield "Load of the experts", shares, "share of the routed tokens, oldest first, over all layers"
     yield "Time", duration(total), f"{total:,.1f} seconds, all phases" if total is not None else "all phases"
 
 

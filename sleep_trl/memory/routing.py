@@ -1,0 +1,152 @@
+"""Routing: each token goes to few experts, however many there are.
+
+An expert beside an MLP has one gate of its own, `sigmoid(w · x + b)`. A token's output is the sum of gate times expert
+over the `top_k` settled experts with the largest gates, so that a token costs the same however many experts there are
+(method 3.2). Sigmoid gates are ours: unlike those of a softmax they are independent, so that a new expert cannot change
+the gates of old ones.
+
+**The learning expert comes in addition to the top k (ours).** If it competed from the start, it would displace an older
+expert while it says nothing itself, and activation would change the output; if its gate were so low that it never won,
+it would never learn. So it reads every token while it learns, weighed by its gate, and joins the competition once it is
+committed (`Memory.learn(None)`). What is measured after a night is measured in that settled state.
+
+**A gate starts at one half (ours)**: weight and bias are zero. There the sigmoid is steepest, so that training moves
+the gate either way with equal ease, and no token is out of reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .experts import Expert, ExpertPool, View
+from .hosts import Host
+
+
+class RoutedExpert(Expert):
+    """An expert with the row of the router that belongs to it, so that the two are trained, saved, counted,
+    fingerprinted and reset together.
+
+    Args:
+        host (`Host`):
+            The MLP beside which the expert sits.
+        width (`int`):
+            Number of hidden units, the paper's d_low.
+    """
+
+    def __init__(self, host: Host, width: int) -> None:
+        super().__init__(host, width)
+        self.router_weight = nn.Parameter(self.up.new_zeros(host.hidden_size))
+        self.router_bias = nn.Parameter(self.up.new_zeros(1))
+
+    @torch.no_grad()
+    def reset(self, host: Host, generator: torch.Generator, scale: float) -> None:
+        super().reset(host, generator, scale)
+        self.router_weight.zero_()
+        self.router_bias.zero_()
+
+
+class RoutedPool(ExpertPool):
+    """The experts beside one MLP with their router (`routing: topk`).
+
+    Every expert in view is called in every pass, with no rows if no token goes to it: which parameters a pass touches
+    never depends on the data, as sharded and distributed training need it (ZeRO-3, DDP).
+
+    Args:
+        host (`Host`):
+            The MLP.
+        width (`int`):
+            Hidden units of an expert.
+        size (`int`):
+            Experts allocated.
+        view (`View`):
+            Which experts take part, shared by all pools of a model.
+        top_k (`int`):
+            Settled experts for each token.
+    """
+
+    expert_type = RoutedExpert
+
+    def __init__(self, host: Host, width: int, size: int, view: View, top_k: int) -> None:
+        super().__init__(host, width, size, view)
+        self.top_k = top_k
+        self.load = [0] * size  # tokens by expert, while view.is_counting
+
+    def gates(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the gates of all allocated experts, in float32 or better.
+
+        The router's shape never changes, so that an old gate is the same to the last bit when an expert is added.
+
+        Args:
+            x (`torch.Tensor` of shape `(tokens, hidden)`):
+                What the MLP reads.
+
+        Returns:
+            `torch.Tensor` of shape `(tokens, max_experts)`, in (0, 1).
+        """
+        experts = [cast(RoutedExpert, expert) for expert in self.experts]
+        weight = torch.stack([expert.router_weight for expert in experts])  # (max_experts, hidden)
+        bias = torch.cat([expert.router_bias for expert in experts])  # (max_experts,)
+        dtype = torch.promote_types(x.dtype, weight.dtype)
+        return torch.sigmoid(F.linear(x.to(dtype), weight.to(dtype), bias.to(dtype)))
+
+    def forward(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        if not self.view.experts:
+            return output
+        rows = x.shape[0] if x.dim() > 2 else 1
+        flat = x.reshape(-1, x.shape[-1])  # (tokens, hidden)
+        gates = self.gates(flat)  # (tokens, max_experts)
+        weights = gates.to(x.dtype)
+        added = torch.zeros_like(flat)
+        for index, tokens in self._route(gates.detach(), rows):
+            read = flat if tokens is None else flat[tokens]
+            weight = weights[:, index, None] if tokens is None else weights[tokens, index, None]
+            said = weight * self.experts[index](read)
+            added = added + said if tokens is None else added.index_add_(0, tokens, said)
+            if self.view.is_counting:
+                self.load[index] += read.shape[0]
+        return output + added.view_as(output)
+
+    def _route(self, gates: torch.Tensor, rows: int) -> Iterator[tuple[int, torch.Tensor | None]]:
+        """Yield each expert in view with the tokens that go to it, `(n,)`, or `None` for all; the learning one last."""
+        settled = [index for index in self.view.experts if index != self.view.learning]
+        if len(settled) <= self.top_k:
+            yield from ((index, None) for index in settled)
+        else:
+            priority = None
+            if self.view.random is not None:
+                drawn = torch.rand((rows, len(settled)), generator=self.view.random)
+                priority = drawn.to(gates.device).repeat_interleave(gates.shape[0] // rows, dim=0)
+            chosen = choose_experts(gates[:, settled], self.top_k, priority)  # (tokens, top_k [+ 1])
+            order = chosen.flatten().argsort(stable=True)  # pairs of token and expert, by expert
+            counts = torch.bincount(chosen.flatten(), minlength=len(settled)).tolist()
+            yield from zip(settled, (order // chosen.shape[1]).split(counts), strict=True)
+        if self.view.learning in self.view.experts:
+            yield self.view.learning, None
+
+
+def choose_experts(gates: torch.Tensor, top_k: int, priority: torch.Tensor | None = None) -> torch.Tensor:
+    """Choose the experts of each token.
+
+    Args:
+        gates (`torch.Tensor` of shape `(tokens, experts)`):
+            Gates of the experts to choose from, more than `top_k`.
+        top_k (`int`):
+            Experts with the largest gates to take; of equal gates the older expert's wins.
+        priority (`torch.Tensor` of shape `(tokens, experts)`, *optional*):
+            Numbers in [0, 1). Each token also takes, of the experts that are not in its top k, the one with the largest
+            number: one *further* expert for every token, whichever it has chosen (method 3.4; the draw is ours).
+
+    Returns:
+        `torch.Tensor` of shape `(tokens, top_k)`, or `(tokens, top_k + 1)` with `priority`: positions, all different in
+        a row, the largest gate first and the further expert last.
+    """
+    chosen = gates.argsort(dim=-1, descending=True, stable=True)[:, :top_k]
+    if priority is None:
+        return chosen
+    further = priority.scatter(1, chosen, -1.0).argmax(dim=-1, keepdim=True)
+    return torch.cat([chosen, further], dim=-1)

@@ -1,0 +1,50 @@
+"""The size and form of a memory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class MemorySpec:
+    """The size of a memory, fixed when it is attached.
+
+    Args:
+        width (`int`, *optional*, defaults to `64`):
+            Hidden units of one expert in each layer (the paper's d_low; 64 in appendix B).
+        max_experts (`int`, *optional*, defaults to `8`):
+            Experts allocated in each layer: the number of nights the memory can take in.
+        routing (`str`, *optional*, defaults to `"dense"`):
+            How experts are chosen for a token. `"dense"`: all active ones, which is what lets the grown model be folded
+            into a standard checkpoint. `"topk"`: by a router beside each MLP, see [`sleep_trl.memory.routing`].
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the experts' first weights.
+        init_scale (`float`, *optional*, defaults to `2.0`):
+            Factor on the rows of the host that become an expert's first input weights.
+        top_k (`int`, *optional*, defaults to `2`):
+            Experts for each token with `routing="topk"`; at most `max_experts`.
+    """
+
+    width: int = 64
+    max_experts: int = 8
+    routing: Literal["dense", "topk"] = "dense"
+    seed: int = 0
+    init_scale: float = 2.0
+    top_k: int = 2
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.max_experts < 1:
+            raise ValueError(f"width and max_experts must be at least 1, got {self.width} and {self.max_experts}.")
+        if self.routing not in ("dense", "topk"):
+            raise ValueError(f"routing must be 'dense' or 'topk', got {self.routing!r}.")
+        if self.is_routed and not 1 <= self.top_k <= self.max_experts:
+            raise ValueError(f"top_k must be from 1 to max_experts ({self.max_experts}), got {self.top_k}.")
+
+    @property
+    def is_routed(self) -> bool:
+        return self.routing == "topk"
+
+    def describe(self) -> dict[str, Any]:
+        """Return the spec as plain data; `top_k` only where it means something."""
+        return {name: value for name, value in asdict(self).items() if self.is_routed or name != "top_k"}
