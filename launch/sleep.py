@@ -1,6 +1,7 @@
 """One night: `accelerate launch launch/sleep.py --model MODEL --memories docs.jsonl`. See --help.
 
-Exit codes: 0 done, 2 a mistake in what was given, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 2 a mistake in what was given, 130 stopped by Ctrl-C. With PYTHONDEVMODE=1 a mistake that shows only
+during the night ends in its traceback.
 """
 
 from __future__ import annotations
@@ -59,8 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         results = run_night(config, seed_expert)
+    except ValueError as error:
+        if sys.flags.dev_mode:
+            raise
+        _tell_of_night(error)
+        return MISTAKE
     except KeyboardInterrupt:
-        _tell(f"Stopped. Go on with the same command and --resume ({config.output_dir}).")
+        if (config.output_dir / "config.json").is_file():
+            _tell(f"Stopped. Go on with the same command and --resume ({config.output_dir}).")
+        else:
+            _tell("Stopped before anything was begun.")
         return STOPPED
     if config.report and _is_first_process():
         from sleep_trl.report import write_report
@@ -103,7 +112,17 @@ def _check_processes() -> None:
 
 def _is_first_process() -> bool:
     """Tell whether this is the one of the launched processes that speaks."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
+    return _rank() == 0
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
+
+
+def _tell_of_night(error: ValueError) -> None:
+    """Tell of a mistake that showed during the night, on every process: it may be one process's alone."""
+    where = "" if _is_first_process() else f"Process {_rank()}: "
+    print(f"{where}Error: {explain(error)}\nTo see where it was raised, set PYTHONDEVMODE=1.", file=sys.stderr)
 
 
 def _tell(message: str) -> None:

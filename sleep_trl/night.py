@@ -84,13 +84,16 @@ def run_night(config: RunConfig, seed_expert: SeedExpert) -> dict[str, Any]:
             The run; checked by `preflight` before.
         seed_expert (`SeedExpert`):
             Trains the new expert, see `sleep_trl.trainers.knowledge_seeding.from_config`.
+
+    Raises:
+        `ValueError`: for a mistake that shows only with the weights, such as a memory of another base model.
     """
     set_seed(config.seed)
     folder = config.output_dir
-    if PartialState().is_main_process:
+    room = prepare(config)
+    if PartialState().is_main_process:  # only now is the folder the run's: what `prepare` refuses leaves nothing behind
         write_json(folder / "config.json", config.model_dump(mode="json"))
     phases = Phases(folder / "phases")
-    room = prepare(config)
     before = phases.once("evaluate_before", lambda: evaluate(room, "before"))
     written = phases.once("write_dataset", lambda: write_dataset(room))
     samples = [Sample(**row) for row in written["samples"]]

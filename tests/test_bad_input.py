@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from tests.runs import TEXT, arguments, write_finished_run, write_memories, writ
 from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
+LOAD = AutoModelForCausalLM.from_pretrained
 Options = dict[str, object]
 MakeOptions = Callable[[Path], Options]
 
@@ -464,6 +466,64 @@ def test_mistake_is_told(name: str, place: Path, capsys: pytest.CaptureFixture[s
     assert TEXT not in told.err
     assert told.out == ""
     assert sorted(path for path in place.rglob("*") if "__pycache__" not in path.parts) == before
+
+
+# -- mistakes that show only with the weights --------------------------------------------------------
+
+
+@pytest.fixture
+def weights(no_weights: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", LOAD)
+
+
+def other_base(place: Path) -> Options:
+    """The shapes of the continued run's model, but other weights."""
+    shutil.copytree(place / "model", place / "right")
+    write_model(place / "model", seed=1)
+    return continued()(place)
+
+
+def test_a_run_of_another_base_is_told_and_blocks_nothing(
+    place: Path, weights: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = make_arguments(place, other_base)
+    assert sleep.main(argv) == 2
+    told = capsys.readouterr().err
+    assert re.match(r"Error: .*night1/adapter was made on another base model: .* Give the model that", told), told
+    assert "PYTHONDEVMODE=1" in told and "Traceback" not in told
+    assert not (place / "run").exists()
+    assert sleep.main([*argv, "--model", "right", "--dry_run"]) == 0
+
+
+def test_a_teacher_that_writes_nothing_usable_is_told(
+    place: Path, weights: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    little = {"dataset__templates": '["paraphrase"]', "dataset__general_share": 0, "dataset__max_new_tokens": 1}
+    assert sleep.main(make_arguments(place, options(**little))) == 2
+    told = capsys.readouterr().err
+    assert re.search(r"(?m)^Error: The teacher wrote nothing usable .* raise dataset\.max_new_tokens", told), told
+    assert "Traceback" not in told
+
+
+def test_ctrl_c_before_the_night_is_begun_promises_no_resume(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", interrupt)
+    assert sleep.main(make_arguments(place, options())) == 130
+    assert capsys.readouterr().err == "Stopped before anything was begun.\n"
+    assert not (place / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_traceback_of_a_mistake_is_within_reach(place: Path) -> None:
+    command = [sys.executable, str(ROOT / "launch" / "sleep.py"), *make_arguments(place, other_base)]
+    environment = {**os.environ, "PYTHONDEVMODE": "1"}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "storage.py" in done.stderr
 
 
 def test_there_are_enough_cases_with_messages_of_their_own() -> None:

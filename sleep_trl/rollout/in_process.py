@@ -53,28 +53,30 @@ class TransformersEngine:
         done: list[tuple[int, Completion]] = []
         was_training = self.model.training
         self.model.eval()
-        with torch.random.fork_rng(), torch.no_grad(), plain_generation(self.model):
+        with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(sampling.seed + state.process_index)
             for start in range(0, len(mine), self.batch_size):
                 batch = mine[start : start + self.batch_size]
-                done += zip(batch, self._generate([prompts[i] for i in batch], sampling), strict=True)
+                done += zip(batch, self.generate_batch([prompts[i] for i in batch], sampling), strict=True)
                 if progress:
                     progress(len(batch))
         self.model.train(was_training)
         everyone: list[tuple[int, Completion]] = gather_object(done)
         return [completion for _, completion in sorted(everyone, key=lambda pair: pair[0])]
 
-    def _generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
+    def generate_batch(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
+        """Generate for prompts in one batch, in this process, with the draws of torch's present state."""
         width = max(map(len, prompts))
         ids = torch.tensor([[self.pad_id] * (width - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
         stopping = [_StopStrings(self.tokenizer, sampling.stop, width)] if sampling.stop else []
-        output = self.model.generate(
-            input_ids=ids.to(self.model.device),
-            attention_mask=mask.to(self.model.device),
-            generation_config=self._generation_config(sampling),
-            stopping_criteria=StoppingCriteriaList(stopping),
-        )
+        with plain_generation(self.model):
+            output = self.model.generate(
+                input_ids=ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                generation_config=self._generation_config(sampling),
+                stopping_criteria=StoppingCriteriaList(stopping),
+            )
         return [self._completion(row, sampling) for row in output[:, width:].tolist()]
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
@@ -106,7 +108,8 @@ def plain_generation(model: PreTrainedModel) -> Iterator[None]:
     """Hide the model's own generation settings: transformers takes from them whatever a call leaves open, such as
     `repetition_penalty` or `min_p`, and draws from another distribution than the model's."""
     declared = model.generation_config
-    model.generation_config = GenerationConfig()
+    special = {name: getattr(declared, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**special)
     try:
         yield
     finally:
