@@ -5,10 +5,12 @@ from sleep_trl.rewards.guard import GuardedReward, RewardError, RewardFunc, guar
 from sleep_trl.rewards.imitation import ImitationReward, imitation_reward, levenshtein_reward
 from sleep_trl.rewards.judges import JUDGES, Judge, judge, make_judge
 from sleep_trl.rewards.registry import REWARDS, resolve, reward
+from sleep_trl.rewards.rehearsal import Faithfulness
 
 __all__ = [
     "JUDGES",
     "REWARDS",
+    "Faithfulness",
     "GuardedReward",
     "ImitationReward",
     "Judge",

@@ -52,6 +52,12 @@ def test_no_difference_is_seldom_called_one():
     assert verdicts.count("uncertain") >= 0.95 * 400
 
 
+def test_the_bare_sign_believes_everything():
+    assert paired_gain([0.0], [1.0], test="sign").verdict == "better"
+    assert paired_gain([0.0, 1.0], [0.1, 0.8], test="sign").verdict == "worse"
+    assert paired_gain([0.0, 1.0], [1.0, 0.0], test="sign").verdict == "uncertain"
+
+
 def test_the_seed_reproduces():
     before, after = [0.1, 0.5, 0.9, 0.2], [0.2, 0.4, 1.0, 0.6]
     assert paired_gain(before, after, seed=4) == paired_gain(before, after, seed=4)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import get_config_model_id, pad
 
-from sleep_trl.memory import Memory, MemorySpec, attach, load_experts, save_memory
+from sleep_trl.memory import Memory, MemorySpec, attach
 from sleep_trl.rewards import resolve
 from sleep_trl.rollout.stopping import tokens_before
 
+from ..expert_checkpoints import ExpertCheckpoints
 from .config import KnowledgeSeedingConfig
 from .loss import Head, divergence_per_token, log_probs_per_token
 from .parts import PARTS, Tensors, count_copies, spread_references, weigh_rows
@@ -27,7 +25,7 @@ Rows = list[dict[str, Any]]
 Padded = tuple[torch.Tensor, torch.Tensor]  # ids and mask, both (batch, length)
 
 
-class KnowledgeSeedingTrainer(GRPOTrainer):
+class KnowledgeSeedingTrainer(ExpertCheckpoints):
     """
     Trainer for Knowledge Seeding (arXiv 2606.03979, section 3.3): upward distillation on the student's own rollouts,
     and GRPO on a reward for imitating the teacher. It minimizes
@@ -48,8 +46,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
     `_generate_and_score_completions` (adds teacher prompts and references to the batch), `_tokenize_prompts` (takes
     given token ids), `_generate_single_turn` (ends rollouts at the row's stop strings),
     `_get_per_token_logps_and_entropies` (with `alpha > 0`, keeps the hidden states that the divergence needs and scores
-    completions alone), `_save`, `_load_from_checkpoint` and `_load_best_model` (experts only). Generation, rewards,
-    advantages, logging and callbacks are inherited. With `alpha=0` it is GRPO on the new expert, to the last bit.
+    completions alone); its checkpoints hold experts only. Generation, rewards, advantages, logging and callbacks are
+    inherited. With `alpha=0` it is GRPO on the new expert, to the last bit.
 
     Args:
         model (`str` or `PreTrainedModel`):
@@ -262,31 +260,6 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         for name, (total, count) in zip(PARTS, self.accelerator.reduce(totals).tolist(), strict=True):
             if count:
                 metrics[f"divergence/{name}/{kind}"].append(total / count)
-
-    # -- checkpoints ----------------------------------------------------------------------------------------------
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        memory = Memory.of(self.accelerator.unwrap_model(self.model))
-        if memory is None:
-            super()._save(output_dir, state_dict)
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        save_memory(memory, folder)
-        self.processing_class.save_pretrained(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        memory = Memory.of(self.accelerator.unwrap_model(self.model))
-        if memory is None or not os.path.exists(os.path.join(resume_from_checkpoint, "memory.json")):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        load_experts(memory, Path(resume_from_checkpoint))
-
-    def _load_best_model(self) -> None:
-        memory = Memory.of(self.accelerator.unwrap_model(self.model))
-        if memory is None:
-            super()._load_best_model()
-        else:
-            load_experts(memory, Path(self.state.best_model_checkpoint))
 
 
 def _refuse_what_experts_lack(model: Any, args: KnowledgeSeedingConfig, kwargs: dict[str, Any]) -> None:

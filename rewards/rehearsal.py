@@ -1,0 +1,152 @@
+"""Rehearsal rewards: what a dream is worth, by what it did to its task and by how it reads (3.4, Eq. 5).
+
+The first two read columns that `DreamingTrainer` adds once dreams were tried out; the others read the text alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from sleep_trl.rewards.imitation import completion_text
+from sleep_trl.rewards.judges import Judge, make_judge
+from sleep_trl.rewards.registry import reward
+
+Rewards = list[float | None]
+Column = Sequence[Any]
+GRAM = 3  # words
+WORD = re.compile(r"\w+")
+
+
+@reward("improvement")
+def improvement(reward: Literal["binary", "gain"] = "binary") -> Callable[..., Rewards]:
+    """Reward a dream that made its task better (Eq. 5).
+
+    Ours: a dream whose gain has no certain sign abstains, as does one that was not tried out.
+
+    Args:
+        reward (`str`, *optional*, defaults to `"binary"`):
+            `"binary"`: 1 or 0, as in the paper. `"gain"`: the mean gain, in the measure's own unit.
+
+    Raises:
+        `ValueError`: if `reward` is neither.
+    """
+    if reward not in ("binary", "gain"):
+        raise ValueError(f"reward is {reward!r}; it must be 'binary' or 'gain'.")
+
+    def improved(trial_reward: Column, trial_gain: Column, **columns: Any) -> Rewards:
+        pairs = zip(trial_reward, trial_gain, strict=True)
+        return [None if value is None else float(value if reward == "binary" else gain) for value, gain in pairs]
+
+    return improved
+
+
+@reward("quiz_gain")
+def quiz_gain(smallest: float = 0.0) -> Callable[..., Rewards]:
+    """Reward a dream by its mean gain, certain or not: a softer signal than `improvement`, and a noisier one (ours).
+
+    Args:
+        smallest (`float`, *optional*, defaults to `0.0`):
+            Gains between `-smallest` and `smallest` count as 0.
+    """
+
+    def gained(trial_gain: Column, **columns: Any) -> Rewards:
+        return [None if gain is None else 0.0 if abs(gain) < smallest else float(gain) for gain in trial_gain]
+
+    return gained
+
+
+@reward("novelty")
+def novelty() -> Callable[..., Rewards]:
+    """Reward what is said neither by the context nor by another dream about it (ours).
+
+    It is 1 minus the share of the dream's sequences of three words that occur in the context or in the other dream most
+    like it. A dream of fewer than three words has no such sequence and gets 0.
+    """
+
+    def new(completions: Sequence[Any], task_id: Column, context: Column, **columns: Any) -> Rewards:
+        grams = [_grams(completion_text(completion)) for completion in completions]
+        read = {text: _grams(text) for text in set(context)}
+        values: Rewards = []
+        for i, own in enumerate(grams):
+            others = [g for j, g in enumerate(grams) if j != i and task_id[j] == task_id[i]]
+            known = max((len(own & other) for other in (read[context[i]], *others)), default=0)
+            values.append(1.0 - known / len(own) if own else 0.0)
+        return values
+
+    return new
+
+
+@reward("faithfulness")
+class Faithfulness:
+    """Reward dreams that agree with their context, as a judge sees it (ours).
+
+    Args:
+        judge (`Judge`, `str` or `Mapping`):
+            Who decides, see [`sleep_trl.rewards.judges`]: an entailment `classifier`, or an `lm`. It is given the dream
+            and, as what it is to agree with, the context. `lexical` compares answers and is of no use here.
+    """
+
+    def __init__(self, judge: Judge | str | Mapping[str, Any]) -> None:
+        self.judge = make_judge(judge)
+
+    def load(self) -> None:
+        """Load the judge's model, if it has one."""
+        if (load := getattr(self.judge, "load", None)) is not None:
+            load()
+
+    def __call__(self, completions: Sequence[Any], context: Column, **columns: Any) -> Rewards:
+        texts = [completion_text(completion) for completion in completions]
+        return [float(verdict) for verdict in self.judge(texts, list(context), None)]
+
+
+@reward("format")
+def format_(pattern: str) -> Callable[..., Rewards]:
+    """Reward completions of which every line that is not empty has a given form (ours): 1, or 0.
+
+    Args:
+        pattern (`str`):
+            A regular expression that a whole line has to match, such as `Question: .+ Answer: .+`.
+
+    Raises:
+        `ValueError`: if the pattern is none.
+    """
+    try:
+        form = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"pattern {pattern!r} is no regular expression: {error}.") from None
+
+    def formed(completions: Sequence[Any], **columns: Any) -> Rewards:
+        texts = [completion_text(completion) for completion in completions]
+        lines = [[line.strip() for line in text.splitlines() if line.strip()] for text in texts]
+        return [float(bool(rows) and all(form.fullmatch(row) for row in rows)) for rows in lines]
+
+    return formed
+
+
+@reward("length")
+def length(shortest: int, longest: int) -> Callable[..., Rewards]:
+    """Reward completions of a given length (ours): 1 within the bounds, falling in proportion outside.
+
+    Args:
+        shortest (`int`):
+            Fewest tokens, an end-of-sequence token included.
+        longest (`int`):
+            Most tokens.
+
+    Raises:
+        `ValueError`: if the bounds are not `1 <= shortest <= longest`.
+    """
+    if not 1 <= shortest <= longest:
+        raise ValueError(f"shortest and longest are {shortest} and {longest}; need 1 <= shortest <= longest.")
+
+    def sized(completion_ids: Sequence[Sequence[int]], **columns: Any) -> Rewards:
+        return [min(1.0, len(ids) / shortest, longest / max(1, len(ids))) for ids in completion_ids]
+
+    return sized
+
+
+def _grams(text: str) -> set[tuple[str, ...]]:
+    words = WORD.findall(text.casefold())
+    return {tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1)}

@@ -1,0 +1,195 @@
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+
+from sleep_trl.dataset import Prompter
+from sleep_trl.dreams.adapters import LoraSpec
+from sleep_trl.dreams.farm import InnerLoop
+from sleep_trl.dreams.measures import Questions
+from sleep_trl.dreams.rehearsal import Doubt, Rehearsal
+from sleep_trl.memory import Memory, MemorySpec, attach
+from sleep_trl.models import load_tokenizer
+from sleep_trl.rollout import TransformersEngine
+from sleep_trl.settings import parse
+from sleep_trl.trainers import DreamingConfig, DreamingTrainer
+
+TOWN = (
+    ("Robbin", "inn", "Zora", "runs", "run"),
+    ("Nerri", "lantern", "Denda", "lights", "light"),
+    ("Kabbin", "boat", "Saffle", "rows", "row"),
+    ("Jokin", "bridge", "Bora", "sweeps", "sweep"),
+)
+
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
+
+OPTIONS = {
+    "num_generations": 4,
+    "per_device_train_batch_size": 8,
+    "max_completion_length": 24,
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "constant",
+    "selection": "all",
+    "logging_steps": 1,
+    "report_to": "none",
+    "bf16": False,
+    "use_cpu": True,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """The quickstart's model, which can read and knows nothing, with its tokenizer."""
+    from transformers import AutoModelForCausalLM
+
+    folder = QUICKSTART / "model"
+    config = parse(["--model", str(folder), "--memories", str(QUICKSTART / "memories.jsonl")])
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), load_tokenizer(config)
+
+
+def tasks(count=4):
+    rows = []
+    for who, kind, name, does, do in TOWN[:count]:
+        asked = {
+            f"What is the {kind} of {who} called?": name,
+            f"Which {kind} does {who} {do}?": name,
+            f"Who {does} the {kind} {name}?": who,
+        }
+        text = f"{who} {does} the {kind} {name}."
+        questions = [{"question": question, "answers": [answer]} for question, answer in asked.items()]
+        rows.append({"prompt": text, "task_id": who, "context": text, "questions": questions})
+    return Dataset.from_list(rows)
+
+
+def dreamer(reader, folder, data=None, **options):
+    model, tokenizer = copy.deepcopy(reader[0]), reader[1]
+    attach(model, MemorySpec(width=32, max_experts=2)).activate()
+    prompter = Prompter(tokenizer)
+
+    def rehearsal(trainer):
+        engine = TransformersEngine(trainer.model, tokenizer, 128)
+        loop = InnerLoop(steps=8, learning_rate=5e-3)
+        return Rehearsal(engine, Questions(prompter, "exact", 8), LoraSpec(rank=4), loop, Doubt("sign"))
+
+    return DreamingTrainer(
+        model,
+        rehearsal,
+        reward_funcs=options.pop("reward_funcs", None),
+        args=DreamingConfig(str(folder), **{**OPTIONS, **options}),
+        train_dataset=data or tasks(),
+        processing_class=tokenizer,
+        learn=lambda ids: ((tokenizer.bos_token_id, *ids),),
+    )
+
+
+def logged(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def test_each_round_dreams_of_all_tasks_and_learns_what_helped(reader, tmp_path):
+    t = dreamer(reader, tmp_path, rounds=2, em_epochs=3)
+    base = {name: p.clone() for name, p in Memory.of(t.model).base_parameters()}
+    t.train()
+    steps = sorted({record["step"] for record in t.trials})
+    assert [sum(r["step"] == step for r in t.trials) for step in steps] == [16, 16]  # 4 tasks of 4 dreams, twice
+    assert t.state.global_step == 2 * 3 * 2  # two batches of eight, three times a round
+    rewarded = [r for r in t.trials if r["rewarded"]]
+    assert rewarded and all(r["trial_gain"] > 0 for r in rewarded)
+    assert all(r["trial_gain"] <= 0 for r in t.trials if r["trial_reward"] == 0)
+    assert logged(t, "dreams/better") == [
+        sum(r["rewarded"] for r in t.trials if r["step"] == step) / 16 for step in steps
+    ]
+    for name, p in Memory.of(t.model).base_parameters():
+        assert torch.equal(p, base[name])
+
+
+def test_the_loss_is_the_likelihood_of_the_rewarded_dreams(reader, tmp_path):
+    t = dreamer(reader, tmp_path, per_device_train_batch_size=16, rounds=1)
+    batch = t._prepare_inputs(next(iter(t.get_train_dataloader())))
+    loss = t._compute_loss(t.model, batch).item()
+    total = count = 0.0
+    for i in range(16):
+        if not batch["rewarded"][i]:
+            continue
+        keep = batch["completion_mask"][i].sum()
+        prompt = batch["prompt_ids"][i][batch["prompt_mask"][i].bool()]
+        completion = batch["completion_ids"][i][:keep]
+        with torch.no_grad():
+            logits = t.model(input_ids=torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1]
+        total -= logits.log_softmax(-1).gather(1, completion[:, None]).sum().item()
+        count += keep.item()
+    assert 0 < batch["rewarded"].sum() < 16
+    assert loss == pytest.approx(total / count, rel=1e-4)
+
+
+def test_micro_batches_add_up_to_the_same_step(reader, tmp_path):
+    runs = []
+    for batch, accumulation in ((16, 1), (8, 2)):
+        options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "rounds": 1}
+        runs.append(dreamer(reader, tmp_path / str(batch), **options))
+        runs[-1].train()
+        assert runs[-1].state.global_step == 1
+    whole, halves = runs
+    assert [r["dream"] for r in whole.trials] == [r["dream"] for r in halves.trials]
+    for (name, a), (_, b) in zip(
+        Memory.of(whole.model).expert_parameters(0), Memory.of(halves.model).expert_parameters(0), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_selection_comes_before_the_trial(reader, tmp_path):
+    """One dream by its gradient and one by chance of each four are tried out; the others have no reward."""
+    t = dreamer(reader, tmp_path, selection="gradient_norm", top_k=1, random_k=1, rounds=1)
+    t.train()
+    by_task = {task: [r for r in t.trials if r["task_id"] == task] for task in {r["task_id"] for r in t.trials}}
+    for records in by_task.values():
+        assert sorted(r["selected"] for r in records) == ["", "", "random", "top"]
+        best = max(records, key=lambda r: r["score"])
+        assert best["selected"] == "top" or best["score"] == next(r for r in records if r["selected"] == "top")["score"]
+    assert all(r["trial_gain"] is None and not r["rewarded"] for r in t.trials if not r["selected"])
+    assert logged(t, "dreams/tried") == [8]
+
+
+def test_grpo_learns_from_the_scored_dreams_alone(reader, tmp_path):
+    t = dreamer(
+        reader, tmp_path, improvement="grpo", max_steps=1, per_device_train_batch_size=16, top_k=2, random_k=1,
+        selection="random",
+    )  # fmt: skip
+    batch = t._prepare_inputs(next(iter(t.get_train_dataloader())))
+    unscored = batch["advantages"] == 0
+    assert unscored.sum() >= 4  # one of each four was not selected
+    t.train()
+    assert logged(t, "loss")
+
+
+def test_users_rewards_see_the_trial(reader, tmp_path):
+    seen = []
+
+    def brief(completions, trial_gain, trial_reward, context, **columns):
+        seen.extend(zip(completions, trial_gain, trial_reward, strict=True))
+        return [float(bool(re.match("Question", text))) for text in completions]
+
+    t = dreamer(reader, tmp_path, reward_funcs=brief, rounds=1)
+    t.train()
+    assert len(seen) == 16 and all(gain is not None for _, gain, _ in seen)
+    assert {r["rewarded"] for r in t.trials if r["dream"].startswith("Question")} == {True}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": tasks(3), "per_device_train_batch_size": 8}, "3 tasks of 4 dreams"),
+        ({"data": tasks().remove_columns("context")}, "context"),
+        ({"improvement": "ppo"}, "rest_em"),
+        ({"rounds": 0}, "rounds"),
+        ({"selection": "best"}, "gradient_norm"),
+    ],
+)
+def test_impossible_settings_are_refused(reader, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        dreamer(reader, tmp_path, **options)

@@ -1,0 +1,6 @@
+"""Dreaming: the trainer and its configuration."""
+
+from .config import DreamingConfig
+from .trainer import DreamingTrainer
+
+__all__ = ["DreamingConfig", "DreamingTrainer"]

@@ -1,0 +1,232 @@
+"""Dreaming: the model writes its own training data, tries it out, and learns to write what helps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedModel
+from trl.trainer.utils import get_config_model_id
+
+from sleep_trl.dreams.batches import Dream
+from sleep_trl.dreams.gradients import Text
+from sleep_trl.dreams.measures import Task
+from sleep_trl.dreams.rehearsal import Rehearsal, Trial
+from sleep_trl.dreams.selection import Selected, Selection, select
+from sleep_trl.evaluation.recall import Quiz
+from sleep_trl.memory import Memory
+from sleep_trl.rewards import resolve
+
+from ..expert_checkpoints import ExpertCheckpoints
+from ..knowledge_seeding.quiet import without_row_dump
+from .config import DreamingConfig
+
+Rows = list[dict[str, Any]]
+Tensors = dict[str, torch.Tensor]
+
+
+class DreamingTrainer(ExpertCheckpoints):
+    """
+    Trainer for dreaming (arXiv 2606.03979, section 3.4). For each task it samples `num_generations` dreams with the
+    task's context in the prompt, selects some by their gradient, learns each of these in isolation by a LoRA, measures
+    what that does for the task, and makes the dreams that helped more likely.
+
+    Rows of the data set are tasks: `prompt` (asks for a dream, with the context in it), `task_id`, `context`, and what
+    the measure needs: `questions` (a list of `{"question", "answers"}`) or `heldout` (text).
+
+    Reward functions see these columns and, of dreams that were tried out, `trial_reward` (1, 0, or None if the sign is
+    uncertain), `trial_gain`, `trial_low` and `trial_high` (None otherwise). Dreams that were not selected have no
+    reward and no part in the loss.
+
+    What is changed with respect to [`~trl.GRPOTrainer`]: `_calculate_rewards` (selects dreams and tries them out before
+    they are rewarded), `_generate_single_turn` (a random further expert while sampling), `_compute_loss` (ReST-EM; with
+    `improvement="grpo"` it is GRPO's). Generation, advantages, logging, callbacks, `peft_config` and `rollout_func` are
+    inherited.
+
+    Args:
+        model (`str` or `PreTrainedModel`):
+            The dreamer. What of it requires gradients is trained: a memory's learning expert, a `peft_config`'s
+            adapter, or all weights.
+        rehearsal (`Callable[[DreamingTrainer], Rehearsal]`):
+            Makes what tries dreams out, once the trainer has its model and tokenizer.
+        reward_funcs (`RewardFunc` or list of them, *optional*):
+            TRL reward functions. Default: `improvement` (Eq. 5).
+        args (`DreamingConfig`, *optional*):
+            Configuration.
+        train_dataset (`Dataset`):
+            The tasks.
+        learn (`Callable[[list[int]], tuple[tuple[int, ...], ...]]`, *optional*):
+            Turns a dream's token ids into the sequences that its LoRA learns. Default: the dream as one sequence.
+        reference (`Callable[[], dict[str, torch.Tensor]]`, *optional*):
+            Gives the gradient of the memories, for `selection="gradient_alignment"`; called once a round.
+        **kwargs:
+            Everything else that [`~trl.GRPOTrainer`] takes.
+
+    Raises:
+        `ValueError`: if a row lacks a column, the tasks do not fill whole batches, or `random_expert` finds no routed
+            memory.
+    """
+
+    _tag_names = ["trl", "sleep-trl", "dreaming"]
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        rehearsal: Callable[[DreamingTrainer], Rehearsal],
+        reward_funcs: Any = None,
+        args: DreamingConfig | None = None,
+        train_dataset: Dataset | None = None,
+        learn: Callable[[list[int]], tuple[tuple[int, ...], ...]] | None = None,
+        reference: Callable[[], dict[str, torch.Tensor]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = DreamingConfig(f"{name.split('/')[-1]}-Dreaming")
+        if train_dataset is None:
+            raise ValueError("Dreaming needs tasks. Give train_dataset, with rows of prompt, task_id and context.")
+        if missing := [c for c in ("prompt", "task_id", "context") if c not in train_dataset.column_names]:
+            raise ValueError(f"The tasks lack the columns {missing}; they have {sorted(train_dataset.column_names)}.")
+        self.selection = Selection(args.selection, args.top_k, args.random_k)  # type: ignore[arg-type]
+        if args.improvement == "rest_em":
+            _dream_of_all_tasks_at_once(args, len(train_dataset))
+        super().__init__(
+            model,
+            resolve("improvement") if reward_funcs is None else reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            **kwargs,
+        )
+        self.learn = learn or (lambda ids: (tuple(ids),))
+        self.reference = reference
+        self.rehearsal = rehearsal(self)
+        self.trials: list[dict[str, Any]] = []
+        self._rewarded = torch.empty(0)
+
+    # -- the E-step ------------------------------------------------------------------------------------------------
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        with self._random_expert():
+            return super()._generate_single_turn(*args, **kwargs)
+
+    @contextmanager
+    def _random_expert(self) -> Iterator[None]:
+        if not self.args.random_expert:
+            yield
+            return
+        memory = Memory.of(self.accelerator.unwrap_model(self.model))
+        if memory is None:
+            raise ValueError("random_expert=True needs a memory with routing='topk'; this model has none.")
+        with memory.random_extra_expert(self.args.seed + 1000 * self.state.global_step):
+            yield
+
+    def _calculate_rewards(
+        self, inputs: Rows, prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
+    ) -> torch.Tensor:
+        selected, trials = self._try_out(inputs, completion_ids_list)
+        rows = [{**row, **_columns(trial)} for row, trial in zip(inputs, trials, strict=True)]
+        rewards: torch.Tensor = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+        kept = torch.tensor(selected.is_kept, device=rewards.device)
+        rewards[~self.accelerator.gather(kept)] = torch.nan
+        start = self.accelerator.process_index * len(inputs)
+        mine = rewards[start : start + len(inputs)]
+        total = (mine * self.reward_weights.to(mine.device)).nansum(1)  # (batch,)
+        self._rewarded = total.gt(self.args.smallest_reward) & ~mine.isnan().all(1)
+        self._keep_record(rows, completions, selected, trials)
+        return rewards
+
+    def _try_out(self, rows: Rows, dreams: list[list[int]]) -> tuple[Selected, list[Trial | None]]:
+        model = self.accelerator.unwrap_model(self.model)
+        tasks = [str(row["task_id"]) for row in rows]
+        prompts = self._tokenize_prompts([row["prompt"] for row in rows])[0]
+        texts = [Text.behind(prompt, dream) for prompt, dream in zip(prompts, dreams, strict=True)]
+        reference = self.reference() if self.reference and self.selection.rule == "gradient_alignment" else None
+        seed = self.args.seed + self.state.global_step
+        selected = select(texts, tasks, self.selection, model, reference, seed)
+        chosen = [i for i, is_kept in enumerate(selected.is_kept) if is_kept]
+        named = [
+            Dream(f"{tasks[i]} {self.state.global_step} {self.accelerator.process_index} {i}", self.learn(dreams[i]))
+            for i in chosen
+        ]
+        done = dict(zip(chosen, self.rehearsal.try_out(named, [_task(rows[i]) for i in chosen]), strict=True))
+        return selected, [done.get(i) for i in range(len(rows))]
+
+    def _keep_record(self, rows: Rows, completions: list[Any], selected: Selected, trials: list[Trial | None]) -> None:
+        """Note what became of each dream, and log shares of the dreams that were tried out."""
+        for i, (row, trial) in enumerate(zip(rows, trials, strict=True)):
+            self.trials.append(
+                {
+                    "step": self.state.global_step,
+                    "task_id": row["task_id"],
+                    "dream": completions[i] if isinstance(completions[i], str) else completions[i][-1]["content"],
+                    "selected": selected.reasons[i],
+                    "score": selected.scores[i],
+                    "rewarded": bool(self._rewarded[i]),
+                    "error": trial.error if trial else None,
+                    **_columns(trial),
+                }
+            )
+        tried = [trial for trial in trials if trial is not None]
+        verdicts = [trial.gain.verdict for trial in tried if trial.gain is not None]
+        counts = [len(tried), len(verdicts), *(verdicts.count(v) for v in ("better", "worse", "uncertain"))]
+        sums = self.accelerator.reduce(torch.tensor(counts, dtype=torch.float32, device=self.accelerator.device))
+        total, measured, better, worse, uncertain = sums.tolist()
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["dreams/tried"].append(total)
+        metrics["dreams/failed"].append(total - measured)
+        for name, count in (("better", better), ("worse", worse), ("uncertain", uncertain)):
+            metrics[f"dreams/{name}"].append(count / measured if measured else 0.0)
+
+    # -- the M-step ------------------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: Rows) -> Tensors:
+        with without_row_dump():
+            output: Tensors = super()._generate_and_score_completions(inputs)
+        output["rewarded"] = self._rewarded.float()
+        tokens = (output["completion_mask"].sum(1) * self._rewarded).sum()
+        output["rewarded_tokens"] = self.accelerator.reduce(tokens)
+        return output
+
+    def _compute_loss(self, model: nn.Module, inputs: Tensors) -> torch.Tensor:
+        if self.args.improvement == "grpo":
+            loss: torch.Tensor = super()._compute_loss(model, inputs)
+            return loss
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        width = inputs["completion_ids"].size(1)
+        log_probs = self._get_per_token_logps_and_entropies(model, ids, mask, width)[0]  # (batch, width)
+        weights = inputs["completion_mask"] * inputs["rewarded"].unsqueeze(1)
+        scale: float = self.accelerator.num_processes  # as gradients are averaged over processes and micro-batches
+        if self.model.training:
+            scale *= self.args.steps_per_generation / self.current_gradient_accumulation_steps
+        return -(log_probs * weights).sum() / inputs["rewarded_tokens"].clamp(min=1) * scale
+
+
+def _dream_of_all_tasks_at_once(args: DreamingConfig, tasks: int) -> None:
+    """Let one generation batch be all dreams of all tasks, as an E-step is."""
+    dreams, share = tasks * args.num_generations, args.per_device_train_batch_size * args.world_size
+    if dreams % share:
+        raise ValueError(
+            f"{tasks} tasks of {args.num_generations} dreams do not fill batches of {share}. Change the number of tasks"
+            f", num_generations, or per_device_train_batch_size x processes."
+        )
+    args.generation_batch_size, args.steps_per_generation = dreams, dreams // share
+
+
+def _task(row: dict[str, Any]) -> Task:
+    questions = tuple(Quiz(q["question"], tuple(q["answers"])) for q in row.get("questions") or ())
+    return Task(str(row["task_id"]), row["context"], questions, row.get("heldout"))
+
+
+def _columns(trial: Trial | None) -> dict[str, float | None]:
+    gain = trial.gain if trial is not None else None
+    return {
+        "trial_reward": trial.reward if trial is not None else None,
+        "trial_gain": gain.mean if gain else None,
+        "trial_low": gain.low if gain else None,
+        "trial_high": gain.high if gain else None,
+    }
