@@ -31,8 +31,8 @@ __all__ = ["Plan", "preflight", "render"]
 
 NOT_WITH_EXPERTS = {
     "use_vllm": "would sample from a vLLM that does not know the expert",
-    "beta": "would hold the model to a reference without the experts of earlier nights; the divergence to the teacher is "
-    "what holds it",
+    "beta": "would hold the model to a reference without the experts of earlier nights; what holds it is the "
+    "divergence to the teacher",
     "load_best_model_at_end": "needs an evaluation during training, which a night has not",
 }
 SET_BY_THE_RUN = {

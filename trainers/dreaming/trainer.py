@@ -121,7 +121,8 @@ class DreamingTrainer(ExpertCheckpoints):
         memory = Memory.of(self.accelerator.unwrap_model(self.model))
         if memory is None:
             raise ValueError("random_expert=True needs a memory with routing='topk'; this model has none.")
-        with memory.random_extra_expert(self.args.seed + 1000 * self.state.global_step):
+        seed = self.args.seed + 1000 * self.state.global_step + self.accelerator.process_index
+        with memory.random_extra_expert(seed):
             yield
 
     def _calculate_rewards(
