@@ -5,6 +5,7 @@ STAMP := .venv/.installed
 
 NIGHTS ?= 1
 OUT ?= runs/demo
+OPTIONS :=
 
 # The first interpreter that is new enough and can make a virtual environment.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
@@ -16,7 +17,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "variables: NIGHTS=$(NIGHTS) OUT=$(OUT) (demo), PYTHON (setup)"
+	@echo "variables: NIGHTS=$(NIGHTS) OUT=$(OUT) OPTIONS=$(OPTIONS) (demo), PYTHON (setup)"
 
 setup: $(STAMP) ## create .venv and install the package with its development tools
 
@@ -30,15 +31,20 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup ## NIGHTS nights of the quickstart into OUT
-	@set -e; k=1; while [ $$k -le $(NIGHTS) ]; do \
-		further=; \
+	@set -e; k=0; while [ $$k -lt $(NIGHTS) ]; do \
+		k=$$((k + 1)); further=; \
+		if [ -e $(OUT)/night$$k/results.json ]; then \
+			echo "Night $$k is done; its results are in $(OUT)/night$$k"; continue; \
+		fi; \
 		if [ $$k -gt 1 ]; then \
 			further="--memories examples/quickstart/memories_night$$k.jsonl --continue_from $(OUT)/night$$((k - 1))"; \
 		fi; \
+		if [ -e $(OUT)/night$$k/config.json ]; then \
+			echo "Going on with night $$k in $(OUT)/night$$k"; further="$$further --resume"; \
+		fi; \
 		OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(BIN)/accelerate launch --config_file launch/accelerate/single.yaml launch/sleep.py \
 			--config examples/quickstart/config.yaml \
-			$$further --output_dir $(OUT)/night$$k; \
-		k=$$((k + 1)); \
+			$$further --output_dir $(OUT)/night$$k $(OPTIONS); \
 	done
 
 test: setup ## the tests; no network, no GPU
