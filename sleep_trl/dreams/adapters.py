@@ -1,0 +1,150 @@
+"""What a LoRA is here: its spec, the maps of a model that it adapts, its first weights, and the trained result."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..memory.hosts import linear_shape
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Size and place of an adapter: `W x + alpha / rank * B A x` for each target (LoRA, 2106.09685, section 4.1).
+
+    There is no dropout: two runs of a dream must give one adapter, whichever dreams share the batch.
+
+    Args:
+        rank (`int`, *optional*, defaults to `8`):
+            Rows of `A` and columns of `B`, at least 1.
+        alpha (`float`, *optional*, defaults to `16.0`):
+            Numerator of the scale.
+        targets (`tuple[str, ...]`, *optional*, defaults to `("all-linear",)`):
+            Names of linear maps, or the ends of their names, as in PEFT's `target_modules`. `"all-linear"` means every
+            linear map but the output layer.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.targets or isinstance(self.targets, str):
+            raise ValueError(
+                f"rank must be at least 1 and targets a tuple of at least one name, got {self.rank} and "
+                f"{self.targets!r}."
+            )
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"alpha must be a positive number, got {self.alpha}.")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class Target:
+    """One linear map that an adapter changes."""
+
+    name: str
+    module: nn.Linear | Conv1D
+    in_features: int
+    out_features: int
+
+    @property
+    def weight(self) -> torch.Tensor:  # (out_features, in_features)
+        weight = self.module.weight.detach()
+        return weight.T if isinstance(self.module, Conv1D) else weight
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One trained LoRA.
+
+    Args:
+        spec (`LoraSpec`):
+            What it was trained with.
+        weights (`dict[str, tuple[torch.Tensor, torch.Tensor]]`):
+            For each target by name, `A` of shape `(rank, in_features)` and `B` of shape `(out_features, rank)`, float32
+            on the CPU.
+    """
+
+    spec: LoraSpec
+    weights: dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def find_targets(model: PreTrainedModel, spec: LoraSpec) -> list[Target]:
+    """Find the linear maps that a spec names, in the model's order.
+
+    Raises:
+        `ValueError`: if a name matches nothing or something that is no plain linear map, or if the maps differ in dtype
+            or device.
+    """
+    linears = dict(_linears(model))
+    output = model.get_output_embeddings()
+    chosen: set[str] = set()
+    for target in spec.targets:
+        if target == ALL_LINEAR:
+            found = {name for name, module in linears.items() if module is not output}
+        else:
+            found = {name for name in linears if name == target or name.endswith(f".{target}")}
+        if not found:
+            ends = sorted({name.rpartition(".")[2] for name in linears})
+            raise ValueError(
+                f"{type(model).__name__} has no linear map whose name is or ends with {target!r}; it has maps ending "
+                f"with {', '.join(ends)}. Name some of these in `targets`."
+            )
+        chosen |= found
+    targets = [
+        Target(name, linears[name], *reversed(linear_shape(linears[name]))) for name in linears if name in chosen
+    ]
+    kinds = {(target.module.weight.dtype, target.module.weight.device) for target in targets}
+    if len(kinds) > 1 or not next(iter(kinds))[0].is_floating_point:
+        raise ValueError(
+            f"The targets must have one floating-point dtype and one device, got {sorted(map(str, kinds))}. Load the "
+            f"model on one device without quantization, or name fewer targets."
+        )
+    return targets
+
+
+def _linears(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear | Conv1D]]:
+    for name, module in model.named_modules():
+        # A subclass may compute something else than x W^T + b, which the stack would pass over in silence.
+        if type(module) in (nn.Linear, Conv1D):
+            yield name, module
+
+
+def seeded(seed: int, dream: str, purpose: str) -> torch.Generator:
+    """Return a generator that depends on these three alone, and so not on a dream's place among others."""
+    digest = hashlib.sha256(f"{seed}\n{purpose}\n{dream}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def initial_adapter(targets: list[Target], spec: LoraSpec, seed: int, dream: str) -> Adapter:
+    """Draw a dream's first weights as PEFT does: `A` uniform within `1 / sqrt(in_features)`, `B` zero.
+
+    Args:
+        targets (`list[Target]`):
+            Of [`find_targets`].
+        spec (`LoraSpec`):
+            The adapter's size.
+        seed (`int`):
+            The inner loop's seed.
+        dream (`str`):
+            The dream's id. Another id draws other weights, another place in the batch does not.
+    """
+    weights = {}
+    for target in targets:
+        down = torch.empty(spec.rank, target.in_features)
+        nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=seeded(seed, dream, f"lora {target.name}"))
+        weights[target.name] = (down, torch.zeros(target.out_features, spec.rank))
+    return Adapter(spec, weights)

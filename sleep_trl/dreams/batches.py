@@ -1,0 +1,188 @@
+"""Which rows go through the model together: dreams as rows of tokens, and passes that spend little on padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from transformers import PreTrainedModel
+
+from .adapters import seeded
+
+# What a pass costs in each layer beside its arithmetic (launches, Python), counted in floating-point operations. Ours:
+# about 3 ms on a core that does 100 GFLOP/s; for CUDA an estimate, 1 ms at 400 TFLOP/s.
+OVERHEAD = {"cpu": 3e8, "cuda": 4e11}
+# Values of one activation that a pass should not exceed, so that it stays in the cache of a core.
+ACTIVATION = {"cpu": 2**18, "cuda": 2**25}
+
+
+@dataclass(frozen=True)
+class Dream:
+    """What one adapter learns.
+
+    Args:
+        id (`str`):
+            Name of the dream, unique in a call. First weights and data order are drawn from it.
+        sequences (`tuple[tuple[int, ...], ...]`):
+            Token ids, one tuple a sequence, each within the model's vocabulary.
+        counted (`tuple[tuple[bool, ...], ...]`, *optional*):
+            Which tokens count in the loss, of the same shape; all by default. The first token of a sequence is never
+            predicted, so it never counts.
+        steps (`int`, *optional*):
+            Steps of this dream, in place of the inner loop's.
+    """
+
+    id: str
+    sequences: tuple[tuple[int, ...], ...]
+    counted: tuple[tuple[bool, ...], ...] | None = None
+    steps: int | None = None
+
+    def rows(self) -> list[Row]:
+        """Return the sequences as rows, without the tokens that nothing counted depends on."""
+        counted = self.counted or tuple((True,) * len(sequence) for sequence in self.sequences)
+        rows = []
+        for sequence, counts in zip(self.sequences, counted, strict=True):
+            places = tuple(place for place in range(1, len(sequence)) if counts[place])
+            last = places[-1] if places else 0
+            rows.append(Row(sequence[:last], tuple(p - 1 for p in places), tuple(sequence[p] for p in places)))
+        return rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence as the model reads it: `labels[i]` is to be predicted at `places[i]` of `ids`."""
+
+    ids: tuple[int, ...]
+    places: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+def defect(dream: Dream, model: PreTrainedModel) -> str | None:
+    """Return why a dream cannot be learnt by this model, or `None`."""
+    if not dream.sequences or not all(dream.sequences):
+        return "it has no sequence, or an empty one"
+    if dream.counted is not None and [len(c) for c in dream.counted] != [len(s) for s in dream.sequences]:
+        return "`counted` has other lengths than `sequences`"
+    if dream.steps is not None and dream.steps < 1:
+        return f"steps must be at least 1, got {dream.steps}"
+    size = model.get_input_embeddings().weight.shape[0]
+    for place, (sequence, row) in enumerate(zip(dream.sequences, dream.rows(), strict=True)):
+        if not row.labels:
+            return f"no token of sequence {place} counts behind its first one"
+        if min(sequence) < 0 or max(sequence) >= size:
+            return f"sequence {place} has ids from {min(sequence)} to {max(sequence)}; the model knows 0 to {size - 1}"
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if longest is not None and len(row.ids) > longest:
+            return f"sequence {place} is {len(row.ids)} tokens long; the model reads at most {longest}"
+    return None
+
+
+def data_order(dream: Dream, batch_size: int, seed: int) -> Iterator[tuple[int, ...]]:
+    """Yield the sequences of each step, epoch by epoch in an order of the dream's own; the last of an epoch may be
+    smaller."""
+    generator = seeded(seed, dream.id, "order")
+    while True:
+        order = torch.randperm(len(dream.sequences), generator=generator).tolist()
+        for start in range(0, len(order), batch_size):
+            yield tuple(order[start : start + batch_size])
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Rows that go through the model together.
+
+    Args:
+        owners (`tuple[int, ...]`):
+            For each row the index of its adapter, ascending.
+        ids (`torch.Tensor` of shape `(rows, length)`):
+            Token ids, the last one of a row repeated up to the length: what comes later changes nothing before it in a
+            causal model, so no mask is needed, and attention takes its fast path.
+        places (`torch.Tensor` of shape `(counted,)`):
+            Positions in the flattened `ids` at which a counted token is predicted.
+        labels (`torch.Tensor` of shape `(counted,)`):
+            The tokens to predict there.
+        weights (`torch.Tensor` of shape `(counted,)`):
+            One over the number of tokens that the same dream counts in this step.
+        label_owners (`torch.Tensor` of shape `(counted,)`):
+            For each of them the index of its adapter.
+    """
+
+    owners: tuple[int, ...]
+    ids: torch.Tensor
+    places: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    label_owners: torch.Tensor
+
+
+def make_passes(model: PreTrainedModel, batches: Sequence[Sequence[Row]], tokens: int | None = None) -> list[Pass]:
+    """Divide one step's rows into passes.
+
+    Args:
+        model (`PreTrainedModel`):
+            The model that reads them.
+        batches (`Sequence[Sequence[Row]]`):
+            For each adapter, the rows of its step.
+        tokens (`int`, *optional*):
+            Most tokens in a pass with more than one row, padding included; by default what fits the device.
+    """
+    device = model.device
+    kind = "cpu" if device.type == "cpu" else "cuda"
+    config = model.config.get_text_config()
+    limit = tokens or max(64, ACTIVATION[kind] // int(config.hidden_size))
+    embedded = {id(model.get_input_embeddings().weight)}
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2 and id(p) not in embedded)
+    overhead = (
+        OVERHEAD[kind] * int(config.num_hidden_layers) / (4 * max(1, matrices))
+    )  # in tokens, 4 operations a weight
+    rows = [(len(row.ids), owner, row) for owner, batch in enumerate(batches) for row in batch]
+    rows.sort(key=lambda entry: (-entry[0], entry[1]))
+    totals = [sum(len(row.labels) for row in batch) for batch in batches]
+    cuts = divide(tuple(length for length, _, _ in rows), limit, round(overhead))
+    return [_make_pass(sorted(rows[start:stop], key=lambda entry: entry[1]), totals, device) for start, stop in cuts]
+
+
+def _make_pass(rows: list[tuple[int, int, Row]], totals: list[int], device: torch.device) -> Pass:
+    length = max(length for length, _, _ in rows)
+    ids = [row.ids + row.ids[-1:] * (length - len(row.ids)) for _, _, row in rows]
+    owners = [owner for _, owner, row in rows for _ in row.labels]
+    return Pass(
+        owners=tuple(owner for _, owner, _ in rows),
+        ids=torch.tensor(ids, device=device),
+        places=torch.tensor([n * length + p for n, (_, _, row) in enumerate(rows) for p in row.places], device=device),
+        labels=torch.tensor([label for _, _, row in rows for label in row.labels], device=device),
+        weights=torch.tensor([1 / totals[owner] for owner in owners], device=device),
+        label_owners=torch.tensor(owners, device=device),
+    )
+
+
+@lru_cache(maxsize=1024)
+def divide(lengths: tuple[int, ...], limit: int, overhead: int) -> list[tuple[int, int]]:
+    """Cut rows, longest first, into runs with the least padding and overhead in sum, by dynamic programming (ours).
+
+    Args:
+        lengths (`tuple[int, ...]`):
+            Tokens of each row, descending.
+        limit (`int`):
+            Most tokens of a run of more than one row, padding included.
+        overhead (`int`):
+            What a run costs beside its tokens, in tokens.
+
+    Returns:
+        `list[tuple[int, int]]`: start and stop of each run.
+    """
+    best, cut = [0.0] + [float("inf")] * len(lengths), [0] * (len(lengths) + 1)
+    for stop in range(1, len(lengths) + 1):
+        for start in range(stop - 1, -1, -1):
+            tokens = (stop - start) * lengths[start]
+            if tokens > limit and start < stop - 1:
+                break
+            if (cost := best[start] + tokens + overhead) < best[stop]:
+                best[stop], cut[stop] = cost, start
+    runs, stop = [], len(lengths)
+    while stop:
+        runs.append((cut[stop], stop))
+        stop = cut[stop]
+    return runs[::-1]
