@@ -278,10 +278,16 @@ def attach(model: PreTrainedModel, spec: MemorySpec | None = None) -> Memory:
         `Memory`: the handle; also kept as `model.sleep_memory`.
 
     Raises:
-        `ValueError`: if the model has a memory already, or its MLPs have no known form, or the width is not low-rank.
+        `ValueError`: if the model has a memory already, its MLPs have no known form, the width is not low-rank, or its
+            weights are sharded.
     """
     if Memory.of(model) is not None:
         raise ValueError("This model has a memory already; use Memory.of(model).")
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise ValueError(
+            "The model's weights are sharded by DeepSpeed ZeRO-3, and a new expert is made of rows of whole weights. "
+            "Attach the memory first, and let DeepSpeed shard the model with it."
+        )
     memory = Memory(model, spec or MemorySpec())
     model.sleep_memory = memory
     return memory
