@@ -10,6 +10,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 if importlib.util.find_spec("sleep_trl") is None:  # run as a file from a clone, not installed
@@ -34,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse(sys.argv[1:] if argv is None else argv)
         _find_processes()  # torch and transformers come from here on
         from sleep_trl.preflight import preflight, render
-        from sleep_trl.rewards import resolve
+        from sleep_trl.rewards import check
 
-        plan = preflight(config, resolve)
+        plan = preflight(config, partial(check, gamma=config.seeding.gamma, z0=config.seeding.z0))
     except ValueError as error:
         _tell(f"Error: {explain(error)}")
         return MISTAKE

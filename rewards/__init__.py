@@ -4,7 +4,7 @@ from sleep_trl.reward_spec import RewardSpec
 from sleep_trl.rewards.guard import GuardedReward, RewardError, RewardFunc, guard
 from sleep_trl.rewards.imitation import ImitationReward, imitation_reward, levenshtein_reward
 from sleep_trl.rewards.judges import JUDGES, Judge, judge, make_judge
-from sleep_trl.rewards.registry import REWARDS, resolve, reward
+from sleep_trl.rewards.registry import REWARDS, check, resolve, reward
 from sleep_trl.rewards.rehearsal import Faithfulness
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "RewardError",
     "RewardFunc",
     "RewardSpec",
+    "check",
     "guard",
     "imitation_reward",
     "judge",

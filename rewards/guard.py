@@ -74,6 +74,12 @@ class GuardedReward:
         self.on_error = on_error
         self.__name__ = name or callable_name(func)
 
+    def check(self) -> None:
+        """Raise `ValueError` if what `load()` would load cannot be read, as far as can be told without weights."""
+        check = getattr(unwrap(self.func), "check", None)
+        if check is not None:
+            check()
+
     def load(self) -> None:
         """Load what the reward needs, such as a judge's model; does nothing the second time.
 

@@ -109,6 +109,12 @@ class ImitationReward:
         listed = [eos_token_ids] if isinstance(eos_token_ids, int) else eos_token_ids
         self.eos_token_ids = frozenset(listed)
 
+    def check(self) -> None:
+        """Raise `ValueError` if the judge, if it is asked at all, has a model that cannot be read."""
+        check = getattr(self.judge, "check", None)
+        if self.gamma > 0 and check is not None:
+            check()
+
     def load(self) -> None:
         """Load the judge's model, if it has one and is asked at all."""
         load = getattr(self.judge, "load", None)

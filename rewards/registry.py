@@ -89,6 +89,18 @@ def resolve(spec: RewardSpec | str | Mapping[str, Any], **defaults: Any) -> Guar
     return guard(func, name=spec.name, timeout_s=spec.timeout_s, on_error=spec.on_error)
 
 
+def check(spec: RewardSpec | str | Mapping[str, Any], **defaults: Any) -> None:
+    """Raise `ValueError` if a reward cannot be made, or its model cannot be read; load no weights.
+
+    Args:
+        spec (`RewardSpec`, `str` or `Mapping`):
+            Which reward, as for [`resolve`].
+        **defaults:
+            As for [`resolve`].
+    """
+    resolve(spec, **defaults).check()
+
+
 def _make_registered(spec: RewardSpec, defaults: Mapping[str, Any]) -> RewardFunc:
     if spec.name not in REWARDS:
         raise ValueError(

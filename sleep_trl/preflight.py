@@ -73,8 +73,8 @@ def preflight(config: RunConfig, resolve: Callable[[RewardSpec], object] | None 
         config (`RunConfig`):
             The run.
         resolve (`Callable[[RewardSpec], object]`, *optional*):
-            Turns a reward's name into a function or raises `ValueError`, see
-            `sleep_trl.rewards.resolve`. Without it rewards are not checked.
+            Raises `ValueError` for a reward that cannot be made, see `sleep_trl.rewards.check`. Without it rewards are
+            not checked.
 
     Returns:
         `Plan`: the run in numbers.

@@ -16,6 +16,9 @@ OURS = ("adapter", "model", "phases", "checkpoints", "ledger.jsonl", "report.htm
 MAY_CHANGE = {"resume", "dry_run", "output_dir", "report", "seeding.logging_steps"}
 """Options that may differ when a run is resumed: they change nothing that is computed."""
 
+WINDOWS = "seeding.max_completion_length"
+"""The one option of the seeding by which memories are cut, so that what was done before the seeding depends on it."""
+
 
 def check_output(config: RunConfig) -> None:
     """Raise if `output_dir` cannot be written, or if what is there and `--resume` do not agree."""
@@ -56,9 +59,16 @@ def changed_options(config: RunConfig, earlier: Path) -> list[str]:
     then = dict(_flat(read_json(earlier)))
     now = dict(_flat(config.model_dump(mode="json")))
     names = [name for name in {**then, **now} if name not in MAY_CHANGE]
+    if not _seeding_has_begun(earlier.parent):
+        names = [name for name in names if name == WINDOWS or name.split(".")[0] not in ("rewards", "seeding")]
     return [
         f"{name} (then {then.get(name)!r}, now {now.get(name)!r})" for name in names if then.get(name) != now.get(name)
     ]
+
+
+def _seeding_has_begun(folder: Path) -> bool:
+    """Tell whether anything on disk was made with the rewards and the options of the seeding."""
+    return (folder / "phases" / "seed.json").exists() or any((folder / "checkpoints").glob("checkpoint-*"))
 
 
 def check_disk(folder: Path, needed: int) -> None:

@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from sleep_trl.files import write_json
 from sleep_trl.launch import sleep
+from sleep_trl.settings import parse
 from tests.runs import TEXT, arguments, write_finished_run, write_memories, write_model
 from tests.tiny import tiny_tokenizer
 
@@ -131,7 +133,25 @@ def begun(place: Path) -> Options:
 
 
 def begun_with_other_options(place: Path) -> Options:
+    (place / "run" / "checkpoints" / "checkpoint-1").mkdir(parents=True)
     return begun(place) | {"resume": True}
+
+
+def seeding_not_begun_and_another_length(place: Path) -> Options:
+    """Memories are cut by the longest rollout, on which what was done before the seeding depends."""
+    sleep_config(place, seeding__max_completion_length=4)
+    return {"resume": True}
+
+
+def sleep_config(place: Path, **changed: object) -> Path:
+    """Write the configuration with which the run's folder was begun."""
+    config = parse(make_arguments(place, options(**changed)))
+    write_json(place / "run" / "config.json", config.model_dump(mode="json"))
+    return place / "run" / "config.json"
+
+
+def judged(name: str, **params: object) -> str:
+    return json.dumps([{"name": "imitation", "params": {"judge": {"name": name, "params": params}}}])
 
 
 def continued(experts: int = 1, **changed: object) -> MakeOptions:
@@ -369,6 +389,10 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         begun_with_other_options,
         r"begun with other options: seed \(then 1, now 42\).*seeding\.steps \(then 3, now 100\)",
     ),
+    "resumed with windows of another size": (
+        seeding_not_begun_and_another_length,
+        r"begun with other options: seeding\.max_completion_length \(then 4, now 8\)\. Give the same",
+    ),
     "run continued in itself": (
         options(continue_from="run"),
         r"continue_from and output_dir are the same folder",
@@ -443,6 +467,22 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     "unknown parameter of a reward": (
         options(rewards='[{"name": "imitation", "params": {"gama": 1}}]'),
         r"has no parameter 'gama'; allowed: ",
+    ),
+    "judge without a model": (
+        options(rewards=judged("lm", model="./no_judge")),
+        r"Judge 'lm': its model '\./no_judge' cannot be read .* Check the name",
+    ),
+    "embedding judge without a model": (
+        options(rewards=judged("sentence_transformer", model="./no_judge")),
+        r"Judge 'sentence_transformer': its model '\./no_judge' cannot be read",
+    ),
+    "judge with another label": (
+        options(rewards=judged("classifier", model="model", label="same")),
+        r"The classifier has no label 'same'; it has: 0 \(LABEL_0\)",
+    ),
+    "judge without a word for yes": (
+        options(rewards=judged("lm", model="model", yes="jawohl")),
+        r"The judge's model has no token for 'jawohl'",
     ),
 }
 
@@ -534,6 +574,19 @@ def test_there_are_enough_cases_with_messages_of_their_own() -> None:
 def test_good_input_is_not_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sleep.main(make_arguments(place, options(dry_run=True))) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_judge_that_is_not_asked_needs_no_model(place: Path) -> None:
+    rewards = judged("lm", model="./no_judge")
+    assert sleep.main(make_arguments(place, options(rewards=rewards, seeding__gamma=0, dry_run=True))) == 0
+
+
+def test_rewards_and_seeding_may_be_corrected_until_the_seeding_has_begun(place: Path) -> None:
+    sleep_config(place, rewards=judged("lexical", mode="exact"), seeding__steps=3)
+    argv = make_arguments(place, options(resume=True, dry_run=True))
+    assert sleep.main(argv) == 0
+    write_json(place / "run" / "phases" / "seed.json", {})
+    assert sleep.main(argv) == 2
 
 
 def test_other_processes_are_silent(

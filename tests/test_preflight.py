@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from sleep_trl.checkpoint import read_header
 from sleep_trl.config import RunConfig
+from sleep_trl.files import write_json
 from sleep_trl.launch import sleep
 from sleep_trl.memory import MemorySpec, attach
 from sleep_trl.plan import Shape, estimate_memory, render
@@ -144,6 +145,8 @@ def test_resume_allows_what_changes_nothing(model: Path, tmp_path: Path) -> None
     assert changed_options(now, path) == []
     preflight(now)
     other = config_of(model, tmp_path, seeding__steps=7, seeding__extra='{"top_k": 2}')
+    assert changed_options(other, path) == []  # nothing has been seeded yet
+    (path.parent / "checkpoints" / "checkpoint-5").mkdir(parents=True)
     assert changed_options(other, path) == [
         "seeding.steps (then 100, now 7)",
         "seeding.extra (then {}, now {'top_k': 2})",
@@ -193,7 +196,8 @@ def test_dry_run_prints_and_writes_nothing(model: Path, tmp_path: Path, capsys: 
 def test_stopped_run_says_how_to_go_on(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stop(*args: object) -> None:
+    def stop(config: RunConfig, _: object) -> None:
+        write_json(config.output_dir / "config.json", {})
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sleep_trl.night.run_night", stop)

@@ -9,6 +9,7 @@ from sleep_trl.rewards.judges.models import (
     check_batch_size,
     choose_device,
     longest_input,
+    read_without_weights,
 )
 from sleep_trl.rewards.judges.registry import judge, refuse_too_long, whole_statements
 
@@ -62,6 +63,11 @@ class ClassifierJudge:
         self._model: Any = None
         self._tokenizer: Any = None
         self._label_index = 0
+
+    def check(self) -> None:
+        """Raise `ValueError` if the model cannot be read or has no such label; load no weights."""
+        config, _ = read_without_weights("classifier", self.model_name)
+        find_label(self.label, config.num_labels, config.label2id)
 
     def load(self) -> None:
         """Load model and tokenizer, once."""

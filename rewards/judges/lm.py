@@ -9,6 +9,7 @@ from sleep_trl.rewards.judges.models import (
     check_batch_size,
     choose_device,
     longest_input,
+    read_without_weights,
 )
 from sleep_trl.rewards.judges.registry import judge, refuse_too_long, whole_statements
 
@@ -72,6 +73,11 @@ class LanguageModelJudge:
         self._tokenizer: Any = None
         self._answers: list[int] = []
 
+    def check(self) -> None:
+        """Raise `ValueError` if the model cannot be read or has no tokens for the answers; load no weights."""
+        _, tokenizer = read_without_weights("lm", self.model_name)
+        self._find_answers(tokenizer)
+
     def load(self) -> None:
         """Load model and tokenizer, once."""
         if self._model is not None:
@@ -79,12 +85,7 @@ class LanguageModelJudge:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.model_name, trust_remote_code=False)
-        self._answers = [first_token(tokenizer, word) for word in (self.yes, self.no)]
-        if self._answers[0] == self._answers[1]:
-            raise ValueError(
-                f"The words {self.yes!r} and {self.no!r} begin with the same token of the judge's "
-                f"model; choose others with the parameters yes and no."
-            )
+        self._answers = self._find_answers(tokenizer)
         model = AutoModelForCausalLM.from_pretrained(
             self.model_name, use_safetensors=True, trust_remote_code=False, dtype=self.dtype
         )
@@ -93,6 +94,15 @@ class LanguageModelJudge:
             tokenizer.pad_token = tokenizer.eos_token
         self._tokenizer = tokenizer
         self._model = model.requires_grad_(False).eval().to(choose_device(self.device))
+
+    def _find_answers(self, tokenizer: Any) -> list[int]:
+        answers = [first_token(tokenizer, word) for word in (self.yes, self.no)]
+        if answers[0] == answers[1]:
+            raise ValueError(
+                f"The words {self.yes!r} and {self.no!r} begin with the same token of the judge's "
+                f"model; choose others with the parameters yes and no."
+            )
+        return answers
 
     def __call__(self, candidates: list[str], references: list[str], contexts: list[str] | None = None) -> list[float]:
         """Return 1.0 for each pair for which "yes" is more probable than "no", else 0.0."""

@@ -26,6 +26,31 @@ def choose_device(device: str) -> torch.device:
     return torch.device("cpu")
 
 
+def read_without_weights(judge: str, model: str) -> tuple[Any, Any]:
+    """Return config and tokenizer of a judge's model.
+
+    Args:
+        judge (`str`):
+            The judge's name, for the message.
+        model (`str`):
+            Name on the Hugging Face hub or folder.
+
+    Raises:
+        `ValueError`: if there is no such model, or one of them does not load.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        return config, AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = next(iter(str(error).splitlines()), "")[:200].rstrip(".")
+        raise ValueError(
+            f"Judge {judge!r}: its model {model!r} cannot be read ({type(error).__name__}: {reason}). Check the name "
+            f"or the folder, and the network."
+        ) from error
+
+
 def longest_input(model: Any, tokenizer: Any) -> int | None:
     """Return how many tokens a model reads, from its configuration and its tokenizer."""
     limits = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length]

@@ -12,7 +12,8 @@ from sleep_trl.rewards.params import check_params, check_required
 class Judge(Protocol):
     """Decides for pairs of texts whether they mean the same: r_sem of Eq. 3, 0 or 1.
 
-    A judge that needs a model loads it in a method `load()`, and there only.
+    A judge that needs a model loads it in a method `load()`, and there only. A method `check()`, if it has one, raises
+    `ValueError` before a run is begun if the model cannot be read, and loads no weights.
     """
 
     def __call__(self, candidates: list[str], references: list[str], contexts: list[str] | None) -> list[float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from sleep_trl.rewards.judges.models import check_batch_size, choose_device
+from sleep_trl.rewards.judges.models import check_batch_size, choose_device, read_without_weights
 from sleep_trl.rewards.judges.registry import judge, refuse_too_long, whole_statements
 
 
@@ -41,6 +43,16 @@ class SentenceTransformerJudge:
         self.batch_size = batch_size
         self.device = device
         self._model: Any = None
+
+    def check(self) -> None:
+        """Raise `ValueError` if sentence-transformers is missing or the model cannot be read; load no weights."""
+        if find_spec("sentence_transformers") is None:
+            raise ValueError(
+                "The judge sentence_transformer needs sentence-transformers; install it with: "
+                "pip install 'sleep-trl[judges]'"
+            )
+        if not (Path(self.model_name) / "modules.json").is_file():  # its modules may lie in folders of their own
+            read_without_weights("sentence_transformer", self.model_name)
 
     def load(self) -> None:
         """Load the model, once."""

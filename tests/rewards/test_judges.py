@@ -177,6 +177,9 @@ def test_lm_compares_the_next_token(lm) -> None:
 
 def test_lm_refuses(lm) -> None:
     folder, _ = lm
+    LanguageModelJudge(folder, yes="cat", no="boat").check()
+    with pytest.raises(ValueError, match="begin with the same token"):
+        LanguageModelJudge(folder, yes="cat", no="cat eats").check()
     with pytest.raises(ValueError, match="no token for ' yes'"):
         LanguageModelJudge(folder).load()
     with pytest.raises(ValueError, match="begin with the same token"):
@@ -217,6 +220,7 @@ def test_sentence_transformer_gives_the_cosine(tmp_path) -> None:
     threshold = (expected[1] + expected[2]) / 2
     folder = str(tmp_path / "embedder")
     judge = SentenceTransformerJudge(folder, threshold=threshold, batch_size=2, device="cpu")
+    judge.check()
     said = [c + a for a, c in zip(CANDIDATES, CONTEXTS, strict=True)]
     meant = [c + r for r, c in zip(REFERENCES, CONTEXTS, strict=True)]
     assert judge.cosines(said, meant) == pytest.approx(expected, abs=1e-5)
@@ -232,6 +236,8 @@ def test_sentence_transformer_gives_the_cosine(tmp_path) -> None:
 def test_sentence_transformer_missing_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     judge = make_judge({"name": "sentence_transformer", "params": {"model": "some/model"}})
+    with pytest.raises(ValueError, match=r"pip install 'sleep-trl\[judges\]'"):
+        SentenceTransformerJudge("some/model").check()
     with pytest.raises(ImportError, match=r"pip install 'sleep-trl\[judges\]'"):
         judge(["a"], ["a"], None)
     with pytest.raises(ValueError, match=r"threshold is 1\.5"):
