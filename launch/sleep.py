@@ -34,10 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
         _find_processes()  # torch and transformers come from here on
+        from sleep_trl.dataset.rows import COLUMNS
         from sleep_trl.preflight import preflight, render
         from sleep_trl.rewards import check
 
-        plan = preflight(config, partial(check, gamma=config.seeding.gamma, z0=config.seeding.z0))
+        plan = preflight(config, partial(check, columns=COLUMNS, gamma=config.seeding.gamma, z0=config.seeding.z0))
     except ValueError as error:
         _tell(f"Error: {explain(error)}")
         return MISTAKE

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from numbers import Real
 from typing import Any, Literal
@@ -114,7 +114,8 @@ class GuardedReward:
                 f"and a column of the data set (or a name of TRL's); rename one."
             )
 
-    def _require_columns(self, call: Mapping[str, Any]) -> None:
+    def missing(self, columns: Collection[str]) -> list[str]:
+        """Return the names of what the function needs and neither columns nor params give."""
         fixed = self.func.keywords if isinstance(self.func, partial) else {}
         needed = [
             parameter.name
@@ -122,7 +123,10 @@ class GuardedReward:
             if parameter.default is parameter.empty
             and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         ]
-        if missing := [name for name in needed if name not in call and name not in fixed]:
+        return [name for name in needed if name not in columns and name not in fixed]
+
+    def _require_columns(self, call: Mapping[str, Any]) -> None:
+        if missing := self.missing(call):
             raise RewardError(
                 f"it needs {', '.join(missing)}, which is neither a column of the data set nor "
                 f"set in params; there are: {', '.join(sorted(call))}"

@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -89,16 +89,25 @@ def resolve(spec: RewardSpec | str | Mapping[str, Any], **defaults: Any) -> Guar
     return guard(func, name=spec.name, timeout_s=spec.timeout_s, on_error=spec.on_error)
 
 
-def check(spec: RewardSpec | str | Mapping[str, Any], **defaults: Any) -> None:
-    """Raise `ValueError` if a reward cannot be made, or its model cannot be read; load no weights.
+def check(spec: RewardSpec | str | Mapping[str, Any], columns: Collection[str] | None = None, **defaults: Any) -> None:
+    """Raise `ValueError` if a reward cannot be made or called, or its model cannot be read; load no weights.
 
     Args:
         spec (`RewardSpec`, `str` or `Mapping`):
             Which reward, as for [`resolve`].
+        columns (`Collection[str]`, *optional*):
+            Columns of the data set that it will be called with.
         **defaults:
             As for [`resolve`].
     """
-    resolve(spec, **defaults).check()
+    guarded = resolve(spec, **defaults)
+    guarded.check()
+    missing = [] if columns is None else guarded.missing({*columns, *FROM_TRL})
+    if missing:
+        raise ValueError(
+            f"Reward {guarded.__name__!r} needs {', '.join(missing)}, which the rows do not have; they have "
+            f"{', '.join(columns or ())}. Take it out, or set what it needs in params."
+        )
 
 
 def _make_registered(spec: RewardSpec, defaults: Mapping[str, Any]) -> RewardFunc:

@@ -266,6 +266,10 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         options(seeding__extra='{"top_kk": 5}'),
         r"'top_kk' is no argument of TRL's GRPOConfig",
     ),
+    "reward of another trainer": (
+        options(rewards='["imitation", "improvement"]'),
+        r"Reward 'improvement' needs trial_reward, trial_gain, which the rows do not have",
+    ),
     "extra that experts lack": (
         options(seeding__extra='{"use_vllm": true}'),
         r"seeding\.extra: 'use_vllm' would sample from a vLLM",

@@ -11,6 +11,19 @@ from transformers import PreTrainedTokenizerBase
 
 from .samples import Part, Sample
 
+COLUMNS = (
+    "prompt",
+    "prompt_ids",
+    "teacher_prompt_ids",
+    "reference",
+    "reference_ids",
+    "prefix_text",
+    "part",
+    "memory_id",
+    "template",
+    "stop",
+)
+
 
 def split_shares(per_step: int, shares: dict[Part, float]) -> dict[Part, int]:
     """

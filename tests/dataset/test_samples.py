@@ -3,6 +3,7 @@ from collections import Counter
 import pytest
 
 from sleep_trl.dataset import Prompter, Sample, Template, Window, build_rows, split_shares, write_about, write_general
+from sleep_trl.dataset.rows import COLUMNS
 from sleep_trl.dataset.samples import is_repetitive, write_earlier
 from sleep_trl.rollout import Completion, TransformersEngine
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -133,6 +134,7 @@ def test_every_step_has_the_same_shares_and_every_sample_its_turn():
     turns = Counter(r["memory_id"] for r in rows if r["part"] == "memory")
     assert max(turns.values()) - min(turns.values()) <= 1
     assert rows == build_rows(samples, tiny_tokenizer(), prefix_share=0.5, **ROWS)
+    assert tuple(rows[0]) == COLUMNS
 
 
 @pytest.mark.parametrize("prefix_share", [0.0, 0.5, 1.0])
