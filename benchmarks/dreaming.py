@@ -68,10 +68,7 @@ def run(variant: dict[str, Any], seed: int, arguments: argparse.Namespace, folde
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from sleep_trl.dataset import Prompter
-    from sleep_trl.dreams.adapters import LoraSpec
-    from sleep_trl.dreams.farm import InnerLoop
-    from sleep_trl.dreams.measures import Questions
-    from sleep_trl.dreams.rehearsal import Doubt, Rehearsal
+    from sleep_trl.dreams import Doubt, InnerLoop, LoraSpec, Questions, Rehearsal
     from sleep_trl.memory import MemorySpec, attach
     from sleep_trl.rollout import TransformersEngine
     from sleep_trl.trainers import DreamingConfig, DreamingTrainer

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from ..rollout import TransformersEngine
 from .adapters import LoraSpec
 from .batches import Dream
-from .farm import InnerLoop, train_adapters
+from .farm import train_adapters
+from .inner_loop import InnerLoop
 from .measures import Measure, Task
 from .respondents import Respondents
 from .significance import Gain, Test, paired_gain

@@ -9,7 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from sleep_trl.dreams.adapters import LoraSpec, find_targets, initial_adapter
 from sleep_trl.dreams.batches import Dream, data_order, divide
 from sleep_trl.dreams.export import export_adapter
-from sleep_trl.dreams.farm import InnerLoop, train_adapters, view
+from sleep_trl.dreams.farm import train_adapters, view
+from sleep_trl.dreams.inner_loop import InnerLoop
 from sleep_trl.memory import MemorySpec, attach
 from tests.tiny import FORMS, tiny_model
 

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from sleep_trl.dataset import Prompter
 from sleep_trl.dreams.adapters import LoraSpec
 from sleep_trl.dreams.batches import Dream
-from sleep_trl.dreams.farm import InnerLoop, train_adapters
+from sleep_trl.dreams.farm import train_adapters
 from sleep_trl.dreams.gradients import Text
+from sleep_trl.dreams.inner_loop import InnerLoop
 from sleep_trl.dreams.measures import Custom, HeldoutLoss, Questions, Task
 from sleep_trl.dreams.quiz import write_quiz
 from sleep_trl.dreams.rehearsal import Doubt, Rehearsal

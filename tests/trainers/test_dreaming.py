@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from sleep_trl.dataset import Prompter
 from sleep_trl.dreams.adapters import LoraSpec
-from sleep_trl.dreams.farm import InnerLoop
+from sleep_trl.dreams.inner_loop import InnerLoop
 from sleep_trl.dreams.measures import Questions
 from sleep_trl.dreams.rehearsal import Doubt, Rehearsal
 from sleep_trl.memory import Memory, MemorySpec, attach
