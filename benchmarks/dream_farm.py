@@ -125,7 +125,7 @@ def now(model: Any) -> float:
 def run_farm(args: argparse.Namespace, model: Any, dreams: list[Any]) -> tuple[float, dict[str, Any]]:
     """Train all dreams together; return seconds and weights by dream."""
     from sleep_trl.dreams.farm import train_adapters
-from sleep_trl.dreams.inner_loop import InnerLoop
+    from sleep_trl.dreams.inner_loop import InnerLoop
 
     start = now(model)
     outcomes = train_adapters(model, dreams, spec(args), InnerLoop(steps=args.steps), chunk=args.chunk)
