@@ -58,14 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sleep_trl.plan import where_routed
     from sleep_trl.progress import say
     from sleep_trl.results import render_results
+    from sleep_trl.rewards import RewardError
     from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert
 
     try:
         results = run_night(config, seed_expert)
-    except ValueError as error:
+    except (ValueError, RewardError) as error:
         if sys.flags.dev_mode:
             raise
         _tell_of_night(error)
+        if isinstance(error, RewardError):
+            _tell("Correct the reward, and go on with the same command and --resume.")
         return MISTAKE
     except KeyboardInterrupt:
         if (config.output_dir / "config.json").is_file():
@@ -121,7 +124,7 @@ def _rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
 
 
-def _tell_of_night(error: ValueError) -> None:
+def _tell_of_night(error: Exception) -> None:
     """Tell of a mistake that showed during the night, on every process: it may be one process's alone."""
     where = "" if _is_first_process() else f"Process {_rank()}: "
     print(f"{where}Error: {explain(error)}\nTo see where it was raised, set PYTHONDEVMODE=1.", file=sys.stderr)

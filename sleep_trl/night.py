@@ -40,6 +40,7 @@ from .progress import bar, say
 from .results import collect_results
 from .rollout import TransformersEngine
 
+WEAK_TEACHER = 0.5  # recall with context below which the user is warned
 HELD_OUT = 8  # general samples kept from training, on which agreement with the base is measured
 
 
@@ -95,6 +96,11 @@ def run_night(config: RunConfig, seed_expert: SeedExpert) -> dict[str, Any]:
         write_json(folder / "config.json", config.model_dump(mode="json"))
     phases = Phases(folder / "phases")
     before = phases.once("evaluate_before", lambda: evaluate(room, "before"))
+    if (taught := before["with_context"]) is not None and taught < WEAK_TEACHER:
+        say(
+            f"[yellow]The teacher answers only {taught:.0%} of the questions with the text in its context: it cannot "
+            f"teach what it cannot read. Can this model read these memories, and are the questions about them?[/]"
+        )
     written = phases.once("write_dataset", lambda: write_dataset(room))
     samples = [Sample(**row) for row in written["samples"]]
     held_out = [s.prompt_ids + s.reference_ids for s in samples if s.part == "general"][:HELD_OUT]

@@ -47,7 +47,7 @@ def bar(description: str, total: int) -> Iterator[Advance]:
 
 
 class StepBar(TrainerCallback):
-    """Trainer callback that turns optimizer steps into a progress bar."""
+    """Trainer callback that turns optimizer steps into a progress bar or, off a terminal, into lines."""
 
     def __init__(self, description: str) -> None:
         self.description = description
@@ -59,6 +59,19 @@ class StepBar(TrainerCallback):
         self._advance = self._bar.__enter__()
         self._processes = PartialState().num_processes
         self._advance(state.global_step / self._processes)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        if not console.is_terminal and logs and "loss" in logs:
+            reward = f", reward {float(logs['reward']):.3f}" if "reward" in logs else ""
+            step = f"step {state.global_step} of {state.max_steps}"
+            say(f"{self.description}: {step}, loss {float(logs['loss']):.4f}{reward}")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

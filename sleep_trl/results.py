@@ -12,6 +12,7 @@ from rich.table import Table
 from .config import RunConfig
 from .memory import Memory
 
+AGREEMENT = "greedy agreement with the base"  # share of next tokens, on general samples kept from training
 PACKAGES = ("sleep-trl", "torch", "transformers", "trl", "accelerate", "datasets", "vllm", "ray", "deepspeed")
 
 
@@ -35,8 +36,9 @@ def collect_results(
         "base_skill": {
             "before": before["skill"] if has_probe else before["agreement"],
             "after": after["skill"] if has_probe else after["agreement"],
-            "measure": "answers from context on the skill probe" if has_probe else "greedy agreement with the base",
+            "measure": "answers from context on the skill probe" if has_probe else AGREEMENT,
         },
+        "agreement": {"before": before["agreement"], "after": after["agreement"]},
         "retention": {e: {"before": before["earlier"][e], "after": after["earlier"][e]} for e in before["earlier"]},
         "parameters": memory.count_parameters(),
         "dataset": {"samples": written["counts"], "dropped": written["dropped"]},
@@ -63,6 +65,9 @@ def render_results(results: dict[str, Any]) -> Table:
     table.add_row("recall without context", _percent(recall["before"]), _percent(recall["after"]))
     table.add_row("recall with context", _percent(recall["with_context"]), "")
     table.add_row(f"base skill ({skill['measure']})", _percent(skill["before"]), _percent(skill["after"]))
+    if skill["measure"] != AGREEMENT and results["agreement"]["before"] is not None:
+        agreement = results["agreement"]
+        table.add_row(AGREEMENT, _percent(agreement["before"]), _percent(agreement["after"]))
     for entry, values in results["retention"].items():
         table.add_row(f"recall of {entry}", _percent(values["before"]), _percent(values["after"]))
     total = parameters["base"] + parameters["added"]

@@ -125,7 +125,7 @@ def options(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tu
             yield prefix + name, field
 
 
-def explain(error: ValueError) -> str:
+def explain(error: Exception) -> str:
     """Put a user's mistake into words: what was given, what is allowed, what to do.
 
     Args:

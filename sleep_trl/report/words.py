@@ -70,9 +70,8 @@ def _learned(recall: Mapping[str, Any]) -> str:
     if context is None:
         return f"The model's recall was compared with no teacher: {change}"
     if context <= before:
-        return (
-            f"There was nothing to learn: with the text in its context the model answers {percent(context)}, {change}"
-        )
+        taught = "nothing to learn" if context else "nothing that the teacher could teach"
+        return f"There was {taught}: with the text in its context the model answers {percent(context)}, {change}"
     share = (after - before) / (context - before)
     known = next(
         words
