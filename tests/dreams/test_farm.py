@@ -171,11 +171,9 @@ def test_patience_counts_steps_without_improvement():
 
 
 def test_a_failing_dream_is_an_error_and_kills_no_other():
-    model = tiny_model()
+    model = tiny_model(tie_word_embeddings=False)  # or the poisoned word would spoil every dream's logits
     with torch.no_grad():
         model.get_input_embeddings().weight[5] = float("nan")
-        if model.get_output_embeddings().weight is model.get_input_embeddings().weight:
-            pytest.skip("the output layer is tied")
     good = make_dreams(3)
     bad = [
         Dream("poisoned", ((8, 5, 9, 10),)),
