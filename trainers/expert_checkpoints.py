@@ -1,4 +1,4 @@
-"""Checkpoints of a model with a memory: the experts, not the frozen base."""
+"""What both trainers share: checkpoints that hold the experts and not the frozen base, and the scale of a loss."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ class ExpertCheckpoints(GRPOTrainer):
 
     def _memory(self) -> Memory | None:
         return Memory.of(self.accelerator.unwrap_model(self.model))
+
+    def _share_of_step(self) -> float:
+        """Return what a sum over this process's micro-batch, weighed over the whole generation batch, has to be times.
+
+        Gradients are averaged over processes, and over the micro-batches of a step, of which a generation batch may
+        fill several.
+        """
+        processes = float(self.accelerator.num_processes)
+        if not self.model.training:
+            return processes
+        return processes * self.args.steps_per_generation / self.current_gradient_accumulation_steps
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         memory = self._memory()

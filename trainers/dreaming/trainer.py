@@ -201,10 +201,7 @@ class DreamingTrainer(ExpertCheckpoints):
         width = inputs["completion_ids"].size(1)
         log_probs = self._get_per_token_logps_and_entropies(model, ids, mask, width)[0]  # (batch, width)
         weights = inputs["completion_mask"] * inputs["rewarded"].unsqueeze(1)
-        scale: float = self.accelerator.num_processes  # as gradients are averaged over processes and micro-batches
-        if self.model.training:
-            scale *= self.args.steps_per_generation / self.current_gradient_accumulation_steps
-        return -(log_probs * weights).sum() / inputs["rewarded_tokens"].clamp(min=1) * scale
+        return -(log_probs * weights).sum() / inputs["rewarded_tokens"].clamp(min=1) * self._share_of_step()
 
 
 def _dream_of_all_tasks_at_once(args: DreamingConfig, tasks: int) -> None:

@@ -249,10 +249,7 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         """Weigh the rows, and log the mean divergence per token of each part."""
         weight = rows[f"{kind}_weight"]
         self._log_parts(kind, rows["part"], sums.detach() * (weight > 0))
-        scale: float = self.accelerator.num_processes  # gradients are averaged over processes,
-        if self.model.training:  # and over the micro-batches of a step, of which a generation batch may fill several
-            scale *= self.args.steps_per_generation / self.current_gradient_accumulation_steps
-        return (sums[0] * weight).sum() * scale
+        return (sums[0] * weight).sum() * self._share_of_step()
 
     def _log_parts(self, kind: str, part: torch.Tensor, sums: torch.Tensor) -> None:
         totals = torch.zeros(len(PARTS), 2, device=sums.device).index_add_(0, part, sums.T)
