@@ -31,9 +31,9 @@ from .dataset import (
 )
 from .evaluation.recall import Quiz, agreement, ask, sample_quizzes, window_with_answer
 from .files import read_jsonl, write_json, write_jsonl
+from .ledger import LedgerEntry, Source, now, read_ledger, write_ledger
 from .memories import MemoryText, read_memories, read_skill
 from .memory import Memory, MemorySpec, attach, base_fingerprint, fold, load_experts, load_memory, save_memory
-from .memory.ledger import LedgerEntry, Source, now, read_ledger, write_ledger
 from .models import context_limit, load_model, load_tokenizer
 from .phases import Phases
 from .progress import bar, say

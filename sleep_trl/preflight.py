@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, SchedulerType
 from .checkpoint import build_without_weights, read_config, read_header, read_tokenizer
 from .config import RunConfig, SeedingConfig
 from .dataset import Prompter, Template, split_windows
+from .ledger import read_ledger
 from .memories import MemoryText, read_memories, read_skill
 from .memory import MemorySpec
 from .memory.hosts import Host, find_hosts
-from .memory.ledger import read_ledger
 from .memory.storage import read_description
 from .models import choose_dtype, context_limit
 from .night import window_size

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from sleep_trl.ledger import LedgerEntry, now, write_ledger
 from sleep_trl.memory import MemorySpec, attach, base_fingerprint, save_memory
-from sleep_trl.memory.ledger import LedgerEntry, now, write_ledger
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TEXT = "the cat of Mira is called Tolu"

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ..files import read_jsonl, write_jsonl
+from .files import read_jsonl, write_jsonl
 
 
 class Source(BaseModel):
