@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .hosts import Host, unit_weights
+from .wide import HostMaps
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Expert(nn.Module):
 
 class ExpertPool(nn.Module):
     """All experts that one MLP may ever need, allocated at once and left out of the pass until they are in `view`
-    (method 3.3, note on the implementation). `routing: dense` adds every expert in view to the MLP's output."""
+    (method 3.3, note on the implementation)."""
 
     expert_type: type[Expert] = Expert
 
@@ -89,13 +90,55 @@ class ExpertPool(nn.Module):
         self.experts = nn.ModuleList(self.expert_type(host, width) for _ in range(size))
         self.view = view
 
+    def begin(self) -> None:
+        """Called before the host's forward pass."""
+
+    def end(self) -> None:
+        """Called after it, also if it failed."""
+
     def forward(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        for index in self.view.experts:
+        """Add what the experts in view say of `x` to the host's output."""
+        raise NotImplementedError
+
+
+class DensePool(ExpertPool):
+    """`routing: dense`: every expert in view speaks. The settled ones do so inside their host, made wider by them, and
+    the learning one is added to its output: activation changes no bit, nor does folding."""
+
+    def __init__(self, host: Host, width: int, size: int, view: View) -> None:
+        super().__init__(host, width, size, view)
+        self.maps = HostMaps(host)
+        self.apart = view.experts  # those that the host's own forward pass does not hold
+
+    def begin(self) -> None:
+        self.apart = self.view.experts
+        settled = [index for index in self.view.experts if index != self.view.learning]
+        if settled and self.maps.can_widen:
+            self.maps.put_in({index: cast(Expert, self.experts[index]) for index in settled})
+            self.apart = tuple(index for index in self.view.experts if index == self.view.learning)
+
+    def end(self) -> None:
+        self.maps.take_out()
+
+    def forward(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        for index in self.apart:
             output = output + self.experts[index](x)
         return output
 
 
-def add_experts(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-    """Forward hook of a host MLP. A plain function of the module, so that a deep copy of the model uses its own
-    pool."""
-    return cast(ExpertPool, module.memory)(args[0], output)
+def hook(pool: ExpertPool, host: Host) -> None:
+    """Let a pool take part in its host's forward pass. The hooks are plain functions of the module, so that a deep copy
+    of the model uses its own pool."""
+    host.module.memory = pool
+    host.module.register_forward_pre_hook(_begin)
+    host.module.register_forward_hook(_end, always_call=True)
+
+
+def _begin(module: nn.Module, _: tuple[torch.Tensor, ...]) -> None:
+    cast(ExpertPool, module.memory).begin()
+
+
+def _end(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor | None) -> torch.Tensor | None:
+    pool = cast(ExpertPool, module.memory)
+    pool.end()
+    return None if output is None else cast(torch.Tensor, pool(args[0], output))

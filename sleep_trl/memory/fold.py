@@ -12,11 +12,9 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from .experts import Expert
-from .hosts import Host
 from .memory import Memory
+from .wide import widen
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-8}
 LOW_PRECISION_TOLERANCE = 5e-2
@@ -81,7 +79,10 @@ def folded_state_dict(memory: Memory) -> dict[str, torch.Tensor]:
     state = {name: value for name, value in memory.model.state_dict().items() if not name.startswith(prefixes)}
     parts = [{host.name: expert for host, expert in memory.experts(index)} for index in memory.active]
     for host in memory.hosts:
-        state.update(_folded_mlp(host, [part[host.name] for part in parts]))
+        for role, (weight, bias) in widen(host, [part[host.name] for part in parts]).items():
+            state[f"{host.name}.{role}.weight"] = weight
+            if bias is not None:
+                state[f"{host.name}.{role}.bias"] = bias
     return state
 
 
@@ -110,37 +111,6 @@ def _check_is_dense(memory: Memory) -> None:
             "save_memory(memory, folder) and serve it through transformers: load the base model, then "
             "load_memory(model, folder). For a model that folds, attach with MemorySpec(routing='dense')."
         )
-
-
-def _folded_mlp(host: Host, experts: list[Expert]) -> dict[str, torch.Tensor]:
-    """Concatenate host and experts, map by map. Experts have no bias: theirs is zero."""
-    folded: dict[str, torch.Tensor] = {}
-    for role in host.form.linears:
-        linear = getattr(host.module, role)
-        is_transposed = isinstance(linear, Conv1D)
-        weight = linear.weight.detach().T if is_transposed else linear.weight.detach()  # (out, in)
-        parts = {
-            name: [getattr(expert, name).detach().to(weight) for expert in experts]
-            for name in ("gate", "up", "down")
-            if name != "gate" or host.form.is_gated
-        }
-        weight = _widen(host, role, weight, parts)
-        folded[f"{host.name}.{role}.weight"] = (weight.T if is_transposed else weight).contiguous()
-        if linear.bias is not None and role != host.form.output:
-            zeros = {name: [value.new_zeros(value.shape[0]) for value in values] for name, values in parts.items()}
-            folded[f"{host.name}.{role}.bias"] = _widen(host, role, linear.bias.detach(), zeros)
-    return folded
-
-
-def _widen(host: Host, role: str, own: torch.Tensor, parts: dict[str, list[torch.Tensor]]) -> torch.Tensor:
-    """Append to one map its experts' hidden units: rows of an input map, columns of the output map."""
-    if role == host.form.output:
-        return torch.cat([own, *parts["down"]], dim=1)
-    if host.form.is_fused:
-        gate, up = own.chunk(2)
-        return torch.cat([gate, *parts["gate"], up, *parts["up"]])
-    is_gate = host.form.is_gated and role == host.form.inputs[0]
-    return torch.cat([own, *parts["gate" if is_gate else "up"]])
 
 
 class _config_replaced:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .experts import Expert, ExpertPool, View, add_experts
+from .experts import DensePool, Expert, ExpertPool, View, hook
 from .hosts import Host, find_hosts
 from .routing import RoutedPool
 from .spec import MemorySpec
@@ -34,7 +34,7 @@ class Memory:
     """Handle of the experts attached to a model; made by [`attach`], found again by [`Memory.of`].
 
     The model stays an ordinary `PreTrainedModel` with its parameter names unchanged: each MLP gains a child `memory`
-    and a forward hook that adds the experts in view to its output.
+    and forward hooks by which the experts in view take part.
     """
 
     def __init__(self, model: PreTrainedModel, spec: MemorySpec) -> None:
@@ -51,8 +51,7 @@ class Memory:
         self._view = View()
         for host in self.hosts:
             size = (spec.width, spec.max_experts, self._view)
-            host.module.memory = RoutedPool(host, *size, spec.top_k) if spec.is_routed else ExpertPool(host, *size)
-            host.module.register_forward_hook(add_experts)
+            hook(RoutedPool(host, *size, spec.top_k) if spec.is_routed else DensePool(host, *size), host)
         for index in range(spec.max_experts):
             self.reset(index)
         model.requires_grad_(False)

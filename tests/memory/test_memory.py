@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -44,6 +45,73 @@ def test_attach_and_activate_change_no_logit(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_later_activation_changes_no_bit(form):
+    model = tiny_model(form)
+    memory = attach(model, SPEC)
+    fill(memory, memory.activate())
+    memory.learn(None)
+    before = logits(model)
+    fill(memory, memory.activate())
+    with memory.as_teacher():
+        assert torch.equal(logits(model), before)
+    memory.reset(1)
+    memory.activate()
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_committing_moves_an_expert_into_its_host(form):
+    model = tiny_model(form)
+    base = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    memory = attach(model, SPEC)
+    fill(memory, memory.activate())
+    learning = logits(model)
+    memory.learn(None)
+    assert torch.equal(logits(copy.deepcopy(model)), logits(model))
+    assert (logits(model) - learning).abs().max() <= 1e-5
+    assert all(torch.equal(parameter, base[name]) for name, parameter in memory.base_parameters())
+    fill(memory, 0, seed=1)  # a settled expert that is written to is read again
+    rewritten = logits(model)
+    assert (rewritten - learning).abs().max() > 1e-2
+    memory.learn(0)
+    assert (logits(model) - rewritten).abs().max() <= 1e-5
+
+
+def test_a_trained_model_folds_to_the_last_digits(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained("examples/quickstart/model")
+    memory = attach(model)
+    for seed in range(2):
+        fill(memory, memory.activate(), seed)
+    memory.learn(None)
+    assert logits(model).abs().max() > 10  # where rounding alone is more than 1e-5
+    assert fold(memory, tmp_path) <= 1e-5
+
+
+def test_settled_experts_hold_their_hosts_weights_once():
+    model = tiny_model()
+    memory = attach(model, SPEC)
+    fill(memory, memory.activate())
+    memory.learn(None)
+    with torch.inference_mode():
+        model(input_ids=IDS)
+    for linear in (model.model.layers[0].mlp.gate_proj, model.model.layers[0].mlp.down_proj):
+        assert linear.weight.untyped_storage().nbytes() == (48 + 8) * 32 * 4
+    with memory.as_base():
+        model(input_ids=IDS).logits.sum()  # narrow again
+    assert model.model.layers[0].mlp.gate_proj.weight.shape == (48, 32)
+
+
+def test_a_host_with_an_adapter_keeps_its_experts():
+    model = tiny_model()
+    memory = attach(model, SPEC)
+    fill(memory, memory.activate())
+    memory.learn(None)
+    before = logits(model)
+    lora = get_peft_model(model, LoraConfig(target_modules=["gate_proj", "down_proj"]))
+    assert (logits(lora) - before).abs().max() <= 1e-5  # a new adapter says nothing
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_filled_expert_speaks_for_the_student_only(form):
     model = tiny_model(form)
     before = logits(model)
@@ -66,6 +134,7 @@ def test_folded_checkpoint_loads_plainly_and_agrees(form, tmp_path):
     memory = attach(model, SPEC)
     for seed in range(2):
         fill(memory, memory.activate(), seed)
+    memory.learn(None)
     assert fold(memory, tmp_path) <= 1e-5
     folded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(folded) is type(model)
@@ -137,6 +206,7 @@ def test_save_and_load_give_equal_logits(tmp_path):
     for seed in range(2):
         fill(memory, memory.activate(level=seed + 1), seed)
     save_memory(memory, tmp_path)
+    memory.learn(None)
     other = tiny_model()
     loaded = load_memory(other, tmp_path, max_experts=5)
     assert torch.equal(logits(other), logits(model))

@@ -1,0 +1,134 @@
+"""Settled experts as part of their host: beside frozen weights, a gated expert of width w and an MLP of width I are one
+MLP of width I + w. That is how a folded checkpoint computes, so both give the same numbers to the last bit, and a
+forward pass needs no more products however many nights there were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .hosts import Host
+
+if TYPE_CHECKING:
+    from .experts import Expert
+
+Map = tuple[torch.Tensor, torch.Tensor | None]  # weight and bias, as the linear map holds them
+
+
+def widen(host: Host, experts: Sequence[Expert]) -> dict[str, Map]:
+    """Append experts to the maps of their host.
+
+    Args:
+        host (`Host`):
+            An MLP of intermediate size I.
+        experts (`Sequence[Expert]`):
+            Experts beside it, of widths w_1, w_2, ...
+
+    Returns:
+        `dict[str, tuple[torch.Tensor, torch.Tensor | None]]`: weight and bias of each linear map, by attribute name, of
+        an MLP of intermediate size I + w_1 + w_2 + ..., in the host's dtype. Experts have no bias: theirs is zero.
+    """
+    wide: dict[str, Map] = {}
+    for role in host.form.linears:
+        linear = getattr(host.module, role)
+        own = linear.weight.detach()
+        parts = {
+            name: [getattr(expert, name).detach().to(own) for expert in experts]
+            for name in ("gate", "up", "down")
+            if name != "gate" or host.form.is_gated
+        }
+        is_transposed = isinstance(linear, Conv1D)
+        weight = _append(host, role, own.T if is_transposed else own, parts)  # (out, in)
+        bias = linear.bias
+        if bias is not None and role != host.form.output:
+            zeros = {name: [value.new_zeros(value.shape[0]) for value in values] for name, values in parts.items()}
+            bias = _append(host, role, bias.detach(), zeros)
+        wide[role] = (weight.T if is_transposed else weight).contiguous(), bias
+    return wide
+
+
+def _append(host: Host, role: str, own: torch.Tensor, parts: Mapping[str, list[torch.Tensor]]) -> torch.Tensor:
+    """Append to one map its experts' hidden units: rows of an input map, columns of the output map."""
+    if role == host.form.output:
+        return torch.cat([own, *parts["down"]], dim=1)
+    if host.form.is_fused:
+        gate, up = own.chunk(2)
+        return torch.cat([gate, *parts["gate"], up, *parts["up"]])
+    is_gate = host.form.is_gated and role == host.form.inputs[0]
+    return torch.cat([own, *parts["gate" if is_gate else "up"]])
+
+
+class HostMaps:
+    """The linear maps of one host, narrow or wide. The wide ones are made when they are first needed, and then the
+    host's own weights become views of them, so that they are held once (but for a fused map, whose halves lie apart).
+
+    Args:
+        host (`Host`):
+            The MLP.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._made_of: tuple[object, ...] = ()
+        self._wide: dict[str, nn.Parameter] = {}
+        self._narrow: list[tuple[nn.Module, str, nn.Parameter]] = []
+
+    @property
+    def can_widen(self) -> bool:
+        """Whether the maps are plain ones: whole, neither quantized, sharded, nor wrapped by an adapter."""
+        return all(
+            type(linear) in (nn.Linear, Conv1D)
+            and "forward" not in linear.__dict__
+            and type(linear.weight.data) is torch.Tensor
+            and linear.weight.is_floating_point()
+            and not hasattr(linear.weight, "ds_id")
+            for linear in self._linears().values()
+        )
+
+    def put_in(self, experts: Mapping[int, Expert]) -> None:
+        """Let the host compute with these experts appended, until [`take_out`]."""
+        if self._made_of != self._state(experts):
+            self._make(list(experts.values()))
+            self._made_of = self._state(experts)
+        for role, linear in self._linears().items():
+            for name in ("weight", "bias"):
+                if (wide := self._wide.get(f"{role}.{name}")) is not None:
+                    self._narrow.append((linear, name, linear._parameters[name]))  # type: ignore[arg-type]
+                    linear._parameters[name] = wide
+            if isinstance(linear, Conv1D):
+                linear.nf = linear.weight.shape[1]
+
+    def take_out(self) -> None:
+        """Give the host its own weights back."""
+        for linear, name, own in self._narrow:
+            linear._parameters[name] = own
+            if isinstance(linear, Conv1D) and name == "weight":
+                linear.nf = own.shape[1]
+        self._narrow.clear()
+
+    def _linears(self) -> dict[str, nn.Linear | Conv1D]:
+        return {role: getattr(self.host.module, role) for role in self.host.form.linears}
+
+    def _state(self, experts: Mapping[int, Expert]) -> tuple[object, ...]:
+        """Return what the wide maps are made of: it differs once a weight was written or moved."""
+        own = [p for linear in self._linears().values() for p in linear.parameters()]
+        added = [(index, *(p._version for p in expert.parameters())) for index, expert in experts.items()]
+        return (*added, *((p.data_ptr(), p._version, p.device, p.dtype) for p in own))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _make(self, experts: Sequence[Expert]) -> None:
+        self._wide = {}
+        for role, (weight, bias) in widen(self.host, experts).items():
+            linear = self._linears()[role]
+            self._wide[f"{role}.weight"] = nn.Parameter(weight, requires_grad=False)
+            if bias is not None and bias is not linear.bias:
+                self._wide[f"{role}.bias"] = nn.Parameter(bias, requires_grad=False)
+            if not (self.host.form.is_fused and role in self.host.form.inputs):
+                rows, columns = linear.weight.shape
+                linear.weight.data = weight[:rows, :columns]
