@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class LedgerEntry(BaseModel):
         parents (`tuple[str, ...]`): entries that were active when it was made.
         sources (`tuple[Source, ...]`): the memories.
         metrics (`dict`): recall and base skill before and after.
+        dropped (`str`, *optional*): when the entry was taken back. Its line stays, its expert is reset.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +49,12 @@ class LedgerEntry(BaseModel):
     parents: tuple[str, ...]
     sources: tuple[Source, ...]
     metrics: dict[str, Any]
+    dropped: str | None = None
+
+
+def standing(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
+    """Return the entries that have not been dropped: each has an expert, enabled or not."""
+    return [entry for entry in entries if entry.dropped is None]
 
 
 def read_ledger(path: Path) -> list[LedgerEntry]:

@@ -147,6 +147,17 @@ def _rows_of_folder(folder: Path) -> Iterator[Row]:
     if any((folder / name).is_file() for name in SAVED_DATASET):
         yield from _rows_of_dataset(folder.name, _load_saved_dataset(folder))
         return
+    for path in text_files(folder):
+        name = path.relative_to(folder).as_posix()
+        yield Row(str(path), name, name, {"text": _read_text(path)})
+
+
+def text_files(folder: Path) -> list[Path]:
+    """Return the .txt and .md files of a folder and its subfolders, in order of their paths.
+
+    Raises:
+        `ValueError`: if there are none.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     texts = [path for path in files if path.suffix.lower() in TEXT_SUFFIXES]
     others = len(files) - len(texts)
@@ -157,9 +168,7 @@ def _rows_of_folder(folder: Path) -> Iterator[Row]:
         )
     if others:
         log.info("%s: %d files that are neither .txt nor .md are left out.", folder, others)
-    for path in texts:
-        name = path.relative_to(folder).as_posix()
-        yield Row(str(path), name, name, {"text": _read_text(path)})
+    return texts
 
 
 def _rows_of_dataset(name: str, dataset: Any) -> Iterator[Row]:
@@ -239,7 +248,7 @@ def _documents(spec: str, rows: Iterable[Row]) -> list[MemoryText]:
     documents: list[MemoryText] = []
     places: dict[str, str] = {}
     for row in rows:
-        document = _document(row)
+        document = check_row(row)
         if document.id in places:
             raise ValueError(
                 f"{row.place}: the id {document.id!r} was given before, in {places[document.id]}. "
@@ -252,7 +261,12 @@ def _documents(spec: str, rows: Iterable[Row]) -> list[MemoryText]:
     return documents
 
 
-def _document(row: Row) -> MemoryText:
+def check_row(row: Row) -> MemoryText:
+    """Make one memory of a row.
+
+    Raises:
+        `ValueError`: if the row is not what a memory must be, with its place and the key.
+    """
     place, values = row.place, _mapping(row.place, row.values)
     questions = [] if values.get("questions") is None else values["questions"]
     if not isinstance(questions, list):

@@ -1,0 +1,235 @@
+"""The wake buffer: every record goes here first, and from here into a night. Durable, append-only, crash-safe."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ..ledger import LedgerEntry, read_ledger, standing
+from ..memories import MemoryText, Question
+from .database import open_database, transaction
+from .records import STATES, Listed, Position, Rejection, State, Tally, WakeRecord, now, rejection
+
+LISTED = "id, time, source, sha256, copies, state, detail"
+
+
+class WakeBuffer:
+    """A wake buffer in one SQLite file.
+
+    States are derived: a record is consolidated if the ledger of the newest run that was given to `register` names its
+    hash in an entry that stands. So a night writes its ledger and nothing else, and a kill in between leaves nothing to
+    repair (ours).
+
+    Args:
+        path (`Path`):
+            The file; made if it is missing.
+
+    Raises:
+        `ValueError`: if the file is no wake buffer, or cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._database = open_database(path)
+        self.settle()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._database.close()
+
+    # -- hearing --------------------------------------------------------------------------------------------------
+
+    def add(self, heard: Sequence[WakeRecord | Rejection], position: Position | None = None) -> Tally:
+        """Store a batch, all of it or nothing; it is on the disk when this returns.
+
+        Args:
+            heard (`Sequence[WakeRecord | Rejection]`):
+                Records, and input that was rejected, which is kept with its reason and without its text.
+            position (`Position`, *optional*):
+                How far the stream has been read with this batch; stored with it, so that a stream that is read again
+                goes on behind the last record.
+
+        Returns:
+            `Tally`: what became of them. A record whose id is that of another text is rejected.
+        """
+        tally = Tally()
+        with transaction(self._database, self.path):
+            for item in heard:
+                if isinstance(item, Rejection):
+                    self._reject(item, tally)
+                else:
+                    self._store(item, tally)
+            if position:
+                self._database.execute(
+                    "INSERT INTO streams VALUES (?, ?, ?) "
+                    "ON CONFLICT (path) DO UPDATE SET file = excluded.file, offset = excluded.offset",
+                    (position.path, position.file, position.offset),
+                )
+        return tally
+
+    def _store(self, record: WakeRecord, tally: Tally) -> None:
+        memory, execute = record.memory, self._database.execute
+        stored = execute(
+            "INSERT INTO records (id, time, source, sha256, text, questions) VALUES (?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT DO NOTHING RETURNING number",
+            (memory.id, record.time, memory.source, memory.sha256, memory.text, _pack(memory.questions)),
+        ).fetchone()
+        if stored:
+            number, tally.added = stored[0], tally.added + 1
+        elif found := execute("SELECT number, state FROM records WHERE sha256 = ?", (memory.sha256,)).fetchone():
+            number, state = found
+            execute("UPDATE records SET copies = copies + 1 WHERE number = ?", (number,))
+            tally.duplicates += state != "forgotten"
+            tally.forgotten += state == "forgotten"
+        else:
+            reason = f"the id {memory.id!r} was given before, for another text. Make ids unique, or leave them out."
+            self._reject(rejection(memory.source, "id taken", reason), tally)
+            return
+        execute("INSERT OR IGNORE INTO hearings VALUES (?, ?)", (memory.source, number))
+
+    def _reject(self, rejected: Rejection, tally: Tally) -> None:
+        tally += Tally(rejected=Counter([rejected.kind]), reasons=[rejected.reason])
+        self._database.execute(
+            "INSERT INTO rejections (time, kind, reason) VALUES (?, ?, ?)", (now(), rejected.kind, rejected.reason)
+        )
+
+    def position(self, path: str) -> Position | None:
+        """Return how far a stream has been read."""
+        row = self._database.execute("SELECT path, file, offset FROM streams WHERE path = ?", (path,)).fetchone()
+        return Position(*row) if row else None
+
+    # -- looking --------------------------------------------------------------------------------------------------
+
+    def counts(self) -> dict[str, int]:
+        """Count records by state, all states; `rejected` counts input that was not taken."""
+        rows = dict(self._database.execute("SELECT state, count(*) FROM records GROUP BY state").fetchall())
+        rejected = self._database.execute("SELECT count(*) FROM rejections").fetchone()[0]
+        return {state: rows.get(state, 0) for state in STATES} | {"rejected": rejected}
+
+    def records(self, state: State | None = None, source: str | None = None) -> Iterator[Listed]:
+        """Yield records in the order in which they were heard, a few at a time.
+
+        Args:
+            state (`str`, *optional*):
+                Only those in this state.
+            source (`str`, *optional*):
+                Only those heard from this source, first or again.
+        """
+        query, given = f"SELECT {LISTED} FROM records WHERE 1", list[str]()
+        if state is not None:
+            query, given = query + " AND state = ?", [*given, state]
+        if source is not None:
+            query, given = query + " AND number IN (SELECT number FROM hearings WHERE source = ?)", [*given, source]
+        for row in self._database.execute(f"{query} ORDER BY number", given):
+            yield Listed(*row)
+
+    def rejections(self) -> Iterator[dict[str, str]]:
+        """Yield what was not taken: `time`, `kind` and `reason`."""
+        for row in self._database.execute("SELECT time, kind, reason FROM rejections ORDER BY number"):
+            yield dict(zip(("time", "kind", "reason"), row, strict=True))
+
+    def memories(self, state: State = "new") -> list[MemoryText]:
+        """Return the texts of a state as memories of a night, in the order in which they were heard."""
+        rows = self._database.execute(
+            "SELECT id, source, text, questions FROM records WHERE state = ? ORDER BY number", (state,)
+        )
+        return [MemoryText(id, source, text, _unpack(questions)) for id, source, text, questions in rows]
+
+    # -- states ---------------------------------------------------------------------------------------------------
+
+    def forget(self, source: str) -> int:
+        """Erase the text of every record that was heard from a source, whatever else it was heard from.
+
+        What stays is that it was there: id, time, source and hash. A forgotten text that is heard again is counted and
+        not taken.
+
+        Returns:
+            `int`: the number of records forgotten now.
+
+        Raises:
+            `ValueError`: if nothing was heard from this source.
+        """
+        if not self._database.execute("SELECT 1 FROM hearings WHERE source = ?", (source,)).fetchone():
+            raise ValueError(f"Nothing was heard from {source!r}. See `sleep-trl wake list`.")
+        with transaction(self._database, self.path):
+            changed = self._database.execute(
+                "UPDATE records SET state = 'forgotten', detail = '', text = NULL, questions = NULL "
+                "WHERE state != 'forgotten' AND number IN (SELECT number FROM hearings WHERE source = ?)",
+                (source,),
+            ).rowcount
+        self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log holds the text too
+        return changed
+
+    def fail(self, ids: Iterable[str], reason: str) -> int:
+        """Mark new records as failed: no later night takes them. Returns how many."""
+        with transaction(self._database, self.path):
+            changed = self._database.executemany(
+                "UPDATE records SET state = 'failed', detail = ? WHERE id = ? AND state = 'new'",
+                ((reason, id) for id in ids),
+            ).rowcount
+        return max(changed, 0)
+
+    def register(self, run: Path) -> None:
+        """Name the run whose ledger says from now on what is consolidated, as soon as it has one.
+
+        Kept relative to the buffer's folder, so that both can be moved together.
+        """
+        folder = os.path.relpath(run.resolve(), self.path.parent.resolve())
+        with transaction(self._database, self.path):
+            self._database.execute("DELETE FROM runs WHERE folder = ?", (folder,))
+            self._database.execute("INSERT INTO runs (folder) VALUES (?)", (folder,))
+
+    def run(self) -> Path | None:
+        """Return the newest registered run that has a ledger."""
+        for (folder,) in self._database.execute("SELECT folder FROM runs ORDER BY number DESC"):
+            if (path := (self.path.parent / folder)).joinpath("ledger.jsonl").is_file():
+                return Path(os.path.normpath(path))
+        return None
+
+    def settle(self) -> None:
+        """Derive states from the ledger: what an entry that stands holds is consolidated, what none holds is new again.
+
+        Runs whenever the buffer is opened. Without a ledger nothing changes.
+        """
+        if (run := self.run()) is not None:
+            self._settle(read_ledger(run / "ledger.jsonl"))
+
+    def _settle(self, entries: Iterable[LedgerEntry]) -> None:
+        held = {source.sha256: entry.id for entry in standing(entries) for source in entry.sources}
+        execute = self._database.execute
+        execute("CREATE TEMP TABLE IF NOT EXISTS held (sha256 TEXT PRIMARY KEY, entry TEXT) WITHOUT ROWID")
+        execute("DELETE FROM held")
+        self._database.executemany("INSERT INTO held VALUES (?, ?)", held.items())
+        stale = "state = 'consolidated' AND sha256 NOT IN (SELECT sha256 FROM held)"
+        fresh = (
+            "sha256 IN (SELECT sha256 FROM held) AND state != 'forgotten' "
+            "AND detail != (SELECT entry FROM held WHERE held.sha256 = records.sha256)"
+        )
+        if not execute(f"SELECT 1 FROM records WHERE ({stale}) OR ({fresh}) LIMIT 1").fetchone():
+            return
+        with transaction(self._database, self.path):
+            execute(f"UPDATE records SET state = 'new', detail = '' WHERE {stale}")
+            execute(
+                "UPDATE records SET state = 'consolidated', "
+                f"detail = (SELECT entry FROM held WHERE held.sha256 = records.sha256) WHERE {fresh}"
+            )
+
+
+def _pack(questions: tuple[Question, ...]) -> str:
+    rows = [{"question": q.question, "answers": q.answers, "form": q.form} for q in questions]
+    return json.dumps(rows, ensure_ascii=False) if rows else ""
+
+
+def _unpack(questions: str) -> tuple[Question, ...]:
+    rows: list[dict[str, Any]] = json.loads(questions) if questions else []
+    return tuple(Question(row["question"], tuple(row["answers"]), row["form"]) for row in rows)

@@ -1,0 +1,194 @@
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from sleep_trl.ledger import LedgerEntry, Source, read_ledger, write_ledger
+from sleep_trl.memories import MemoryText, Question
+from sleep_trl.wake import Tally, WakeBuffer, WakeRecord, record_of_line
+
+TIME = "2026-07-10T08:00:00+00:00"
+
+
+def record(text: str, source: str = "contract-17.pdf", id: str = "") -> WakeRecord:
+    memory = MemoryText(id or f"id of {text}", source, text)
+    return WakeRecord(memory, TIME)
+
+
+@pytest.fixture
+def buffer(tmp_path):
+    with WakeBuffer(tmp_path / "life" / "wake.db") as opened:
+        yield opened
+
+
+def states(buffer: WakeBuffer) -> dict[str, tuple[str, str]]:
+    return {found.id: (found.state, found.detail) for found in buffer.records()}
+
+
+def entry(number: int, *memories: MemoryText, dropped: str | None = None) -> LedgerEntry:
+    return LedgerEntry(
+        id=f"entry-{number:03}",
+        date=TIME,
+        expert=number - 1,
+        level=1,
+        fingerprint="",
+        base="",
+        parents=(),
+        sources=tuple(Source(id=m.id, source=m.source, sha256=m.sha256) for m in memories),
+        metrics={},
+        dropped=dropped,
+    )
+
+
+def test_a_record_comes_back_as_it_was_heard(buffer):
+    questions = [{"question": "Who?", "answers": ["Tolu", "tolu"], "form": "plain"}]
+    row = {
+        "id": "a",
+        "source": "letter",
+        "time": "2026-07-10T10:00:00+02:00",
+        "text": "ü\u2028\n",
+        "questions": questions,
+    }
+    assert buffer.add([record_of_line("x", json.dumps(row).encode(), "file")]).added == 1
+    (found,) = buffer.records()
+    assert (found.id, found.source, found.time, found.state, found.copies) == ("a", "letter", TIME, "new", 1)
+    (memory,) = buffer.memories()
+    assert memory == MemoryText("a", "letter", "ü\u2028\n", (Question("Who?", ("Tolu", "tolu")),))
+    assert memory.sha256 == found.sha256
+
+
+def test_a_text_that_is_heard_again_is_counted_and_not_stored_twice(buffer):
+    first = buffer.add([record("a"), record("b"), record("a", "contract-18.pdf", "other id")])
+    assert (first.added, first.duplicates) == (2, 1)
+    assert buffer.add([record("a")]).duplicates == 1
+    assert [(found.id, found.copies) for found in buffer.records()] == [("id of a", 3), ("id of b", 1)]
+    assert [found.id for found in buffer.records(source="contract-18.pdf")] == ["id of a"]
+
+
+def test_an_id_of_another_text_is_rejected_and_the_rest_of_the_batch_is_stored(buffer):
+    tally = buffer.add([record("a", id="1"), record("b", id="1"), record("c", id="2")])
+    assert (tally.added, dict(tally.rejected)) == (2, {"id taken": 1})
+    assert "'1' was given before" in tally.reasons[0]
+    assert buffer.counts() == {"new": 2, "consolidated": 0, "failed": 0, "forgotten": 0, "rejected": 1}
+    assert [row["kind"] for row in buffer.rejections()] == ["id taken"]
+
+
+def test_what_is_forgotten_is_gone_from_the_file_and_not_taken_in_again(buffer):
+    secret = "the password is swordfish"
+    again = record("also from else", "else")
+    buffer.add([record(secret, id="1"), record("kept", "else"), record("also from else"), again])
+    assert buffer.forget("contract-17.pdf") == 2
+    assert buffer.forget("contract-17.pdf") == 0
+    assert states(buffer) == {
+        "1": ("forgotten", ""),
+        "id of kept": ("new", ""),
+        "id of also from else": ("forgotten", ""),
+    }
+    for path in buffer.path.parent.iterdir():
+        assert secret.encode() not in path.read_bytes(), path
+    assert [m.text for m in buffer.memories()] == ["kept"]
+    assert buffer.add([record(secret)]) == Tally(forgotten=1)
+    with pytest.raises(ValueError, match=r"Nothing was heard from 'contract-18\.pdf'"):
+        buffer.forget("contract-18.pdf")
+
+
+def test_the_buffer_is_append_only(buffer):
+    buffer.add([record("a")])
+    database = sqlite3.connect(buffer.path)
+    for statement in (
+        "DELETE FROM records",
+        "UPDATE records SET text = 'b'",
+        "UPDATE records SET source = 'b'",
+        "UPDATE records SET text = NULL",
+        "REPLACE INTO records (id, time, source, sha256, text) SELECT id, time, source, sha256, 'b' FROM records",
+    ):
+        database.execute("PRAGMA recursive_triggers = ON")
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            database.execute(statement)
+    database.close()
+    assert [m.text for m in buffer.memories()] == ["a"]
+
+
+def test_states_follow_the_ledger_of_the_newest_run_whatever_happened_in_between(buffer, tmp_path):
+    """The night writes its ledger and nothing else. Opening the buffer does the rest, as often as one likes."""
+    texts = [record(text).memory for text in "abc"]
+    buffer.add([WakeRecord(memory, TIME) for memory in texts])
+    buffer.fail(["id of b"], "the teacher wrote nothing usable about it")
+
+    def after(run: str, *entries: LedgerEntry) -> list[str]:
+        write_ledger(tmp_path / run / "ledger.jsonl", list(entries))
+        for _ in range(2):
+            with WakeBuffer(buffer.path) as again:
+                found = [" ".join(state).strip() for state in states(again).values()]
+        return found
+
+    buffer.register(tmp_path / "night1")
+    assert [state for state, _ in states(buffer).values()] == ["new", "failed", "new"]
+    first = entry(1, *texts[:2])
+    assert after("night1", first) == ["consolidated entry-001", "consolidated entry-001", "new"]
+    buffer.register(tmp_path / "night2")  # begun, and killed before its ledger was written
+    assert after("night1", first)[0] == "consolidated entry-001"
+    second = entry(2, texts[2])
+    assert after("night2", first, second)[2] == "consolidated entry-002"
+    assert after("night2", entry(1, *texts[:2], dropped=TIME), second) == ["new", "new", "consolidated entry-002"]
+    buffer.forget("contract-17.pdf")
+    assert after("night2", first, second) == ["forgotten"] * 3
+
+
+def test_buffer_and_runs_can_be_moved_together(buffer, tmp_path):
+    memory = record("a").memory
+    buffer.add([record("a")])
+    run = buffer.path.parent / "night1"
+    buffer.register(run)
+    write_ledger(run / "ledger.jsonl", [entry(1, memory)])
+    buffer.close()
+    (tmp_path / "life").rename(tmp_path / "moved")
+    with WakeBuffer(tmp_path / "moved" / "wake.db") as moved:
+        assert states(moved) == {"id of a": ("consolidated", "entry-001")}
+        assert moved.run() == tmp_path / "moved" / "night1"
+
+
+def test_a_ledger_of_before_entries_could_be_dropped_is_read(tmp_path):
+    row = entry(1).model_dump(mode="json")
+    del row["dropped"]
+    (tmp_path / "ledger.jsonl").write_text(json.dumps(row) + "\n")
+    assert read_ledger(tmp_path / "ledger.jsonl") == [entry(1)]
+
+
+def foreign_database(path: Path) -> None:
+    sqlite3.connect(path).execute("CREATE TABLE t (x)")
+
+
+def newer_buffer(path: Path) -> None:
+    WakeBuffer(path).close()
+    sqlite3.connect(path).execute("PRAGMA user_version = 2")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_text("not a database, but long enough to be looked at" * 20), "is no wake buffer"),
+        (foreign_database, "is no wake buffer"),
+        (newer_buffer, "of version 2"),
+        (lambda path: path.mkdir(), "cannot be opened"),
+    ],
+)
+def test_what_is_no_buffer_is_refused_and_left_alone(tmp_path, make, message):
+    path = tmp_path / "wake.db"
+    make(path)
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(ValueError, match=message):
+        WakeBuffer(path)
+    assert before is None or path.read_bytes() == before
+
+
+def test_a_full_disk_loses_nothing_that_was_acknowledged(buffer):
+    buffer.add([record("a")])
+    pages = buffer._database.execute("PRAGMA page_count").fetchone()[0]
+    buffer._database.execute(f"PRAGMA max_page_count = {pages + 4}")  # SQLite's own limit gives the same error
+    with pytest.raises(RuntimeError, match=r"full.*was not stored, all before it was"):
+        buffer.add([record("b"), record("c" * 100_000)])
+    assert [m.text for m in buffer.memories()] == ["a"]
+    buffer._database.execute("PRAGMA max_page_count = 1000000")
+    assert buffer.add([record("a"), record("b")]).added == 1
