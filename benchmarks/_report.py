@@ -1,16 +1,26 @@
-"""What the benchmarks share: common options, a table for people and, as the last line, one JSON object."""
+"""What the benchmarks share: common options, a table for people and, as the last line, one JSON object.
+
+A study is a benchmark that runs variants over several seeds, see `study_parser`, `run_study` and `report_study`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import statistics
 import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
+FIRST_SEED = 42
+
 Row = tuple[str, ...]
+Runs = dict[str, dict[str, dict[str, Any]]]  # figures by variant and seed
 
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
@@ -56,3 +66,71 @@ def progress(text: str) -> None:
 def verdict(value: float, bound: float) -> str:
     """Return the bound and whether it is met."""
     return f"<= {bound} {'met' if value <= bound else 'MISSED'}"
+
+
+def study_parser(description: str, variants: Iterable[str]) -> argparse.ArgumentParser:
+    """Return a parser with the options that every study takes."""
+    names = list(variants)
+    parser = argument_parser(description)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--variants", nargs="*", default=names, choices=names, metavar="NAME", help="which to run")
+    parser.add_argument("--output", type=Path, help="results file; runs that are in it are kept and not done again")
+    return parser
+
+
+def run_study(
+    arguments: argparse.Namespace,
+    settings: dict[str, Any],
+    run: Callable[[str, int], dict[str, Any]],
+    jobs: int = 1,
+) -> Runs:
+    """Run each variant with each seed. A results file holds every run as soon as it is done, so that an interrupted
+    study goes on where it was.
+
+    Args:
+        arguments (`argparse.Namespace`):
+            Of a [`study_parser`].
+        settings (`dict`):
+            What all runs have in common, kept with the results.
+        run (`Callable[[str, int], dict]`):
+            Runs a variant with a seed and returns its figures.
+        jobs (`int`, *optional*, defaults to `1`):
+            Runs at a time.
+
+    Raises:
+        `ValueError`: if the results file is of other settings.
+    """
+    runs: Runs = {}
+    if arguments.output and arguments.output.exists():
+        earlier = json.loads(arguments.output.read_text("utf-8"))
+        if earlier["settings"] != settings:
+            raise ValueError(
+                f"{arguments.output} holds runs with {earlier['settings']}, these have {settings}. Give another file, "
+                f"or remove it."
+            )
+        runs = earlier["runs"]
+    wanted = [(v, str(s)) for s in range(FIRST_SEED, FIRST_SEED + arguments.seeds) for v in arguments.variants]
+    missing = [(variant, seed) for variant, seed in wanted if seed not in runs.get(variant, {})]
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [(variant, seed, pool.submit(run, variant, int(seed))) for variant, seed in missing]
+        for variant, seed, future in futures:
+            runs.setdefault(variant, {})[seed] = figures = future.result()
+            progress(f"{variant}, seed {seed}: {json.dumps(figures)}")
+            if arguments.output:
+                arguments.output.parent.mkdir(parents=True, exist_ok=True)
+                arguments.output.write_text(json.dumps({"settings": settings, "runs": runs}) + "\n", "utf-8")
+    return {v: {s: runs[v][s] for u, s in wanted if u == v} for v in arguments.variants}
+
+
+def report_study(table: list[Row], settings: dict[str, Any], runs: Runs, only_json: bool) -> None:
+    """Print a study's table in Markdown, its first row the head, and the JSON object on the last line."""
+    if not only_json:
+        head, *rows = ["| " + " | ".join(row) + " |" for row in table]
+        print("\n".join([head, "| --- |" + " ---: |" * (len(table[0]) - 1), *rows]) + "\n")
+    print(json.dumps({"settings": settings, "runs": runs}), flush=True)
+
+
+def cell(values: Sequence[float], digits: int = 1) -> str:
+    """Return the mean of values, and their range where it is not a point."""
+    mean, low, high = (f"{value:.{digits}f}" for value in (statistics.mean(values), min(values), max(values)))
+    return mean if low == high else f"{mean} ({low} to {high})"

@@ -11,16 +11,14 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from _report import ROOT, Row, Runs, cell, report_study, run_study, study_parser
+
 sys.path.insert(0, str(ROOT))
 
 QUICKSTART = Path("examples/quickstart")
@@ -68,7 +66,7 @@ def train_existing_weights(config: Any, model: Any, tokenizer: Any, rows: Any, f
     return history
 
 
-def run_variant(name: str, seed: int, nights: int, steps: int | None, folder: Path) -> dict[str, float | None]:
+def run_variant(name: str, seed: int, nights: int, steps: int | None, folder: Path) -> dict[str, Any]:
     """Run one variant in fresh processes, night after night."""
     for night in range(1, nights + 1):
         overrides = {**VARIANTS[name], "seed": seed}
@@ -82,7 +80,7 @@ def run_variant(name: str, seed: int, nights: int, steps: int | None, folder: Pa
         if done.returncode:
             raise RuntimeError(f"{name}, seed {seed}, night {night} failed:\n{done.stderr[-2000:]}")
     results = [json.loads((folder / f"night{k}" / "results.json").read_text()) for k in range(1, nights + 1)]
-    figures: dict[str, float | None] = {
+    figures = {
         "recall_with_context": results[0]["recall"]["with_context"],
         "recall": results[0]["recall"]["after"],
         "base_skill": results[0]["base_skill"]["after"],
@@ -96,41 +94,26 @@ def run_variant(name: str, seed: int, nights: int, steps: int | None, folder: Pa
     return figures
 
 
-def summarize(runs: list[dict[str, float | None]]) -> dict[str, dict[str, float]]:
-    """Return mean, smallest and largest value of each figure over the seeds."""
-    summary = {}
-    for key in runs[0]:
-        values = [run[key] for run in runs if run[key] is not None]
-        summary[key] = {"mean": statistics.mean(values), "min": min(values), "max": max(values)}
-    return summary
-
-
-def render(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Return a Markdown table: means, with the range over seeds where it is not a point."""
-    keys = [key for key in next(iter(results.values())) if key != "seconds"]
-    lines = ["| variant | " + " | ".join(k.replace("_", " ") for k in keys) + " |", "| --- |" + " ---: |" * len(keys)]
-    for name, summary in results.items():
-        cells = []
-        for key in keys:
-            mean, low, high = (100 * summary[key][k] for k in ("mean", "min", "max"))
-            cells.append(f"{mean:.1f}" if high - low < 0.05 else f"{mean:.1f} ({low:.1f} to {high:.1f})")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def tabulate(runs: Runs) -> list[Row]:
+    """Return means in percent, with the range over seeds where it is not a point."""
+    keys = [key for key in next(iter(next(iter(runs.values())).values())) if key != "seconds"]
+    table: list[Row] = [("variant", *(key.replace("_", " ") for key in keys))]
+    for name, by_seed in runs.items():
+        table.append((name, *(cell([100 * run[key] for run in by_seed.values()]) for key in keys)))
+    return table
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser = study_parser((__doc__ or "").split("\n")[0], VARIANTS)
     parser.add_argument("--nights", type=int, default=1, choices=(1, 2, 3), help="nights a run")
     parser.add_argument("--steps", type=int, help="optimizer steps a night, instead of the configuration's")
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="which to run")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--output", type=Path, help="file to which the JSON object is written too")
-    parser.add_argument("--quick", action="store_true", help="one seed, 5 steps, two variants: does it run?")
-    parser.add_argument("--json", action="store_true", help="print the JSON object only")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.seeds, arguments.steps, arguments.variants = 1, 5, list(VARIANTS)[:1] + list(VARIANTS)[-1:]
+    return arguments
 
 
 def main() -> None:
@@ -138,28 +121,14 @@ def main() -> None:
     if arguments.one:
         run_one(json.loads(arguments.one), arguments.folder)
         return
-    if arguments.quick:
-        arguments.seeds, arguments.steps, arguments.variants = 1, 5, list(VARIANTS)[:1] + list(VARIANTS)[-1:]
-    say: Callable[..., None] = (lambda *_: None) if arguments.json else print
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
-        futures = {
-            (name, seed): pool.submit(
-                run_variant, name, seed, arguments.nights, arguments.steps, Path(folder, str(index), str(seed))
-            )
-            for seed in range(42, 42 + arguments.seeds)
-            for index, name in enumerate(arguments.variants)
-        }
-        runs: dict[str, list[dict[str, float | None]]] = {name: [] for name in arguments.variants}
-        for (name, seed), future in futures.items():
-            runs[name].append(future.result())
-            say(f"{name}, seed {seed}: {runs[name][-1]}", flush=True)
-    results = {name: summarize(done) for name, done in runs.items()}
-    say("\n" + render(results) + "\n")
-    line = json.dumps({"seeds": arguments.seeds, "nights": arguments.nights, "runs": runs, "summary": results})
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(line + "\n", encoding="utf-8")
-    print(line)
+    settings = {"nights": arguments.nights, "steps": arguments.steps}
+
+    def run(name: str, seed: int) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            return run_variant(name, seed, arguments.nights, arguments.steps, Path(folder))
+
+    runs = run_study(arguments, settings, run, arguments.jobs)
+    report_study(tabulate(runs), settings, runs, arguments.json)
 
 
 if __name__ == "__main__":
