@@ -39,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "GRPO, learning rate 3e-3": {"improvement": "grpo", "learning_rate": 3e-3},
     "no dreaming: nothing is learnt": {"learning_rate": 0.0},
     "routed memory of three nights": {"is_routed": True},
+    "routed memory, nothing is learnt": {"is_routed": True, "learning_rate": 0.0},
     "routed memory, random expert": {"is_routed": True, "random_expert": True},
 }
 
