@@ -10,12 +10,12 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 if importlib.util.find_spec("sleep_trl") is None:  # run as a file from a clone, not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from sleep_trl.config import RunConfig
 from sleep_trl.settings import explain, parse
 
 DONE, MISTAKE, STOPPED = 0, 2, 130
@@ -34,11 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
         _find_processes()  # torch and transformers come from here on
-        from sleep_trl.dataset.rows import COLUMNS
         from sleep_trl.preflight import preflight, render
-        from sleep_trl.rewards import check
 
-        plan = preflight(config, partial(check, columns=COLUMNS, gamma=config.seeding.gamma, z0=config.seeding.z0))
+        plan = preflight(config, _check_rewards)
     except ValueError as error:
         _tell(f"Error: {explain(error)}")
         return MISTAKE
@@ -59,10 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sleep_trl.progress import say
     from sleep_trl.results import render_results
     from sleep_trl.rewards import RewardError
+    from sleep_trl.trainers.dreaming.from_config import dream
     from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert
 
     try:
-        results = run_night(config, seed_expert)
+        results = run_night(config, seed_expert, dream)
     except (ValueError, RewardError) as error:
         if sys.flags.dev_mode:
             raise
@@ -87,6 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not is_folded:
         say(f"The experts are routed and do not fold. The grown model is {where_routed(config.output_dir)}")
     return DONE
+
+
+def _check_rewards(config: RunConfig) -> None:
+    """Raise `ValueError` for a reward that cannot be made or called; load no weights."""
+    from sleep_trl import dream_phase
+    from sleep_trl.dataset import rows
+    from sleep_trl.rewards import check
+
+    for reward in config.rewards:
+        check(reward, columns=rows.COLUMNS, gamma=config.seeding.gamma, z0=config.seeding.z0)
+    for reward in config.dream.rewards if config.dream.rounds else ():
+        check(reward, columns=dream_phase.COLUMNS)
 
 
 def _find_processes() -> None:

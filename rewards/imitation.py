@@ -9,6 +9,8 @@ from sleep_trl.rewards.guard import RewardError
 from sleep_trl.rewards.judges import Judge, make_judge
 from sleep_trl.rewards.registry import reward
 
+LEARNT = ("memory", "dream")  # parts of the data set that are no self-replay
+
 
 def levenshtein_reward(completion_ids: Sequence[int], reference_ids: Sequence[int], z0: float | None = None) -> float:
     """Return r_abs of Eq. 4: 1 - z / max(|d̂|, |d|) if z <= z_0, else 0.
@@ -70,11 +72,11 @@ def strip_trailing(ids: Sequence[int], stop_ids: Collection[int]) -> Sequence[in
 
 @reward("imitation")
 class ImitationReward:
-    """The imitation reward for TRL: Eq. 3 for the rows of a memory, None for all others.
+    """The imitation reward for TRL: Eq. 3 for the rows of a memory or a dream, None for all others.
 
     It reads the columns `reference_ids` (the rest of the teacher's sample, as tokens), `reference`
     (the same as text), and, if there, `prefix_text` (what stood before it, so that a judge sees the
-    whole statement) and `part`. Rows whose part is not "memory" get None: self-replay is held by
+    whole statement) and `part`. Rows of other parts get None: self-replay is held by
     the divergence alone. The means of both terms go to `rewards/imitation/r_sem` and `.../r_abs`.
 
     Args:
@@ -132,7 +134,7 @@ class ImitationReward:
         **columns: Any,
     ) -> list[float | None]:
         """Return one reward in [0, 1] for each completion, or None where the row is no memory's."""
-        rows = [i for i in range(len(completions)) if part is None or part[i] == "memory"]
+        rows = [i for i in range(len(completions)) if part is None or part[i] in LEARNT]
         rewards: list[float | None] = [None] * len(completions)
         if not rows:
             return rewards

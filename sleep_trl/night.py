@@ -29,6 +29,7 @@ from .dataset import (
     write_earlier,
     write_general,
 )
+from .dream_phase import Dreamer, as_samples, find_tasks, summarize, write_tasks
 from .evaluation.recall import Quiz, agreement, ask, sample_quizzes, window_with_answer
 from .files import read_jsonl, write_json, write_jsonl
 from .ledger import LedgerEntry, Source, now, read_ledger, write_ledger
@@ -77,7 +78,7 @@ class Bedroom:
         return self.config.output_dir / "adapter"
 
 
-def run_night(config: RunConfig, seed_expert: SeedExpert) -> dict[str, Any]:
+def run_night(config: RunConfig, seed_expert: SeedExpert, dreamer: Dreamer | None = None) -> dict[str, Any]:
     """Run one night, or go on with it, and return what `results.json` says.
 
     Args:
@@ -85,6 +86,8 @@ def run_night(config: RunConfig, seed_expert: SeedExpert) -> dict[str, Any]:
             The run; checked by `preflight` before.
         seed_expert (`SeedExpert`):
             Trains the new expert, see `sleep_trl.trainers.knowledge_seeding.from_config`.
+        dreamer (`Dreamer`, *optional*):
+            Dreams with it, see `sleep_trl.trainers.dreaming.from_config`; needed if `config.dream.rounds` is not 0.
 
     Raises:
         `ValueError`: for a mistake that shows only with the weights, such as a memory of another base model.
@@ -108,12 +111,13 @@ def run_night(config: RunConfig, seed_expert: SeedExpert) -> dict[str, Any]:
     expert = room.memory.activate()
     history = phases.once("seed", lambda: seed(room, samples, seed_expert))
     load_experts(room.memory, folder / "phases" / "seeded")
+    dreams = dream(room, phases, samples, seed_expert, dreamer) if dreamer and config.dream.rounds else None
     room.memory.learn(None)
     after = phases.once("evaluate_after", lambda: evaluate_after(room))
     after["agreement"] = phases.once("agreement_after", lambda: agreement(room.memory, held_out))
     committed = phases.once("commit", lambda: commit(room, expert, samples, before, after))
     room.memory.learn(expert)  # so that the counts say what was trained
-    results = collect_results(config, room.memory, before, after, written, history, committed, phases.seconds)
+    results = collect_results(config, room.memory, before, after, written, history, dreams, committed, phases.seconds)
     if PartialState().is_main_process:
         write_json(folder / "results.json", results)
     return results
@@ -285,24 +289,75 @@ def write_dataset(room: Bedroom) -> dict[str, Any]:
     return {"counts": counts, "dropped": dict(written.dropped), "samples": [s.as_row() for s in written.samples]}
 
 
-def seed(room: Bedroom, samples: list[Sample], seed_expert: SeedExpert) -> list[dict[str, Any]]:
-    """Train the new expert on rows made of the samples, and keep its weights."""
-    config = room.config
+def seed(
+    room: Bedroom, samples: list[Sample], seed_expert: SeedExpert, steps: int | None = None, name: str = "seeded"
+) -> list[dict[str, Any]]:
+    """Train the new expert on rows made of the samples, and keep its weights under a name."""
+    config, folder = room.config, room.config.output_dir
+    config = config.model_copy(
+        update={"seeding": config.seeding.model_copy(update={"steps": steps or config.seeding.steps})}
+    )
     general = [s for s in samples if s.part == "general"]
     rows = build_rows(
         [s for s in samples if s.part != "general"] + general[HELD_OUT:],
         room.tokenizer,
         steps=config.seeding.steps,
         per_step=config.seeding.prompts_per_step,
-        shares={"general": config.dataset.general_share, "earlier": config.dataset.earlier_share},
+        shares={
+            "dream": config.dream.share,
+            "general": config.dataset.general_share,
+            "earlier": config.dataset.earlier_share,
+        },
         prefix_share=config.dataset.prefix_share,
         max_completion=config.seeding.max_completion_length,
         seed=config.seed,
     )
-    history = seed_expert(config, room.model, room.tokenizer, rows, config.output_dir / "checkpoints")
+    checkpoints = folder / ("checkpoints" if name == "seeded" else f"checkpoints-{name}")
+    history = seed_expert(config, room.model, room.tokenizer, rows, checkpoints)
     if PartialState().is_main_process:
-        save_memory(room.memory, config.output_dir / "phases" / "seeded")
+        save_memory(room.memory, folder / "phases" / name)
     return history
+
+
+def dream(
+    room: Bedroom, phases: Phases, samples: list[Sample], seed_expert: SeedExpert, dreamer: Dreamer
+) -> dict[str, Any]:
+    """Dream about the memories just consolidated, and let the new expert learn the dreams that helped in the end."""
+    config, folder = room.config, room.config.output_dir / "phases"
+    rows = phases.once("write_quiz", lambda: write_quiz(room))
+    if len(rows) < PartialState().num_processes:
+        say("[yellow]There is nothing to ask about these memories, so there are no dreams[/]")
+        return summarize([], 0)
+
+    def try_out() -> list[dict[str, Any]]:
+        records = dreamer(config, room.model, room.tokenizer, rows, samples, config.output_dir / "checkpoints-dreamt")
+        if PartialState().is_main_process:
+            save_memory(room.memory, folder / "dreamt")
+        return records
+
+    records = phases.once("dream", try_out)
+    dreams = as_samples(config, rows, records, room.prompter)
+    if not dreams:
+        say("No dream of the last round made its task better: the expert stays as it was seeded")
+        load_experts(room.memory, folder / "seeded")
+        return summarize(records, 0)
+    say(f"Learning {len(dreams)} dreams that made their tasks better")
+    load_experts(room.memory, folder / "dreamt")
+    history = phases.once(
+        "learn_dreams", lambda: seed(room, samples + dreams, seed_expert, config.dream.steps, "learnt")
+    )
+    load_experts(room.memory, folder / "learnt")
+    return {**summarize(records, len(dreams)), "history": history}
+
+
+def write_quiz(room: Bedroom) -> list[dict[str, Any]]:
+    """Make the tasks of dreaming: a row for each window of the memories, with questions about it."""
+    config, prompter = room.config, room.prompter
+    windows = room.windows
+    if size := config.dream.window:
+        windows = [split_windows(m.text, prompter.count_tokens, size, 0) for m in room.memories]
+    with room.memory.as_teacher():
+        return write_tasks(config, find_tasks(room.memories, windows), room.engine, prompter, config.seed + 1001)
 
 
 def commit(

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, SchedulerType
 from .checkpoint import build_without_weights, read_config, read_header, read_tokenizer
 from .config import RunConfig, SeedingConfig
 from .dataset import Prompter, Template, split_windows
+from .dream_phase import check_dream
 from .ledger import read_ledger
 from .memories import MemoryText, read_memories, read_skill
 from .memory import MemorySpec
@@ -24,7 +25,6 @@ from .memory.storage import read_description
 from .models import choose_dtype, context_limit
 from .night import window_size
 from .plan import Plan, Shape, estimate_disk, estimate_memory, render
-from .reward_spec import RewardSpec
 from .run_folder import check_disk, check_output
 
 __all__ = ["Plan", "preflight", "render"]
@@ -66,13 +66,13 @@ class Room:
     top_k: int | None = None
 
 
-def preflight(config: RunConfig, resolve: Callable[[RewardSpec], object] | None = None) -> Plan:
+def preflight(config: RunConfig, check_rewards: Callable[[RunConfig], object] | None = None) -> Plan:
     """Check a run without loading a weight, and work out what it will be like. Writes nothing.
 
     Args:
         config (`RunConfig`):
             The run.
-        resolve (`Callable[[RewardSpec], object]`, *optional*):
+        check_rewards (`Callable[[RunConfig], object]`, *optional*):
             Raises `ValueError` for a reward that cannot be made, see `sleep_trl.rewards.check`. Without it rewards are
             not checked.
 
@@ -104,8 +104,11 @@ def preflight(config: RunConfig, resolve: Callable[[RewardSpec], object] | None 
     check_texts("evaluation.skill", skill, prompter, largest)
     check_texts("dataset.general_texts", general, prompter, context - config.dataset.general_max_new_tokens)
     window = config.dataset.window or largest
-    for reward in config.rewards if resolve else ():
-        resolve(reward)  # type: ignore[misc]
+    if config.dream.rounds:
+        check_dream(config, prompter, context, window, sum(len(memory.questions) for memory in memories))
+        check_random_expert(config, room)
+    if check_rewards:
+        check_rewards(config)
     dtype = choose_dtype(config.dtype)
     shape = Shape.of(
         architecture=type(model).__name__,
@@ -294,6 +297,15 @@ def find_room(config: RunConfig) -> Room:
             f"of {folder}. Give --memory.max_experts {spec.top_k} or more."
         )
     return Room(spec.width, used + 1, size, spec.top_k if spec.is_routed else None)
+
+
+def check_random_expert(config: RunConfig, room: Room) -> None:
+    """Raise if dreams are to be sampled with a further expert where every expert takes part already."""
+    if config.dream.random_expert and room.top_k is None:
+        raise ValueError(
+            f"dream.random_expert: the memory of {config.continue_from} has routing dense, so every expert takes part "
+            f"already and there is no further one. Leave it out, or begin a memory with --memory.routing topk."
+        )
 
 
 def check_fit(config: RunConfig, room: Room, model: PreTrainedModel, hosts: list[Host]) -> None:

@@ -23,12 +23,14 @@ def collect_results(
     after: dict[str, Any],
     written: dict[str, Any],
     history: list[dict[str, Any]],
+    dreams: dict[str, Any] | None,
     committed: dict[str, Any],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """Put the figures of a night together as plain data, the content of `results.json`.
 
-    `fold_difference` is `None` and `load` is there (tokens by layer and expert) if the experts are routed.
+    `fold_difference` is `None` and `load` is there (tokens by layer and expert) if the experts are routed; `dreams` is
+    there if the night dreamt.
     """
     has_probe = before["skill"] is not None
     results: dict[str, Any] = {
@@ -52,7 +54,8 @@ def collect_results(
         "seed": config.seed,
         "config": config.model_dump(mode="json"),
     }
-    return results | {"load": after["load"]} if "load" in after else results
+    optional = {"load": after.get("load"), "dreams": dreams}
+    return results | {name: value for name, value in optional.items() if value is not None}
 
 
 def render_results(results: dict[str, Any]) -> Table:
@@ -70,6 +73,9 @@ def render_results(results: dict[str, Any]) -> Table:
         table.add_row(AGREEMENT, _percent(agreement["before"]), _percent(agreement["after"]))
     for entry, values in results["retention"].items():
         table.add_row(f"recall of {entry}", _percent(values["before"]), _percent(values["after"]))
+    for number, made in enumerate(results.get("dreams", {}).get("rounds", ()), start=1):
+        helped = f"{made['rewarded']} of {made['tried']}"
+        table.add_row(f"dreams that helped, round {number} (of those tried)", "", helped)
     total = parameters["base"] + parameters["added"]
     table.add_section()
     table.add_row("parameters", f"{total - parameters['trainable']:,}", f"{total:,}")

@@ -38,6 +38,10 @@ class Prompter:
         )
         return self.tokenizer(text, add_special_tokens=False)["input_ids"], str(text), ()
 
+    def text(self, template: jinja2.Template, **variables: Any) -> str:
+        """Render a template, and nothing more: a plain model's prompt, or what a user says to a chat model."""
+        return render(template, chat=self.has_chat, **variables).text
+
     def question(self, template: Template, question: str, context: str | None = None) -> list[int]:
         """Return the prompt that asks a question, with or without a context."""
         return self(template.respond, request=question, context=context)[0]

@@ -71,10 +71,12 @@ def build_rows(
         per_step (`int`):
             Prompts in a step.
         shares (`dict`):
-            Wanted share of `"general"` and `"earlier"` rows; a part without samples gives its share to the memory.
+            Wanted share of `"dream"`, `"general"` and `"earlier"` rows; a part without samples gives its share to the
+            memory.
         prefix_share (`float`):
             Share of the memory's and earlier rows that begin inside a sample, after a random prefix of it (LTI, method
-            3.3); the others begin at its start (ours: that is where a fact is asked for).
+            3.3); the others begin at its start (ours: that is where a fact is asked for). A dream's rows always begin
+            inside it: its start alone asks for nothing.
         max_completion (`int`):
             Longest rollout, in tokens. General rows begin at most so many tokens after the start of their sample, and
             where a rollout does not outlast it: nearly all of the sample is read, and prompts stay short.
@@ -88,7 +90,7 @@ def build_rows(
         `ValueError`: if there is no sample about a memory.
     """
     rng = random.Random(seed)
-    pools = {part: [s for s in samples if s.part == part] for part in ("memory", "general", "earlier")}
+    pools = {part: [s for s in samples if s.part == part] for part in ("memory", *shares)}
     if not pools["memory"]:
         raise ValueError(
             "The teacher wrote nothing usable about the memories. Look at the counts of dropped samples above: raise "
@@ -125,7 +127,7 @@ def _row(
     cut, length = 0, len(sample.reference_ids)
     if sample.part == "general":
         cut = rng.randint(0, max(0, min(length - max_completion, max_completion)))
-    elif rng.random() < prefix_share:
+    elif sample.part == "dream" or rng.random() < prefix_share:
         cut = rng.randrange(length)
     prefix, rest = sample.reference_ids[:cut], sample.reference_ids[cut:]
     return {

@@ -13,7 +13,7 @@ from .prompting import Prompter
 from .templates import Template
 
 Item = TypeVar("Item")
-Part = Literal["memory", "general", "earlier"]
+Part = Literal["memory", "dream", "general", "earlier"]
 SHINGLE = 4  # words; a text whose word 4-grams mostly repeat is a loop
 MOST_REPEATED = 0.5  # share of repeated 4-grams above which a sample is dropped
 

@@ -16,7 +16,7 @@ import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
 FOLDER = Path(__file__).parent / "templates"
-BUILT_IN = ("question_answer", "continuation", "paraphrase", "summary")
+BUILT_IN = ("question_answer", "continuation", "paraphrase", "summary", "implications", "questions", "notes")
 
 
 @dataclass(frozen=True)

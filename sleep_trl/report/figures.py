@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 HUES = ("blue", "orange", "green", "purple", "yellow", "sky", "gray")
-PARTS = ("memory", "general", "earlier")  # of the data set; their hues in this order
+PARTS = ("memory", "general", "earlier", "dream")  # of the data set; their hues in this order
 DASHES = {"rollout": "solid", "reference": "dot"}
 STEP = "step (optimizer updates)"
 MOST_NUMBERED = 6  # pairs of bars with room for their numbers
@@ -163,9 +163,9 @@ def divergence_chart(history: Rows) -> Chart | None:
     return _lines(
         "divergence",
         "Divergence from the teacher",
-        "Memory should fall: the model without the text comes to predict what it predicts with it. General and "
-        "earlier should stay near zero: what rises there is forgetting. Solid: on the model's own rollouts; dotted: "
-        "on the teacher's references.",
+        "Memory and dream should fall: the model without the text comes to predict what it predicts with it. General "
+        "and earlier should stay near zero: what rises there is forgetting. Solid: on the model's own rollouts; "
+        "dotted: on the teacher's references.",
         history,
         lines,
         "divergence (nats per token)",

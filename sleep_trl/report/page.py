@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..files import read_json, read_jsonl, write_text
+from .dreams import browse
 from .figures import PARTS, Chart, charts
 from .words import clip, duration, finite, percent, verdict, visible
 
@@ -28,7 +29,8 @@ def write_report(folder: Path) -> Path:
 
     Args:
         folder (`Path`):
-            Holds `results.json`; `phases/write_dataset.json` and `ledger.jsonl` are shown if they are there.
+            Holds `results.json`; what the teacher wrote, the dreams (both in `phases/`) and `ledger.jsonl` are shown if
+            they are there.
 
     Returns:
         `Path`: the page, one file that is readable without a network.
@@ -38,12 +40,19 @@ def write_report(folder: Path) -> Path:
     """
     library = plotly_library()
     results = read_json(folder / "results.json")
-    written, ledger = folder / "phases" / "write_dataset.json", folder / "ledger.jsonl"
-    samples = read_json(written)["result"]["samples"] if written.exists() else []
+    written = _phase(folder, "write_dataset")
+    ledger = folder / "ledger.jsonl"
     entries = list(read_jsonl(ledger)) if ledger.exists() else []
     page = folder / "report.html"
-    write_text(page, render_page(results, samples, entries, library))
+    tasks = browse(_phase(folder, "dream") or [], _phase(folder, "write_quiz") or [])
+    write_text(page, render_page(results, written["samples"] if written else [], entries, library, *tasks))
     return page
+
+
+def _phase(folder: Path, name: str) -> Any:
+    """Return what a phase has left, or `None`."""
+    path = folder / "phases" / f"{name}.json"
+    return read_json(path)["result"] if path.exists() else None
 
 
 def plotly_library() -> str:
@@ -62,7 +71,14 @@ def plotly_library() -> str:
     return library
 
 
-def render_page(results: Row, samples: Sequence[Row], ledger: Sequence[Row], library: str) -> str:
+def render_page(
+    results: Row,
+    samples: Sequence[Row],
+    ledger: Sequence[Row],
+    library: str,
+    tasks: Sequence[Row] = (),
+    dreams_left_out: int = 0,
+) -> str:
     """Return the page as HTML.
 
     Args:
@@ -70,6 +86,8 @@ def render_page(results: Row, samples: Sequence[Row], ledger: Sequence[Row], lib
         samples (`Sequence[Mapping]`): what the teacher wrote, of which a few are shown.
         ledger (`Sequence[Mapping]`): entries of the ledger, oldest first.
         library (`str`): plotly's JavaScript.
+        tasks (`Sequence[Mapping]`, *optional*): what was dreamt about, see [`browse`].
+        dreams_left_out (`int`, *optional*, defaults to `0`): dreams that are not among them.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -96,6 +114,8 @@ def render_page(results: Row, samples: Sequence[Row], ledger: Sequence[Row], lib
         dropped=sorted((dataset.get("dropped") or {}).items()),
         samples=choose_samples(samples, SHOWN_SAMPLES),
         sample_count=len(samples),
+        tasks=tasks,
+        dreams_left_out=dreams_left_out,
         ledger=ledger,
         change=change,
         shown_sources=SHOWN_SOURCES,

@@ -60,7 +60,8 @@ class DreamingTrainer(ExpertCheckpoints):
         train_dataset (`Dataset`):
             The tasks.
         learn (`Callable[[list[int]], tuple[tuple[int, ...], ...]]`, *optional*):
-            Turns a dream's token ids into the sequences that its LoRA learns. Default: the dream as one sequence.
+            Turns a dream's token ids into the sequences that its LoRA learns. Default: the dream as one sequence,
+            behind the row's `learn_prompt_ids` if it has them.
         reference (`Callable[[], dict[str, torch.Tensor]]`, *optional*):
             Gives the gradient of the memories, for `selection="gradient_alignment"`; called once a round.
         **kwargs:
@@ -101,7 +102,7 @@ class DreamingTrainer(ExpertCheckpoints):
             train_dataset=train_dataset,
             **kwargs,
         )
-        self.learn = learn or (lambda ids: (tuple(ids),))
+        self.learn = learn
         self.reference = reference
         self.rehearsal = rehearsal(self)
         self.trials: list[dict[str, Any]] = []
@@ -137,7 +138,7 @@ class DreamingTrainer(ExpertCheckpoints):
         mine = rewards[start : start + len(inputs)]
         total = (mine * self.reward_weights.to(mine.device)).nansum(1)  # (batch,)
         self._rewarded = total.gt(self.args.smallest_reward) & ~mine.isnan().all(1)
-        self._keep_record(rows, completions, selected, trials)
+        self._keep_record(rows, completions, completion_ids_list, selected, trials)
         return rewards
 
     def _try_out(self, rows: Rows, dreams: list[list[int]]) -> tuple[Selected, list[Trial | None]]:
@@ -149,14 +150,22 @@ class DreamingTrainer(ExpertCheckpoints):
         seed = self.args.seed + self.state.global_step
         selected = select(texts, tasks, self.selection, model, reference, seed)
         chosen = [i for i, is_kept in enumerate(selected.is_kept) if is_kept]
-        named = [
-            Dream(f"{tasks[i]} {self.state.global_step} {self.accelerator.process_index} {i}", self.learn(dreams[i]))
-            for i in chosen
-        ]
+        number = f"{self.state.global_step} {self.accelerator.process_index}"
+        named = [Dream(f"{tasks[i]} {number} {i}", self._sequences(rows[i], dreams[i])) for i in chosen]
         done = dict(zip(chosen, self.rehearsal.try_out(named, [_task(rows[i]) for i in chosen]), strict=True))
         return selected, [done.get(i) for i in range(len(rows))]
 
-    def _keep_record(self, rows: Rows, completions: list[Any], selected: Selected, trials: list[Trial | None]) -> None:
+    def _sequences(self, row: dict[str, Any], dream: list[int]) -> tuple[tuple[int, ...], ...]:
+        return self.learn(dream) if self.learn else ((*row.get("learn_prompt_ids", ()), *dream),)
+
+    def _keep_record(
+        self,
+        rows: Rows,
+        completions: list[Any],
+        dreams: list[list[int]],
+        selected: Selected,
+        trials: list[Trial | None],
+    ) -> None:
         """Note what became of each dream, and log shares of the dreams that were tried out."""
         for i, (row, trial) in enumerate(zip(rows, trials, strict=True)):
             self.trials.append(
@@ -164,6 +173,7 @@ class DreamingTrainer(ExpertCheckpoints):
                     "step": self.state.global_step,
                     "task_id": row["task_id"],
                     "dream": completions[i] if isinstance(completions[i], str) else completions[i][-1]["content"],
+                    "ids": list(dreams[i]),
                     "selected": selected.reasons[i],
                     "score": selected.scores[i],
                     "rewarded": bool(self._rewarded[i]),

@@ -9,7 +9,8 @@ from accelerate import Accelerator
 
 Tensors = dict[str, torch.Tensor]
 
-PARTS = ("memory", "general", "earlier")
+PARTS = ("memory", "dream", "general", "earlier")
+LEARNT = [PARTS.index("memory"), PARTS.index("dream")]  # the others are self-replay
 
 
 def count_copies(rows: list[dict[str, Any]]) -> list[int]:
@@ -40,7 +41,7 @@ def weigh_rows(
         mask (`torch.Tensor` of shape `(batch, length)`):
             1 where a token counts.
         replay_weight (`float`):
-            Weight of the parts other than `"memory"`.
+            Weight of self-replay, the parts `"general"` and `"earlier"`.
         accelerator (`Accelerator`):
             Sums over the processes.
 
@@ -48,7 +49,8 @@ def weigh_rows(
         `torch.Tensor` of shape `(batch,)`: what a token of the row counts.
     """
     tokens = accelerator.reduce((copies * mask.sum(1)).sum().float())
-    return copies * torch.where(part == PARTS.index("memory"), 1.0, replay_weight) / tokens.clamp(min=1)
+    is_learnt = torch.isin(part, torch.tensor(LEARNT, device=part.device))
+    return copies * torch.where(is_learnt, 1.0, replay_weight) / tokens.clamp(min=1)
 
 
 def spread_references(inputs: Tensors, passes: int) -> list[Tensors]:

@@ -1,0 +1,202 @@
+"""The dreaming of a night: its tasks, its quiz, and its dreams as samples that the new expert learns.
+
+The path of the data: windows of the memories -> tasks with questions (the quiz) -> dreams about each, tried out one by
+one and rewarded (`DreamingTrainer`, which comes in as an argument) -> the rewarded dreams of the last round, as part
+`dream` of the data set -> Knowledge Seeding once more, on the same expert.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .config import RunConfig
+from .dataset import Prompter, Sample, Template, Window
+from .dreams.measures import Task
+from .dreams.quiz import WrittenQuiz, write_quiz
+from .evaluation.recall import Quiz
+from .memories import MemoryText
+from .progress import bar, say
+from .rollout import Engine
+
+COLUMNS = (
+    "prompt",
+    "task_id",
+    "context",
+    "questions",
+    "learn_prompt_ids",
+    "trial_reward",
+    "trial_gain",
+    "trial_low",
+    "trial_high",
+)
+"""What a reward of dreams sees, beside what TRL gives it."""
+
+Row = dict[str, Any]
+
+
+class Dreamer(Protocol):
+    """Dreams about tasks and trains the expert that is learning to do it better.
+
+    Rows have `prompt`, `task_id`, `context`, `questions`, and `learn_prompt_ids` (what stands before a dream when it is
+    learnt). Returns a record of each dream of all processes, see `DreamingTrainer.trials`.
+    """
+
+    def __call__(
+        self,
+        config: RunConfig,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: list[Row],
+        samples: list[Sample],
+        folder: Path,
+    ) -> list[Row]: ...
+
+
+def check_dream(config: RunConfig, prompter: Prompter, context: int, window: int, questions: int) -> None:
+    """Raise for what would stop the dreaming of a night.
+
+    Args:
+        config (`RunConfig`):
+            The run.
+        prompter (`Prompter`):
+            Makes the prompts.
+        context (`int`):
+            Tokens that the model can see.
+        window (`int`):
+            Tokens of a memory that the teacher sees at once.
+        questions (`int`):
+            Questions that come with the memories.
+    """
+    dream = config.dream
+    template = Template.load(dream.template)
+    if template.ask is not None:
+        raise ValueError(
+            f"dream.template: {dream.template!r} first asks for a request, and a dream is written at once. Choose "
+            f"notes, implications, questions, paraphrase, or a .j2 file without .ask.j2 beside it."
+        )
+    around = len(prompter(template.respond, context="x", source="memory")[0])
+    size = dream.window or window
+    if size + around + dream.max_new_tokens > context:
+        raise ValueError(
+            f"dream: a window of {size} tokens, {around} of prompt and a dream of {dream.max_new_tokens} do not fit "
+            f"the context of {context} tokens. Lower --dream.window or --dream.max_new_tokens."
+        )
+    if dream.measure == "questions" and not questions:
+        raise ValueError("dream.measure: the memories come with no questions. Give them some, or use measure quiz.")
+
+
+def find_tasks(memories: Sequence[MemoryText], windows: Sequence[Sequence[str]]) -> list[tuple[Window, Task]]:
+    """Return a task for each window, with those of its memory's questions whose answer the window holds."""
+    tasks = []
+    for memory, texts in zip(memories, windows, strict=True):
+        for number, text in enumerate(texts):
+            about = [q for q in memory.questions if any(a.casefold() in text.casefold() for a in q.answers)]
+            quizzes = tuple(Quiz(q.question, q.answers, text) for q in about)
+            tasks.append((Window(memory.id, memory.source, text), Task(f"{memory.id} {number + 1}", text, quizzes)))
+    return tasks
+
+
+def write_tasks(
+    config: RunConfig, tasks: Sequence[tuple[Window, Task]], engine: Engine, prompter: Prompter, seed: int
+) -> list[Row]:
+    """Give each task its questions, and leave out those without any.
+
+    Returns:
+        `list[dict]`: rows for a [`Dreamer`].
+    """
+    dream, data = config.dream, config.dataset
+    dropped: Counter[str] = Counter()
+    asked = [replace(task, questions=task.questions) for _, task in tasks]
+    if dream.measure == "quiz":
+        with bar("Writing the quiz", 4 * len(tasks) * dream.questions_per_task) as step:
+            quiz: WrittenQuiz = write_quiz(
+                asked,
+                engine,
+                prompter,
+                questions_per_task=dream.questions_per_task,
+                max_new_tokens=data.max_new_tokens,
+                ask_temperature=data.ask_temperature,
+                temperature=data.temperature,
+                seed=seed,
+                progress=step,
+            )
+        asked, dropped = quiz.tasks, quiz.dropped
+    template = Template.load(dream.template)
+    rows = [
+        {
+            "prompt": dream_prompt(prompter, template, window),
+            "task_id": task.id,
+            "context": task.context,
+            "memory_id": window.memory_id,
+            "questions": [{"question": q.question, "answers": list(q.answers)} for q in task.questions],
+            **_views(prompter, template, window),
+        }
+        for (window, _), task in zip(tasks, asked, strict=True)
+        if task.questions
+    ]
+    count = sum(len(row["questions"]) for row in rows)
+    left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items()))
+    say(f"Dreaming about {len(rows)} of {len(tasks)} windows, measured by {count} questions; dropped: {left_out or 0}")
+    return rows
+
+
+def dream_prompt(prompter: Prompter, template: Template, window: Window) -> str | list[dict[str, str]]:
+    """Return what asks for a dream: text, or a message for a chat model."""
+    text = prompter.text(template.respond, context=window.text, source=window.source)
+    return [{"role": "user", "content": text}] if prompter.has_chat else text
+
+
+def _views(prompter: Prompter, template: Template, window: Window) -> Row:
+    """Return what stands before a dream in view of the student and of the teacher, as token ids."""
+    alone = prompter(template.respond, source=window.source)[0]
+    return {
+        "learn_prompt_ids": alone or prompter.general()[0],
+        "teacher_prompt_ids": prompter(template.respond, context=window.text, source=window.source)[0],
+    }
+
+
+def as_samples(config: RunConfig, rows: Sequence[Row], records: Sequence[Row], prompter: Prompter) -> list[Sample]:
+    """Return the rewarded dreams of the last round, each once, as samples that can be seeded."""
+    last = max((record["step"] for record in records), default=0)
+    by_task = {row["task_id"]: row for row in rows}
+    template = Template.load(config.dream.template)
+    samples: dict[tuple[str, str], Sample] = {}
+    for record in records:
+        if record["step"] == last and record["rewarded"] and record["ids"]:
+            row = by_task[record["task_id"]]
+            ids = row["learn_prompt_ids"]
+            samples[row["task_id"], record["dream"]] = Sample(
+                "dream",
+                row["memory_id"],
+                template.name,
+                prompter.tokenizer.decode(ids, skip_special_tokens=True),
+                ids,
+                row["teacher_prompt_ids"],
+                record["dream"],
+                record["ids"],
+            )
+    return list(samples.values())
+
+
+def summarize(records: Sequence[Row], learnt: int) -> Row:
+    """Count by round what became of the dreams; gains are in the measure's unit (a share of questions)."""
+    rounds = []
+    for step in sorted({record["step"] for record in records}):
+        tried = [r for r in records if r["step"] == step and r["selected"]]
+        gains = [r["trial_gain"] for r in tried if r["trial_gain"] is not None]
+        rounds.append(
+            {
+                "dreams": sum(record["step"] == step for record in records),
+                "tried": len(tried),
+                "failed": sum(record["error"] is not None for record in tried),
+                "rewarded": sum(record["rewarded"] for record in tried),
+                "gain": sum(gains) / len(gains) if gains else None,
+            }
+        )
+    return {"rounds": rounds, "learnt": learnt}
