@@ -12,6 +12,7 @@ from .rehearsal import Doubt, Rehearsal, Trial
 from .respondents import Respondents
 from .selection import Selected, Selection, select
 from .significance import Gain, paired_gain
+from .workers import Workers
 
 __all__ = [
     "Adapter",
@@ -32,6 +33,7 @@ __all__ = [
     "Task",
     "Text",
     "Trial",
+    "Workers",
     "export_adapter",
     "gradient_scores",
     "paired_gain",

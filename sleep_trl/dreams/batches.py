@@ -79,6 +79,22 @@ def defect(dream: Dream, model: PreTrainedModel) -> str | None:
     return None
 
 
+def divide_dreams(dreams: Sequence[Dream], chunk: int | None) -> list[list[int]]:
+    """Divide dreams, by their places, into chunks of at most `chunk`; `None` makes one of all.
+
+    The longest come first: dreams of like length then share passes, their adapters lie side by side, and where chunks
+    are shared out, none that takes long is begun last.
+
+    Raises:
+        `ValueError`: if two dreams have one id.
+    """
+    if len({dream.id for dream in dreams}) < len(dreams):
+        raise ValueError("Each dream needs an id of its own: first weights and data order are drawn from it.")
+    places = sorted(range(len(dreams)), key=lambda i: -max(map(len, dreams[i].sequences), default=0))
+    size = chunk or max(1, len(places))
+    return [places[start : start + size] for start in range(0, len(places), size)]
+
+
 def data_order(dream: Dream, batch_size: int, seed: int) -> Iterator[tuple[int, ...]]:
     """Yield the sequences of each step, epoch by epoch in an order of the dream's own; the last of an epoch may be
     smaller."""

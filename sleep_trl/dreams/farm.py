@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .adapters import Adapter, LoraSpec, find_targets
-from .batches import Dream, defect
+from .batches import Dream, defect, divide_dreams
 from .chunk import Chunk
 from .inner_loop import InnerLoop, Outcome
 from .stack import Stack, Window, find_sites, layout, to_row
@@ -64,12 +64,9 @@ def train_adapters(
         for dream in dreams:
             if problem := defect(dream, model):
                 found[dream.id] = Outcome(dream.id, None, f"dream {dream.id!r} cannot be learnt: {problem}")
-        # Longest first: dreams of like length then share passes, and their adapters lie side by side.
         ready = [dream for dream in dreams if dream.id not in found]
-        ready.sort(key=lambda dream: -max(map(len, dream.sequences)))
-        for start in range(0, len(ready), chunk or max(1, len(ready))):
-            part = ready[start : start + (chunk or len(ready))]
-            found |= Chunk(model, sites, part, spec, loop, tokens).train()
+        for part in divide_dreams(ready, chunk):
+            found |= Chunk(model, sites, [ready[i] for i in part], spec, loop, tokens).train()
     return [found[dream.id] for dream in dreams]
 
 

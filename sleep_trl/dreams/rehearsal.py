@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from ..rollout import TransformersEngine
 from .adapters import LoraSpec
-from .batches import Dream
+from .batches import Dream, divide_dreams
 from .farm import train_adapters
 from .inner_loop import InnerLoop
 from .measures import Measure, Task
 from .respondents import Respondents
 from .significance import Gain, Test, paired_gain
+from .workers import Workers
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,37 @@ class Trial:
         return float(self.gain.verdict == "better")
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """One dream learnt once: its scores item by item, or why there are none."""
+
+    scores: list[float] | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Attempting:
+    """Learns and scores dreams with a model, wherever that is."""
+
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int
+    measure: Measure
+    spec: LoraSpec
+    loop: InnerLoop
+
+    def __call__(self, model: PreTrainedModel, chunk: Sequence[tuple[Dream, Task]]) -> list[Attempt]:
+        outcomes = train_adapters(model, [dream for dream, _ in chunk], self.spec, self.loop)
+        learnt = [i for i, outcome in enumerate(outcomes) if outcome.adapter is not None]
+        engine = TransformersEngine(model, self.tokenizer, self.batch_size)
+        respondents = Respondents(engine, [outcomes[i].adapter for i in learnt])
+        scores = self.measure([chunk[i][1] for i in learnt], respondents) if learnt else []
+        attempts = [Attempt(None, outcome.error) for outcome in outcomes]
+        for i, row in zip(learnt, scores, strict=True):
+            is_whole = all(map(math.isfinite, row))
+            attempts[i] = Attempt(row) if is_whole else Attempt(None, f"dream {outcomes[i].id!r}: scores {row}")
+        return attempts
+
+
 class Rehearsal:
     """Tries out dreams: m adapters are trained together, and scored together on their tasks.
 
@@ -85,7 +120,12 @@ class Rehearsal:
         doubt (`Doubt`, *optional*):
             When a gain is believed.
         chunk (`int`, *optional*):
-            Adapters held on the device at a time; by default all.
+            Dreams learnt and scored at a time, which bounds the memory; by default all.
+        workers (`Workers`, *optional*):
+            Who works on the chunks; by default this process, one after the other. The results are the same.
+
+    Raises:
+        `ValueError`: if there are workers and no `chunk` to divide dreams by.
     """
 
     def __init__(
@@ -96,8 +136,11 @@ class Rehearsal:
         loop: InnerLoop | None = None,
         doubt: Doubt | None = None,
         chunk: int | None = None,
+        workers: Workers | None = None,
     ) -> None:
-        self.engine, self.measure, self.chunk = engine, measure, chunk
+        if workers is not None and chunk is None:
+            raise ValueError("Workers need chunks of dreams to share. Give `chunk`, the number of dreams in each.")
+        self.engine, self.measure, self.chunk, self.workers = engine, measure, chunk, workers
         self.spec, self.loop, self.doubt = spec or LoraSpec(), loop or InnerLoop(), doubt or Doubt()
 
     def try_out(self, dreams: Sequence[Dream], tasks: Sequence[Task]) -> list[Trial]:
@@ -121,24 +164,36 @@ class Rehearsal:
         trials = [Trial(dream.id, None) for dream in dreams]
         undecided = list(range(len(dreams)))
         for repeat in range(self.doubt.repeats):
-            loop = replace(self.loop, seed=self.loop.seed + repeat)
-            chosen = [dreams[i] for i in undecided]
-            outcomes = train_adapters(self.engine.model, chosen, self.spec, loop, chunk=self.chunk)
-            for i, outcome in zip(undecided, outcomes, strict=True):
-                if outcome.adapter is None:
-                    trials[i] = Trial(dreams[i].id, None, outcome.error, repeat)
-            learnt = [(i, o.adapter) for i, o in zip(undecided, outcomes, strict=True) if o.adapter is not None]
-            respondents = Respondents(self.engine, [adapter for _, adapter in learnt])
-            after = self.measure([tasks[i] for i, _ in learnt], respondents) if learnt else []
-            for (i, _), scores in zip(learnt, after, strict=True):
-                totals[i] = [total + score for total, score in zip(totals[i], scores, strict=True)]
+            attempts = self._attempt([dreams[i] for i in undecided], [tasks[i] for i in undecided], repeat)
+            for i, attempt in zip(undecided, attempts, strict=True):
+                if attempt.scores is None:
+                    trials[i] = Trial(dreams[i].id, None, attempt.error, repeat)
+                    continue
+                totals[i] = [total + score for total, score in zip(totals[i], attempt.scores, strict=True)]
                 means = [total / (repeat + 1) for total in totals[i]]
                 gain = paired_gain(before[i], means, test=self.doubt.test, confidence=self.doubt.confidence)
                 trials[i] = Trial(dreams[i].id, gain, None, repeat + 1)
-            undecided = [i for i, _ in learnt if trials[i].reward is None]
+            undecided = [i for i in undecided if trials[i].gain is not None and trials[i].reward is None]
             if not undecided:
                 break
         return trials
+
+    def _attempt(self, dreams: Sequence[Dream], tasks: Sequence[Task], repeat: int) -> list[Attempt]:
+        """Learn and score each dream once, chunk by chunk."""
+        loop = replace(self.loop, seed=self.loop.seed + repeat)
+        work = Attempting(self.engine.tokenizer, self.engine.batch_size, self.measure, self.spec, loop)
+        parts = divide_dreams(dreams, self.chunk)
+        chunks = [[(dreams[i], tasks[i]) for i in part] for part in parts]
+        if self.workers is None:
+            done = [work(self.engine.model, chunk) for chunk in chunks]
+        else:
+            done = self.workers.run(self.engine.model, work, chunks)
+        found = {
+            i: attempt
+            for part, attempts in zip(parts, done, strict=True)
+            for i, attempt in zip(part, attempts, strict=True)
+        }
+        return [found[i] for i in range(len(dreams))]
 
     def _score_as_is(self, tasks: Sequence[Task]) -> list[list[float]]:
         """Score each task once with the model as it is, for all dreams about it."""
@@ -148,5 +203,10 @@ class Rehearsal:
         if empty := [name for name, row in by_task.items() if not row]:
             raise ValueError(
                 f"Task {empty[0]!r} has nothing to measure: it has no questions. Give it some, or leave it out."
+            )
+        if unscored := [name for name, row in by_task.items() if not all(map(math.isfinite, row))]:
+            raise ValueError(
+                f"Task {unscored[0]!r} has a score that is not a finite number, with the model as it is. Check the "
+                f"measure, and the model's weights."
             )
         return [by_task[task.id] for task in tasks]

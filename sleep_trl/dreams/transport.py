@@ -1,0 +1,115 @@
+"""A model on its way to other processes: its weights lie in shared memory and travel once, all else is a few kilobytes.
+
+The weights of a model are sent as they are at first. Later only those go along that have changed since: what a night
+trains, never the frozen base.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor as bytes, which Ray keeps outside its pickles and every process of a machine reads where they lie.
+
+    Args:
+        data (`np.ndarray` of shape `(bytes,)`):
+            Its values, uint8.
+        dtype (`torch.dtype`):
+            What they are: NumPy has no bfloat16.
+        shape (`tuple[int, ...]`):
+            The tensor's.
+    """
+
+    data: Any
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @staticmethod
+    def of(tensor: torch.Tensor) -> Weight:
+        flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        return Weight(flat.numpy(), tensor.dtype, tuple(tensor.shape))
+
+    def tensor(self) -> torch.Tensor:
+        """Return the tensor, on the CPU, without a copy. The memory is shared and may not be written to."""
+        if not len(self.data):
+            return torch.empty(self.shape, dtype=self.dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")
+            return torch.frombuffer(self.data, dtype=self.dtype).view(self.shape)
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, Weight]:
+    """Return all parameters and buffers of a model by name.
+
+    Raises:
+        `ValueError`: if this process holds only a part of them.
+    """
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise ValueError(
+            "This model's weights are spread over the processes (ZeRO-3), so that no process can send them to workers. "
+            "Dream without workers, or train without ZeRO-3."
+        )
+    return {name: Weight.of(tensor) for name, tensor in _named_tensors(model).items()}
+
+
+def changed(model: PreTrainedModel, sent: Mapping[str, Weight]) -> dict[str, Weight]:
+    """Return the weights that are not among those sent, or no longer equal to them."""
+    new = {}
+    for name, tensor in _named_tensors(model).items():
+        before = sent.get(name)
+        is_alike = before is not None and (before.dtype, before.shape) == (tensor.dtype, tuple(tensor.shape))
+        if before is None or not is_alike or not torch.equal(tensor.detach().cpu(), before.tensor()):
+            new[name] = Weight.of(tensor)
+    return new
+
+
+def pack(model: PreTrainedModel, *others: object) -> bytes:
+    """Pickle a model without its weights, together with what else is to travel."""
+    from ray.cloudpickle import Pickler
+
+    names = {id(tensor): name for name, tensor in _named_tensors(model).items()}
+
+    class Packer(Pickler):
+        def persistent_id(self, value: object) -> tuple[str, bool] | None:
+            return (names[id(value)], isinstance(value, nn.Parameter)) if id(value) in names else None
+
+    buffer = io.BytesIO()
+    Packer(buffer).dump((model, *others))
+    return buffer.getvalue()
+
+
+def unpack(packed: bytes, weights: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
+    """Return what [`pack`] was given, with these weights in the model, none of which asks for a gradient.
+
+    Args:
+        packed (`bytes`):
+            Of [`pack`], from this run's own process. A pickle runs code: no other bytes may ever come here.
+        weights (`Mapping[str, torch.Tensor]`):
+            The model's parameters, which it takes as they are, and buffers, which it copies.
+    """
+    made: dict[str, torch.Tensor] = {}
+
+    class Unpacker(pickle.Unpickler):
+        def persistent_load(self, named: tuple[str, bool]) -> torch.Tensor:
+            name, is_parameter = named
+            if name not in made:
+                tensor = weights[name]
+                made[name] = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor.clone()
+            return made[name]
+
+    return cast(tuple[Any, ...], Unpacker(io.BytesIO(packed)).load())
+
+
+def _named_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
