@@ -111,7 +111,8 @@ def run_study(
         runs = earlier["runs"]
     wanted = [(v, str(s)) for s in range(FIRST_SEED, FIRST_SEED + arguments.seeds) for v in arguments.variants]
     missing = [(variant, seed) for variant, seed in wanted if seed not in runs.get(variant, {})]
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    try:
         futures = [(variant, seed, pool.submit(run, variant, int(seed))) for variant, seed in missing]
         for variant, seed, future in futures:
             runs.setdefault(variant, {})[seed] = figures = future.result()
@@ -119,6 +120,8 @@ def run_study(
             if arguments.output:
                 arguments.output.parent.mkdir(parents=True, exist_ok=True)
                 arguments.output.write_text(json.dumps({"settings": settings, "runs": runs}) + "\n", "utf-8")
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error nothing is begun any more
     return {v: {s: runs[v][s] for u, s in wanted if u == v} for v in arguments.variants}
 
 

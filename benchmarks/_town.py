@@ -1,7 +1,8 @@
-"""The quickstart's town for the studies of dreaming: its nights, its sentences as tasks, a memory of several nights."""
+"""The quickstart's town for the studies of dreaming: its memories, its sentences as tasks, nights of its model."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,15 @@ def memories_of(night: int) -> list[dict[str, Any]]:
 
     passages = nights(TOWN_SEED, night)[night - 1]
     return [record(passage, f"night{night}-{page}", "The Town Crier") for page, passage in enumerate(passages, 1)]
+
+
+def write_memories(path: Path, night: int) -> Path:
+    """Write the memories of a night to a file."""
+    from world import write_records
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_records(path, memories_of(night))
+    return path
 
 
 def sentence_tasks(
@@ -50,6 +60,42 @@ def _names(question: str) -> set[str]:
     return {word for word in _words(question)[1:] if word[0].isupper()}
 
 
+def sleep(folder: Path, memories: Path, options: dict[str, Any]) -> Path:
+    """Run a night of the quickstart's model in a fresh process, unless the folder holds its results already.
+
+    Args:
+        folder (`Path`):
+            The run's `output_dir`; an interrupted night in it is gone on with.
+        memories (`Path`):
+            The night's memories.
+        options (`dict`):
+            What differs from the quickstart's configuration, by dotted name.
+
+    Returns:
+        `Path`: the folder.
+
+    Raises:
+        `ValueError`: if the folder holds a night with other options.
+        `RuntimeError`: if the night fails, with the end of what it said.
+    """
+    from sleep_trl.run_folder import changed_options
+    from sleep_trl.settings import parse
+
+    said = {"memories": memories.absolute(), "output_dir": folder.absolute(), **options}
+    words = ["--config", str(QUICKSTART / "config.yaml"), *(f"--{name}={value}" for name, value in said.items())]
+    is_begun, is_done = (folder / "config.json").exists(), (folder / "results.json").exists()
+    if is_begun and (changed := changed_options(parse(words), folder / "config.json")):
+        raise ValueError(
+            f"{folder} holds a night with other options: {'; '.join(changed)}. Remove it, or give another."
+        )
+    if not is_done:
+        command = [sys.executable, "launch/sleep.py", "--no-report", *words, *(["--resume"] if is_begun else [])]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"A night failed: {' '.join(command)}\n{done.stderr[-2000:]}")
+    return folder
+
+
 def routed_memory(folder: Path, nights: Sequence[int], steps: int) -> Path:
     """Let the quickstart's model sleep over several nights with routed experts, each token taking one of them.
 
@@ -64,33 +110,8 @@ def routed_memory(folder: Path, nights: Sequence[int], steps: int) -> Path:
     Returns:
         `Path`: the last night's `adapter`.
     """
-    from world import write_records
-
-    from sleep_trl.night import run_night
-    from sleep_trl.settings import parse
-    from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert
-
-    last: Path | None = None
+    options: dict[str, Any] = {"seeding.steps": steps, "memory.routing": "topk", "memory.top_k": 1}
     for night in nights:
         here = folder / f"steps{steps}" / "-".join(map(str, nights)) / f"night{night}"
-        if not (here / "results.json").exists():
-            here.parent.mkdir(parents=True, exist_ok=True)
-            memories = here.with_suffix(".jsonl")
-            write_records(memories, memories_of(night))
-            options = {
-                "model": QUICKSTART / "model",
-                "memories": memories,
-                "dataset.general_texts": QUICKSTART / "general.jsonl",
-                "evaluation.skill": QUICKSTART / "skill.jsonl",
-                "output_dir": here,
-                "seeding.steps": steps,
-                "memory.routing": "topk",
-                "memory.top_k": 1,
-                **({"continue_from": last} if last else {}),
-                **({"resume": "true"} if (here / "config.json").exists() else {}),
-            }
-            words = [f"--{name}={value}" for name, value in options.items()]
-            run_night(parse(["--config", str(QUICKSTART / "config.yaml"), "--no-report", *words]), seed_expert)
-        last = here
-    assert last is not None
-    return last / "adapter"
+        options["continue_from"] = sleep(here, write_memories(here.with_suffix(".jsonl"), night), options)
+    return Path(options["continue_from"], "adapter")
