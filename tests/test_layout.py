@@ -10,18 +10,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LINKED = ("rewards", "trainers", "launch")
-LAYERS = ("core", *LINKED)  # each imports itself and what stands before it
+TOPS = (*LINKED, "cli")  # folders of sleep_trl that are no part of the core
+LAYERS = ("core", *TOPS)  # each imports itself and what stands before it
 HEAVY = {"torch", "transformers", "trl", "datasets", "accelerate", "vllm", "ray", "deepspeed"}
 
 
 def modules(layer: str) -> dict[str, Path]:
     """Return the modules of a layer: dotted name -> file, links named through `sleep_trl`."""
-    folder = ROOT / ("sleep_trl" if layer == "core" else layer)
+    folder = ROOT / {"core": "sleep_trl", "cli": "sleep_trl/cli"}.get(layer, layer)
     prefix = ("sleep_trl",) if layer == "core" else ("sleep_trl", layer)
     found = {}
     for path in sorted(folder.rglob("*.py")):
         below = path.relative_to(folder).with_suffix("").parts
-        if layer == "core" and below[0] in LINKED:
+        if layer == "core" and below[0] in TOPS:
             continue
         below = below[:-1] if below[-1] == "__init__" else below
         found[".".join((*prefix, *below))] = path
@@ -33,7 +34,7 @@ def layer_of(name: str) -> str | None:
     parts = name.split(".")
     if parts[0] != "sleep_trl":
         return None
-    return parts[1] if len(parts) > 1 and parts[1] in LINKED else "core"
+    return parts[1] if len(parts) > 1 and parts[1] in TOPS else "core"
 
 
 def imported_names(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
@@ -102,7 +103,7 @@ def test_links_have_one_name(folder: str) -> None:
     wrong = []
     for path in paths:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        wrong += violations("launch", name, path.read_text("utf-8"), path.stem == "__init__")
+        wrong += violations(LAYERS[-1], name, path.read_text("utf-8"), path.stem == "__init__")
     assert not wrong, "\n".join(wrong)
 
 
@@ -114,6 +115,7 @@ def test_links_have_one_name(folder: str) -> None:
         ("core", "def late():\n    import sleep_trl.rewards"),
         ("rewards", "import sleep_trl.trainers.dreaming"),
         ("trainers", "from sleep_trl.launch import sleep"),
+        ("launch", "from sleep_trl import cli"),
         ("launch", "import rewards"),
         ("launch", "from trainers.dreaming import loss"),
     ],
@@ -131,6 +133,7 @@ def test_wrong_import_is_seen(layer: str, source: str) -> None:
         ("trainers", "from ..rewards import registry"),
         ("trainers", "import sleep_trl.memory, torch"),
         ("launch", "from sleep_trl.trainers.dreaming import DreamingTrainer"),
+        ("cli", "from ..launch import sleep"),
     ],
 )
 def test_right_import_passes(layer: str, source: str) -> None:
@@ -158,7 +161,7 @@ def test_config_and_what_it_imports_are_light() -> None:
     assert not heavy, "\n".join(heavy)
 
 
-@pytest.mark.parametrize("module", ["sleep_trl", "sleep_trl.config"])
+@pytest.mark.parametrize("module", ["sleep_trl", "sleep_trl.config", "sleep_trl.wake", "sleep_trl.cli"])
 def test_fresh_import_is_light(module: str) -> None:
     loaded = run_isolated(f"import {module}, sys; print(*sys.modules)").split()
     assert module in loaded

@@ -1,0 +1,104 @@
+"""`sleep-trl` and the commands that stand for themselves.
+
+Exit codes: 0 done, 1 it could not be done, 2 a mistake in what was given, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..schedule import LADDER, Edge, Schedule
+from . import memory, wake
+from .output import Json, chatter_to_stderr, show
+
+COULD_NOT, MISTAKE = 1, 2
+
+app = typer.Typer(
+    help="Language models that go on learning: hear by day, consolidate at night, take back what was wrong.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(wake.app, name="wake")
+app.add_typer(memory.app, name="memory")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `sleep-trl`.
+
+    Args:
+        argv (`Sequence[str]`, *optional*):
+            Arguments without the program's name; `sys.argv`'s if left out.
+
+    Raises:
+        `SystemExit`: always, with the exit code.
+    """
+    try:
+        app(args=None if argv is None else list(argv), prog_name="sleep-trl")
+    except ValueError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(MISTAKE)
+    except RuntimeError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(COULD_NOT)
+
+
+@app.command()
+def schedule(
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of wake input to look ahead.")],
+    chunks: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Chunk sizes in tokens, level 0 (the context) first.")
+    ] = ",".join(map(str, LADDER)),
+    heard: Annotated[int, typer.Option(min=0, help="Tokens that have been heard already.")] = 0,
+    json: Json = False,
+) -> None:
+    """Print which memory would sleep when."""
+    try:
+        ladder = Schedule(tuple(int(size) for size in chunks.split(",")))
+    except ValueError as error:
+        if "invalid literal" not in str(error):
+            raise
+        raise ValueError(f"--chunks: {chunks!r} is no list of numbers. Give such as 1000,5000,10000.") from None
+    rows = (
+        {"tokens": at, "edges": [{"sender": edge.sender, "receiver": edge.receiver} for edge in due]}
+        for at, due in ladder.between(heard, heard + tokens)
+    )
+    show(
+        rows,
+        json,
+        lambda row: f"{row['tokens']:>12,}  " + ", then ".join(_named(Edge(**edge, chunk=0)) for edge in row["edges"]),
+    )
+
+
+def _named(edge: Edge) -> str:
+    sender = "context" if edge.sender == 0 else f"level {edge.sender}"
+    return f"{sender} updates" if edge.receiver is None else f"{sender} → level {edge.receiver}"
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def night(context: typer.Context) -> None:
+    """Run a night, in one process. Takes the options of launch/sleep.py: `sleep-trl night --help`."""
+    from ..launch import sleep
+
+    raise typer.Exit(sleep.main(context.args))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    json: Json = False,
+) -> None:
+    """Write a run's report.html anew."""
+    with chatter_to_stderr():
+        from ..report import write_report
+
+        page = write_report(run)
+    show([{"report": str(page)}], json, lambda row: f"Written to {row['report']}")

@@ -1,0 +1,179 @@
+"""`sleep-trl memory`: what nights have learnt, and how to take it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..finished_run import FinishedRun, compare_entries, compare_runs, describe
+from ..wake import WakeBuffer
+from .output import Json, Row, change, chatter_to_stderr, show, table
+
+app = typer.Typer(help="What nights have learnt, and how to take it back.", no_args_is_help=True)
+
+Run = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+Entry = Annotated[str, typer.Argument(help="An entry of its ledger, such as entry-001.")]
+Model = Annotated[str | None, typer.Option(help="The base model, if it is no longer where the run read it.")]
+
+
+@app.command("list")
+def list_(run: Run, json: Json = False) -> None:
+    """List the entries of a run's ledger."""
+    found = FinishedRun.read(run)
+    columns: dict[str, Callable[[Row], object]] = {
+        "entry": lambda row: row["entry"],
+        "date": lambda row: row["date"][:10],
+        "state": lambda row: row["state"],
+        "records": lambda row: row["records"],
+        "recall": lambda row: change(row["metrics"]["recall"]),
+        "sources": lambda row: _few(row["sources"]),
+    }
+    table([describe(found, entry) for entry in found.entries], json, columns)
+
+
+@app.command("show")
+def show_(run: Run, entry: Entry, json: Json = False) -> None:
+    """Show one entry: its records, its expert, what was measured."""
+    found = FinishedRun.read(run)
+    chosen = found.entry(entry)
+    row = describe(found, chosen) | {
+        "parents": list(chosen.parents),
+        "fingerprint": chosen.fingerprint,
+        "base": chosen.base,
+        "records": [source.model_dump() for source in chosen.sources],
+    }
+    show([row], json, _entry_in_words)
+
+
+@app.command()
+def disable(run: Run, entry: Entry, model: Model = None, json: Json = False) -> None:
+    """Silence an entry: the model is folded anew without its expert, which is kept."""
+    _enable(run, entry, False, model, json)
+
+
+@app.command()
+def enable(run: Run, entry: Entry, model: Model = None, json: Json = False) -> None:
+    """Let an entry speak again."""
+    _enable(run, entry, True, model, json)
+
+
+@app.command()
+def drop(
+    run: Run,
+    entry: Annotated[str | None, typer.Argument(help="An entry of its ledger. Or give --source.")] = None,
+    source: Annotated[str | None, typer.Option(help="Drop every entry that holds something from here.")] = None,
+    buffer: Annotated[
+        Path | None, typer.Option(help="Wake buffer in which the other records are queued again. Default: the run's.")
+    ] = None,
+    model: Model = None,
+    json: Json = False,
+) -> None:
+    """Take an entry back for good: its expert is reset, its records wait for a night again.
+
+    With --source, the texts of that source are forgotten, and only the other records are queued.
+    """
+    if (entry is None) == (source is None):
+        raise ValueError("Give an entry, or --source, and not both.")
+    found = FinishedRun.read(run)
+    names = [entry] if entry else [e.id for e in found.holding(source or "")]
+    if not names:
+        raise ValueError(f"No entry of {run} holds anything from {source!r}. See `sleep-trl memory show`.")
+    for name in names:
+        found.entry(name)
+    spec = found.config.memories
+    path = buffer or (Path(spec.removeprefix("wake:")) if spec.startswith("wake:") else None)
+
+    with chatter_to_stderr(), WakeBuffer(path) if path else nullcontext() as opened:
+        from ..undo import drop as take_back
+
+        done = take_back(found, names, opened, source, model)
+    row = {
+        "dropped": list(done.entries),
+        "queued": list(done.queued),
+        "lost": list(done.lost),
+        "buffer": str(path) if path else None,
+        "also_in": [str(folder) for folder in done.also_in],
+    }
+    show([row], json, _drop_in_words)
+
+
+@app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="RUN[:ENTRY]", help="A run's folder, or one of its entries.")],
+    second: Annotated[str, typer.Argument(metavar="RUN[:ENTRY]", help="What to compare it with.")],
+    json: Json = False,
+) -> None:
+    """Compare two runs, or two entries."""
+    sides = [text.rpartition(":") if ":entry-" in text else (text, "", "") for text in (first, second)]
+    runs = [FinishedRun.read(Path(folder)) for folder, _, _ in sides]
+    names = [name for _, _, name in sides if name]
+    if len(names) == 1:
+        raise ValueError("Give two runs, or an entry of each (RUN:ENTRY RUN:ENTRY).")
+    if names:
+        entries = [run.entry(name) for run, name in zip(runs, names, strict=True)]
+        show([compare_entries(entries[0], entries[1])], json, _difference_in_words)
+        return
+    columns: dict[str, Callable[[Row], object]] = {
+        "entry": lambda row: row["entry"],
+        first: lambda row: row["first"] or "–",
+        second: lambda row: row["second"] or "–",
+        "expert": lambda row: "the same" if row["same_expert"] else "differs",
+    }
+    table(compare_runs(runs[0], runs[1]), json, columns)
+
+
+def _enable(run: Path, name: str, is_enabled: bool, model: str | None, as_json: bool) -> None:
+    found = FinishedRun.read(run)
+    entry = found.entry(name)
+    with chatter_to_stderr():
+        from ..undo import set_enabled
+
+        set_enabled(found, entry, is_enabled, model)
+    state = FinishedRun.read(run).state(entry)
+    show([{"entry": name, "state": state}], as_json, lambda row: f"{row['entry']} is {row['state']}.")
+
+
+def _few(sources: list[str]) -> str:
+    return ", ".join(sources[:2]) + (f" and {len(sources) - 2} more" if len(sources) > 2 else "")
+
+
+def _entry_in_words(row: Row) -> str:
+    lines = [
+        f"{row['entry']}: {row['state']}" + (f" on {row['dropped']}" if row["dropped"] else ""),
+        f"date         {row['date']}",
+        f"expert       {row['expert']} of level {row['level']}, {row['fingerprint'][:12]}",
+        f"base         {row['base'][:12]}",
+        f"parents      {', '.join(row['parents']) or 'none'}",
+        *(f"{name:<12} {change(figures)}" for name, figures in row["metrics"].items()),
+        *(f"record       {record['sha256'][:12]}  {record['id']}  {record['source']}" for record in row["records"]),
+    ]
+    return "\n".join(lines)
+
+
+def _drop_in_words(row: Row) -> str:
+    lines = [f"{', '.join(row['dropped'])} dropped."]
+    if row["buffer"]:
+        lines.append(f"{len(row['queued'])} records wait for a night again in {row['buffer']}.")
+    else:
+        lines.append("Its records were not queued again: give --buffer for that.")
+    if row["lost"]:
+        lines.append(f"Not queued, since their texts were not found: {', '.join(row['lost'])}.")
+    if row["also_in"]:
+        lines.append(f"Earlier runs still hold it: {', '.join(row['also_in'])}. Delete them, or drop it there too.")
+    return "\n".join(lines)
+
+
+def _difference_in_words(row: Row) -> str:
+    lines = [
+        f"expert       {'the same' if row['same_expert'] else 'differs'}",
+        f"base         {'the same' if row['same_base'] else 'differs'}",
+        *(f"{name:<12} {change(first)} | {change(second)}" for name, (first, second) in row["metrics"].items()),
+        f"records      {len(row['both'])} in both",
+        *(f"only {row['first']}   {name}" for name in row["only_first"]),
+        *(f"only {row['second']}   {name}" for name in row["only_second"]),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,62 @@
+"""What the commands print: lines for people, or with `--json` one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, redirect_stdout
+from typing import IO, Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+Row = Mapping[str, Any]
+
+
+def show(rows: Iterable[Row], as_json: bool, line: Callable[[Row], str]) -> None:
+    """Print rows as they come: as JSON, or by a function that makes a line of a row."""
+    for row in rows:
+        typer.echo(json.dumps(row, ensure_ascii=False) if as_json else line(row))
+
+
+def table(rows: Sequence[Row], as_json: bool, columns: Mapping[str, Callable[[Row], object]]) -> None:
+    """Print rows as JSON, or as a table.
+
+    Args:
+        rows (`Sequence[Mapping]`):
+            The rows.
+        as_json (`bool`):
+            Print a JSON object for each.
+        columns (`Mapping[str, Callable]`):
+            Head of a column -> what stands in it for a row. Only the last one is wrapped.
+    """
+    if as_json:
+        show(rows, True, str)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, head in enumerate(columns, 1):
+        grid.add_column(head, no_wrap=number < len(columns), overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(str(cell(row))) for cell in columns.values()))
+    Console(highlight=False).print(grid)
+
+
+def chatter_to_stderr() -> AbstractContextManager[IO[str]]:
+    """Return a context in which what libraries print on loading and working goes to standard error."""
+    return redirect_stdout(sys.stderr)
+
+
+def percent(value: float | None) -> str:
+    """Return a share in percent, or a dash where nothing was measured."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def change(figures: Sequence[float | None]) -> str:
+    """Return a figure before and after."""
+    return " → ".join(percent(value) for value in figures)

@@ -1,0 +1,146 @@
+"""`sleep-trl wake`: what is heard by day."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..finished_run import FinishedRun
+from ..wake import Form, State, Tally, WakeBuffer, add_path, add_stream, follow
+from ..wake.reading import form_of
+from .output import Json, show
+
+app = typer.Typer(help="What is heard by day, and waits for a night.", no_args_is_help=True)
+
+STOPPED = 130
+REJECTED = 2
+
+Buffer = Annotated[Path, typer.Option("--buffer", help="The wake buffer's file; made if it is missing.")]
+Source = Annotated[str | None, typer.Option(help="Where records come from that name no source. Default: the file.")]
+FormOption = Annotated[
+    Form | None,
+    typer.Option(
+        "--form",
+        help="jsonl: a line is an object with text or messages. lines: a line is a text. document: all is one text. "
+        "Default: by the file's name.",
+    ),
+]
+BUFFER = Path("runs/wake.db")
+
+
+@app.command()
+def add(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Files, folders of .txt and .md, or - for stdin.")
+    ],
+    buffer: Buffer = BUFFER,
+    source: Source = None,
+    form: FormOption = None,
+    json: Json = False,
+) -> None:
+    """Store documents, chats or standard input. Exits with 2 if something was rejected; the rest is stored."""
+    for path in [] if form else paths:
+        if path != "-" and not Path(path).is_dir():
+            form_of(Path(path))  # before anything is stored
+    tally = Tally()
+    with WakeBuffer(buffer) as opened:
+        for path in paths:
+            if path == "-":
+                tally += add_stream(opened, sys.stdin.fileno(), "stdin", form or "jsonl", source or "stdin")
+            else:
+                tally += add_path(opened, Path(path), form, source)
+    _tell(tally, json)
+    raise typer.Exit(REJECTED if tally.rejected else 0)
+
+
+@app.command()
+def tail(
+    path: Annotated[Path, typer.Argument(help="A file that grows.")],
+    buffer: Buffer = BUFFER,
+    source: Source = None,
+    form: FormOption = None,
+    idle: Annotated[float | None, typer.Option(min=0, help="End after so many seconds without a new line.")] = None,
+    json: Json = False,
+) -> None:
+    """Store the lines of a growing file as they come; goes on where it stopped, also after a kill."""
+    total = Tally()
+    with WakeBuffer(buffer) as opened:
+        try:
+            for tally in follow(opened, path, form, source, idle=idle):
+                total += tally
+                for reason in tally.reasons:
+                    typer.echo(reason, err=True)
+        except KeyboardInterrupt:
+            _tell(total, json, is_told=True)
+            raise typer.Exit(STOPPED) from None
+    _tell(total, json, is_told=True)
+
+
+@app.command("list")
+def list_(
+    buffer: Buffer = BUFFER,
+    state: Annotated[State | None, typer.Option(help="Only what is in this state.")] = None,
+    source: Annotated[str | None, typer.Option(help="Only what was heard from this source.")] = None,
+    rejected: Annotated[bool, typer.Option("--rejected", help="What was not taken, and why.")] = False,
+    counts: Annotated[bool, typer.Option("--counts", help="Only how many there are in each state.")] = False,
+    json: Json = False,
+) -> None:
+    """List records, without their texts."""
+    with _existing(buffer) as opened:
+        if counts:
+            found = opened.counts()
+            show([found], json, lambda row: "\n".join(f"{count:>9,}  {name}" for name, count in row.items()))
+        elif rejected:
+            show(opened.rejections(), json, lambda row: f"{row['time'][:19]}  {row['kind']}: {row['reason']}")
+        else:
+            rows = (asdict(found) for found in opened.records(state, source))
+            show(
+                rows, json, lambda row: "{state:<12}  {time:.19}  {copies:>3}×  {id}  {source}  {detail}".format(**row)
+            )
+
+
+@app.command()
+def forget(
+    source: Annotated[str, typer.Argument(help="Where the records came from, as `wake list` shows it.")],
+    buffer: Buffer = BUFFER,
+    json: Json = False,
+) -> None:
+    """Erase the texts of a source. What a night has learnt of it is taken back by `sleep-trl memory drop --source`."""
+    with _existing(buffer) as opened:
+        run = opened.run()
+        forgotten = opened.forget(source)
+    held = [entry.id for entry in FinishedRun.read(run).holding(source)] if run else []
+    show(
+        [{"forgotten": forgotten, "run": str(run) if run else None, "entries": held}],
+        json,
+        lambda row: f"{row['forgotten']:,} records forgotten" + _advice(row["run"], row["entries"], source, buffer),
+    )
+
+
+def _advice(run: str | None, entries: list[str], source: str, buffer: Path) -> str:
+    if not entries:
+        return ""
+    command = f"sleep-trl memory drop {run} --source {source!r} --buffer {buffer}"
+    return f"\n{', '.join(entries)} in {run} has learnt some of it. To take that back: {command}"
+
+
+def _existing(path: Path) -> WakeBuffer:
+    if not path.is_file():
+        raise ValueError(f"There is no wake buffer {path}. Give --buffer, or begin one with `sleep-trl wake add`.")
+    return WakeBuffer(path)
+
+
+def _tell(tally: Tally, as_json: bool, is_told: bool = False) -> None:
+    """Print what became of input, and on standard error why something was not taken."""
+    row = asdict(tally) | {"rejected": dict(tally.rejected)}
+    for reason in () if is_told else tally.reasons:
+        typer.echo(reason, err=True)
+    if (more := tally.rejected.total() - len(tally.reasons)) > 0:
+        typer.echo(f"and {more:,} more; see `sleep-trl wake list --rejected`.", err=True)
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in tally.rejected.most_common())
+    words = f"{tally.added:,} added, {tally.duplicates:,} duplicates, {tally.forgotten:,} forgotten before"
+    show([row], as_json, lambda _: words + (f", rejected: {kinds}" if kinds else ""))

@@ -1,0 +1,262 @@
+"""`sleep-trl` as it is called: what it prints, its exit codes, and how light it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sleep_trl.cli import main
+from sleep_trl.files import write_json
+from sleep_trl.ledger import read_ledger
+from sleep_trl.wake import WakeBuffer
+from tests.runs import write_finished_run, write_model
+from tests.test_report import make_results
+from tests.test_undo import write_run
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "sleep_trl.cli"]
+
+
+@pytest.fixture
+def call(capfd, tmp_path, monkeypatch):
+    """Call `sleep-trl` in an empty folder; returns the exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+def rows(out: str) -> list[dict]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@pytest.fixture
+def documents(tmp_path) -> Path:
+    path = tmp_path / "docs.jsonl"
+    lines = [{"id": "a", "text": "the cat", "source": "letters"}, {"id": "b", "text": "the boat"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+# -- schedule --------------------------------------------------------------------------------------
+
+
+def test_schedule_says_what_would_happen_when(call):
+    code, out, _ = call("schedule", "--tokens", 10_000)
+    assert code == 0 and len(out.splitlines()) == 10
+    assert out.splitlines()[4].split("  ")[-1] == "level 1 → level 2, then context → level 1"
+    assert out.splitlines()[9].endswith("level 2 updates, then level 1 → level 2, then context → level 1")
+    code, out, _ = call("schedule", "--tokens", 40, "--chunks", "20,40", "--heard", 10, "--json")
+    assert rows(out) == [
+        {"tokens": 20, "edges": [{"sender": 0, "receiver": 1}]},
+        {"tokens": 40, "edges": [{"sender": 1, "receiver": None}, {"sender": 0, "receiver": 1}]},
+    ]
+
+
+# -- wake ------------------------------------------------------------------------------------------
+
+
+def test_add_list_forget(call, documents, tmp_path):
+    assert call("wake", "add", documents)[:2] == (0, "2 added, 0 duplicates, 0 forgotten before\n")
+    assert rows(call("wake", "add", documents, "--json")[1])[0]["duplicates"] == 2
+    _, out, _ = call("wake", "list", "--json")
+    found = [(row["id"], row["source"], row["copies"]) for row in rows(out)]
+    assert found == [("a", "letters", 2), ("b", "docs.jsonl", 2)]
+    assert "the cat" not in out
+    assert call("wake", "list", "--source", "letters")[1].split()[-2:] == ["a", "letters"]
+    assert call("wake", "forget", "letters")[:2] == (0, "1 records forgotten\n")
+    assert rows(call("wake", "list", "--counts", "--json")[1]) == [
+        {"new": 1, "consolidated": 0, "failed": 0, "forgotten": 1, "rejected": 0}
+    ]
+    assert (tmp_path / "runs" / "wake.db").is_file()
+
+
+def test_what_is_rejected_is_explained_and_the_rest_is_stored(call, tmp_path):
+    (tmp_path / "mixed.jsonl").write_bytes(b'{"text": "good"}\n{"text": ""}\n\xff\n' + b"{}\n" * 30)
+    code, out, err = call("wake", "add", "mixed.jsonl")
+    assert code == 2 and out == "1 added, 0 duplicates, 0 forgotten before, rejected: 31 not a record, 1 not UTF-8\n"
+    assert err.splitlines()[0] == "mixed.jsonl, byte 17: `text` is empty. Fill it in, or remove the row."
+    assert len(err.splitlines()) == 21 and "and 12 more" in err
+    assert len(rows(call("wake", "list", "--rejected", "--json")[1])) == 32
+
+
+def test_standard_input_is_stored_line_by_line(tmp_path):
+    arguments = [
+        "wake",
+        "add",
+        "-",
+        "--form",
+        "lines",
+        "--source",
+        "log",
+        "--buffer",
+        str(tmp_path / "wake.db"),
+        "--json",
+    ]
+    done = subprocess.run([*COMMAND, *arguments], input=b"one\ntwo\n", cwd=ROOT, capture_output=True)
+    assert done.returncode == 0 and json.loads(done.stdout)["added"] == 2
+    with WakeBuffer(tmp_path / "wake.db") as buffer:
+        assert [(m.source, m.text) for m in buffer.memories()] == [("log", "one"), ("log", "two")]
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_tail_goes_on_where_it_was_stopped(tmp_path, end):
+    path, database = tmp_path / "log.txt", tmp_path / "wake.db"
+    path.write_text("one\ntwo\n")
+    command = [*COMMAND, "wake", "tail", str(path), "--buffer", str(database), "--json"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for expected in (2, 3):
+        limit = time.monotonic() + 20
+        while not (database.exists() and stored(database) == expected):
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        with path.open("a") as file:
+            file.write("three\n" if expected == 2 else "four\n")
+        if expected == 3:
+            process.send_signal(end)
+    out = process.communicate()[0]
+    if end == signal.SIGINT:
+        assert process.returncode == 130 and json.loads(out)["added"] in (3, 4)
+    done = subprocess.run([*command, "--idle", "0"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout)["duplicates"] == 0
+    assert stored(database) == 4
+
+
+def stored(database: Path) -> int:
+    with WakeBuffer(database) as buffer:
+        return buffer.counts()["new"]
+
+
+def test_forgetting_says_what_a_night_has_learnt_of_it(call, tmp_path, documents):
+    run = write_finished_run(tmp_path / "runs" / "night1")
+    write_json(run / "config.json", {"model": "tiny", "memories": "docs.jsonl"})
+    call("wake", "add", documents)
+    with WakeBuffer(tmp_path / "runs" / "wake.db") as buffer:
+        buffer.register(run)
+        (entry,) = read_ledger(run / "ledger.jsonl")
+        sources = [{"id": m.id, "source": m.source, "sha256": m.sha256} for m in buffer.memories()]
+    (run / "ledger.jsonl").write_text(json.dumps(entry.model_dump(mode="json") | {"sources": sources}) + "\n")
+    assert {row["state"] for row in rows(call("wake", "list", "--json")[1])} == {"consolidated"}
+    code, out, _ = call("wake", "forget", "letters")
+    assert code == 0 and "sleep-trl memory drop" in out and "--source 'letters'" in out
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def test_memory_takes_back_what_came_from_a_source(call, tmp_path):
+    run = write_run(tmp_path, write_model(tmp_path / "base"))
+    assert [row["state"] for row in rows(call("memory", "list", run, "--json")[1])] == ["enabled"] * 3
+    assert "entry-002" in call("memory", "list", run)[1]
+    assert "contract-17.pdf" in call("memory", "show", run, "entry-002")[1]
+    assert call("memory", "disable", run, "entry-003")[:2] == (0, "entry-003 is disabled.\n")
+    assert call("memory", "disable", run, "entry-003")[0] == 2
+    assert rows(call("memory", "enable", run, "entry-003", "--json")[1]) == [{"entry": "entry-003", "state": "enabled"}]
+    _, out, _ = call("memory", "drop", run, "--source", "contract-17.pdf", "--buffer", "wake.db", "--json")
+    (row,) = rows(out)
+    assert (row["dropped"], row["queued"], row["lost"]) == (["entry-001", "entry-002"], ["a", "d"], [])
+    assert [row["id"] for row in rows(call("wake", "list", "--buffer", "wake.db", "--json")[1])] == ["a", "d"]
+    _, out, _ = call("memory", "diff", f"{run}:entry-001", f"{run}:entry-003", "--json")
+    assert rows(out)[0]["only_second"] == ["e"]
+    _, out, _ = call("memory", "diff", run, run, "--json")
+    assert [row["second"] for row in rows(out)] == ["dropped", "dropped", "enabled"]
+
+
+# -- night and report ------------------------------------------------------------------------------
+
+
+def test_night_is_launch_sleep(call):
+    code, _, err = call("night", "--memories", "absent.jsonl", "--model", "absent", "--seeding.steps", "0")
+    assert code == 2 and "seeding.steps" in err
+    code, out, _ = call("night", "--help")
+    assert code == 0 and "--seeding.alpha" in out
+
+
+def test_report_is_written_anew(call, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(make_results()))
+    assert call("report", tmp_path, "--json")[0] == 0
+    assert (tmp_path / "report.html").is_file()
+
+
+# -- mistakes and starting -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("schedule --tokens 0", "greater than or equal to 1"),
+        ("schedule --tokens 5 --chunks 3,x", "'3,x' is no list of numbers"),
+        ("schedule --tokens 5 --chunks 3,4", "4 follows 3"),
+        ("wake add absent.jsonl", "absent.jsonl does not exist"),
+        ("wake add data.csv", "--form"),
+        ("wake add data.csv --form xml", "'xml' is not one of"),
+        ("wake add docs.jsonl absent.jsonl", "absent.jsonl does not exist"),
+        ("wake add docs.jsonl --buffer data.csv", "data.csv is no wake buffer"),
+        ("wake add docs.jsonl --buffer data.csv/wake.db", "cannot be opened"),
+        ("wake list", "There is no wake buffer runs/wake.db"),
+        ("wake list --state old", "'old' is not one of"),
+        ("wake tail absent.txt", "absent.txt cannot be read"),
+        ("wake forget nobody", "There is no wake buffer"),
+        ("memory list absent", "absent does not exist"),
+        ("memory show . entry-001", "lacks config.json"),
+        ("memory drop .", "Give an entry, or --source"),
+        ("memory diff a:entry-001 b", "does not exist"),
+        ("report .", "results.json does not exist"),
+        ("snore", "No such command 'snore'"),
+    ],
+)
+def test_a_mistake_is_one_message_and_code_2(call, documents, tmp_path, arguments, message):
+    (tmp_path / "data.csv").write_text("a,b\n" * 100)
+    code, out, err = call(*arguments.split())
+    assert (code, out) == (2, "") and message in err and "Traceback" not in err
+    assert not (tmp_path / "runs" / "wake.db").exists() or "docs.jsonl absent" not in arguments
+
+
+def test_a_buffer_that_cannot_be_written_is_code_1_and_loses_nothing(call, documents, monkeypatch):
+    call("wake", "add", documents)
+
+    def full(self: WakeBuffer, *given: object) -> None:
+        raise RuntimeError("The wake buffer could not be written (database or disk is full)")
+
+    monkeypatch.setattr(WakeBuffer, "add", full)
+    code, out, err = call("wake", "add", documents)
+    assert (code, out) == (1, "") and err.startswith("Error: The wake buffer could not be written")
+
+
+def test_a_reader_that_goes_away_is_no_mistake(tmp_path, documents):
+    big = tmp_path / "big.jsonl"
+    big.write_text("".join(json.dumps({"text": f"text {number}"}) + "\n" for number in range(5_000)))
+    database = str(tmp_path / "wake.db")
+    subprocess.run([*COMMAND, "wake", "add", str(big), "--buffer", database], cwd=ROOT, check=True)
+    process = subprocess.Popen(
+        [*COMMAND, "wake", "list", "--buffer", database], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read()
+    process.wait()
+
+
+def test_completion_knows_the_commands():
+    environment = {
+        **os.environ,
+        "_SLEEP_TRL_COMPLETE": "complete_bash",
+        "COMP_WORDS": "sleep-trl wake ",
+        "COMP_CWORD": "2",
+    }
+    code = "from sleep_trl.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert set(done.stdout.split()) == {"add", "tail", "list", "forget"}
