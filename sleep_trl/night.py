@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import RunConfig
@@ -32,7 +32,7 @@ from .dataset import (
 from .dream_phase import Dreamer, as_samples, find_tasks, summarize, write_tasks
 from .evaluation.recall import Quiz, agreement, ask, sample_quizzes, window_with_answer
 from .files import read_jsonl, write_json, write_jsonl
-from .ledger import LedgerEntry, Source, now, read_ledger, write_ledger
+from .ledger import LedgerEntry, Source, now, read_ledger, standing, write_ledger
 from .memories import MemoryText, read_memories, read_skill
 from .memory import Memory, MemorySpec, attach, base_fingerprint, fold, load_experts, load_memory, save_memory
 from .models import context_limit, load_model, load_tokenizer
@@ -40,6 +40,7 @@ from .phases import Phases
 from .progress import bar, say
 from .results import collect_results
 from .rollout import TransformersEngine
+from .wake.nights import begin_night, night_memories
 
 WEAK_TEACHER = 0.5  # recall with context below which the user is warned
 HELD_OUT = 8  # general samples kept from training, on which agreement with the base is measured
@@ -96,6 +97,7 @@ def run_night(config: RunConfig, seed_expert: SeedExpert, dreamer: Dreamer | Non
     folder = config.output_dir
     room = prepare(config)
     if PartialState().is_main_process:  # only now is the folder the run's: what `prepare` refuses leaves nothing behind
+        begin_night(config, room.memories)
         write_json(folder / "config.json", config.model_dump(mode="json"))
     phases = Phases(folder / "phases")
     before = phases.once("evaluate_before", lambda: evaluate(room, "before"))
@@ -136,7 +138,7 @@ def prepare(config: RunConfig) -> Bedroom:
     else:
         memory = attach(model, MemorySpec(**config.memory.model_dump(), seed=config.seed))
     prompter = Prompter(tokenizer, config.chat_template_kwargs)
-    memories = read_memories(config.memories)
+    [memories] = broadcast_object_list([night_memories(config)])  # a wake buffer may grow between two readers
     context = context_limit(model, config)
     largest = window_size(config, prompter, context)
     size = min(config.dataset.window or largest, largest)
@@ -229,7 +231,7 @@ def evaluate_after(room: Bedroom) -> dict[str, Any]:
 
 def earlier_quizzes(room: Bedroom) -> dict[str, list[Quiz]]:
     """Return the questions of earlier entries, by entry."""
-    quizzes: dict[str, list[Quiz]] = {entry.id: [] for entry in room.earlier}
+    quizzes: dict[str, list[Quiz]] = {entry.id: [] for entry in standing(room.earlier)}
     if room.config.continue_from:
         for row in read_jsonl(room.config.continue_from / "adapter" / "questions.jsonl"):
             quizzes[row["entry"]].append(Quiz(row["question"], tuple(row["answers"])))
@@ -377,7 +379,7 @@ def commit(
         level=room.memory.records[expert].level,
         fingerprint=room.memory.fingerprint(expert),
         base=base_fingerprint(room.memory),
-        parents=tuple(e.id for e in room.earlier),
+        parents=tuple(e.id for e in standing(room.earlier)),
         sources=tuple(Source(id=m.id, source=m.source, sha256=m.sha256) for m in room.memories),
         metrics={"before": before, "after": after},
     )

@@ -26,6 +26,7 @@ from .models import choose_dtype, context_limit
 from .night import window_size
 from .plan import Plan, Shape, estimate_disk, estimate_memory, render
 from .run_folder import check_disk, check_output
+from .wake.nights import night_memories
 
 __all__ = ["Plan", "preflight", "render"]
 
@@ -85,7 +86,7 @@ def preflight(config: RunConfig, check_rewards: Callable[[RunConfig], object] | 
     if int(os.environ.get("RANK", 0)) == 0:  # the others would see what the first has begun
         check_output(config)
     check_options(config)
-    memories = read_memories(config.memories)
+    memories = night_memories(config)
     skill = read_skill(config.evaluation.skill) if config.evaluation.skill else []
     general = read_memories(str(config.dataset.general_texts)) if config.dataset.general_texts else []
     for name in config.dataset.templates:

@@ -1,0 +1,64 @@
+"""A night that is about what was heard: `--memories wake:PATH`.
+
+The night keeps the records with which it began, so that it resumes to the same end whatever is heard meanwhile, and
+names itself to the buffer. From then on the buffer's states follow the night's ledger, as soon as there is one: a
+record is learnt once, wherever the night is killed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..files import write_jsonl
+from ..memories import MemoryText, read_memories
+from .buffer import WakeBuffer
+
+if TYPE_CHECKING:
+    from ..config import RunConfig
+
+PREFIX = "wake:"
+KEPT = Path("phases", "heard.jsonl")
+
+
+def buffer_of(memories: str) -> Path | None:
+    """Return the path of the wake buffer that `--memories` names, or `None` if it names something else."""
+    return Path(memories.removeprefix(PREFIX)) if memories.startswith(PREFIX) else None
+
+
+def read_new(path: Path) -> list[MemoryText]:
+    """Return the records of a buffer that wait for a night.
+
+    Raises:
+        `ValueError`: if there is no buffer, or nothing waits in it.
+    """
+    if not path.is_file():
+        raise ValueError(f"Memories: there is no wake buffer {path}. Begin one with `sleep-trl wake add`.")
+    with WakeBuffer(path) as buffer:
+        if not (memories := buffer.memories("new")):
+            counts = ", ".join(f"{count} {state}" for state, count in buffer.counts().items())
+            raise ValueError(f"Memories: the wake buffer {path} holds nothing new ({counts}).")
+    return memories
+
+
+def night_memories(config: RunConfig) -> list[MemoryText]:
+    """Return what a night is about: the records with which it began, or if it has not begun, what waits for it now.
+
+    Raises:
+        `ValueError`: if nothing can be read.
+    """
+    is_begun = (config.output_dir / "config.json").is_file()
+    if buffer_of(config.memories) is not None and is_begun:
+        return read_memories(str(config.output_dir / KEPT))
+    return read_memories(config.memories)
+
+
+def begin_night(config: RunConfig, memories: list[MemoryText]) -> None:
+    """Keep the records of a night about what was heard, and name the night to the buffer. Before config.json is
+    written, and as often as one likes."""
+    if (path := buffer_of(config.memories)) is None:
+        return
+    write_jsonl(config.output_dir / KEPT, (asdict(memory) for memory in memories))
+    with WakeBuffer(path) as buffer:
+        buffer.register(config.output_dir)

@@ -1,0 +1,60 @@
+"""Nights about what was heard: a record is learnt once, wherever the night is stopped and whatever comes meanwhile."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sleep_trl.launch import sleep
+from sleep_trl.ledger import read_ledger
+from sleep_trl.progress import StepBar
+from sleep_trl.wake import WakeBuffer, record_of_line
+from tests.runs import write_model
+from tests.test_night import TEXTS, arguments
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+def hear(path: Path, *texts: str) -> None:
+    with WakeBuffer(path) as buffer:
+        lines = [json.dumps({"id": f"heard {text[:14]}", "text": text}).encode() for text in texts]
+        assert buffer.add([record_of_line("in", line, "stream") for line in lines]).added == len(texts)
+
+
+def states(path: Path) -> list[str]:
+    with WakeBuffer(path) as buffer:
+        return [f"{record.state} {record.detail}".strip() for record in buffer.records()]
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_every_record_is_learnt_once(model, tmp_path, monkeypatch, capsys):
+    heard, first, second = tmp_path / "wake.db", tmp_path / "night1", tmp_path / "night2"
+    hear(heard, TEXTS[0])
+    night = arguments(model, first, **{"memories": f"wake:{heard}"})
+    with monkeypatch.context() as patch:  # stopped in the middle
+        patch.setattr(StepBar, "on_step_end", interrupt)
+        assert sleep.main(night) == 130
+    assert states(heard) == ["new"]
+    hear(heard, "the boat of Tolu sleeps")  # and something else is heard
+    with monkeypatch.context() as patch:  # stopped again, when the ledger is written and nothing behind it
+        patch.setattr("sleep_trl.night.collect_results", interrupt)
+        assert sleep.main([*night, "--resume"]) == 130
+    assert not (first / "results.json").exists()
+    assert states(heard) == ["consolidated entry-001", "new"]
+    assert sleep.main([*night, "--resume"]) == 0
+    (entry,) = read_ledger(first / "ledger.jsonl")
+    assert [source.id for source in entry.sources] == ["heard the cat of Mir"]
+    assert sleep.main(arguments(model, second, memories=f"wake:{heard}", continue_from=first)) == 0
+    assert [source.id for source in read_ledger(second / "ledger.jsonl")[1].sources] == ["heard the boat of To"]
+    assert states(heard) == ["consolidated entry-001", "consolidated entry-002"]
+    capsys.readouterr()
+    assert sleep.main(arguments(model, tmp_path / "night3", memories=f"wake:{heard}", continue_from=second)) == 2
+    assert "holds nothing new (0 new, 2 consolidated" in capsys.readouterr().err
+    assert sleep.main(arguments(model, tmp_path / "night3", memories=f"wake:{tmp_path / 'absent.db'}")) == 2
+    assert "there is no wake buffer" in capsys.readouterr().err
