@@ -123,6 +123,11 @@ class Memory:
         """Indices of the experts that take part in the student's forward pass, in order of activation slot."""
         return tuple(index for index in sorted(self.records) if self.records[index].is_enabled)
 
+    @property
+    def in_view(self) -> tuple[int, ...]:
+        """The experts that take part in a forward pass at this moment."""
+        return self._view.experts
+
     @contextmanager
     def as_teacher(self) -> Iterator[None]:
         """Show the model as it was before this night: every active expert but the one that is learning."""

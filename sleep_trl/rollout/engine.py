@@ -23,25 +23,30 @@ class Sampling:
             Strings before which a completion ends.
         seed (`int`, *optional*, defaults to `0`):
             Seed of this call, whatever was drawn before.
+        logprobs (`bool`, *optional*, defaults to `False`):
+            Also return the log probability of each token under the distribution it was drawn from.
     """
 
     max_new_tokens: int
     temperature: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    logprobs: bool = False
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One generated text: its token ids (a final end-of-sequence token included), the text, and why it ended."""
+    """One generated text: its token ids (a final end-of-sequence token included), the text, why it ended, and the log
+    probability of each token if it was asked for."""
 
     ids: list[int]
     text: str
     stop_reason: StopReason
+    logprobs: list[float] | None = None
 
 
 class Engine(Protocol):
-    """Anything that generates."""
+    """Anything that generates with the model as it is at that moment: whichever experts are in view take part."""
 
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress | None = None

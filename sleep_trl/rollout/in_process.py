@@ -17,8 +17,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from .engine import Completion, Progress, Sampling, StopReason
-from .stopping import first_stop, tokens_before
+from .engine import Completion, Progress, Sampling
+from .stopping import complete, end_tokens
 
 STOP_TAIL = 16  # tokens decoded to look for a stop string
 
@@ -38,9 +38,7 @@ class TransformersEngine:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
-        declared = model.generation_config.eos_token_id if model.generation_config else None
-        ends = declared if isinstance(declared, list) else [declared]
-        self.eos_ids = sorted({i for i in [*ends, tokenizer.eos_token_id] if i is not None})
+        self.eos_ids = end_tokens(model, tokenizer)
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else self.eos_ids[0]
 
@@ -77,7 +75,10 @@ class TransformersEngine:
                 generation_config=self._generation_config(sampling),
                 stopping_criteria=StoppingCriteriaList(stopping),
             )
-        return [self._completion(row, sampling) for row in output[:, width:].tolist()]
+        logprobs = _logprobs(output) if sampling.logprobs else [None] * len(prompts)
+        rows = output.sequences[:, width:].tolist()
+        ended = (sampling, self.tokenizer, self.eos_ids)
+        return [complete(ids, *ended, values) for ids, values in zip(rows, logprobs, strict=True)]
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
         options: dict[str, Any] = {
@@ -85,22 +86,12 @@ class TransformersEngine:
             "eos_token_id": self.eos_ids,
             "pad_token_id": self.pad_id,
             "do_sample": sampling.temperature > 0,
+            "return_dict_in_generate": True,
+            "output_scores": sampling.logprobs,  # behind the temperature, which is what is drawn from
         }
         if sampling.temperature > 0:
             options |= {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
         return GenerationConfig(**options)
-
-    def _completion(self, ids: list[int], sampling: Sampling) -> Completion:
-        end = next((i for i, token in enumerate(ids) if token in self.eos_ids), None)
-        reason: StopReason = "length" if end is None else "eos"
-        ids = ids if end is None else ids[: end + 1]
-        text = self._decode(ids)
-        if (position := first_stop(text, sampling.stop)) is not None:
-            text, reason, ids = text[:position], "stop", ids[: tokens_before(ids, sampling.stop, self.tokenizer)]
-        return Completion(ids, text.strip(), reason)
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 @contextmanager
@@ -114,6 +105,15 @@ def plain_generation(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.generation_config = declared
+
+
+def _logprobs(output: Any) -> list[list[float]]:
+    """Return the log probability of each generated token of each row."""
+    steps = []
+    for scores, ids in zip(output.scores, output.sequences[:, -len(output.scores) :].T, strict=True):
+        steps.append(scores.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0])
+    values: list[list[float]] = torch.stack(steps, dim=1).tolist()
+    return values
 
 
 class _StopStrings(StoppingCriteria):

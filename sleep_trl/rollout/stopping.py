@@ -1,10 +1,51 @@
-"""Where a text ends, for models that do not end by themselves: before the first of some strings."""
+"""Where a text ends: at the end-of-sequence token, or before the first of some strings for models that seldom end by
+themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .engine import Completion, Sampling, StopReason
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of the tokens that end a completion: the model's and the tokenizer's."""
+    declared = model.generation_config.eos_token_id if model.generation_config else None
+    ends = declared if isinstance(declared, list) else [declared]
+    return sorted({i for i in [*ends, tokenizer.eos_token_id] if i is not None})
+
+
+def complete(
+    ids: list[int],
+    sampling: Sampling,
+    tokenizer: PreTrainedTokenizerBase,
+    eos_ids: Sequence[int],
+    logprobs: list[float] | None = None,
+) -> Completion:
+    """
+    Cut generated tokens where the text ends, and say why it does.
+
+    Args:
+        ids (`list[int]`):
+            Generated token ids, perhaps beyond the end.
+        sampling (`Sampling`):
+            How they were generated.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Decodes them.
+        eos_ids (`Sequence[int]`):
+            Tokens that end a completion.
+        logprobs (`list[float]`, *optional*):
+            Log probability of each id.
+    """
+    end = next((i for i, token in enumerate(ids) if token in eos_ids), None)
+    reason: StopReason = "length" if end is None else "eos"
+    ids = ids if end is None else ids[: end + 1]
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    if (position := first_stop(text, sampling.stop)) is not None:
+        text, reason, ids = text[:position], "stop", ids[: tokens_before(ids, sampling.stop, tokenizer)]
+    return Completion(ids, text.strip(), reason, None if logprobs is None else logprobs[: len(ids)])
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int | None:

@@ -1,0 +1,81 @@
+"""Engines with a copy of the weights of their own, alike whether they run in this process or in a Ray actor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+
+from .engine import Completion, Sampling
+from .in_process import TransformersEngine
+from .weights import Region, Values, digest, write_regions
+
+ReplicaKind = Literal["transformers", "vllm"]
+
+
+@dataclass(frozen=True)
+class ReplicaSpec:
+    """What a replica is made of. Its weights come by an update.
+
+    Args:
+        kind (`str`): `"transformers"` or `"vllm"`.
+        config (`PretrainedConfig`): of the model, with room for the experts.
+        tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
+        eos_ids (`tuple[int, ...]`): tokens that end a completion.
+        gpu_memory (`float`): share of a GPU's memory that vLLM takes, in (0, 1].
+        sizes (`dict[str, int]`): further sizes for vLLM, such as `max_num_seqs`.
+    """
+
+    kind: ReplicaKind
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: tuple[int, ...]
+    gpu_memory: float = 0.3
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def make(self) -> Replica:
+        """Make the replica in this process."""
+        if self.kind == "transformers":
+            return TransformersReplica(self)
+        from .vllm import VLLMReplica
+
+        return VLLMReplica(self)
+
+
+class Replica(Protocol):
+    """An engine that holds its own weights, and generates with nothing but them."""
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """Generate one completion a prompt; `seeds` has one for each."""
+        ...
+
+    def update(self, values: Values, regions: Sequence[Region]) -> list[str]:
+        """Write weights, then read regions back and return their digests."""
+        ...
+
+
+class TransformersReplica:
+    """transformers' `generate` on a model of its own.
+
+    Prompts that are given together are drawn together, with the first one's seed: the same call gives the same
+    completions on every replica.
+    """
+
+    def __init__(self, spec: ReplicaSpec) -> None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        model = AutoModelForCausalLM.from_config(spec.config, dtype=spec.config.dtype)
+        self.engine = TransformersEngine(model.to(device).eval().requires_grad_(False), spec.tokenizer)
+        self.engine.eos_ids = list(spec.eos_ids)
+        self.tensors = dict(model.named_parameters())
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seeds[0])
+            return self.engine.generate_batch(prompts, sampling)
+
+    def update(self, values: Values, regions: Sequence[Region]) -> list[str]:
+        write_regions(self.tensors, values)
+        return [digest(region.of(self.tensors[region.name])) for region in regions]

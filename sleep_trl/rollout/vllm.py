@@ -1,0 +1,101 @@
+"""vLLM as an engine: a grown model is an ordinary one with wider MLPs, which it runs natively."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .engine import Completion, Sampling
+from .replica import ReplicaSpec
+from .stopping import complete
+from .weights import Region, Values
+
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of vLLM's attention on a CPU
+# vLLM reads these when it is imported. One process: weights reach the model without a copy. Nothing leaves the machine.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the process has other work too
+}
+
+
+class VLLMReplica:
+    """A vLLM of its own in this process. Each prompt has its own seed, so that a completion does not depend on what is
+    generated beside it."""
+
+    def __init__(self, spec: ReplicaSpec) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from vllm import LLM
+
+        has_gpu = torch.cuda.is_available()
+        if not has_gpu:
+            _keep_weights_in_place()
+        self.spec = spec
+        set_num_threads = torch.set_num_threads  # on a CPU vLLM takes it away from the process
+        with tempfile.TemporaryDirectory() as folder:  # vLLM reads config and tokenizer from files; weights come later
+            spec.config.save_pretrained(folder)
+            spec.tokenizer.save_pretrained(folder)
+            self.llm = LLM(
+                folder,
+                load_format="dummy",
+                generation_config="vllm",  # not the checkpoint's own penalties and truncation
+                dtype=str(spec.config.dtype).removeprefix("torch."),
+                enforce_eager=not has_gpu,
+                logprobs_mode="processed_logprobs",
+                worker_extension_cls="sleep_trl.rollout.vllm_worker.WeightAccess",
+                disable_log_stats=True,
+                seed=0,
+                **({"gpu_memory_utilization": spec.gpu_memory} if has_gpu else {}),
+                **spec.sizes,
+            )
+        torch.set_num_threads = set_num_threads
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        from vllm import SamplingParams
+
+        options: dict[str, Any] = {
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "stop": list(sampling.stop),
+            "stop_token_ids": list(self.spec.eos_ids),
+            "logprobs": 0 if sampling.logprobs else None,
+        }
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+            [SamplingParams(**options, seed=seed) for seed in seeds],
+            use_tqdm=False,
+        )
+        return [self._completion(output.outputs[0], sampling) for output in outputs]
+
+    def _completion(self, output: Any, sampling: Sampling) -> Completion:
+        ids = list(output.token_ids)
+        logprobs = None
+        if sampling.logprobs:
+            logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=True)]
+        return complete(ids, sampling, self.spec.tokenizer, self.spec.eos_ids, logprobs)
+
+    def update(self, values: Values, regions: Sequence[Region]) -> list[str]:
+        if values:
+            self.llm.collective_rpc("write_weights", args=(values,))
+            self.llm.reset_prefix_cache()  # what it keeps of earlier prompts was computed with the old weights
+        digests: list[str] = self.llm.collective_rpc("read_digests", args=(list(regions),))[0]
+        return digests
+
+
+def _keep_weights_in_place() -> None:
+    """On a CPU vLLM computes with packed copies of its weights, which an update would not reach: let it compute with
+    the weights themselves."""
+    from vllm.model_executor.layers import utils
+
+    def use_weight(layer: Any, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    utils.dispatch_cpu_unquantized_gemm = use_weight

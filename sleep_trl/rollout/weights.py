@@ -1,0 +1,185 @@
+"""The weights of a grown model as an engine holds them: an ordinary model with wider MLPs, written in regions.
+
+An engine is made once, with room for every expert it will need, and later gets only the regions that changed. An expert
+has a slot, which is a slice of each map of its MLP: rows of an input map, columns of the output map. The slot of an
+expert that is not in view holds zeros in the output map.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PretrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from ..memory import Memory
+from ..memory.hosts import Host
+from .heads import WiderHeads
+
+
+@dataclass(frozen=True)
+class Region:
+    """A slice of a tensor of a state dict: `size` entries from `start` on along dimension `dim`."""
+
+    name: str
+    dim: int
+    start: int
+    size: int
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the region as a view of the whole tensor."""
+        return tensor.narrow(self.dim, self.start, self.size)
+
+
+Values = dict[Region, torch.Tensor]
+
+
+class WeightMismatch(RuntimeError):
+    """An engine's weights are not the trainer's."""
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """Return the SHA-256 of a tensor's values, row by row, in its own dtype."""
+    values = tensor.detach().to("cpu").contiguous().view(torch.uint8)
+    return hashlib.sha256(values.numpy().data).hexdigest()
+
+
+def verify(engine: str, expected: Mapping[Region, str], found: Sequence[str]) -> None:
+    """Compare the digests of an engine's regions with the trainer's.
+
+    Raises:
+        `WeightMismatch`: if they differ; it shows both fingerprints and the first region that is wrong.
+    """
+    if list(expected.values()) == list(found):
+        return
+    wrong = [region for (region, value), other in zip(expected.items(), found, strict=True) if value != other]
+    prints = [hashlib.sha256("".join(values).encode()).hexdigest() for values in (expected.values(), found)]
+    raise WeightMismatch(
+        f"{engine} does not hold the trainer's weights: its fingerprint is {prints[1]}, the trainer's {prints[0]}. "
+        f"{len(wrong)} of {len(expected)} parts differ, the first is {wrong[0]}. What it generated cannot be trusted; "
+        f"go on with --resume, and if it happens again, with rollout.engine transformers."
+    )
+
+
+class GrownWeights:
+    """The weights that an engine of a model with a memory has to hold at this moment.
+
+    Args:
+        memory (`Memory`):
+            The memory, with dense routing.
+        slots (`Sequence[int]`):
+            Experts for which the engine has room, in the order of their slots. The learning one is among them.
+        head_sizes (`Sequence[int]`, *optional*):
+            Sizes of attention heads that the engine knows; smaller heads are filled up with zeros to the next of them.
+
+    Raises:
+        `ValueError`: if the memory is routed, or the heads cannot be filled up.
+    """
+
+    def __init__(self, memory: Memory, slots: Sequence[int], head_sizes: Sequence[int] = ()) -> None:
+        if memory.spec.is_routed:
+            raise ValueError(
+                "Experts with routing 'topk' are no wider MLP, as which an engine of its own holds a grown model. Use "
+                "rollout.engine transformers, or memory.routing dense."
+            )
+        self.memory, self.slots = memory, tuple(slots)
+        self.heads = WiderHeads.of(memory.model.config.get_text_config(), head_sizes)
+        self._hosts = {f"{host.name}.{role}": host for host in memory.hosts for role in host.form.linears}
+
+    def config(self) -> PretrainedConfig:
+        """Return the config of the model that the engine holds."""
+        config = copy.deepcopy(self.memory.model.config)
+        text = config.get_text_config()
+        setattr(text, "n_inner" if hasattr(text, "n_inner") else "intermediate_size", self._width(self.memory.hosts[0]))
+        if self.heads:
+            self.heads.change(text)
+        config.dtype = self.memory.model.dtype
+        return config
+
+    def everything(self) -> Values:
+        """Return all weights. Those that are not changed for the engine share the model's storage."""
+        values: Values = {}
+        for name, parameter in self.memory.base_parameters():
+            module, _, kind = name.rpartition(".")
+            if (host := self._hosts.get(module)) is not None:
+                values |= self._host_part(host, module, kind, parameter.detach())
+            else:
+                whole = self.heads.fill(name, parameter.detach()) if self.heads else parameter.detach()
+                values[Region(name, 0, 0, whole.shape[0])] = whole
+        return values | self.experts()
+
+    def experts(self) -> Values:
+        """Return the slots of all experts, as they are in view."""
+        values: Values = {}
+        in_view = self.memory.in_view
+        width, dtype = self.memory.spec.width, self.memory.model.dtype
+        for place, index in enumerate(self.slots):
+            for host, expert in self.memory.experts(index):
+                start = host.intermediate_size + place * width
+                for role in host.form.linears:
+                    for name, offset in self._roles(host, role):
+                        weight = getattr(expert, name).detach().to(dtype)
+                        if name == "down" and index not in in_view:
+                            weight = torch.zeros_like(weight)
+                        values |= self._slice(host, role, weight, offset + start)
+        return values
+
+    def _host_part(self, host: Host, module: str, kind: str, value: torch.Tensor) -> Values:
+        """Return what the base itself has of one map; biases of the slots are zero."""
+        role = module.rpartition(".")[2]
+        if kind == "bias":
+            if role == host.form.output:
+                return {Region(f"{module}.bias", 0, 0, value.shape[0]): value}
+            room = value.new_zeros(self._width(host) - host.intermediate_size)
+            whole = torch.cat([torch.cat([part, room]) for part in value.chunk(2 if host.form.is_fused else 1)])
+            return {Region(f"{module}.bias", 0, 0, whole.shape[0]): whole}
+        linear = getattr(host.module, role)
+        value = value.T if isinstance(linear, Conv1D) else value  # (out, in)
+        values: Values = {}
+        parts = value.chunk(2) if host.form.is_fused and role != host.form.output else (value,)
+        for (_, offset), part in zip(self._roles(host, role), parts, strict=True):
+            values |= self._slice(host, role, part, offset)
+        return values
+
+    def _roles(self, host: Host, role: str) -> Iterator[tuple[str, int]]:
+        """Yield the experts' maps that lie in one of the host's, with the rows before them in the wider map."""
+        if role == host.form.output:
+            yield "down", 0
+        elif host.form.is_fused:
+            yield from (("gate", 0), ("up", self._width(host)))
+        else:
+            yield "gate" if host.form.is_gated and role == host.form.inputs[0] else "up", 0
+
+    def _slice(self, host: Host, role: str, value: torch.Tensor, start: int) -> Values:
+        """Place a slice of a map, `(out, in)`, where its hidden units begin."""
+        dim = 1 if role == host.form.output else 0
+        size = value.shape[dim]
+        if isinstance(getattr(host.module, role), Conv1D):
+            dim, value = 1 - dim, value.T
+        return {Region(f"{host.name}.{role}.weight", dim, start, size): value}
+
+    def _width(self, host: Host) -> int:
+        return host.intermediate_size + self.memory.spec.width * len(self.slots)
+
+
+def write_regions(tensors: Mapping[str, torch.Tensor], values: Values) -> None:
+    """Copy values into the regions of an engine's tensors.
+
+    Raises:
+        `ValueError`: if the engine has no such tensor, or one of another shape.
+    """
+    for region, value in values.items():
+        tensor = tensors.get(region.name)
+        shape = None if tensor is None else list(tensor.shape)
+        fits = shape is not None and len(shape) == value.dim() and region.start + region.size <= shape[region.dim]
+        if not fits or list(region.of(tensors[region.name]).shape) != list(value.shape):
+            raise ValueError(
+                f"The engine has no place for {region} of shape {list(value.shape)}: its {region.name} has shape "
+                f"{shape}. It holds this architecture in another form; use rollout.engine transformers."
+            )
+        with torch.no_grad():
+            region.of(tensors[region.name]).copy_(value)

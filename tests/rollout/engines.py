@@ -1,0 +1,55 @@
+"""What the tests of engines with weights of their own begin with."""
+
+from __future__ import annotations
+
+import torch
+
+from sleep_trl.memory import Memory, MemorySpec, attach
+from sleep_trl.rollout import Sampling, TransformersEngine
+from sleep_trl.rollout.replica import ReplicaKind, ReplicaSpec
+from sleep_trl.rollout.stopping import end_tokens
+from sleep_trl.rollout.vllm import CPU_HEAD_SIZES
+from sleep_trl.rollout.weights import GrownWeights
+from tests.tiny import tiny_model, tiny_tokenizer
+
+GREEDY = Sampling(24, temperature=0.0, logprobs=True)
+# Lengths from 2 to 350 tokens: more than two blocks of vLLM's prefix cache, and several with the same beginning.
+PROMPTS = [[1, *(4 + (7 * j) % 90 for j in range(1 + i * i))] for i in range(19)] + [[1, 5, 9 + i] for i in range(21)]
+
+
+def grown_model(**overrides: object) -> Memory:
+    """A model with one settled expert that says something, and room for more."""
+    memory = attach(tiny_model(max_position_embeddings=512, **overrides), MemorySpec(width=8, max_experts=3))
+    teach(memory, memory.activate(), seed=1)
+    memory.learn(None)
+    return memory
+
+
+@torch.no_grad()
+def teach(memory: Memory, expert: int, seed: int) -> None:
+    """Give an expert other weights, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, parameter in memory.expert_parameters(expert):
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15)
+
+
+def weights_of(memory: Memory, kind: ReplicaKind = "transformers") -> GrownWeights:
+    return GrownWeights(memory, (0, 1), CPU_HEAD_SIZES if kind == "vllm" else ())
+
+
+def spec_of(memory: Memory, kind: ReplicaKind = "transformers") -> ReplicaSpec:
+    tokenizer = tiny_tokenizer()
+    return ReplicaSpec(kind, weights_of(memory, kind).config(), tokenizer, tuple(end_tokens(memory.model, tokenizer)))
+
+
+def on_the_model_itself(memory: Memory) -> TransformersEngine:
+    return TransformersEngine(memory.model, tiny_tokenizer())
+
+
+def assert_equal(engine, memory: Memory, tolerance: float = 1e-5) -> None:
+    """An engine's greedy tokens and their log probabilities are those of transformers on the trainer's model."""
+    found, expected = engine.generate(PROMPTS, GREEDY), on_the_model_itself(memory).generate(PROMPTS, GREEDY)
+    assert [c.ids for c in found] == [c.ids for c in expected]
+    assert [(c.text, c.stop_reason) for c in found] == [(c.text, c.stop_reason) for c in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(torch.tensor(ours.logprobs), torch.tensor(theirs.logprobs), rtol=0, atol=tolerance)

@@ -1,0 +1,108 @@
+import pytest
+import torch
+
+from sleep_trl.memory import MemorySpec, attach
+from sleep_trl.rollout.heads import WiderHeads
+from sleep_trl.rollout.replica import ReplicaSpec
+from sleep_trl.rollout.synced import InThisProcess, SyncedEngine
+from sleep_trl.rollout.vllm import CPU_HEAD_SIZES
+from sleep_trl.rollout.weights import GrownWeights, Region, WeightMismatch, digest, verify, write_regions
+from tests.rollout.engines import GREEDY, PROMPTS, assert_equal, grown_model, teach, weights_of
+from tests.tiny import FORMS, tiny_model, tiny_tokenizer
+
+SHORT = [[1, 5, 7, 9], [1, 6]]
+
+
+def synced(memory, weights=None):
+    weights = weights or weights_of(memory)
+    replica = ReplicaSpec("transformers", weights.config(), tiny_tokenizer(), (2,)).make()
+    return SyncedEngine(weights, lambda: InThisProcess(replica, "the replica", 64)), replica
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_ordinary_model_with_these_weights_is_the_grown_one(form):
+    memory = attach(tiny_model(form), MemorySpec(width=8, max_experts=3))
+    for seed in (1, 2):
+        teach(memory, memory.activate(), seed)
+    engine, replica = synced(memory)
+    engine.sync()
+    ids = torch.tensor([SHORT[0]])
+    for view in (memory.as_student, memory.as_teacher):
+        with view(), torch.no_grad():
+            engine.sync()
+            difference = replica.engine.model(input_ids=ids).logits - memory.model(input_ids=ids).logits
+        assert difference.abs().max() < 1e-5
+
+
+def test_only_what_changed_travels():
+    memory = grown_model()
+    engine, _ = synced(memory)
+    assert engine.sync() == 0  # the first expert came with everything
+    learning = memory.activate()
+    assert engine.sync() == 0  # and so did the slot of the next, whose output is zero
+    teach(memory, learning, seed=2)
+    assert engine.sync() == sum(p.numel() * 4 for _, p in memory.expert_parameters(learning))
+    assert_equal(engine, memory)
+    with memory.as_teacher():
+        down = sum(p.numel() * 4 for name, p in memory.expert_parameters(learning) if name.endswith("down"))
+        assert engine.sync() == down
+        assert_equal(engine, memory)
+    engine.check()
+
+
+def test_a_wrong_weight_shows_both_fingerprints():
+    memory = grown_model()
+    engine, replica = synced(memory)
+    engine.generate(PROMPTS[:2], GREEDY)
+    name = "model.layers.1.mlp.up_proj.weight"
+    with torch.no_grad():
+        replica.tensors[name][50, 3] += 1e-6  # in the first expert's slot
+    teach(memory, memory.activate(), seed=2)
+    with pytest.raises(WeightMismatch, match=r"fingerprint is [0-9a-f]{64}, the trainer's [0-9a-f]{64}") as told:
+        engine.generate(PROMPTS[:2], GREEDY)
+    assert name in str(told.value) and "1 of 12 parts" in str(told.value)
+
+
+def test_a_wrong_weight_of_the_base_is_found_at_the_end():
+    engine, replica = synced(grown_model())
+    engine.generate(PROMPTS[:2], GREEDY)
+    with torch.no_grad():
+        replica.tensors["model.norm.weight"][0] *= -1
+    with pytest.raises(WeightMismatch, match=r"'model\.norm\.weight'"):
+        engine.close()
+
+
+def test_digests_see_order_and_sign():
+    values = torch.tensor([0.0, 1.0, 2.0])
+    assert len({digest(v) for v in (values, values.flip(0), -values, values.double())}) == 4
+    assert digest(torch.arange(6.0).view(2, 3).T) == digest(torch.arange(6.0).view(2, 3).T.contiguous())
+    region = Region("a", 0, 0, 3)
+    verify("it", {region: "x"}, ["x"])
+    with pytest.raises(WeightMismatch, match="it does not hold"):
+        verify("it", {region: "x"}, ["y"])
+
+
+@pytest.mark.parametrize(("name", "shape"), [("b", (2, 3)), ("a", (2, 4)), ("a", (9, 3)), ("a", (2,))])
+def test_weights_without_a_place_are_refused(name, shape):
+    value = torch.zeros(shape)
+    with pytest.raises(ValueError, match=f"no place for .*'{name}'.*engine transformers"):
+        write_regions({"a": torch.zeros(4, 3)}, {Region(name, 0, 1, shape[0]): value})
+
+
+def test_routed_experts_are_refused():
+    memory = attach(tiny_model(), MemorySpec(width=8, routing="topk", top_k=2))
+    with pytest.raises(ValueError, match="routing dense"):
+        GrownWeights(memory, (0,))
+
+
+def test_small_heads_are_filled_up_with_zeros():
+    config = tiny_model().config  # heads of 8
+    heads = WiderHeads.of(config, CPU_HEAD_SIZES)
+    assert heads == WiderHeads(8, 32) and WiderHeads.of(config, (8, 16)) is None
+    query = torch.randn(32, 32)
+    filled = heads.fill("model.layers.0.self_attn.q_proj.weight", query).view(4, 32, 32)
+    assert torch.equal(filled[:, :8], query.view(4, 8, 32) * 2) and not filled[:, 8:].any()  # 2 = sqrt(32 / 8)
+    heads.change(config)
+    assert config.head_dim == 32 and config.rope_parameters["partial_rotary_factor"] == 0.25
+    with pytest.raises(ValueError, match="qwen3 model have size 8"):
+        WiderHeads.of(tiny_model("qwen3").config, CPU_HEAD_SIZES)
