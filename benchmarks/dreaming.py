@@ -133,16 +133,26 @@ def run(variant: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any
     return {"rounds": rounds, "fresh": describe(trainer.trials), "seconds": round(seconds, 1)}
 
 
-def describe(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Return how many dreams were tried out, the share that improved their task, the mean gain, and the share of all
-    dreams that are unlike the others of their task."""
-    gains = [record["trial_gain"] for record in records if record["trial_gain"] is not None]
+def describe(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return how many dreams were tried out, the share that improved their task, the same by the reason for which they
+    were selected, the mean gain, and the share of all dreams that are unlike the others of their task."""
+    gains = defaultdict(list)
+    for record in records:
+        if record["trial_gain"] is not None:
+            gains[record["selected"]].append(record["trial_gain"])
+    tried = [gain for group in gains.values() for gain in group]
     return {
-        "tried": len(gains),
-        "better": round(sum(gain > 0 for gain in gains) / len(gains), 4),
-        "gain": round(sum(gains) / len(gains), 4),
+        "tried": len(tried),
+        "better": share_of_better(tried),
+        "better_by_reason": {reason: share_of_better(group) for reason, group in sorted(gains.items())},
+        "gain": round(sum(tried) / len(tried), 4),
         "distinct": round(len({(record["task_id"], record["dream"]) for record in records}) / len(records), 4),
     }
+
+
+def share_of_better(gains: list[float]) -> float:
+    """Return the share of gains above 0."""
+    return round(sum(gain > 0 for gain in gains) / len(gains), 4)
 
 
 def tabulate(runs: Runs) -> list[Row]:
