@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ..schedule import LADDER, Edge, Schedule
-from . import memory, wake
+from . import grown, memory, wake
 from .output import Json, chatter_to_stderr, show
 
 COULD_NOT, MISTAKE = 1, 2
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(wake.app, name="wake")
 app.add_typer(memory.app, name="memory")
+app.command()(grown.serve)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(MISTAKE)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(COULD_NOT)
 

@@ -210,19 +210,16 @@ class WakeBuffer:
         execute("CREATE TEMP TABLE IF NOT EXISTS held (sha256 TEXT PRIMARY KEY, entry TEXT) WITHOUT ROWID")
         execute("DELETE FROM held")
         self._database.executemany("INSERT INTO held VALUES (?, ?)", held.items())
-        stale = "state = 'consolidated' AND sha256 NOT IN (SELECT sha256 FROM held)"
-        fresh = (
-            "sha256 IN (SELECT sha256 FROM held) AND state != 'forgotten' "
-            "AND detail != (SELECT entry FROM held WHERE held.sha256 = records.sha256)"
-        )
-        if not execute(f"SELECT 1 FROM records WHERE ({stale}) OR ({fresh}) LIMIT 1").fetchone():
+        entry = "coalesce((SELECT entry FROM held WHERE held.sha256 = records.sha256), '')"
+        stale = f"state = 'consolidated' AND {entry} = ''"
+        fresh = f"state != 'forgotten' AND {entry} NOT IN ('', detail)"
+        kept = f"state = 'forgotten' AND {entry} != detail"
+        if not execute(f"SELECT 1 FROM records WHERE ({stale}) OR ({fresh}) OR ({kept}) LIMIT 1").fetchone():
             return
         with transaction(self._database, self.path):
             execute(f"UPDATE records SET state = 'new', detail = '' WHERE {stale}")
-            execute(
-                "UPDATE records SET state = 'consolidated', "
-                f"detail = (SELECT entry FROM held WHERE held.sha256 = records.sha256) WHERE {fresh}"
-            )
+            execute(f"UPDATE records SET state = 'consolidated', detail = {entry} WHERE {fresh}")
+            execute(f"UPDATE records SET detail = {entry} WHERE {kept}")
 
 
 def _pack(questions: tuple[Question, ...]) -> str:

@@ -7,6 +7,7 @@ acknowledged survives a crash of the process and of the machine.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,6 @@ OLDEST = (3, 37, 0)  # of SQLite: has tables that hold to their types
 WAIT = 30.0  # seconds that a writer waits for another one
 
 PRAGMAS = """
-PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;        -- a commit returns when the disk has it
 PRAGMA secure_delete = ON;        -- what is forgotten is overwritten with zeros
 PRAGMA recursive_triggers = ON;
@@ -100,9 +100,9 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 def _prepare(database: sqlite3.Connection, path: Path) -> None:
     """Make the tables of an empty file, and check those of another."""
-    application = database.execute("PRAGMA application_id").fetchone()[0]
-    if not _is_empty(database) and application != APPLICATION:
+    if not _is_empty(database) and database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION:
         raise sqlite3.DatabaseError
+    _keep_log(database)
     database.executescript(PRAGMAS)
     if _is_empty(database):
         with transaction(database, path):
@@ -112,6 +112,19 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
             database.execute(f"PRAGMA user_version = {VERSION}")
     if (version := database.execute("PRAGMA user_version").fetchone()[0]) != VERSION:
         raise ValueError(f"{path} is a wake buffer of version {version}; this version of sleep-trl reads {VERSION}.")
+
+
+def _keep_log(database: sqlite3.Connection) -> None:
+    """Switch to WAL mode. SQLite does not wait by itself where two processes make one file at the same time."""
+    end = time.monotonic() + WAIT
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+        time.sleep(0.01)
 
 
 def _is_empty(database: sqlite3.Connection) -> bool:

@@ -63,7 +63,7 @@ class Listed:
         id, time, source, sha256 (`str`): as they were heard first.
         copies (`int`): how often the text has been heard.
         state (`str`): `new`, `consolidated`, `failed` or `forgotten`.
-        detail (`str`): the ledger entry that holds it, or why it failed.
+        detail (`str`): the ledger entry that holds it, also if it was forgotten since, or why it failed.
     """
 
     id: str

@@ -60,6 +60,12 @@ def test_startup():
     assert all(value > 0 for value in result.values())
 
 
+def test_wake_buffer():
+    result = answer("wake_buffer.py", "--records", "1000")
+    assert {"records_per_second", "list_seconds", "forget_seconds", "peak_mb"} <= set(result)
+    assert result["records_per_second"] > 0 and result["peak_mb"] > 0
+
+
 @pytest.mark.parametrize("script", ["seeding_step.py", "inference.py", "startup.py"])
 def test_help_names_every_option(script):
     finished = run(script, "--help")

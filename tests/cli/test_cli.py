@@ -119,7 +119,7 @@ def test_tail_goes_on_where_it_was_stopped(tmp_path, end):
     command = [*COMMAND, "wake", "tail", str(path), "--buffer", str(database), "--json"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for expected in (2, 3):
-        limit = time.monotonic() + 20
+        limit = time.monotonic() + 60
         while not (database.exists() and stored(database) == expected):
             assert time.monotonic() < limit
             time.sleep(0.05)

@@ -4,6 +4,7 @@ import random
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -66,3 +67,20 @@ with WakeBuffer(Path(sys.argv[1])) as buffer:
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     with WakeBuffer(path) as buffer:
         assert buffer.counts()["new"] == 600
+
+
+def test_several_make_one_buffer_at_the_same_moment(tmp_path):
+    for number in range(20):
+        path, moment, opened = tmp_path / f"{number}.db", threading.Barrier(6), []
+
+        def open_it(path: Path = path, moment: threading.Barrier = moment, opened: list = opened) -> None:
+            moment.wait()
+            WakeBuffer(path).close()
+            opened.append(path)
+
+        openers = [threading.Thread(target=open_it) for _ in range(6)]
+        for opener in openers:
+            opener.start()
+        for opener in openers:
+            opener.join()
+        assert len(opened) == 6

@@ -1,0 +1,98 @@
+"""What dropping an entry takes back: recall of each night's questions, before and after, by the folded model.
+
+Each entry of a finished run is dropped in a copy of it. The folded model is loaded with plain transformers and asked
+the questions of all entries. A night's own level is its recall before it was slept, as the ledger has it. If no run is
+given, two nights of the quickstart are slept first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from _report import ROOT, Row, argument_parser, environment, progress, report, rerun_with
+
+Recall = dict[str, float | None]  # by entry
+
+
+def parse() -> argparse.Namespace:
+    parser = argument_parser(__doc__ or "")
+    parser.add_argument("run", type=Path, nargs="?", help="folder of a finished run with questions")
+    parser.add_argument("--threads", type=int, default=1, help="threads")
+    return parser.parse_args()
+
+
+def sleep(work: Path, is_quick: bool) -> Path:
+    """Sleep two nights of the quickstart and return the folder of the second; the quick ones are short of steps."""
+    options = ["--no-report", *(["--seeding.steps", "40"] if is_quick else [])]
+    for number in (1, 2):
+        progress(f"sleeping night {number}")
+        if number == 2:
+            options += ["--memories", "examples/quickstart/memories_night2.jsonl", "--continue_from", str(work / "1")]
+        command = [sys.executable, "launch/sleep.py", "--config", "examples/quickstart/config.yaml", *options]
+        command += ["--output_dir", str(work / str(number))]
+        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return work / "2"
+
+
+def recall(model: Path, questions: dict[str, list[Any]], config: Any) -> Recall:
+    """Return the recall of each entry's questions, without context."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from sleep_trl.dataset import Prompter
+    from sleep_trl.evaluation.recall import ask
+    from sleep_trl.rollout import TransformersEngine
+
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    engine = TransformersEngine(AutoModelForCausalLM.from_pretrained(model), tokenizer)
+    prompter = Prompter(tokenizer, config.chat_template_kwargs)
+    asking = {"metric": config.evaluation.metric, "max_new_tokens": config.evaluation.max_new_tokens}
+    return {name: ask(asked, engine, prompter, with_context=False, **asking) for name, asked in questions.items()}
+
+
+def measure(folder: Path, work: Path) -> dict[str, Recall]:
+    """Drop each entry that stands in a copy of its own, and ask."""
+    from sleep_trl.evaluation.recall import Quiz
+    from sleep_trl.files import read_jsonl
+    from sleep_trl.finished_run import FinishedRun
+    from sleep_trl.ledger import standing
+    from sleep_trl.undo import drop
+
+    run = FinishedRun.read(folder)
+    entries = standing(run.entries)
+    questions: dict[str, list[Any]] = {entry.id: [] for entry in entries}
+    for row in read_jsonl(folder / "adapter" / "questions.jsonl"):
+        questions[row["entry"]].append(Quiz(row["question"], tuple(row["answers"])))
+    progress("asking the whole model")
+    result: dict[str, Recall] = {
+        "own_level": {entry.id: entry.metrics["before"]["recall"] for entry in entries},
+        "whole": recall(folder / "model", questions, run.config),
+    }
+    for entry in entries:
+        progress(f"dropping {entry.id}")
+        shutil.copytree(folder, copy := work / entry.id)
+        drop(FinishedRun.read(copy), [entry.id])
+        result[f"without {entry.id}"] = recall(copy / "model", questions, run.config)
+    return result
+
+
+def main() -> None:
+    args = parse()
+    rerun_with(environment(args.threads))
+    with tempfile.TemporaryDirectory() as work, contextlib.redirect_stdout(sys.stderr):  # libraries chat on loading
+        result = measure(args.run or sleep(Path(work), args.quick), Path(work))
+    names = list(result["whole"])
+    table: list[Row] = [("recall without context", *names)]
+    for key, values in result.items():
+        table.append((key.replace("_", " "), *(f"{100 * (values[name] or 0):.1f} %" for name in names)))
+    report(f"Dropping one entry of {len(names)}", table, dict(result), args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""`sleep-trl serve` and `sleep-trl export`: the grown model, for others."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .output import Json, show
+
+Run = Annotated[Path, typer.Argument(help="Folder of a finished run, or of a life of nights.")]
+
+
+def serve(
+    run: Run,
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- OPTION...]", help="Options of vLLM's server.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on. Beyond loopback, put TLS in front.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api_key", envvar="SLEEP_TRL_API_KEY", help="What clients must send. Made up and printed if left out."
+        ),
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="WAKE_BUFFER", help="Record conversations to this wake buffer.")
+    ] = None,
+    backend: Annotated[
+        Literal["vllm", "transformers"] | None,
+        typer.Option(help="The model server. Default: vLLM's where it is installed."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What clients call the model. Default: the folder's name.")] = None,
+    json: Json = False,
+) -> None:
+    """Serve the newest committed model to OpenAI's clients, and go over to a new night's without a gap."""
+    if missing := [package for package in ("starlette", "uvicorn") if find_spec(package) is None]:
+        raise ValueError(f"Serving needs {', '.join(missing)}. Install it: pip install 'sleep-trl[serve]'.")
+    from ..serving import Endpoint, ServeOptions
+    from ..serving import serve as run_server
+
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("sleep_trl.serving").setLevel(logging.INFO)
+
+    def tell(endpoint: Endpoint) -> None:
+        key = "the one given" if api_key else endpoint.api_key
+        row = asdict(endpoint) | {"api_key": key, "record": str(record) if record else None}
+        show([row], json, lambda row: "\n".join(f"{name:<8} {value or 'off'}" for name, value in row.items()))
+
+    run_server(ServeOptions(run, host, port, api_key, record, backend, name, tuple(options or ())), tell)
