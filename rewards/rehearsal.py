@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from sleep_trl.rewards.guard import RewardError
 from sleep_trl.rewards.imitation import completion_text
 from sleep_trl.rewards.judges import Judge, make_judge
 from sleep_trl.rewards.registry import reward
@@ -80,23 +81,36 @@ def novelty() -> Callable[..., Rewards]:
 
 @reward("faithfulness")
 class Faithfulness:
-    """Reward dreams that agree with their context, as a judge sees it (ours).
+    """Reward dreams that agree with their context (ours).
+
+    By the teacher itself: the probability that it gives the dream behind its prompt, in which the context stands, as
+    the geometric mean over the tokens. Or by a judge.
 
     Args:
-        judge (`Judge`, `str` or `Mapping`):
-            Who decides, see [`sleep_trl.rewards.judges`]: an entailment `classifier`, or an `lm`. It is given the dream
-            and, as what it is to agree with, the context. `lexical` compares answers and is of no use here.
+        judge (`Judge`, `str` or `Mapping`, *optional*):
+            Who decides instead of the teacher, see [`sleep_trl.rewards.judges`]: an entailment `classifier`, or an
+            `lm`. It is given the dream and, as what it is to agree with, the context. `lexical` compares answers and is
+            of no use here.
     """
 
-    def __init__(self, judge: Judge | str | Mapping[str, Any]) -> None:
-        self.judge = make_judge(judge)
+    def __init__(self, judge: Judge | str | Mapping[str, Any] | None = None) -> None:
+        self.judge = None if judge is None else make_judge(judge)
 
     def load(self) -> None:
         """Load the judge's model, if it has one."""
         if (load := getattr(self.judge, "load", None)) is not None:
             load()
 
-    def __call__(self, completions: Sequence[Any], context: Column, **columns: Any) -> Rewards:
+    def __call__(
+        self, completions: Sequence[Any], context: Column, teacher_probability: Column | None = None, **columns: Any
+    ) -> Rewards:
+        if self.judge is None:
+            if teacher_probability is None:
+                raise RewardError(
+                    "Reward 'faithfulness' without a judge reads the column teacher_probability, which "
+                    "DreamingTrainer adds. With another trainer, give it a judge in params."
+                )
+            return list(teacher_probability)
         texts = [completion_text(completion) for completion in completions]
         return [float(verdict) for verdict in self.judge(texts, list(context), None)]
 

@@ -240,8 +240,12 @@ class DreamConfig(Section):
     rewards: tuple[RewardSpec, ...] = Field((RewardSpec(name="improvement"),), min_length=1)
     """Rewards of dreams: improvement, quiz_gain, novelty, faithfulness, format, length, or one's own."""
 
+    into: Literal["expert", "lora"] = "expert"
+    """What learns the rewarded dreams of the last round. expert: the new one, by Knowledge Seeding. lora: an adapter
+    over the grown model, in dream_adapter/, which stays as it is until you merge it; needs memory.routing dense."""
+
     steps: int = Field(50, ge=1)
-    """Optimizer steps of Knowledge Seeding with which the new expert learns the rewarded dreams of the last round."""
+    """Optimizer steps with which they are learnt."""
 
     share: float = Field(0.4, gt=0, lt=1)
     """Share of dreams among the rows of those steps; the rest is the night's data set, in its own shares."""
@@ -356,6 +360,10 @@ class RunConfig(Section):
             raise ValueError(
                 "dream.random_expert needs memory.routing topk: with dense every expert takes part already, so there "
                 "is no further one"
+            )
+        if self.dream.into == "lora" and self.memory.routing == "topk":
+            raise ValueError(
+                "dream.into lora needs memory.routing dense: with topk there is no grown checkpoint for an adapter"
             )
         if (taken := self.dream.share + self.dataset.general_share + self.dataset.earlier_share) >= 1:
             raise ValueError(

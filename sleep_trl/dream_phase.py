@@ -30,6 +30,7 @@ COLUMNS = (
     "context",
     "questions",
     "learn_prompt_ids",
+    "teacher_probability",
     "trial_reward",
     "trial_gain",
     "trial_low",

@@ -29,6 +29,7 @@ from .dataset import (
     write_earlier,
     write_general,
 )
+from .dream_adapter import learn_into_adapter
 from .dream_phase import Dreamer, as_samples, find_tasks, summarize, write_tasks
 from .evaluation.recall import Quiz, agreement, ask, sample_quizzes, window_with_answer
 from .files import read_jsonl, write_json, write_jsonl
@@ -113,11 +114,15 @@ def run_night(config: RunConfig, seed_expert: SeedExpert, dreamer: Dreamer | Non
     expert = room.memory.activate()
     history = phases.once("seed", lambda: seed(room, samples, seed_expert))
     load_experts(room.memory, folder / "phases" / "seeded")
-    dreams = dream(room, phases, samples, seed_expert, dreamer) if dreamer and config.dream.rounds else None
+    dreams, kept = None, []
+    if dreamer and config.dream.rounds:
+        dreams, kept = dream(room, phases, samples, seed_expert, dreamer)
     room.memory.learn(None)
     after = phases.once("evaluate_after", lambda: evaluate_after(room))
     after["agreement"] = phases.once("agreement_after", lambda: agreement(room.memory, held_out))
     committed = phases.once("commit", lambda: commit(room, expert, samples, before, after))
+    if kept and config.dream.into == "lora":
+        phases.once("adapt_to_dreams", lambda: adapt_to_dreams(room, kept))
     room.memory.learn(expert)  # so that the counts say what was trained
     results = collect_results(config, room.memory, before, after, written, history, dreams, committed, phases.seconds)
     if PartialState().is_main_process:
@@ -323,13 +328,17 @@ def seed(
 
 def dream(
     room: Bedroom, phases: Phases, samples: list[Sample], seed_expert: SeedExpert, dreamer: Dreamer
-) -> dict[str, Any]:
-    """Dream about the memories just consolidated, and let the new expert learn the dreams that helped in the end."""
+) -> tuple[dict[str, Any], list[Sample]]:
+    """Dream about the memories just consolidated, and let the new expert learn the dreams that helped in the end.
+
+    Returns:
+        `tuple[dict, list[Sample]]`: what became of the dreams, and those that helped.
+    """
     config, folder = room.config, room.config.output_dir / "phases"
     rows = phases.once("write_quiz", lambda: write_quiz(room))
     if len(rows) < PartialState().num_processes:
         say("[yellow]There is nothing to ask about these memories, so there are no dreams[/]")
-        return summarize([], 0)
+        return summarize([], 0), []
 
     def try_out() -> list[dict[str, Any]]:
         records = dreamer(config, room.model, room.tokenizer, rows, samples, config.output_dir / "checkpoints-dreamt")
@@ -341,15 +350,24 @@ def dream(
     dreams = as_samples(config, rows, records, room.prompter)
     if not dreams:
         say("No dream of the last round made its task better: the expert stays as it was seeded")
+    if not dreams or config.dream.into == "lora":
         load_experts(room.memory, folder / "seeded")
-        return summarize(records, 0)
+        return summarize(records, len(dreams)), dreams
     say(f"Learning {len(dreams)} dreams that made their tasks better")
     load_experts(room.memory, folder / "dreamt")
     history = phases.once(
         "learn_dreams", lambda: seed(room, samples + dreams, seed_expert, config.dream.steps, "learnt")
     )
     load_experts(room.memory, folder / "learnt")
-    return {**summarize(records, len(dreams)), "history": history}
+    return {**summarize(records, len(dreams)), "history": history}, dreams
+
+
+def adapt_to_dreams(room: Bedroom, dreams: list[Sample]) -> str | None:
+    """Let an adapter over the grown model learn the dreams, and return its folder."""
+    if not PartialState().is_main_process:
+        return None
+    say(f"Learning {len(dreams)} dreams that made their tasks better, into an adapter")
+    return str(learn_into_adapter(room.config, room.tokenizer, dreams, room.model.device))
 
 
 def write_quiz(room: Bedroom) -> list[dict[str, Any]]:

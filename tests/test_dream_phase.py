@@ -5,6 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sleep_trl.files import read_json
 from sleep_trl.launch import sleep
@@ -92,6 +95,27 @@ def test_an_interrupted_night_learns_the_same_dreams(night, tmp_path):
     assert once == twice
 
 
+def test_dreams_can_stay_beside_the_model(night, tmp_path):
+    again = tmp_path / "run"
+    late = shutil.ignore_patterns("learn_dreams*", "learnt", "checkpoints-learnt", "*after*", "commit*", "results*")
+    shutil.copytree(night, again, ignore=late)
+    config = json.loads((again / "config.json").read_text())
+    config |= {"output_dir": str(again), "dream": config["dream"] | {"into": "lora", "steps": 20}}
+    (again / "config.json").write_text(json.dumps(config))
+    given = ["--memories", str(night.parent / "town.jsonl"), "--dream.into", "lora", "--dream.steps", "20"]
+    assert sleep.main([*arguments(again), *given, "--resume"]) == 0
+    adapter = (again / "adapter" / "experts.safetensors").read_bytes()
+    assert adapter == (night / "phases" / "seeded" / "experts.safetensors").read_bytes()
+    grown = AutoModelForCausalLM.from_pretrained(again / "model")
+    tokenizer = AutoTokenizer.from_pretrained(again / "dream_adapter")
+    dream = next(r for r in read_json(night / "phases" / "dream.json")["result"] if r["rewarded"] and r["step"])
+    ids = torch.tensor([[tokenizer.bos_token_id, *dream["ids"]]])
+    with torch.no_grad():
+        before = grown(input_ids=ids, labels=ids).loss.item()
+        merged = PeftModel.from_pretrained(grown, again / "dream_adapter").merge_and_unload()
+        assert merged(input_ids=ids, labels=ids).loss.item() < before - 0.5
+
+
 def test_a_memory_without_questions_gets_no_dreams_measured_by_them(tmp_path, capsys):
     folder = tmp_path / "run"
     given = arguments(folder, dream__measure="questions")
@@ -105,6 +129,7 @@ def test_a_memory_without_questions_gets_no_dreams_measured_by_them(tmp_path, ca
     ("options", "message"),
     [
         ({"dream__random_expert": True}, "dream.random_expert needs memory.routing topk"),
+        ({"dream__into": "lora", "memory__routing": "topk"}, "dream.into lora needs memory.routing dense"),
         ({"dream__template": "question_answer"}, "first asks for a request"),
         ({"dream__max_new_tokens": 500}, "do not fit the context"),
         ({"dream__share": 0.9}, "leave no share for the memory"),

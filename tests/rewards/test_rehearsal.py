@@ -1,6 +1,6 @@
 import pytest
 
-from sleep_trl.rewards import resolve
+from sleep_trl.rewards import RewardError, resolve
 
 BATCH = {"prompts": ["p"] * 4, "completion_ids": [[5, 2]] * 4}
 TRIED = {"trial_reward": [1.0, 0.0, None, None], "trial_gain": [0.5, -0.2, 0.1, None]}
@@ -43,6 +43,13 @@ def test_faithfulness_asks_the_judge_about_dream_and_context():
     assert values == [1.0, 0.0, 1.0, 0.0] and asked[1] == ("b", "x")
 
 
+def test_faithfulness_without_a_judge_is_the_teachers_own():
+    likely = [0.9, 0.1, 0.5, 0.2]
+    assert rewards("faithfulness", context=["w"] * 4, teacher_probability=likely) == likely
+    with pytest.raises(RewardError, match="give it a judge"):
+        rewards("faithfulness", context=["w"] * 4)
+
+
 def test_format_wants_every_line_in_form():
     spec = {"name": "format", "params": {"pattern": r"\d\. .+"}}
     assert rewards(spec, ["1. a\n2. b\n", "1. a\nb", "", "3. c"]) == [1.0, 0.0, 0.0, 1.0]
@@ -61,7 +68,6 @@ def test_length_falls_off_outside_its_bounds():
         ({"name": "improvement", "params": {"reward": "both"}}, "'binary' or 'gain'"),
         ({"name": "format", "params": {"pattern": "("}}, "no regular expression"),
         ({"name": "length", "params": {"shortest": 5, "longest": 4}}, "1 <= shortest"),
-        ({"name": "faithfulness"}, "judge"),
     ],
 )
 def test_impossible_parameters_are_refused(spec, message):

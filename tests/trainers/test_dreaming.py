@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from sleep_trl.dataset import Prompter
 from sleep_trl.dreams.adapters import LoraSpec
+from sleep_trl.dreams.gradients import Text
 from sleep_trl.dreams.inner_loop import InnerLoop
 from sleep_trl.dreams.measures import Questions
 from sleep_trl.dreams.rehearsal import Doubt, Rehearsal
@@ -193,3 +194,21 @@ def test_users_rewards_see_the_trial(reader, tmp_path):
 def test_impossible_settings_are_refused(reader, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         dreamer(reader, tmp_path, **options)
+
+
+def test_the_teacher_finds_a_true_dream_likelier_than_a_false_one(reader, tmp_path):
+    t = dreamer(reader, tmp_path)
+    ids = t.processing_class
+    prompt = ids("Robbin runs the inn Zora.")["input_ids"]
+    said = [
+        "\nQuestion: Which inn does Robbin run?\nAnswer: Zora",
+        "\nQuestion: Which inn does Robbin run?\nAnswer: Mara",
+    ]
+    texts = [Text.behind(prompt, ids(dream, add_special_tokens=False)["input_ids"]) for dream in said]
+    true, false = t._teacher_probabilities(texts)
+    assert 1 >= true > 2 * false > 0
+    memory = Memory.of(t.model)
+    with torch.no_grad():
+        for _, parameter in memory.expert_parameters(memory.learning):
+            parameter.normal_()  # the teacher does not hear the learning expert
+    assert t._teacher_probabilities(texts) == [true, false]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from sleep_trl.dreams.batches import Dream
 from sleep_trl.dreams.gradients import Text
 from sleep_trl.dreams.measures import Task
 from sleep_trl.dreams.rehearsal import Rehearsal, Trial
+from sleep_trl.dreams.respondents import Respondents
 from sleep_trl.dreams.selection import Selected, Selection, select
 from sleep_trl.evaluation.recall import Quiz
 from sleep_trl.memory import Memory
@@ -38,9 +40,10 @@ class DreamingTrainer(ExpertCheckpoints):
     Rows of the data set are tasks: `prompt` (asks for a dream, with the context in it), `task_id`, `context`, and what
     the measure needs: `questions` (a list of `{"question", "answers"}`) or `heldout` (text).
 
-    Reward functions see these columns and, of dreams that were tried out, `trial_reward` (1, 0, or None if the sign is
-    uncertain), `trial_gain`, `trial_low` and `trial_high` (None otherwise). Dreams that were not selected have no
-    reward and no part in the loss.
+    Reward functions see these columns, `teacher_probability` (of a dream's token behind its prompt, the geometric mean,
+    by the model without its learning expert) and, of dreams that were tried out, `trial_reward` (1, 0, or None if the
+    sign is uncertain), `trial_gain`, `trial_low` and `trial_high` (None otherwise). Dreams that were not selected have
+    no reward and no part in the loss.
 
     What is changed with respect to [`~trl.GRPOTrainer`]: `_calculate_rewards` (selects dreams and tries them out before
     they are rewarded), `_generate_single_turn` (a random further expert while sampling), `_compute_loss` (ReST-EM; with
@@ -129,8 +132,14 @@ class DreamingTrainer(ExpertCheckpoints):
     def _calculate_rewards(
         self, inputs: Rows, prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
-        selected, trials = self._try_out(inputs, completion_ids_list)
-        rows = [{**row, **_columns(trial)} for row, trial in zip(inputs, trials, strict=True)]
+        prompt_ids = self._tokenize_prompts([row["prompt"] for row in inputs])[0]
+        texts = [Text.behind(ids, dream) for ids, dream in zip(prompt_ids, completion_ids_list, strict=True)]
+        selected, trials = self._try_out(inputs, texts, completion_ids_list)
+        believed = self._teacher_probabilities(texts)
+        rows = [
+            {**row, **_columns(trial), "teacher_probability": probability}
+            for row, trial, probability in zip(inputs, trials, believed, strict=True)
+        ]
         rewards: torch.Tensor = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
         kept = torch.tensor(selected.is_kept, device=rewards.device)
         rewards[~self.accelerator.gather(kept)] = torch.nan
@@ -141,11 +150,15 @@ class DreamingTrainer(ExpertCheckpoints):
         self._keep_record(rows, completions, completion_ids_list, selected, trials)
         return rewards
 
-    def _try_out(self, rows: Rows, dreams: list[list[int]]) -> tuple[Selected, list[Trial | None]]:
+    def _teacher_probabilities(self, texts: list[Text]) -> list[float]:
+        memory = Memory.of(self.accelerator.unwrap_model(self.model))
+        with memory.as_teacher() if memory else nullcontext():
+            losses = Respondents(self.rehearsal.engine, [None]).token_losses(texts, [0] * len(texts))
+        return [math.exp(-sum(row) / len(row)) for row in losses]
+
+    def _try_out(self, rows: Rows, texts: list[Text], dreams: list[list[int]]) -> tuple[Selected, list[Trial | None]]:
         model = self.accelerator.unwrap_model(self.model)
         tasks = [str(row["task_id"]) for row in rows]
-        prompts = self._tokenize_prompts([row["prompt"] for row in rows])[0]
-        texts = [Text.behind(prompt, dream) for prompt, dream in zip(prompts, dreams, strict=True)]
         reference = self.reference() if self.reference and self.selection.rule == "gradient_alignment" else None
         seed = self.args.seed + self.state.global_step
         selected = select(texts, tasks, self.selection, model, reference, seed)
