@@ -38,7 +38,7 @@ class FinishedRun:
         Raises:
             `ValueError`: if it holds no finished run, or a file is broken.
         """
-        needed = ("config.json", "ledger.jsonl", "adapter/memory.json")
+        needed = ("config.json", "ledger.jsonl", "results.json", "adapter/memory.json")
         if missing := [name for name in needed if not (folder / name).is_file()]:
             found = f"lacks {', '.join(missing)}" if folder.is_dir() else "does not exist"
             raise ValueError(f"{folder} {found}. Give the folder of a run that has finished (its output_dir).")

@@ -29,8 +29,8 @@ from .wake.records import now as heard_now
 if TYPE_CHECKING:
     from .wake import WakeBuffer
 
-WORK = ("checkpoints*", "phases", "report.html")
-"""What a finished run has left of its work that holds texts or experts. None of it is needed again."""
+WORK = ("checkpoints*", "phases", "dream_adapter", "report.html")
+"""What a finished run has left of its work that holds texts or experts, or fits the old model alone."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,14 @@ def set_enabled(run: FinishedRun, entry: LedgerEntry, is_enabled: bool, model: s
             The base model, where it is no longer where the run's configuration says.
 
     Raises:
-        `ValueError`: if the entry was dropped or is so already, or the base model is not there.
+        `ValueError`: if the entry was dropped or is so already, the base model is not there, or dreams were learnt into
+            an adapter, which fits the model as it is.
     """
+    if (run.folder / "dream_adapter").is_dir():
+        raise ValueError(
+            f"{run.folder / 'dream_adapter'} fits the model with the experts that it has now. Move it away, and call "
+            f"this again."
+        )
     if entry.dropped is not None:
         raise ValueError(f"{entry.id} was dropped on {entry.dropped}: its expert is gone. Learn its records again.")
     if (run.state(entry) == "enabled") == is_enabled and _is_settled(run):

@@ -25,7 +25,7 @@ from tests.runs import write_model
 from tests.tiny import tiny_model
 
 IDS = torch.randint(3, 97, (2, 16), generator=torch.Generator().manual_seed(1))
-EXCHANGES = 8  # of files in a drop: the model out, ledger, prompts, questions, records, experts, records, the model in
+EXCHANGES = 8  # of files in a drop: model out, ledger, prompts, questions, records, experts, records, model in
 NIGHTS = [
     [MemoryText("a", "letters", "the cat of Mira"), MemoryText("b", "contract-17.pdf", "the boat of Ben")],
     [MemoryText("c", "contract-17.pdf", "it eats hats"), MemoryText("d", "letters", "the boat sleeps")],
@@ -71,7 +71,7 @@ def write_run(folder: Path, base: Path, **spec: object) -> Path:
     rows = [{"id": m.id, "source": m.source, "text": m.text} for memories in NIGHTS for m in memories]
     write_jsonl(folder / "memories.jsonl", rows)
     write_json(run / "config.json", config.model_dump(mode="json"))
-    write_json(run / "results.json", {})
+    write_json(run / "results.json", {"seed": 1})
     save_memory(memory, run / "adapter")
     for name in ("prompts.jsonl", "questions.jsonl"):
         write_jsonl(run / "adapter" / name, ({"entry": entry.id, "question": "?"} for entry in entries for _ in "ab"))
@@ -79,7 +79,7 @@ def write_run(folder: Path, base: Path, **spec: object) -> Path:
         fold(memory, run / "model")
         load_tokenizer(config).save_pretrained(run / "model")
     write_ledger(run / "ledger.jsonl", entries)
-    for work in ("checkpoints/checkpoint-2/experts.safetensors", "phases/write_dataset.json", "phases/seeded/x"):
+    for work in ("checkpoints/checkpoint-2/experts.safetensors", "phases/write_dataset.json", "dream_adapter/x"):
         (run / work).parent.mkdir(parents=True, exist_ok=True)
         (run / work).write_text("the boat of Ben")
     return run
@@ -152,6 +152,9 @@ def test_nothing_of_the_dropped_texts_is_left_in_the_runs_work(run):
 
 def test_a_disabled_entry_is_silent_and_comes_back_bit_for_bit(run, tmp_path):
     before = weights(run.folder / "model")
+    with pytest.raises(ValueError, match="dream_adapter fits the model"):
+        set_enabled(run, run.entry("entry-002"), False)
+    (run.folder / "dream_adapter").rename(tmp_path / "dream_adapter")
     set_enabled(run, run.entry("entry-002"), False)
     assert is_same(weights(run.folder / "model"), model_of((0, 2), tmp_path / "expected"))
     silenced = FinishedRun.read(run.folder)
@@ -304,7 +307,7 @@ def test_mistakes_are_told(run, tmp_path):
     with pytest.raises(ValueError, match=r"needs its base model.*does not exist.*Or give --model"):
         drop(moved, ["entry-002"])
     drop(moved, ["entry-002"], model=config["model"])
-    with pytest.raises(ValueError, match=r"lacks config\.json, ledger\.jsonl, adapter/memory\.json"):
+    with pytest.raises(ValueError, match=r"lacks config\.json, ledger\.jsonl, results\.json, adapter"):
         FinishedRun.read(tmp_path)
 
 

@@ -159,6 +159,8 @@ def test_forgetting_says_what_a_night_has_learnt_of_it(call, tmp_path, documents
 
 def test_memory_takes_back_what_came_from_a_source(call, tmp_path):
     run = write_run(tmp_path, write_model(tmp_path / "base"))
+    (run / "dream_adapter" / "x").unlink()
+    (run / "dream_adapter").rmdir()
     assert [row["state"] for row in rows(call("memory", "list", run, "--json")[1])] == ["enabled"] * 3
     assert "entry-002" in call("memory", "list", run)[1]
     assert "contract-17.pdf" in call("memory", "show", run, "entry-002")[1]
