@@ -1,4 +1,4 @@
-"""Seconds that `import sleep_trl` and `launch/sleep.py --help` take, the median over fresh processes.
+"""Seconds that `import sleep_trl`, `launch/sleep.py --help` and `sleep-trl --help` take, the median of fresh processes.
 
 The first run of each warms the disk's cache and is not counted.
 """
@@ -18,6 +18,7 @@ COMMANDS = {
     "python_seconds": (["-c", "pass"], None),
     "import_seconds": (["-c", "import sleep_trl"], 0.5),
     "help_seconds": ([str(ROOT / "launch" / "sleep.py"), "--help"], 2.0),
+    "cli_help_seconds": (["-m", "sleep_trl.cli", "--help"], 1.0),
 }
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from .config import RunConfig
 from .files import read_json
 from .ledger import LedgerEntry, read_ledger, standing
+
+if TYPE_CHECKING:
+    from .config import RunConfig
 
 EntryState = Literal["enabled", "disabled", "dropped"]
 MEASURES = ("recall", "skill", "agreement")  # of an entry's metrics, before and after its night
@@ -54,6 +56,8 @@ class FinishedRun:
     @cached_property
     def config(self) -> RunConfig:
         """The run's configuration."""
+        from .config import RunConfig  # takes longer to import than all else here
+
         try:
             return RunConfig.model_validate(read_json(self.folder / "config.json"))
         except ValidationError as error:

@@ -56,7 +56,7 @@ def test_inference():
 
 def test_startup():
     result = answer("startup.py", "--rounds", "1")
-    assert set(result) == {"python_seconds", "import_seconds", "help_seconds"}
+    assert set(result) == {"python_seconds", "import_seconds", "help_seconds", "cli_help_seconds"}
     assert all(value > 0 for value in result.values())
 
 
