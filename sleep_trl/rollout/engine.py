@@ -62,3 +62,7 @@ class Engine(Protocol):
                 Called with the number of prompts just finished by this process.
         """
         ...
+
+    def close(self) -> None:
+        """End what the engine started."""
+        ...

@@ -38,9 +38,9 @@ class WiderHeads:
         wider = min((s for s in sizes if s > size), default=None)
         if wider is None or config.model_type not in SUPPORTED or config.rope_parameters.get("rope_type") != "default":
             raise ValueError(
-                f"The engine knows attention heads of sizes {list(sizes)}, and those of this {config.model_type} model "
-                f"have size {size}. They can be filled up with zeros for {', '.join(SUPPORTED)} with plain rotary "
-                f"positions. Use rollout.engine transformers."
+                f"it knows attention heads of sizes {', '.join(map(str, sizes))}, those of this {config.model_type} "
+                f"model have size {size}, and only those of {', '.join(SUPPORTED)} with plain rotary positions can be "
+                f"filled up with zeros"
             )
         return WiderHeads(size, wider)
 

@@ -62,6 +62,9 @@ class TransformersEngine:
         everyone: list[tuple[int, Completion]] = gather_object(done)
         return [completion for _, completion in sorted(everyone, key=lambda pair: pair[0])]
 
+    def close(self) -> None:
+        """Nothing was started."""
+
     def generate_batch(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Generate for prompts in one batch, in this process, with the draws of torch's present state."""
         width = max(map(len, prompts))

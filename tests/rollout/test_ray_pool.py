@@ -1,0 +1,137 @@
+import os
+import signal
+import threading
+import time
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from sleep_trl.rollout import Sampling
+from sleep_trl.rollout.ray_pool import RayPool
+from sleep_trl.rollout.synced import InThisProcess, SyncedEngine
+from sleep_trl.rollout.weights import Region, WeightMismatch
+from tests.rollout.engines import PROMPTS, assert_equal, grown_model, on_the_model_itself, spec_of, teach, weights_of
+
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: make setup installs it")
+LONG = Sampling(120, temperature=0.0)
+
+
+def pool_of(memory, count=2, **options):
+    weights, spec = weights_of(memory), spec_of(memory)
+    return SyncedEngine(weights, lambda: RayPool(spec, weights.everything, count, batch_size=4, **options))
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """Two engines of a Ray of this module's own."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    made = pool_of(grown_model())
+    made.sync()
+    yield made
+    import ray
+
+    ray.shutdown()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def memory(engine):
+    return engine.weights.memory
+
+
+def send_while_generating(pool, process, what):
+    """Send a signal to an engine in the middle of its work."""
+
+    def wait_and_send():
+        while not any(job.phase == "generating" for job in list(pool._jobs.values())):
+            time.sleep(0.001)
+        time.sleep(0.02)
+        os.kill(process, what)
+
+    threading.Thread(target=wait_and_send, daemon=True).start()
+
+
+def test_greedy_is_transformers_own_before_and_after_an_update(engine, memory):
+    assert_equal(engine, memory)
+    teach(memory, memory.activate(), seed=2)
+    assert_equal(engine, memory)
+
+
+def test_what_is_drawn_does_not_depend_on_who_draws(engine, memory):
+    sampling = Sampling(12, seed=5, logprobs=True)
+    alone = SyncedEngine(weights_of(memory), lambda: InThisProcess(spec_of(memory).make(), "alone", 4))
+    drawn = engine.generate(PROMPTS, sampling)
+    assert drawn == alone.generate(PROMPTS, sampling)
+    assert drawn != engine.generate(PROMPTS, Sampling(12, seed=6, logprobs=True))
+
+
+def test_a_killed_engine_loses_no_prompt(engine, memory, caplog):
+    pool = engine.backend
+    before = pool.process_ids()
+    send_while_generating(pool, before[0], signal.SIGKILL)
+    seen = []
+    found = engine.generate(PROMPTS * 3, LONG, seen.append)
+    assert found == on_the_model_itself(memory).generate(PROMPTS * 3, LONG) and sum(seen) == len(found)
+    assert "was lost while generating and is replaced" in caplog.text
+    assert_equal(engine, memory)
+    after = pool.process_ids()
+    assert len(after) == 2 and before[0] not in after
+
+
+def test_a_hung_engine_is_replaced_at_its_deadline(engine, memory, caplog):
+    pool = engine.backend
+    pool.timeout_s = 3.0
+    hung = pool.process_ids()[0]
+    name = pool.members[0].name
+    os.kill(hung, signal.SIGSTOP)
+    assert engine.generate(PROMPTS, LONG) == on_the_model_itself(memory).generate(PROMPTS, LONG)
+    pool.timeout_s = 600.0
+    assert f"{name} gave no answer within 3 s while generating" in caplog.text
+    assert hung not in pool.process_ids() and len(pool.members) == 2
+
+
+def test_a_planted_weight_is_caught(engine, memory):
+    pool = engine.backend
+    pool.process_ids()  # the replaced ones are up
+    region = Region("model.layers.0.mlp.down_proj.weight", 1, 48, 8)
+    right = weights_of(memory).experts()[region]
+    pool._ray.get(pool.members[1].actor.update.remote({region: right + 1e-6}, []))
+    teach(memory, 1, seed=3)
+    with pytest.raises(WeightMismatch, match=f"{pool.members[1].name} does not hold .* the first is .*down_proj"):
+        engine.generate(PROMPTS, LONG)
+    pool._ray.get(pool.members[1].actor.update.remote({region: right}, []))
+    assert_equal(engine, memory)
+
+
+def test_the_pool_goes_on_with_fewer(engine, memory, caplog):
+    pool = engine.backend
+    pool.max_restarts = 0
+    os.kill(pool.process_ids()[1], signal.SIGKILL)
+    assert_equal(engine, memory)
+    assert "goes on with 1 engines" in caplog.text
+    os.kill(pool.process_ids()[0], signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="No engine is left"):
+        engine.generate(PROMPTS, LONG)
+
+
+def test_the_first_traceback_is_what_the_user_sees(engine):
+    memory = grown_model()
+    weights, spec = weights_of(memory), spec_of(memory)
+    spec.config.num_attention_heads = 5  # of 32 hidden units: the engine cannot hold the weights
+    broken = SyncedEngine(weights, lambda: RayPool(spec, weights.everything, 1))
+    seen = (
+        r"(?s)sleep-engine-\S+ failed while starting.*line \d+, in write_regions.*ValueError: The engine has no place"
+    )
+    with pytest.raises(RuntimeError, match=seen):
+        broken.sync()
+
+
+def test_nobody_listens_to_the_network(engine):
+    """Every port that Ray opened is on the loopback address."""
+    psutil = pytest.importorskip("psutil")  # accelerate brings it along
+    mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in mine]
+    assert listening
+    assert not [c.laddr for c in listening if c.laddr.ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")]

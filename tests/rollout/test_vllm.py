@@ -1,0 +1,97 @@
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from sleep_trl.rollout import Sampling
+from sleep_trl.rollout.ray_pool import RayPool
+from sleep_trl.rollout.synced import SyncedEngine
+from sleep_trl.rollout.weights import Region, WeightMismatch
+from tests.rollout.engines import PROMPTS, assert_equal, grown_model, on_the_model_itself, spec_of, teach, weights_of
+
+pytestmark = [
+    pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: make setup installs its CPU build"),
+    pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: make setup installs it"),
+]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """A vLLM in a Ray actor, since vLLM makes itself at home in its process."""
+    memory = grown_model()
+    weights, spec = weights_of(memory, "vllm"), spec_of(memory, "vllm")
+    made = SyncedEngine(weights, lambda: RayPool(spec, weights.everything, 1))
+    made.sync()
+    yield made
+    made.close()
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.fixture
+def memory(engine):
+    return engine.weights.memory
+
+
+def test_greedy_is_transformers_before_and_after_an_update(engine, memory):
+    """Prompts longer than a block would show a prefix cache that was kept."""
+    assert_equal(engine, memory)
+    teach(memory, memory.activate(), seed=2)
+    assert_equal(engine, memory)
+    with memory.as_teacher():
+        assert_equal(engine, memory)
+
+
+def test_a_planted_weight_is_caught(engine, memory):
+    (member,) = engine.backend.members
+    region = Region("model.layers.0.mlp.gate_proj.weight", 0, 48, 8)  # rows of vLLM's fused gate_up_proj
+    right = weights_of(memory).experts()[region]
+    plant = lambda value: engine.backend._ray.get(member.actor.update.remote({region: value}, []))  # noqa: E731
+    plant(right.flip(0))
+    with pytest.raises(WeightMismatch, match=r"fingerprint is [0-9a-f]{64}, the trainer's [0-9a-f]{64}.*gate_proj"):
+        engine.check()
+    plant(right)
+    engine.check()
+
+
+def test_seeds_are_ours_and_a_prompts_own(engine):
+    sampling = Sampling(12, seed=5)
+    drawn = engine.generate(PROMPTS, sampling)
+    assert drawn == engine.generate(PROMPTS, sampling)
+    assert drawn != engine.generate(PROMPTS, Sampling(12, seed=6))
+    same = engine.generate([PROMPTS[2]] * 20, sampling)
+    assert len({tuple(c.ids) for c in same}) > 10
+
+
+def test_sampling_is_from_the_untruncated_distribution(engine, memory):
+    """Frequencies of the first token over 4000 draws follow the model's own probabilities."""
+    drawn = engine.generate([PROMPTS[0]] * 4000, Sampling(1, seed=2, logprobs=True))
+    with torch.no_grad():
+        p = memory.model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1].log_softmax(-1)
+    counted = torch.bincount(torch.tensor([c.ids[0] for c in drawn]), minlength=97) / 4000
+    assert (counted - p.exp()).abs().max() < 0.03
+    assert (counted > 0).sum() > 50
+    assert all(abs(c.logprobs[0] - p[c.ids[0]]) < 1e-5 for c in drawn)
+
+
+def test_stop_strings_and_reasons(engine, memory):
+    free = on_the_model_itself(memory).generate(PROMPTS, Sampling(20, temperature=0.0))
+    sampling = Sampling(20, temperature=0.0, stop=(free[1].text.split()[4],))
+    found = engine.generate(PROMPTS, sampling)
+    assert found == on_the_model_itself(memory).generate(PROMPTS, sampling)
+    assert {c.stop_reason for c in found} >= {"stop", "length"}
+
+
+def test_rollouts_in_a_trainers_process():
+    """Steps with a vLLM in the process, in a process of their own: the ratio to the trainer is one."""
+    script = Path(__file__).with_name("in_process_rollouts.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
+    done = subprocess.run(
+        [sys.executable, str(script), "vllm"], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
