@@ -1,0 +1,146 @@
+"""OpenAI's form of requests, answers and errors: what is checked before a model server sees a request."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from .backend import Backend
+
+MOST_BYTES = 8 * 2**20
+"""Largest request that is read, in bytes: some 1,500 pages, as much as a wake record may hold."""
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+PASSED_OVER: dict[str, Any] = {
+    "audio": None,
+    "best_of": 1,
+    "echo": False,
+    "function_call": None,
+    "functions": None,
+    "logprobs": False,
+    "modalities": ["text"],
+    "n": 1,
+    "presence_penalty": 0,
+    "response_format": {"type": "text"},
+    "tool_choice": "auto",
+    "top_logprobs": 0,
+    "web_search_options": None,
+}
+"""Fields that `transformers serve` takes and passes over in silence, with the value that asks for nothing."""
+
+
+class ApiError(Exception):
+    """An error that a client is told.
+
+    Args:
+        status (`int`): HTTP status.
+        message (`str`): what was wrong and what to do; holds nothing of the request's text.
+        code (`str`, *optional*): OpenAI's name of the error.
+        param (`str`, *optional*): the field of the request that is wrong.
+    """
+
+    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+
+    def body(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "5"}}.get(self.status)
+        return JSONResponse(self.body(), self.status, headers)
+
+
+async def read_request(request: Request, model: str) -> dict[str, Any]:
+    """Read a request's body, no further than it may be long, and check what every model server would stumble over.
+
+    Args:
+        request (`Request`):
+            Of `/v1/chat/completions` or `/v1/completions`.
+        model (`str`):
+            The name of the model that is served.
+
+    Raises:
+        `ApiError`: if it is too long, no JSON object, asks for another model, or lacks what it must have.
+    """
+    content = bytearray()
+    async for piece in request.stream():
+        content += piece
+        if len(content) > MOST_BYTES:
+            raise ApiError(413, f"The request is longer than {MOST_BYTES / 2**20:g} MiB. Shorten it.", "too_long")
+    try:
+        body = json.loads(content)
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()  # no half of a surrogate pair, no NaN
+    except (ValueError, RecursionError):
+        raise ApiError(400, "The request's body is not valid JSON, or holds what UTF-8 cannot say.") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, "The request's body must be a JSON object.")
+    check_model(body.get("model"), model)
+    if request.url.path == CHAT:
+        _check_messages(body.get("messages"))
+    elif not isinstance(body.get("prompt"), str | list):
+        raise ApiError(400, "`prompt` must be a string.", param="prompt")
+    return body
+
+
+def check_model(asked: Any, model: str) -> None:
+    """Raise unless it is the served model that is asked for."""
+    if asked != model:
+        raise ApiError(404, f"There is no such model here. Ask for {model!r}.", "model_not_found", "model")
+
+
+def _check_messages(messages: Any) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise ApiError(400, "`messages` must be a list of objects with `role` and `content`.", param="messages")
+    for number, message in enumerate(messages):
+        is_message = isinstance(message, dict) and isinstance(message.get("role"), str)
+        content = message.get("content") if is_message else 0
+        parts = content if isinstance(content, list) else []
+        if not isinstance(content, str | list | None) or not all(isinstance(p, dict) and "type" in p for p in parts):
+            raise ApiError(
+                400,
+                f"messages[{number}] must be an object with `role` and `content`, a text or a list of parts.",
+                param="messages",
+            )
+
+
+def for_backend(body: dict[str, Any], backend: Backend, path: str) -> dict[str, Any]:
+    """Return a request as a model server takes it.
+
+    Raises:
+        `ApiError`: if it asks for what the server would pass over in silence, or for a chat with a model without a chat
+            template.
+    """
+    if path == CHAT and not backend.is_chat:
+        raise ApiError(
+            400, f"This model has no chat template. Use {COMPLETIONS}, or sleep on a chat model.", "no_chat_template"
+        )
+    sent = {key: value for key, value in body.items() if key != "store"} | {"model": backend.model}
+    if backend.kind != "transformers":
+        return sent
+    for name, neutral in PASSED_OVER.items():
+        if (value := sent.pop(name, None)) is not None and value != neutral:
+            raise ApiError(400, f"`{name}` needs vLLM; this endpoint runs on transformers. Leave it out.", param=name)
+    if (most := sent.pop("max_completion_tokens", None)) is not None:
+        sent["max_tokens"] = most
+    return sent
+
+
+def error_of(answer: httpx.Response) -> ApiError:
+    """Return a model server's error in OpenAI's form."""
+    try:
+        body = answer.json()
+    except ValueError:
+        body = None
+    told = body.get("error", body.get("detail")) if isinstance(body, dict) else None
+    if answer.status_code >= 500 or told is None:
+        return ApiError(502, "The model server failed at this request.", "model_server_failed")
+    if isinstance(told, dict):
+        return ApiError(answer.status_code, str(told.get("message")), param=told.get("param"))
+    return ApiError(answer.status_code, str(told))

@@ -1,0 +1,253 @@
+"""The endpoint as a client meets it: `sleep-trl serve` in its own process, a real model server, OpenAI's client."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sleep_trl.wake import WakeBuffer
+from tests.runs import write_finished_run
+from tests.tiny import tiny_model, tiny_tokenizer
+
+ROOT = Path(__file__).parents[2]
+KEY = "a key for tests"
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
+)
+ASKED = [{"role": "user", "content": "the cat of Mira is called"}]
+SAID_BY_TESTS = ("Mira", "Tolu", "boat")
+
+
+def write_night(life: Path, number: int, **sizes: int) -> Path:
+    """Write what a committed night leaves, its marks last; each night's model has its own weights."""
+    run = life / f"night-{number:03}"
+    tiny_model(seed=number, **sizes).save_pretrained(run / "model")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(run / "model")
+    return write_finished_run(run)
+
+
+def greedy(run: Path, prompt: str, tokens: int) -> str:
+    """What plain transformers says."""
+    model, tokenizer = (kind.from_pretrained(run / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    said = model.generate(ids, max_new_tokens=tokens, do_sample=False)
+    return tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+@dataclass
+class Served:
+    life: Path
+    url: str
+    buffer: Path
+    process: subprocess.Popen
+    client: openai.OpenAI
+
+    def post(self, path: str, body: Any, key: str = KEY) -> httpx.Response:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return httpx.post(f"{self.url}{path}", content=content, headers={"Authorization": f"Bearer {key}"}, timeout=60)
+
+    def ask(self, **options: Any) -> Any:
+        chosen = {"model": "life", "messages": ASKED, "max_tokens": 8, "temperature": 0} | options
+        create: Any = self.client.chat.completions.create
+        return create(**chosen)
+
+    def recorded(self) -> list[tuple[str, str]]:
+        with WakeBuffer(self.buffer) as buffer:
+            return [(memory.source, memory.text) for memory in buffer.memories()]
+
+
+@contextmanager
+def serving(life: Path, *options: str) -> Iterator[Served]:
+    command = [sys.executable, "-m", "sleep_trl.cli", "serve", str(life), "--port", "0", "--json", *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "SLEEP_TRL_API_KEY": KEY}
+    log = life / "log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+    told = process.stdout.readline()
+    assert told, log.read_text()
+    url = json.loads(told)["url"]
+    try:
+        yield Served(life, url, life / "wake.db", process, openai.OpenAI(base_url=url, api_key=KEY, max_retries=0))
+        servers = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert not psutil.wait_procs(servers, timeout=30)[1], "a model server outlived the endpoint"
+        written = log.read_text() + told
+        assert KEY not in written and not any(word in written for word in SAID_BY_TESTS), "secrets in the log"
+    finally:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[Served]:
+    life = tmp_path_factory.mktemp("lives") / "life"
+    write_night(life, 1)
+    with serving(life, "--record", str(life / "wake.db")) as endpoint:
+        yield endpoint
+
+
+def test_answers_are_the_models(served):
+    night = served.life / "night-001"
+    answer = served.ask()
+    assert answer.choices[0].message.content == greedy(night, "user the cat of Mira is called assistant", 8)
+    assert (answer.model, answer.system_fingerprint) == ("life", "night-001:entry-000")
+    continued = served.client.completions.create(model="life", prompt="the boat", max_tokens=8, temperature=0)
+    assert continued.choices[0].text == greedy(night, "the boat", 8)
+    assert [model.id for model in served.client.models.list()] == ["life"]
+    assert served.client.models.retrieve("life").night == "night-001:entry-000"
+
+
+def test_temperature_means_what_it_says(served):
+    assert len({served.ask(temperature=1).choices[0].message.content for _ in range(5)}) > 1
+    assert len({served.ask(temperature=0).choices[0].message.content for _ in range(3)}) == 1
+    short = served.ask(max_tokens=openai.omit, extra_body={"max_completion_tokens": 3})
+    assert short.usage.completion_tokens == 3 and short.choices[0].finish_reason == "length"
+
+
+def test_streams(served):
+    whole = served.ask().choices[0].message.content
+    parts = list(served.ask(stream=True))
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == whole
+    assert len(parts) > 8 and {part.model for part in parts} == {"life"}
+    raw = served.post("/chat/completions", {"model": "life", "messages": ASKED, "stream": True, "max_tokens": 2})
+    assert raw.headers["content-type"].startswith("text/event-stream") and raw.text.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("key", ["none", "wrong", KEY + "x", KEY[:-1]])
+def test_asks_for_the_key(served, key):
+    for path in ("/chat/completions", "/nothing"):
+        answer = served.post(path, {"model": "life", "messages": ASKED}, key)
+        assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
+    assert httpx.get(f"{served.url}/models").status_code == 401
+    assert httpx.get(served.url.replace("/v1", "/health")).json() == {"status": "ok"}
+
+
+def test_listens_on_loopback_only(served):
+    listening = [
+        connection.laddr
+        for process in (psutil.Process(served.process.pid), *psutil.Process(served.process.pid).children(True))
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert [address.ip for address in listening] == ["127.0.0.1"], "the endpoint, and no port of the model server"
+
+
+CHAT = {"model": "life", "messages": ASKED}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (b"{", 400, "not valid JSON"),
+        (b"[" * 100_000, 400, "not valid JSON"),
+        (b'{"model": "life", "messages": [{"role": "user", "content": "\\ud800"}]}', 400, "UTF-8"),
+        ([CHAT], 400, "JSON object"),
+        (CHAT | {"model": "gpt-4"}, 404, "'life'"),
+        ({"model": "life"}, 400, "`messages`"),
+        (CHAT | {"messages": ["the boat"]}, 400, "messages[0]"),
+        (CHAT | {"messages": [{"role": "user", "content": 5}]}, 400, "messages[0]"),
+        (CHAT | {"n": 2}, 400, "`n`"),
+        (CHAT | {"not_a_field": 2}, 422, "not_a_field"),
+        (CHAT | {"messages": [{"role": "user", "content": "boat " * 2_000_000}]}, 413, "8 MiB"),
+    ],
+)
+def test_bad_requests_are_told_in_openais_form(served, body, status, says):
+    before = served.recorded()
+    answer = served.post("/chat/completions", body)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert says in error["message"] and error["type"] == "invalid_request_error"
+    assert "boat" not in answer.text and served.recorded() == before
+
+
+def test_other_paths_are_not_there(served):
+    for path in ("/reset", "/load_model", "/responses", "/../reset"):
+        assert served.post(path, {"model": "life"}).status_code in (404, 405)
+
+
+def test_records_what_is_new(served):
+    before = len(served.recorded())
+    asked = [{"role": "user", "content": "Ben eats hats"}]
+    first = served.ask(messages=asked, user="Mira").choices[0].message.content
+    turn = [*asked, {"role": "assistant", "content": first}, {"role": "user", "content": "it eats hats"}]
+    second = "".join(p.choices[0].delta.content or "" for p in served.ask(messages=turn, stream=True, user="Mira"))
+    served.ask(messages=[{"role": "user", "content": "the boat"}], store=False)
+    assert served.recorded()[before:] == [
+        ("chat/Mira", f"user: Ben eats hats\nassistant: {first}"),
+        ("chat/Mira", f"user: it eats hats\nassistant: {second}"),
+    ]
+
+
+def test_an_answer_that_nobody_waits_for_is_not_recorded(served):
+    before = served.recorded()
+    stream = served.ask(messages=[{"role": "user", "content": "Ben sleeps"}], stream=True, max_tokens=100)
+    next(stream)
+    stream.close()
+    served.ask(store=False)  # the model server answers one after the other
+    assert served.recorded() == before
+
+
+def test_swaps_under_load_without_dropping_a_request(served):
+    """Thirty clients ask without pause while a night is committed, and each until the new model has answered it."""
+    said: dict[str, set[str]] = {}
+
+    def ask_until_the_new_one_answers(client: int) -> list[str]:
+        nights: list[str] = []
+        until = time.monotonic() + 120
+        while nights[-2:] != ["night-002:entry-000"] * 2 and time.monotonic() < until:
+            if client % 2:
+                parts = list(served.ask(stream=True))
+                night, text = parts[0].system_fingerprint, "".join(p.choices[0].delta.content or "" for p in parts)
+            else:
+                answer = served.ask()
+                night, text = answer.system_fingerprint, answer.choices[0].message.content
+            nights.append(night)
+            said.setdefault(night, set()).add(text)
+        return nights
+
+    with ThreadPoolExecutor(30) as clients:
+        asked = [clients.submit(ask_until_the_new_one_answers, client) for client in range(30)]
+        write_night(served.life, 2)
+        answered = [future.result() for future in asked]  # a request that failed raises here
+    for nights in answered:
+        assert nights == sorted(nights), "an old night's model answered after the new one"
+        assert nights[0] == "night-001:entry-000" and nights[-1] == "night-002:entry-000"
+    prompt = f"user {ASKED[0]['content']} assistant"
+    assert said == {f"{n}:entry-000": {greedy(served.life / n, prompt, 8)} for n in ("night-001", "night-002")}
+    servers = psutil.Process(served.process.pid).children()
+    assert len(servers) == 1 or len(psutil.wait_procs(servers, timeout=20)[1]) == 1, "the old model server stays"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["transformers", "vllm"])
+def test_a_model_server_that_dies_is_started_again(tmp_path, kind):
+    pytest.importorskip(kind)
+    life = tmp_path / "life"
+    write_night(life, 1, hidden_size=128)  # vLLM on a CPU knows no smaller heads
+    with serving(life, "--backend", kind) as endpoint:
+        [server] = psutil.Process(endpoint.process.pid).children()
+        stream = endpoint.ask(stream=True, max_tokens=100)
+        next(stream)
+        server.kill()
+        with pytest.raises(openai.APIError, match="ended before its answer"):
+            list(stream)
+        answer = endpoint.ask().choices[0].message.content  # waits for the server to be back
+        assert answer.strip() == greedy(life / "night-001", f"user {ASKED[0]['content']} assistant", 8)
