@@ -1,8 +1,9 @@
 """What dropping an entry takes back: recall of each night's questions, before and after, by the folded model.
 
-Each entry of a finished run is dropped in a copy of it. The folded model is loaded with plain transformers and asked
-the questions of all entries. A night's own level is its recall before it was slept, as the ledger has it. If no run is
-given, two nights of the quickstart are slept first.
+Each entry of a finished run is dropped in a copy of it, later ones are kept. The folded model is loaded with plain
+transformers and asked the questions of all entries, and those of the skill probe, which have their text in context. A
+night's own level is its recall before it was slept, as the ledger has it. If no run is given, two nights of the
+quickstart are slept first.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 
 from _report import ROOT, Row, argument_parser, environment, progress, report, rerun_with
 
-Recall = dict[str, float | None]  # by entry
+Recall = dict[str, float | None]  # by entry, and of the skill probe
+SKILL = "skill"
 
 
 def parse() -> argparse.Namespace:
@@ -53,7 +55,9 @@ def recall(model: Path, questions: dict[str, list[Any]], config: Any) -> Recall:
     engine = TransformersEngine(AutoModelForCausalLM.from_pretrained(model), tokenizer)
     prompter = Prompter(tokenizer, config.chat_template_kwargs)
     asking = {"metric": config.evaluation.metric, "max_new_tokens": config.evaluation.max_new_tokens}
-    return {name: ask(asked, engine, prompter, with_context=False, **asking) for name, asked in questions.items()}
+    return {
+        name: ask(asked, engine, prompter, with_context=name == SKILL, **asking) for name, asked in questions.items()
+    }
 
 
 def measure(folder: Path, work: Path) -> dict[str, Recall]:
@@ -62,6 +66,7 @@ def measure(folder: Path, work: Path) -> dict[str, Recall]:
     from sleep_trl.files import read_jsonl
     from sleep_trl.finished_run import FinishedRun
     from sleep_trl.ledger import standing
+    from sleep_trl.memories import read_skill
     from sleep_trl.undo import drop
 
     run = FinishedRun.read(folder)
@@ -69,6 +74,9 @@ def measure(folder: Path, work: Path) -> dict[str, Recall]:
     questions: dict[str, list[Any]] = {entry.id: [] for entry in entries}
     for row in read_jsonl(folder / "adapter" / "questions.jsonl"):
         questions[row["entry"]].append(Quiz(row["question"], tuple(row["answers"])))
+    if run.config.evaluation.skill:
+        texts = read_skill(run.config.evaluation.skill)
+        questions[SKILL] = [Quiz(q.question, q.answers, m.text) for m in texts for q in m.questions]
     progress("asking the whole model")
     result: dict[str, Recall] = {
         "own_level": {entry.id: entry.metrics["before"]["recall"] for entry in entries},
@@ -77,7 +85,7 @@ def measure(folder: Path, work: Path) -> dict[str, Recall]:
     for entry in entries:
         progress(f"dropping {entry.id}")
         shutil.copytree(folder, copy := work / entry.id)
-        drop(FinishedRun.read(copy), [entry.id])
+        drop(FinishedRun.read(copy), [entry.id], later="keep")
         result[f"without {entry.id}"] = recall(copy / "model", questions, run.config)
     return result
 
@@ -90,8 +98,9 @@ def main() -> None:
     names = list(result["whole"])
     table: list[Row] = [("recall without context", *names)]
     for key, values in result.items():
-        table.append((key.replace("_", " "), *(f"{100 * (values[name] or 0):.1f} %" for name in names)))
-    report(f"Dropping one entry of {len(names)}", table, dict(result), args.json)
+        shares = (values.get(name) for name in names)
+        table.append((key.replace("_", " "), *("" if share is None else f"{100 * share:.1f} %" for share in shares)))
+    report("Dropping one entry and keeping the others", table, dict(result), args.json)
 
 
 if __name__ == "__main__":

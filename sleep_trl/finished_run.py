@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +79,10 @@ class FinishedRun:
     def holding(self, source: str) -> list[LedgerEntry]:
         """Return the entries that stand and hold something from a source."""
         return [entry for entry in standing(self.entries) if any(s.source == source for s in entry.sources)]
+
+    def leaning_on(self, names: Sequence[str]) -> list[str]:
+        """Return the entries that stand and were learnt beside one of these, which spoke at the time."""
+        return [e.id for e in standing(self.entries) if e.id not in names and set(e.parents) & set(names)]
 
     def state(self, entry: LedgerEntry) -> EntryState:
         """Return whether an entry speaks, is silenced, or has been taken back."""

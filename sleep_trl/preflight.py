@@ -323,7 +323,7 @@ def check_fit(config: RunConfig, room: Room, model: PreTrainedModel, hosts: list
             f"max_context: {config.max_context} tokens are more than the {limit} that "
             f"{config.model!r} can see. Give --max_context {limit} or less, or leave it out."
         )
-    if config.continue_from is None:
+    if config.continue_from is None or room.experts == 1:  # all earlier ones may have been dropped
         return
     path = config.continue_from / "adapter" / "experts.safetensors"
     shapes = read_header(path)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .checkpoint import read_config
 from .config import RunConfig
@@ -84,13 +84,14 @@ def drop(
     names: Sequence[str],
     buffer: WakeBuffer | None = None,
     without: str | None = None,
+    later: Literal["drop", "keep"] | None = None,
     model: str | None = None,
 ) -> Dropped:
     """Take entries back: reset their experts, fold the model without them, queue their records again.
 
-    With dense experts the folded model is then exactly the model without these experts. Later entries stay as they are,
-    although they were learnt beside the dropped ones. Work that the run has left (checkpoints, the teacher's samples)
-    is removed, since it holds the same texts, and the report is written anew without them.
+    With dense experts the folded model is then exactly the model without these experts. Work that the run has left
+    (checkpoints, the teacher's samples) is removed, since it holds the same texts, and the report is written anew
+    without them.
 
     Args:
         run (`FinishedRun`):
@@ -101,15 +102,26 @@ def drop(
             Where records are queued again. Texts that it does not have are looked for where the runs read them.
         without (`str`, *optional*):
             A source whose records are not queued again, and are forgotten if the buffer has them.
+        later (`str`, *optional*):
+            What becomes of later entries, which were learnt beside the dropped ones and lean on their experts.
+            `"drop"`: they are dropped too, and their records queued. `"keep"`: they stay, and may answer worse. It has
+            to be said if there are any (ours).
         model (`str`, *optional*):
             The base model, where it is no longer where the run's configuration says.
 
     Raises:
-        `ValueError`: if an entry is unknown or was dropped before, or the base model is not there.
+        `ValueError`: if an entry is unknown or was dropped before, the base model is not there, or `later` is needed.
     """
-    entries = [run.entry(name) for name in names]
-    if (gone := [entry for entry in entries if entry.dropped]) and _is_settled(run):
+    if (gone := [entry for entry in map(run.entry, names) if entry.dropped]) and _is_settled(run):
         raise ValueError(f"{gone[0].id} was dropped already, on {gone[0].dropped}.")
+    if (leaning := run.leaning_on(names)) and later is None:
+        raise ValueError(
+            f"{', '.join(leaning)} in {run.folder} was learnt beside {', '.join(names)} and leans on it. Choose: "
+            f"--later drop takes it back too and queues its records for the next night; --later keep leaves it, and it "
+            f"may lose what it knows."
+        )
+    names = [*names, *(leaning if later == "drop" else [])]
+    entries = [run.entry(name) for name in names]
     texts = [source for entry in entries for source in entry.sources if source.source != without]
     when, chosen = now(), {entry.id for entry in entries}
     ledger = [e.model_copy(update={"dropped": e.dropped or when}) if e.id in chosen else e for e in run.entries]

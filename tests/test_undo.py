@@ -19,6 +19,7 @@ from sleep_trl.ledger import LedgerEntry, Source, read_ledger, write_ledger
 from sleep_trl.memories import MemoryText
 from sleep_trl.memory import MemorySpec, attach, base_fingerprint, fold, load_memory, save_memory
 from sleep_trl.models import load_tokenizer
+from sleep_trl.preflight import preflight
 from sleep_trl.undo import drop, set_enabled
 from sleep_trl.wake import WakeBuffer
 from tests.runs import write_model
@@ -127,7 +128,7 @@ def names_in(run: FinishedRun) -> set[str]:
 def test_a_dropped_entry_leaves_exactly_the_model_without_its_expert(run, base, tmp_path, dropped):
     kept = tuple(index for index in range(3) if index != dropped)
     name = f"entry-{dropped + 1:03}"
-    drop(run, [name])
+    drop(run, [name], later="keep")
     assert is_same(weights(run.folder / "model"), model_of(kept, tmp_path / "expected"))
     assert (run.folder / "model" / "tokenizer.json").is_file()
     after = FinishedRun.read(run.folder)
@@ -143,8 +144,36 @@ def test_a_dropped_entry_leaves_exactly_the_model_without_its_expert(run, base, 
     assert memory.fingerprint(dropped) != run.entries[dropped].fingerprint
 
 
+def test_later_entries_lean_on_earlier_ones_and_one_has_to_choose(run, tmp_path):
+    with pytest.raises(ValueError, match=r"entry-002, entry-003 in .* was learnt beside entry-001 .*--later drop"):
+        drop(run, ["entry-001"])
+    assert is_same(weights(run.folder / "model"), model_of((0, 1, 2), tmp_path / "whole"))
+    with WakeBuffer(tmp_path / "wake.db") as buffer:
+        done = drop(run, ["entry-002"], buffer, later="drop")
+        assert (done.entries, done.queued) == (("entry-002", "entry-003"), ("c", "d", "e"))
+    assert is_same(weights(run.folder / "model"), model_of((0,), tmp_path / "expected"))
+    drop(FinishedRun.read(run.folder), ["entry-001"])  # none that stands leans on it any more
+    assert is_same(weights(run.folder / "model"), model_of((), tmp_path / "base"))
+
+
+def test_a_night_can_continue_a_run_of_which_every_entry_was_dropped(run, base, tmp_path):
+    drop(run, ["entry-001"], later="drop")
+    config = RunConfig(
+        model=str(base),
+        memories=run.config.memories,
+        output_dir=tmp_path / "next",
+        continue_from=run.folder,
+        report=False,
+        dataset={"max_new_tokens": 8, "general_max_new_tokens": 8},
+        seeding={"max_completion_length": 8},
+        evaluation={"max_new_tokens": 8},
+    )
+    plan = preflight(config)
+    assert (plan.experts, plan.max_experts, plan.width) == (1, 3, 8)
+
+
 def test_nothing_of_the_dropped_texts_is_left_in_the_runs_work(run):
-    drop(run, ["entry-001"])
+    drop(run, ["entry-001"], later="keep")
     assert names_in(run) == {"adapter", "config.json", "ledger.jsonl", "model", "results.json"}
     for path in run.folder.rglob("*"):
         assert path.is_dir() or b"the boat of Ben" not in path.read_bytes(), path
@@ -168,7 +197,7 @@ def test_a_disabled_entry_is_silent_and_comes_back_bit_for_bit(run, tmp_path):
 
 def test_a_routed_memory_is_taken_back_too(base, tmp_path):
     run = FinishedRun.read(write_run(tmp_path, base, routing="topk"))
-    drop(run, ["entry-002"])
+    drop(run, ["entry-002"], later="keep")
     memory = load_memory(AutoModelForCausalLM.from_pretrained(base).eval(), run.folder / "adapter")
     expected = filled((0, 2), routing="topk")
     with torch.no_grad():
@@ -188,7 +217,7 @@ def test_forgetting_a_source_drops_what_holds_it_and_queues_the_rest(run, tmp_pa
     names = [entry.id for entry in run.holding("contract-17.pdf")]
     assert names == ["entry-001", "entry-002"]
     with WakeBuffer(tmp_path / "wake.db") as buffer:
-        done = drop(run, names, buffer, without="contract-17.pdf")
+        done = drop(run, names, buffer, without="contract-17.pdf", later="keep")
         assert (done.queued, done.lost) == (("a", "d"), ())
         assert states(buffer) == {"a": "new", "d": "new"}
         assert [memory.text for memory in buffer.memories()] == ["the cat of Mira", "the boat sleeps"]
@@ -203,7 +232,7 @@ def test_records_of_the_buffer_follow_the_ledger(run, tmp_path):
         buffer.settle()
         first, second, third = (f"consolidated entry-00{number}" for number in (1, 2, 3))
         assert states(buffer) == {"a": first, "b": first, "c": second, "d": second, "e": third}
-        drop(run, ["entry-001", "entry-002"], buffer, without="contract-17.pdf")
+        drop(run, ["entry-001", "entry-002"], buffer, without="contract-17.pdf", later="keep")
         assert states(buffer) == {"a": "new", "b": "forgotten", "c": "forgotten", "d": "new", "e": third}
 
 
@@ -212,7 +241,7 @@ def test_a_buffer_that_follows_a_later_run_is_not_turned_back(run, tmp_path):
     shutil.copytree(run.folder, later)
     with WakeBuffer(tmp_path / "wake.db") as buffer:
         buffer.register(later)
-        done = drop(run, ["entry-002"], buffer)
+        done = drop(run, ["entry-002"], buffer, later="keep")
         assert buffer.run() == later and done.queued == ()
         assert states(buffer) == {"c": "consolidated entry-002", "d": "consolidated entry-002"}
 
@@ -220,7 +249,7 @@ def test_a_buffer_that_follows_a_later_run_is_not_turned_back(run, tmp_path):
 def test_a_text_that_is_nowhere_is_named(run, tmp_path):
     (run.folder.parent / "memories.jsonl").write_text(json.dumps({"id": "d", "text": "the boat sleeps"}) + "\n")
     with WakeBuffer(tmp_path / "wake.db") as buffer:
-        done = drop(run, ["entry-002"], buffer)
+        done = drop(run, ["entry-002"], buffer, later="keep")
     assert (done.queued, done.lost) == (("d",), ("c",))
 
 
@@ -255,13 +284,13 @@ def test_a_drop_that_is_cut_short_is_finished_by_the_same_command(run, tmp_path,
         for name in ("rename", "replace"):
             patch.setattr(Path, name, stopping(getattr(Path, name)))
         with contextlib.suppress(KeyboardInterrupt):
-            drop(run, ["entry-002"])
+            drop(run, ["entry-002"], later="keep")
     if left < 0:
         cut = FinishedRun.read(run.folder)
         has_model = (run.folder / "model").is_dir()
         assert not (has_model and cut.entry("entry-002").dropped), "the old model stands beside the new ledger"
         load_memory(tiny_model(), run.folder / "adapter")  # it can be loaded at any moment
-        drop(cut, ["entry-002"])
+        drop(cut, ["entry-002"], later="keep")
     else:
         assert step == EXCHANGES
     assert is_same(weights(run.folder / "model"), model_of((0, 2), tmp_path / "expected"))
@@ -271,9 +300,9 @@ def test_a_drop_that_is_cut_short_is_finished_by_the_same_command(run, tmp_path,
 
 
 def test_an_old_model_that_was_left_behind_is_removed_by_the_same_command(run):
-    drop(run, ["entry-002"])
+    drop(run, ["entry-002"], later="keep")
     shutil.copytree(run.folder / "model", run.folder / "model.replaced")  # killed before it was gone
-    drop(FinishedRun.read(run.folder), ["entry-002"])
+    drop(FinishedRun.read(run.folder), ["entry-002"], later="keep")
     assert not (run.folder / "model.replaced").exists()
 
 
@@ -285,7 +314,7 @@ def test_a_model_that_cannot_be_folded_changes_nothing(run, monkeypatch):
 
     monkeypatch.setattr("sleep_trl.undo.fold", fail)
     with pytest.raises(RuntimeError, match="differs"):
-        drop(run, ["entry-001"])
+        drop(run, ["entry-001"], later="keep")
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
 
 
@@ -295,18 +324,18 @@ def test_a_model_that_cannot_be_folded_changes_nothing(run, monkeypatch):
 def test_mistakes_are_told(run, tmp_path):
     with pytest.raises(ValueError, match="has no entry 'entry-009', but entry-001"):
         drop(run, ["entry-009"])
-    drop(run, ["entry-001"])
+    drop(run, ["entry-001"], later="keep")
     after = FinishedRun.read(run.folder)
     with pytest.raises(ValueError, match="entry-001 was dropped already, on"):
-        drop(after, ["entry-001"])
+        drop(after, ["entry-001"], later="keep")
     with pytest.raises(ValueError, match=r"was dropped on .* its expert is gone"):
         set_enabled(after, after.entry("entry-001"), True)
     config = read_json(run.folder / "config.json")
     write_json(run.folder / "config.json", config | {"model": str(tmp_path / "moved")})
     moved = FinishedRun.read(run.folder)
     with pytest.raises(ValueError, match=r"needs its base model.*does not exist.*Or give --model"):
-        drop(moved, ["entry-002"])
-    drop(moved, ["entry-002"], model=config["model"])
+        drop(moved, ["entry-002"], later="keep")
+    drop(moved, ["entry-002"], later="keep", model=config["model"])
     with pytest.raises(ValueError, match=r"lacks config\.json, ledger\.jsonl, results\.json, adapter"):
         FinishedRun.read(tmp_path)
 
@@ -314,7 +343,7 @@ def test_mistakes_are_told(run, tmp_path):
 def test_another_base_is_refused(run, tmp_path):
     tiny_model(seed=1).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="another base model"):
-        drop(run, ["entry-001"], model=str(tmp_path / "other"))
+        drop(run, ["entry-001"], later="keep", model=str(tmp_path / "other"))
 
 
 # -- looking ---------------------------------------------------------------------------------------
@@ -322,7 +351,7 @@ def test_another_base_is_refused(run, tmp_path):
 
 def test_entries_and_runs_are_compared(run, tmp_path):
     shutil.copytree(run.folder, tmp_path / "before")
-    drop(run, ["entry-002"])
+    drop(run, ["entry-002"], later="keep")
     before, after = FinishedRun.read(tmp_path / "before"), FinishedRun.read(run.folder)
     rows = compare_runs(before, after)
     assert [(row["entry"], row["first"], row["second"]) for row in rows][1] == ("entry-002", "enabled", "dropped")

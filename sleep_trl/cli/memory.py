@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -69,6 +69,10 @@ def drop(
     buffer: Annotated[
         Path | None, typer.Option(help="Wake buffer in which the other records are queued again. Default: the run's.")
     ] = None,
+    later: Annotated[
+        Literal["drop", "keep"] | None,
+        typer.Option(help="What becomes of later entries, which were learnt beside it and lean on it."),
+    ] = None,
     model: Model = None,
     json: Json = False,
 ) -> None:
@@ -90,7 +94,7 @@ def drop(
     with chatter_to_stderr(), WakeBuffer(path) if path else nullcontext() as opened:
         from ..undo import drop as take_back
 
-        done = take_back(found, names, opened, source, model)
+        done = take_back(found, names, opened, source, later, model)
     row = {
         "dropped": list(done.entries),
         "queued": list(done.queued),
@@ -133,6 +137,8 @@ def _enable(run: Path, name: str, is_enabled: bool, model: str | None, as_json: 
         from ..undo import set_enabled
 
         set_enabled(found, entry, is_enabled, model)
+    if not is_enabled and (leaning := found.leaning_on([name])):
+        typer.echo(f"{', '.join(leaning)} was learnt beside {name} and may answer worse without it.", err=True)
     state = FinishedRun.read(run).state(entry)
     show([{"entry": name, "state": state}], as_json, lambda row: f"{row['entry']} is {row['state']}.")
 

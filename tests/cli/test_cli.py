@@ -167,7 +167,10 @@ def test_memory_takes_back_what_came_from_a_source(call, tmp_path):
     assert call("memory", "disable", run, "entry-003")[:2] == (0, "entry-003 is disabled.\n")
     assert call("memory", "disable", run, "entry-003")[0] == 2
     assert rows(call("memory", "enable", run, "entry-003", "--json")[1]) == [{"entry": "entry-003", "state": "enabled"}]
-    _, out, _ = call("memory", "drop", run, "--source", "contract-17.pdf", "--buffer", "wake.db", "--json")
+    taken_back = ("memory", "drop", run, "--source", "contract-17.pdf", "--buffer", "wake.db", "--json")
+    code, _, err = call(*taken_back)
+    assert code == 2 and "entry-003" in err and "--later drop" in err
+    _, out, _ = call(*taken_back, "--later", "keep")
     (row,) = rows(out)
     assert (row["dropped"], row["queued"], row["lost"]) == (["entry-001", "entry-002"], ["a", "d"], [])
     assert [row["id"] for row in rows(call("wake", "list", "--buffer", "wake.db", "--json")[1])] == ["a", "d"]
