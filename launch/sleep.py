@@ -1,4 +1,5 @@
-"""One night: `accelerate launch launch/sleep.py --model MODEL --memories docs.jsonl`. See --help.
+"""One night: `accelerate launch launch/sleep.py --model MODEL --memories docs.jsonl`, or a life of several: `--nights
+monday.jsonl,tuesday.jsonl`. See --help.
 
 Exit codes: 0 done, 2 a mistake in what was given, 130 stopped by Ctrl-C. With PYTHONDEVMODE=1 a mistake that shows only
 during the night ends in its traceback.
@@ -22,7 +23,7 @@ DONE, MISTAKE, STOPPED = 0, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check a run, then do it.
+    """Check a run, then do it: one night, or those of a life that are still to be slept.
 
     Args:
         argv (`Sequence[str]`, *optional*):
@@ -34,6 +35,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
         _find_processes()  # torch and transformers come from here on
+        from sleep_trl.life import nights_of, unfinished
+
+        nights = nights_of(config)
+        waiting = unfinished(nights) if config.nights else nights
+    except ValueError as error:
+        _tell(f"Error: {explain(error)}")
+        return MISTAKE
+    except KeyboardInterrupt:
+        _tell("Stopped before anything was begun.")
+        return STOPPED
+    for night in nights[: len(nights) - len(waiting)]:
+        _tell(f"{night.output_dir} is finished.")
+    for night in waiting:
+        if (code := _sleep(night)) != DONE or config.dry_run:
+            return code
+    if config.nights and _is_first_process():
+        from sleep_trl.evaluation.retention import render_life
+        from sleep_trl.files import read_json
+        from sleep_trl.progress import say
+
+        say(render_life(read_json(nights[-1].output_dir / "results.json")["life"]))
+    return DONE
+
+
+def _sleep(config: RunConfig) -> int:
+    """Check a night, then sleep it, and return the exit code."""
+    try:
         from sleep_trl.preflight import preflight, render
 
         plan = preflight(config, _check_rewards)

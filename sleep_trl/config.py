@@ -294,6 +294,10 @@ class RunConfig(Section):
     output_dir: Path = Path("runs/night")
     """Folder of the run: results.json, report.html, ledger.jsonl, adapter/, model/ (not if memory.routing is topk)."""
 
+    nights: tuple[str, ...] = ()
+    """A life of several nights, in place of memories: what each is about, in the form of memories. Every night
+    continues the one before, in output_dir/night-001 and so on; one that is finished is not slept again."""
+
     continue_from: Path | None = None
     """Folder of an earlier run: its experts stay, its prompts are replayed, its recall is measured again."""
 
@@ -336,6 +340,19 @@ class RunConfig(Section):
 
     report: bool = True
     """Write report.html (needs the extra `report`)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _begins_with_its_first_night(cls, values: Any) -> Any:
+        nights = values.get("nights") if isinstance(values, dict) else None
+        if not nights or not isinstance(nights, list | tuple):
+            return values
+        if (memories := values.get("memories", nights[0])) != nights[0]:
+            raise ValueError(
+                f"nights begins with {nights[0]}, but memories is {memories}. Give one night by memories, or several "
+                f"by nights alone"
+            )
+        return {**values, "memories": nights[0]}
 
     @field_validator("output_dir")
     @classmethod

@@ -32,6 +32,7 @@ from .dataset import (
 from .dream_adapter import learn_into_adapter
 from .dream_phase import Dreamer, as_samples, find_tasks, summarize, write_tasks
 from .evaluation.recall import Quiz, agreement, ask, sample_quizzes, window_with_answer
+from .evaluation.retention import describe_life
 from .files import read_jsonl, write_json, write_jsonl
 from .ledger import LedgerEntry, Source, now, read_ledger, standing, write_ledger
 from .memories import MemoryText, read_memories, read_skill
@@ -124,7 +125,10 @@ def run_night(config: RunConfig, seed_expert: SeedExpert, dreamer: Dreamer | Non
     if kept and config.dream.into == "lora":
         phases.once("adapt_to_dreams", lambda: adapt_to_dreams(room, kept))
     room.memory.learn(expert)  # so that the counts say what was trained
-    results = collect_results(config, room.memory, before, after, written, history, dreams, committed, phases.seconds)
+    life = describe_life(read_ledger(folder / "ledger.jsonl"))
+    results = collect_results(
+        config, room.memory, before, after, written, history, dreams, committed, life, phases.seconds
+    )
     if PartialState().is_main_process:
         write_json(folder / "results.json", results)
     return results
@@ -186,8 +190,8 @@ def evaluate(room: Bedroom, when: str) -> dict[str, Any]:
     """Ask the memories' questions, those of earlier nights, and the skill probe.
 
     Returns:
-        `dict`: `recall` without context, `with_context` (before only), `skill` (`None` without a probe), `earlier` by
-        entry.
+        `dict`: `recall` without context, `with_context` (before only), `base` (before only, and not on a first night:
+        recall by the pretrained model), `skill` (`None` without a probe), `earlier` by entry.
     """
     config = room.config
 
@@ -221,6 +225,9 @@ def evaluate(room: Bedroom, when: str) -> dict[str, Any]:
     }
     if when == "before":
         result["with_context"] = score("with context", quizzes, True)
+        if room.earlier:
+            with room.memory.as_base():
+                result["base"] = score("without context, the pretrained model", quizzes, False)
     return result
 
 

@@ -25,6 +25,7 @@ def collect_results(
     history: list[dict[str, Any]],
     dreams: dict[str, Any] | None,
     committed: dict[str, Any],
+    life: dict[str, Any],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """Put the figures of a night together as plain data, the content of `results.json`.
@@ -42,6 +43,7 @@ def collect_results(
         },
         "agreement": {"before": before["agreement"], "after": after["agreement"]},
         "retention": {e: {"before": before["earlier"][e], "after": after["earlier"][e]} for e in before["earlier"]},
+        "life": life,
         "parameters": memory.count_parameters(),
         "dataset": {"samples": written["counts"], "dropped": written["dropped"]},
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},

@@ -27,6 +27,9 @@ EPILOG = """\
 Lists and objects are JSON, as in --rewards '["imitation", {"name": "my.py:f", "weight": 0.2}]'.
 `null` means none. A YAML file has the same names, sections as mappings; the command line wins."""
 
+ONE_OR_MANY = ("memories", "nights")
+"""Either of them on the command line takes the place of both in the file."""
+
 
 class _CommandLine(BaseSettings, RunConfig):
     """`RunConfig` as pydantic-settings wants to see it. Only its fields are used."""
@@ -88,7 +91,10 @@ def parse(argv: Sequence[str]) -> RunConfig:
     if unknown:
         raise ValueError(_unknown_argument(unknown[0]))
     from_file = read_yaml(Path(arguments.config)) if arguments.config else {}
-    return RunConfig.model_validate(_merged(from_file, _given(source, arguments)))
+    given = _given(source, arguments)
+    if not given.keys().isdisjoint(ONE_OR_MANY):
+        from_file = {name: value for name, value in from_file.items() if name not in ONE_OR_MANY}
+    return RunConfig.model_validate(_merged(from_file, given))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 from sleep_trl.report import write_report
 from sleep_trl.report.figures import charts, label, series
 from sleep_trl.report.page import choose_samples, facts, flatten
+from sleep_trl.report.retention import life_charts
 from sleep_trl.report.words import clip, duration, percent, verdict, visible
 
 HOSTILE = (
@@ -175,6 +176,42 @@ def test_values_that_are_no_numbers_are_gaps() -> None:
     assert chart.summary == "loss: first 1, last 0.5"
 
 
+def make_life(**changes):
+    """Return the part `life` of `results.json` after two nights, with changes."""
+    life = {
+        "entries": ["entry-001", "entry-002"],
+        "recall": [[0.9], [0.6, 1.0]],
+        "base_skill": [1.0, 0.99, 0.98],
+        "average": 0.8,
+        "after_own_night": 0.95,
+        "forgetting": 0.3,
+        "backward_transfer": -0.3,
+        "forward_transfer": None,
+    }
+    return life | changes
+
+
+def test_a_life_is_drawn_as_matrix_and_curves() -> None:
+    matrix, curves = life_charts(make_life())
+    (trace,) = matrix.plot.data
+    assert [list(row) for row in trace.z] == [[90, None], [60, 100]]
+    assert list(trace.x) == list(trace.y) == ["entry-001", "entry-002"]
+    assert trace.text[0] == ["90", ""]
+    assert "forgetting: 30.0\u00a0%" in matrix.caption and "forward transfer: not measured" in matrix.summary
+    assert {trace.name: list(trace.y) for trace in curves.plot.data} == {
+        "recall of entry-001": [90, 60],
+        "recall of entry-002": [None, 100],
+        "base skill": [99, 98],
+    }
+
+
+@pytest.mark.parametrize(
+    "life", [{}, make_life(entries=["entry-001"], recall=[[0.9]]), make_life(recall=[[None], [None, None]])]
+)
+def test_one_night_or_no_questions_draw_no_life(life) -> None:
+    assert life_charts(life) == []
+
+
 def test_one_step_is_seen() -> None:
     (trace,) = by_id(make_results(history=[{"loss": 0.25, "step": 1}]))["loss"].plot.data
     assert "markers" in trace.mode
@@ -235,6 +272,7 @@ def test_foreign_text_does_no_harm(tmp_path) -> None:
         entry=HOSTILE,
         history=history,
         retention={HOSTILE: {"before": 0.5, "after": 0.1}},
+        life=make_life(entries=[HOSTILE, "entry-002"]),
         base_skill={"before": 1.0, "after": 1.0, "measure": HOSTILE},
         seconds={HOSTILE: 1.0, "total": 1.0},
         dataset={"samples": {HOSTILE: 1}, "dropped": {HOSTILE: 2}},
@@ -254,6 +292,7 @@ def test_foreign_text_does_no_harm(tmp_path) -> None:
     assert not re.search("[\u202a-\u202e\u2066-\u2069\u0007\u2028\ud800]", page.text + page.scripts[0])
     names = [trace.get("name", "") for plot in page.plots.values() for trace in plot["data"]]
     names += [x for trace in page.plots["skill"]["data"] for x in trace["x"]]
+    names += page.plots["life"]["data"][0]["x"] + page.plots["forgetting"]["data"][0]["x"]
     assert label(HOSTILE) in names
     assert label("recall of " + HOSTILE).replace("of ", "of<br>", 1) in names
     assert not any(

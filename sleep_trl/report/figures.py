@@ -75,9 +75,9 @@ def recall_chart(recall: Mapping[str, Any]) -> Chart | None:
     shares = {key: finite(recall[key]) for _, key, _ in bars}
     if all(share is None for share in shares.values()):
         return None
-    plot = _figure(y="questions answered (%)")
+    plot = empty_figure(y="questions answered (%)")
     for name, key, hue in bars:
-        plot.add_bar(x=[name], y=_percents([shares[key]]), text=[percent(shares[key])], meta={"hue": hue})
+        plot.add_bar(x=[name], y=percents([shares[key]]), text=[percent(shares[key])], meta={"hue": hue})
     plot.update_layout(showlegend=False, barmode="overlay")
     _percent_axes(plot)
     return Chart(
@@ -97,13 +97,13 @@ def skill_chart(skill: Mapping[str, Any], retention: Mapping[str, Mapping[str, A
     pairs = {name: pair for name, pair in pairs.items() if pair != (None, None)}
     if not pairs:
         return None
-    plot = _figure(y="score (%)")
+    plot = empty_figure(y="score (%)")
     for side, (name, hue) in enumerate((("before", "gray"), ("after", "blue"))):
         shares = [pair[side] for pair in pairs.values()]
         plot.add_bar(
             x=[label(group).replace("recall of ", "recall of<br>", 1) for group in pairs],
-            y=_percents(shares),
-            text=[f"{v:.1f}" if v is not None else "" for v in _percents(shares)],
+            y=percents(shares),
+            text=[f"{v:.1f}" if v is not None else "" for v in percents(shares)],
             texttemplate="%{text}" if len(pairs) <= MOST_NUMBERED else "",
             constraintext="none",
             textfont_size=11,
@@ -177,7 +177,7 @@ def seconds_chart(seconds: Mapping[str, Any]) -> Chart | None:
     phases = {name: value for name, s in seconds.items() if name != "total" and (value := finite(s)) is not None}
     if not phases:
         return None
-    plot = _figure(x="time (s)")
+    plot = empty_figure(x="time (s)")
     for i, (phase, value) in enumerate(phases.items()):
         plot.add_bar(
             x=[value],
@@ -227,7 +227,7 @@ def label(text: str) -> str:
 def _lines(
     id: str, title: str, caption: str, history: Rows, lines: Mapping[str, tuple[str, str, str]], unit: str
 ) -> Chart | None:
-    plot, said, gaps = _figure(x=STEP, y=unit), [], 0
+    plot, said, gaps = empty_figure(x=STEP, y=unit), [], 0
     for key, (name, hue, dash) in lines.items():
         steps, values = series(history, key)
         known = [value for value in values if value is not None]
@@ -256,7 +256,8 @@ def _lines(
     return Chart(id, title, caption, plot, "; ".join(said))
 
 
-def _figure(x: str = "", y: str = "") -> Figure:
+def empty_figure(x: str = "", y: str = "") -> Figure:
+    """Return a figure without traces, its axes named."""
     import plotly.graph_objects as go
 
     return go.Figure(
@@ -278,8 +279,9 @@ def _percent_axes(plot: Figure) -> None:
     plot.update_yaxes(range=[0, 108], tickvals=[0, 25, 50, 75, 100])
 
 
-def _percents(shares: Iterable[float | None]) -> list[float | None]:
-    return [None if share is None else 100 * share for share in shares]
+def percents(shares: Iterable[Any]) -> list[float | None]:
+    """Return shares as percentages, with `None` for what was not measured."""
+    return [None if (number := finite(share)) is None else 100 * number for share in shares]
 
 
 def _keys(history: Rows) -> list[str]:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from ..files import read_json, read_jsonl, write_text
 from .dreams import browse
 from .figures import PARTS, Chart, charts
+from .retention import life_charts
 from .words import clip, duration, finite, percent, verdict, visible
 
 SHOWN_SAMPLES = 12
@@ -99,7 +100,7 @@ def render_page(
     )
     environment.filters["clip"] = lambda text: clip(text, MOST_TEXT)
     draw = environment.get_template("draw.js.j2").render()
-    drawn = charts(results)
+    drawn = [*charts(results), *life_charts(results.get("life") or {})]
     dataset = results.get("dataset") or {}
     return environment.get_template("page.html.j2").render(
         title=f"Night report: {results.get('entry', 'unnamed')}",

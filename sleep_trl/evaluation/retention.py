@@ -1,0 +1,130 @@
+"""What later nights leave of earlier ones: the accuracy matrix of a life, and the measures that are made of it.
+
+Row j of a matrix holds the recall of the questions of every night up to j, asked after night j; the last of a row is
+the night's own. The measures are those of continual learning, of which a night is a task: backward and forward transfer
+of GEM (Lopez-Paz and Ranzato, 2017, arXiv 1706.08840), forgetting of Chaudhry et al. (2018, arXiv 1801.10112).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from ..ledger import LedgerEntry
+
+Scores = Sequence[float | None]
+Matrix = Sequence[Scores]
+
+
+def accuracy_matrix(entries: Sequence[LedgerEntry]) -> list[list[float | None]]:
+    """Return the triangular matrix that a ledger's entries hold, oldest night first.
+
+    Returns:
+        `list[list[float | None]]`: row j has j + 1 scores in [0, 1]; `None` where nothing was asked.
+    """
+    nights = [_metrics(entry, "after") for entry in entries]
+    return [
+        [*((after.get("earlier") or {}).get(earlier.id) for earlier in entries[:number]), after.get("recall")]
+        for number, after in enumerate(nights)
+    ]
+
+
+def average(matrix: Matrix) -> float | None:
+    """Return the mean recall of all nights after the last one (GEM's ACC)."""
+    return _mean(matrix[-1])
+
+
+def after_own_night(matrix: Matrix) -> float | None:
+    """Return the mean recall of each night right after it, the matrix's diagonal."""
+    return _mean(row[-1] for row in matrix)
+
+
+def backward_transfer(matrix: Matrix) -> float | None:
+    """Return the mean change of an earlier night's recall since that night (GEM's BWT); below 0 is forgetting."""
+    return _mean(_change(row[-1], last) for row, last in zip(matrix[:-1], matrix[-1], strict=False))
+
+
+def forward_transfer(before: Scores, base: Scores) -> float | None:
+    """Return by how much earlier nights raise the recall of a night that is still to come (GEM's FWT).
+
+    Args:
+        before (`Sequence[float | None]`):
+            Recall of each night's questions just before it.
+        base (`Sequence[float | None]`):
+            Recall of the same questions before the first night, by the pretrained model (GEM has a model with random
+            weights).
+    """
+    return _mean(_change(b, a) for a, b in zip(before[1:], base[1:], strict=True))
+
+
+def forgetting(matrix: Matrix) -> float | None:
+    """Return the mean difference between the best recall that an earlier night ever had before the last one, and its
+    recall after it (Chaudhry et al.)."""
+    columns = [[row[i] for row in matrix[i:-1]] for i in range(len(matrix) - 1)]
+    best = [max((score for score in column if score is not None), default=None) for column in columns]
+    return _mean(_change(last, most) for most, last in zip(best, matrix[-1], strict=False))
+
+
+def describe_life(entries: Sequence[LedgerEntry]) -> dict[str, Any]:
+    """Return what a ledger says of a life as plain data, the part `life` of `results.json`.
+
+    Returns:
+        `dict`: `entries`, the matrix `recall`, `base_skill` before the first night and after each, and the measures;
+        `None` for what was not measured, or needs a second night.
+    """
+    matrix = accuracy_matrix(entries)
+    before, after = ([_metrics(entry, when) for entry in entries] for when in ("before", "after"))
+    asked = [row.get("recall") for row in before]
+    return {
+        "entries": [entry.id for entry in entries],
+        "recall": matrix,
+        "base_skill": [_skill(row) for row in (before[0], *after)],
+        "average": average(matrix),
+        "after_own_night": after_own_night(matrix),
+        "forgetting": forgetting(matrix),
+        "backward_transfer": backward_transfer(matrix),
+        "forward_transfer": forward_transfer(asked, [asked[0], *(row.get("base") for row in before[1:])]),
+    }
+
+
+def render_life(life: dict[str, Any]) -> Table:
+    """Return the matrix and its measures as a table for the terminal.
+
+    Args:
+        life (`dict`): from [`describe_life`].
+    """
+    table = Table(title=f"A life of {len(life['entries'])} nights: recall in percent", header_style="bold")
+    table.add_column("after night")
+    for number in range(1, len(life["entries"]) + 1):
+        table.add_column(f"of {number}", justify="right")
+    table.add_column("base skill", justify="right")
+    for number, (row, skill) in enumerate(zip(life["recall"], life["base_skill"][1:], strict=True), start=1):
+        empty = [""] * (len(life["entries"]) - number)
+        table.add_row(str(number), *map(_percent, row), *empty, _percent(skill))
+    measures = ("average", "after_own_night", "forgetting", "backward_transfer", "forward_transfer")
+    table.caption = "\n".join(f"{name.replace('_', ' ')} {_percent(life[name])}" for name in measures)
+    return table
+
+
+def _metrics(entry: LedgerEntry, when: str) -> dict[str, Any]:
+    return entry.metrics.get(when) or {}
+
+
+def _skill(metrics: dict[str, Any]) -> float | None:
+    """Return the score on the skill probe, or without one the agreement with the pretrained model."""
+    return metrics.get("agreement") if metrics.get("skill") is None else metrics["skill"]
+
+
+def _change(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else after - before
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"

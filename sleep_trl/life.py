@@ -1,0 +1,93 @@
+"""A life: nights one after another, each of which continues the one before, in a folder each.
+
+What has been slept is read from the folders, so that the same call goes on where an interrupted one was, and adds
+nights to a life that has ended.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .config import RunConfig
+from .files import read_json
+from .memories import read_memories
+from .memory.storage import read_description
+from .wake.nights import buffer_of
+
+
+def night_folder(life: Path, number: int) -> Path:
+    """Return the folder of a night, counted from 1."""
+    return life / f"night-{number:03}"
+
+
+def nights_of(config: RunConfig) -> list[RunConfig]:
+    """Return the nights that a run is made of: itself, or those of its life, first to last.
+
+    A night of a life resumes by itself if the life was begun and `resume` was given.
+    """
+    if not config.nights:
+        return [config]
+    nights, before = [], config.continue_from
+    for number, memories in enumerate(config.nights, start=1):
+        folder = night_folder(config.output_dir, number)
+        night = {
+            "memories": memories,
+            "nights": (),
+            "output_dir": folder,
+            "continue_from": before,
+            "resume": config.resume and (folder / "config.json").is_file(),
+        }
+        nights.append(config.model_copy(update=night))
+        before = folder
+    return nights
+
+
+def is_finished(night: RunConfig) -> bool:
+    """Tell whether a night was slept to its end."""
+    return (night.output_dir / "results.json").is_file()
+
+
+def unfinished(nights: list[RunConfig]) -> list[RunConfig]:
+    """Return the nights that are still to be slept, in order.
+
+    Raises:
+        `ValueError`: if they do not go on from what is there: a finished night was about something else than it is now
+            said to be, or follows one that is not finished, memories cannot be read, or there are more nights than
+            experts.
+    """
+    finished = [night for night in nights if is_finished(night)]
+    waiting = nights[len(finished) :]
+    if finished != nights[: len(finished)]:
+        missing = next(night for night in nights if not is_finished(night))
+        raise ValueError(
+            f"output_dir: {finished[-1].output_dir} is finished, but {missing.output_dir}, which it continues, is not. "
+            f"Restore that folder from a copy, or begin another life in another --output_dir."
+        )
+    for night in finished:
+        if (then := read_json(night.output_dir / "config.json")["memories"]) != night.memories:
+            raise ValueError(
+                f"nights: {night.output_dir} was about {then}, which is now given as {night.memories}. Nights that are "
+                f"finished stay first, in their order; give new ones behind them, or another --output_dir."
+            )
+    for night in waiting:
+        if buffer_of(night.memories) is None:  # what will be heard until then is not known yet
+            read_memories(night.memories)
+    if waiting:
+        check_room(waiting)
+    return waiting
+
+
+def check_room(waiting: list[RunConfig]) -> None:
+    """Raise if the memory has less room than the nights to come need, each an expert."""
+    first, used = waiting[0], 0
+    size = first.memory.max_experts
+    if first.continue_from is not None and (first.continue_from / "adapter" / "memory.json").is_file():
+        description = read_description(first.continue_from / "adapter")
+        used = len(description["experts"])
+        if "max_experts" not in first.memory.model_fields_set:
+            size = description["spec"]["max_experts"]
+    if used + len(waiting) > size:
+        raise ValueError(
+            f"nights: {len(waiting)} nights to sleep need as many experts, but the memory has room for {size} and "
+            f"holds {used}. Give --memory.max_experts {used + len(waiting)} or more."
+        )

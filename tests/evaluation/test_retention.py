@@ -1,0 +1,91 @@
+"""The measures of a life, by matrices worked out by hand."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from sleep_trl.evaluation.retention import (
+    accuracy_matrix,
+    after_own_night,
+    average,
+    backward_transfer,
+    describe_life,
+    forgetting,
+    forward_transfer,
+    render_life,
+)
+from sleep_trl.ledger import LedgerEntry
+
+MATRIX = [[0.8], [0.9, 0.7], [0.5, 0.6, 1.0]]
+
+
+def entry(number: int, after: dict, before: dict) -> LedgerEntry:
+    return LedgerEntry(
+        id=f"entry-{number:03}",
+        date="2026-01-01T00:00:00+00:00",
+        expert=number - 1,
+        level=1,
+        fingerprint="",
+        base="",
+        parents=(),
+        sources=(),
+        metrics={"before": before, "after": after},
+    )
+
+
+def entries() -> list[LedgerEntry]:
+    """Return three nights that measured `MATRIX`."""
+    names = [f"entry-{number:03}" for number in (1, 2, 3)]
+    made = []
+    for number, row in enumerate(MATRIX, start=1):
+        after = {"recall": row[-1], "earlier": dict(zip(names, row[:-1], strict=False)), "skill": 1 - number / 100}
+        before = {"recall": 0.1 * number, "base": 0.05, "earlier": {}, "skill": 1.0, "agreement": 0.5}
+        made.append(entry(number, after | {"agreement": 0.9}, before))
+    return made
+
+
+def test_measures() -> None:
+    assert average(MATRIX) == pytest.approx(0.7)
+    assert after_own_night(MATRIX) == pytest.approx((0.8 + 0.7 + 1.0) / 3)
+    assert backward_transfer(MATRIX) == pytest.approx(((0.5 - 0.8) + (0.6 - 0.7)) / 2)
+    assert forgetting(MATRIX) == pytest.approx(((0.9 - 0.5) + (0.7 - 0.6)) / 2)  # from the best, not from its own
+    assert forward_transfer([0.0, 0.25, 0.5], [0.0, 0.25, 0.1]) == pytest.approx(0.2)
+
+
+def test_one_night_has_no_transfer() -> None:
+    assert average([[0.5]]) == after_own_night([[0.5]]) == 0.5
+    assert backward_transfer([[0.5]]) is forgetting([[0.5]]) is forward_transfer([0.5], [0.5]) is None
+
+
+def test_nights_without_questions_are_left_out() -> None:
+    matrix = [[None], [None, 0.8], [None, 0.6, 1.0]]
+    assert average(matrix) == pytest.approx(0.8)
+    assert backward_transfer(matrix) == pytest.approx(-0.2)
+    assert forgetting(matrix) == pytest.approx(0.2)
+    assert average([[None]]) is None
+
+
+def test_the_ledger_holds_the_matrix() -> None:
+    assert accuracy_matrix(entries()) == MATRIX
+    told = describe_life(entries())
+    assert told["recall"] == MATRIX
+    assert told["base_skill"] == pytest.approx([1.0, 0.99, 0.98, 0.97])
+    assert told["forward_transfer"] == pytest.approx((0.15 + 0.25) / 2)
+    assert told["backward_transfer"] == backward_transfer(MATRIX)
+
+
+def test_an_entry_without_figures_is_unknown() -> None:
+    """A night whose entry was dropped later asks nothing about it."""
+    first, second, third = entries()
+    dropped = second.model_copy(update={"metrics": {}})
+    told = describe_life([first, dropped, third])
+    assert told["recall"] == [[0.8], [None, None], [0.5, 0.6, 1.0]]
+    assert told["base_skill"][2] is None and told["average"] == pytest.approx(0.7)
+
+
+def test_the_terminal_shows_matrix_and_measures() -> None:
+    shown = StringIO()
+    Console(width=100, file=shown).print(render_life(describe_life(entries())))
+    for words in ("A life of 3 nights", "50.0", "60.0", "100.0", "97.0", "forgetting 25.0", "backward transfer -20.0"):
+        assert words in shown.getvalue()
