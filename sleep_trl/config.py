@@ -261,6 +261,35 @@ class DreamConfig(Section):
         return self
 
 
+class RolloutConfig(Section):
+    """What generates: the teacher's data set, the student's rollouts, and the answers to questions."""
+
+    engine: Literal["auto", "transformers", "vllm", "ray"] = "auto"
+    """transformers: in the process, on the model itself. vllm: a vLLM in the process. ray: a pool of either as Ray
+    actors. auto: vllm on a GPU if it can hold the grown model, else transformers; the run prints why."""
+
+    inner_engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """What the engines of a pool are; auto: vllm on GPUs, else transformers."""
+
+    num_engines: int = Field(2, ge=1)
+    """Engines of a pool. It may go on with fewer if some cannot be kept alive, and says so."""
+
+    gpus_per_engine: float | None = Field(None, ge=0)
+    """GPUs of an engine of a pool; a fraction shares one. Default: gpu_memory if there is a GPU, beside the trainer."""
+
+    gpu_memory: float = Field(0.3, gt=0, le=1)
+    """Share of a GPU's memory that a vLLM takes."""
+
+    timeout_s: float = Field(600, gt=0)
+    """Seconds within which an engine of a pool has to answer; then it is replaced, and its prompts go elsewhere."""
+
+    start_timeout_s: float = Field(300, gt=0)
+    """Seconds within which an engine of a pool has to start and take its weights."""
+
+    ray_address: str | None = None
+    """host:port of a running Ray cluster. Default: a Ray of this machine alone is started."""
+
+
 class EvaluationConfig(Section):
     """What is asked before and after the night."""
 
@@ -334,6 +363,9 @@ class RunConfig(Section):
     rewards: tuple[RewardSpec, ...] = Field((RewardSpec(name="imitation"),), min_length=1)
     """Rewards of seeding: registered names, pkg.mod:function or file.py:function, or objects with name, weight, params,
     timeout_s and on_error."""
+
+    rollout: RolloutConfig = RolloutConfig()
+    """What generates."""
 
     evaluation: EvaluationConfig = EvaluationConfig()
     """Evaluation before and after."""

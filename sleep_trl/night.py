@@ -41,7 +41,8 @@ from .models import context_limit, load_model, load_tokenizer
 from .phases import Phases
 from .progress import bar, say
 from .results import collect_results
-from .rollout import TransformersEngine
+from .rollout import Engine
+from .rollout.choice import make_engine
 from .wake.nights import begin_night, night_memories
 
 WEAK_TEACHER = 0.5  # recall with context below which the user is warned
@@ -58,6 +59,7 @@ class SeedExpert(Protocol):
         tokenizer: PreTrainedTokenizerBase,
         rows: list[dict[str, Any]],
         folder: Path,
+        engine: Engine,
     ) -> list[dict[str, Any]]: ...
 
 
@@ -69,7 +71,7 @@ class Bedroom:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     memory: Memory
-    engine: TransformersEngine
+    engine: Engine
     prompter: Prompter
     memories: list[MemoryText]
     windows: list[list[str]]  # of each memory, as the teacher reads it
@@ -120,6 +122,7 @@ def run_night(config: RunConfig, seed_expert: SeedExpert, dreamer: Dreamer | Non
         dreams, kept = dream(room, phases, samples, seed_expert, dreamer)
     room.memory.learn(None)
     after = phases.once("evaluate_after", lambda: evaluate_after(room))
+    room.engine.close()
     after["agreement"] = phases.once("agreement_after", lambda: agreement(room.memory, held_out))
     committed = phases.once("commit", lambda: commit(room, expert, samples, before, after))
     if kept and config.dream.into == "lora":
@@ -158,7 +161,8 @@ def prepare(config: RunConfig) -> Bedroom:
     contexts = [split_windows(m.text, prompter.count_tokens, largest, overlap) for m in memories]
     pieces = sum(map(len, windows))
     say(f"Read {len(memories)} memories in {pieces} windows of at most {size} tokens")
-    engine = TransformersEngine(model, tokenizer, config.evaluation.batch_size)
+    engine, which = make_engine(config.rollout, memory, tokenizer, config.evaluation.batch_size)
+    say(which)
     return Bedroom(config, model, tokenizer, memory, engine, prompter, memories, windows, contexts, earlier)
 
 
@@ -327,7 +331,7 @@ def seed(
         seed=config.seed,
     )
     checkpoints = folder / ("checkpoints" if name == "seeded" else f"checkpoints-{name}")
-    history = seed_expert(config, room.model, room.tokenizer, rows, checkpoints)
+    history = seed_expert(config, room.model, room.tokenizer, rows, checkpoints, room.engine)
     if PartialState().is_main_process:
         save_memory(room.memory, folder / "phases" / name)
     return history

@@ -25,6 +25,7 @@ from .memory.storage import read_description
 from .models import choose_dtype, context_limit
 from .night import window_size
 from .plan import Plan, Shape, estimate_disk, estimate_memory, render
+from .rollout.choice import choose
 from .run_folder import check_disk, check_output
 from .wake.nights import night_memories
 
@@ -96,6 +97,7 @@ def preflight(config: RunConfig, check_rewards: Callable[[RunConfig], object] | 
     model = build_without_weights(config.model, model_config)
     hosts = find_hosts(model)
     check_fit(config, room, model, hosts)
+    choose(config.rollout, model_config, hosts, is_routed=room.top_k is not None)
     vocabulary = int(model_config.get_text_config().vocab_size)
     tokenizer = read_tokenizer(config, vocabulary)
     context = context_limit(model, config)

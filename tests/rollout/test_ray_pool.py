@@ -7,11 +7,15 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from sleep_trl.launch import sleep
 from sleep_trl.rollout import Sampling
 from sleep_trl.rollout.ray_pool import RayPool
 from sleep_trl.rollout.synced import InThisProcess, SyncedEngine
 from sleep_trl.rollout.weights import Region, WeightMismatch
 from tests.rollout.engines import PROMPTS, assert_equal, grown_model, on_the_model_itself, spec_of, teach, weights_of
+from tests.runs import write_model
+from tests.test_night import arguments as night
+from tests.test_night import results_of
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: make setup installs it")
 LONG = Sampling(120, temperature=0.0)
@@ -65,6 +69,16 @@ def test_what_is_drawn_does_not_depend_on_who_draws(engine, memory):
     drawn = engine.generate(PROMPTS, sampling)
     assert drawn == alone.generate(PROMPTS, sampling)
     assert drawn != engine.generate(PROMPTS, Sampling(12, seed=6, logprobs=True))
+
+
+def test_a_night_by_a_pool(engine, tmp_path, capsys):
+    """The night's text comes from the pool, and rollouts are in step with the trainer."""
+    folder = tmp_path / "run"
+    assert sleep.main(night(write_model(tmp_path / "model"), folder, **{"rollout.engine": "ray"})) == 0
+    assert "Generating with 2 x transformers under Ray: asked for" in capsys.readouterr().out
+    logs = [log for log in results_of(folder)["history"] if "loss" in log]
+    assert len(logs) == 4
+    assert all(log["sampling/sampling_logp_difference/max"] < 1e-4 for log in logs)
 
 
 def test_a_killed_engine_loses_no_prompt(engine, memory, caplog):

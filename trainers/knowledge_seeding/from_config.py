@@ -20,7 +20,9 @@ from sleep_trl.files import read_json
 from sleep_trl.memory.storage import read_description
 from sleep_trl.progress import StepBar, say
 from sleep_trl.rewards import GuardedReward, resolve
-from sleep_trl.rollout import plain_generation
+from sleep_trl.rollout import Engine, plain_generation
+from sleep_trl.rollout.in_trl import roll_out_with
+from sleep_trl.rollout.synced import SyncedEngine
 
 from .config import KnowledgeSeedingConfig
 from .trainer import KnowledgeSeedingTrainer
@@ -114,13 +116,17 @@ def seed_expert(
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, Any]],
     folder: Path,
+    engine: Engine,
 ) -> list[dict[str, Any]]:
-    """Train the expert that is learning, from the last whole checkpoint in `folder` if there is one.
+    """Train the expert that is learning, from the last whole checkpoint in `folder` if there is one. An engine with
+    weights of its own draws the rollouts; otherwise TRL does.
 
     Returns:
         `list[dict]`: the trainer's log history.
     """
     trainer = make_trainer(config, model, tokenizer, rows, folder)
+    if isinstance(engine, SyncedEngine):
+        roll_out_with(trainer, engine)
     if PartialState().is_main_process:
         remove_half_written(folder)
     PartialState().wait_for_everyone()

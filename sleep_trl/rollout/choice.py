@@ -1,0 +1,174 @@
+"""Which engine a run generates with, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+from accelerate import PartialState
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from ..config import RolloutConfig
+from ..memory import Memory
+from ..memory.hosts import Host
+from .heads import WiderHeads
+from .in_process import TransformersEngine
+from .ray_pool import RayPool
+from .replica import ReplicaKind, ReplicaSpec
+from .stopping import end_tokens
+from .synced import Backend, InThisProcess, SyncedEngine
+from .vllm import CPU_HEAD_SIZES
+from .weights import GrownWeights
+
+VLLM_BATCH = 256  # prompts at once, of which vLLM makes batches of its own
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How text is generated.
+
+    Args:
+        engine (`str`): `"transformers"` (in this process, on the model itself), `"vllm"` (in this process) or `"ray"`.
+        replica (`str`): what an engine with weights of its own is made of.
+        reason (`str`): why.
+    """
+
+    engine: str
+    replica: ReplicaKind
+    reason: str
+
+
+def choose(rollout: RolloutConfig, config: PretrainedConfig, hosts: Sequence[Host], is_routed: bool) -> Choice:
+    """
+    Choose the engine of a run; needs no weights.
+
+    Args:
+        rollout (`RolloutConfig`):
+            What is asked for.
+        config (`PretrainedConfig`):
+            Of the model.
+        hosts (`Sequence[Host]`):
+            The MLPs that host experts.
+        is_routed (`bool`):
+            Whether experts are chosen by routers.
+
+    Raises:
+        `ValueError`: if the engine that is asked for cannot generate with this model here.
+    """
+    not_vllm = _obstacle_to_vllm(config, hosts, is_routed)
+    if rollout.engine == "auto":
+        if not_vllm is None and not torch.cuda.is_available():
+            not_vllm = "there is no GPU, and on a CPU transformers generates faster with small models"
+        if not_vllm is None and PartialState().num_processes > 1:
+            not_vllm = "several processes share one vLLM through rollout.engine ray only"
+        if not_vllm:
+            return Choice("transformers", "transformers", not_vllm)
+        return Choice("vllm", "vllm", "there is a GPU, and vLLM is installed")
+    if rollout.engine == "transformers":
+        return Choice("transformers", "transformers", "asked for")
+    if obstacle := _obstacle_to_own_weights(is_routed):
+        raise ValueError(f"rollout.engine {rollout.engine}: {obstacle}. Use rollout.engine transformers.")
+    replica: ReplicaKind = "vllm" if rollout.engine == "vllm" else _replica(rollout, not_vllm)
+    if replica == "vllm" and not_vllm:
+        raise ValueError(f"rollout: vLLM was asked for, but {not_vllm}. Use rollout.engine transformers.")
+    if rollout.engine == "vllm" and PartialState().num_processes > 1:
+        raise ValueError("rollout.engine vllm is for one process; several share the engines of rollout.engine ray.")
+    if rollout.engine == "ray" and find_spec("ray") is None:
+        raise ValueError("rollout.engine ray: Ray is not installed: pip install 'sleep-trl[ray]'.")
+    return Choice(rollout.engine, replica, "asked for")
+
+
+def make_engine(
+    rollout: RolloutConfig, memory: Memory, tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> tuple[TransformersEngine | SyncedEngine, str]:
+    """
+    Make the engine of a run.
+
+    Args:
+        rollout (`RolloutConfig`):
+            What is asked for.
+        memory (`Memory`):
+            The memory, as the run begins. An engine with weights of its own has room for its experts and one more.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The model's tokenizer.
+        batch_size (`int`):
+            Prompts that are generated at once.
+
+    Returns:
+        `tuple`: the engine, and a line that says which it is and why.
+    """
+    model = memory.model
+    choice = choose(rollout, model.config, memory.hosts, memory.spec.is_routed)
+    words = {"ray": f"{rollout.num_engines} x {choice.replica} under Ray"}.get(choice.engine, choice.engine)
+    line = f"Generating with {words}: {choice.reason}"
+    if choice.engine == "transformers":
+        return TransformersEngine(model, tokenizer, batch_size), line
+    head_sizes = _head_sizes() if choice.replica == "vllm" else ()
+    weights = GrownWeights(memory, _slots(memory), head_sizes)
+    spec = ReplicaSpec(
+        choice.replica, weights.config(), tokenizer, tuple(end_tokens(model, tokenizer)), rollout.gpu_memory
+    )
+    return SyncedEngine(weights, partial(_make_backend, choice, rollout, spec, weights, batch_size)), line
+
+
+def _make_backend(
+    choice: Choice, rollout: RolloutConfig, spec: ReplicaSpec, weights: GrownWeights, batch_size: int
+) -> Backend:
+    if choice.engine == "vllm":
+        return InThisProcess(spec.make(), "The vLLM engine", max(batch_size, VLLM_BATCH))
+    gpus = rollout.gpus_per_engine
+    if gpus is None:
+        gpus = rollout.gpu_memory if torch.cuda.is_available() else 0
+    return RayPool(
+        spec,
+        weights.everything,
+        rollout.num_engines,
+        address=rollout.ray_address,
+        gpus=gpus,
+        batch_size=max(batch_size, VLLM_BATCH) if choice.replica == "vllm" else batch_size,
+        timeout_s=rollout.timeout_s,
+        start_timeout_s=rollout.start_timeout_s,
+    )
+
+
+def _replica(rollout: RolloutConfig, not_vllm: str | None) -> ReplicaKind:
+    if rollout.inner_engine != "auto":
+        return rollout.inner_engine
+    return "vllm" if not_vllm is None and torch.cuda.is_available() else "transformers"
+
+
+def _slots(memory: Memory) -> list[int]:
+    """Return the experts of a memory, and the next one to be activated."""
+    free = [index for index in range(memory.spec.max_experts) if index not in memory.records]
+    return sorted([*memory.records, *(free[:1] if memory.learning is None else [])])
+
+
+def _head_sizes() -> tuple[int, ...]:
+    return () if torch.cuda.is_available() else CPU_HEAD_SIZES
+
+
+def _obstacle_to_own_weights(is_routed: bool) -> str | None:
+    if is_routed:
+        return "experts with routing topk are no wider MLP, as which such an engine holds them"
+    if is_deepspeed_zero3_enabled():
+        return "ZeRO-3 has sharded the weights that it would have to be given"
+    return None
+
+
+def _obstacle_to_vllm(config: PretrainedConfig, hosts: Sequence[Host], is_routed: bool) -> str | None:
+    """Return what keeps vLLM from generating with the grown model, or `None`."""
+    if obstacle := _obstacle_to_own_weights(is_routed):
+        return obstacle
+    if find_spec("vllm") is None:
+        return "vLLM is not installed"
+    if not hosts[0].form.is_gated:
+        return f"vLLM keeps the weights of {config.model_type} models in another order than their checkpoints"
+    try:
+        WiderHeads.of(config.get_text_config(), _head_sizes())
+    except ValueError as error:
+        return str(error)
+    return None

@@ -1,0 +1,92 @@
+import pytest
+import torch
+from accelerate import PartialState
+
+from sleep_trl.config import RolloutConfig
+from sleep_trl.launch import sleep
+from sleep_trl.memory import MemorySpec, attach
+from sleep_trl.memory.hosts import find_hosts
+from sleep_trl.rollout import TransformersEngine, choice
+from sleep_trl.rollout.choice import choose, make_engine
+from sleep_trl.rollout.synced import SyncedEngine
+from tests.runs import arguments, write_memories, write_model
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Say which packages are installed; all of them if nothing is said."""
+    PartialState()  # made once in a process; it must not see the GPU that a test pretends to have
+    missing = set()
+    monkeypatch.setattr(choice, "find_spec", lambda name: None if name in missing else object())
+    return missing
+
+
+def chosen(form="llama", is_routed=False, **options):
+    model = tiny_model(form)
+    return choose(RolloutConfig(**options), model.config, find_hosts(model), is_routed)
+
+
+@pytest.mark.parametrize(
+    ("case", "has_gpu", "engine", "reason"),
+    [
+        ({}, False, "transformers", "there is no GPU"),
+        ({}, True, "vllm", "there is a GPU"),
+        ({"form": "gpt2"}, True, "transformers", "gpt2 models in another order"),
+        ({"is_routed": True}, True, "transformers", "routing topk"),
+    ],
+)
+def test_auto_says_why(installed, monkeypatch, case, has_gpu, engine, reason):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    found = chosen(**case)
+    assert found.engine == engine and reason in found.reason
+
+
+def test_auto_knows_what_is_installed(installed):
+    installed.add("vllm")
+    assert chosen().reason == "vLLM is not installed"
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ({"engine": "vllm", "is_routed": True}, "vllm: experts with routing topk"),
+        ({"engine": "ray", "is_routed": True}, "ray: experts with routing topk"),
+        ({"engine": "vllm", "form": "gpt_neox"}, "gpt_neox models in another order"),
+        ({"engine": "ray", "inner_engine": "vllm", "form": "qwen3"}, "those of this qwen3 model have size 8"),
+    ],
+)
+def test_what_cannot_be_is_refused(installed, case, message):
+    with pytest.raises(ValueError, match=message) as told:
+        chosen(**case)
+    assert "Use rollout.engine transformers" in str(told.value)
+
+
+@pytest.mark.parametrize(("engine", "package"), [("vllm", "vllm"), ("ray", "ray")])
+def test_what_is_not_installed_is_refused(installed, engine, package):
+    installed.add(package)
+    with pytest.raises(ValueError, match="is not installed"):
+        chosen(engine=engine)
+
+
+def test_a_pool_on_a_cpu_is_of_transformers(installed):
+    found = chosen(engine="ray")
+    assert (found.engine, found.replica) == ("ray", "transformers")
+
+
+def test_an_engine_has_room_for_the_next_expert():
+    memory = attach(tiny_model(), MemorySpec(width=8, max_experts=3))
+    memory.activate()
+    memory.learn(None)
+    engine, line = make_engine(RolloutConfig(engine="ray"), memory, tiny_tokenizer(), 4)
+    assert isinstance(engine, SyncedEngine) and engine.weights.slots == (0, 1)
+    assert line == "Generating with 2 x transformers under Ray: asked for"
+    engine, line = make_engine(RolloutConfig(), memory, tiny_tokenizer(), 4)
+    assert isinstance(engine, TransformersEngine) and "transformers: " in line
+
+
+def test_preflight_refuses_an_engine_before_anything_loads(tmp_path, capsys):
+    model, memories = write_model(tmp_path / "model", "gpt2"), write_memories(tmp_path / "memories.jsonl")
+    given = arguments(model=model, memories=memories, output_dir=tmp_path / "run", rollout__engine="vllm")
+    assert sleep.main(given) == 2
+    assert "rollout" in capsys.readouterr().err and not (tmp_path / "run").exists()
