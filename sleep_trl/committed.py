@@ -1,4 +1,4 @@
-"""Which model is served: that of the newest committed night. Reads names and small files, no weights."""
+"""Which night of a life is the newest that is committed. Reads names and small files, no weights."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import read_json
-from ..ledger import read_ledger, standing
+from .files import read_json
+from .ledger import read_ledger, standing
 
 MARKS = ("results.json", "ledger.jsonl")
 """What a night writes last: a folder that has both is committed."""
@@ -46,11 +46,11 @@ class Committed:
         return config.is_file() and bool(read_json(config).get("chat_template"))
 
 
-def newest(folder: Path) -> Committed:
-    """Return the newest committed model of a run's folder, or of a life's (`night-001/`, `night-002/`, ...).
+def newest_run(folder: Path) -> Path:
+    """Return the newest committed night's folder: that of a run, or the last of a life (`night-001/`, ...).
 
     Raises:
-        `ValueError`: if no night is committed, or the newest has no `model/`.
+        `ValueError`: if no night is committed.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder. Give the output_dir of a run, or of a life of nights.")
@@ -62,6 +62,16 @@ def newest(folder: Path) -> Committed:
             f"{folder} holds no committed night ({' and '.join(MARKS)} mark one). Let a night end first, or give "
             f"another folder."
         )
+    return run
+
+
+def newest(folder: Path) -> Committed:
+    """Return the newest committed model of a run's folder, or of a life's.
+
+    Raises:
+        `ValueError`: if no night is committed, or the newest has no `model/`.
+    """
+    run = newest_run(folder)
     try:
         config = (run / "model" / "config.json").stat()
     except FileNotFoundError:

@@ -27,6 +27,7 @@ app = typer.Typer(
 app.add_typer(wake.app, name="wake")
 app.add_typer(memory.app, name="memory")
 app.command()(grown.serve)
+app.command()(grown.export)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .output import Json, show
+from .output import Json, chatter_to_stderr, show
 
 Run = Annotated[Path, typer.Argument(help="Folder of a finished run, or of a life of nights.")]
 
@@ -53,3 +53,29 @@ def serve(
         show([row], json, lambda row: "\n".join(f"{name:<8} {value or 'off'}" for name, value in row.items()))
 
     run_server(ServeOptions(run, host, port, api_key, record, backend, name, tuple(options or ())), tell)
+
+
+def export(
+    run: Run,
+    to: Annotated[
+        Literal["checkpoint", "adapter", "peft"],
+        typer.Option(help="checkpoint: the folded model. adapter: the experts alone. peft: says why not."),
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where it goes; made, must not hold anything.")],
+    push_to_hub: Annotated[
+        str | None, typer.Option("--push_to_hub", metavar="REPO", help="Upload it to NAMESPACE/NAME on the hub.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public. Default: private.")] = False,
+    json: Json = False,
+) -> None:
+    """Write the newest committed model into a folder of its own, with a model card."""
+    from ..export import check_repository, push
+    from ..export import export as write
+
+    if push_to_hub:
+        check_repository(push_to_hub)
+    with chatter_to_stderr():
+        written = write(run, to, output)
+        pushed = push(written, push_to_hub, not public) if push_to_hub else None
+    row = {"written": str(written), "to": to, "pushed": pushed}
+    show([row], json, lambda row: f"Written to {row['written']}" + (f", pushed to {row['pushed']}" if pushed else ""))

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ..committed import Committed, newest
 from .backend import Backend, Kind
-from .committed import Committed, newest
 
 logger = logging.getLogger(__name__)
 

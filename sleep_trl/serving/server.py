@@ -14,8 +14,8 @@ from pathlib import Path
 
 import uvicorn
 
+from ..committed import newest
 from .backend import LOOK, Kind, choose_kind
-from .committed import newest
 from .keeper import Keeper
 from .proxy import Proxy
 from .recording import Recorder

@@ -1,0 +1,113 @@
+"""The model card of a grown model: `README.md` with its base, its ledger, and how it is loaded."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from .ledger import LedgerEntry, standing
+
+Form = Literal["checkpoint", "adapter"]
+
+TEMPLATE = Path(__file__).with_name("model_card.md.j2")
+SHOWN_SOURCES = 4  # of an entry
+MOST_LABEL = 60  # characters of a source
+
+HOW_TO_LOAD: dict[Form, str] = {
+    "checkpoint": """An ordinary checkpoint of its base's architecture, with wider MLPs:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("PATH_OR_REPOSITORY")
+tokenizer = AutoTokenizer.from_pretrained("PATH_OR_REPOSITORY")
+```""",
+    "adapter": """The experts alone. They need their base model and `pip install sleep-trl`:
+
+```python
+from pathlib import Path
+from sleep_trl.memory import load_memory
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{base}")
+load_memory(model, Path("FOLDER"))
+```""",
+}
+
+
+def model_card(base: str, entries: Sequence[LedgerEntry], enabled: Collection[int], form: Form) -> str:
+    """Write the card.
+
+    Args:
+        base (`str`):
+            The base model: a name on the hub, or a folder, of which only the last part is told.
+        entries (`Sequence[LedgerEntry]`):
+            The ledger, oldest first. Dropped entries are left out.
+        enabled (`Collection[int]`):
+            Experts that speak. Entries of others are counted, and not listed.
+        form (`str`):
+            `checkpoint` or `adapter`: what the card lies beside.
+
+    Returns:
+        `str`: Markdown. Labels that came from outside are escaped.
+    """
+    known = standing(entries)
+    shown = [entry for entry in known if entry.expert in enabled]
+    is_folder = base.startswith((".", "/", "~")) or Path(base).exists()
+    name = Path(base).name if is_folder else base
+    silent = len(known) - len(shown)
+    card = ModelCard.from_template(
+        ModelCardData(
+            base_model=None if is_folder else base,
+            library_name="transformers" if form == "checkpoint" else "sleep-trl",
+            pipeline_tag="text-generation",
+            tags=["sleep-trl", "continual-learning"],
+        ),
+        template_path=str(TEMPLATE),
+        title=f"{_escaped(name)}, grown",
+        base_said=f"`{name}`" if is_folder else f"[{_escaped(base)}](https://huggingface.co/{base})",
+        nights="a night" if len(shown) == 1 else f"{len(shown)} nights",
+        how_to_load=HOW_TO_LOAD[form].replace("{base}", base if not is_folder else f"FOLDER_OF_{name}"),
+        rows=[_row(entry, known[-1]) for entry in shown],
+        skill=_skill(known[-1]) if known else None,
+        left_out=f"What {silent} further nights learnt is silenced and not in here" if silent else "",
+    )
+    return str(card)
+
+
+def _row(entry: LedgerEntry, newest: LedgerEntry) -> dict[str, Any]:
+    sources = list(dict.fromkeys(source.source for source in entry.sources))
+    more = f" and {len(sources) - SHOWN_SOURCES} more" if len(sources) > SHOWN_SOURCES else ""
+    before, after = (entry.metrics.get(when, {}).get("recall") for when in ("before", "after"))
+    last = newest.metrics.get("after", {})
+    now = last.get("recall") if entry is newest else last.get("earlier", {}).get(entry.id)
+    return {
+        "entry": _escaped(entry.id),
+        "date": entry.date[:10],
+        "records": len(entry.sources),
+        "sources": ", ".join(map(_escaped, sources[:SHOWN_SOURCES])) + more,
+        "before": _percent(before),
+        "after": _percent(after),
+        "now": _percent(now),
+    }
+
+
+def _skill(newest: LedgerEntry) -> dict[str, str] | None:
+    figures = {when: newest.metrics.get(when, {}).get("skill") for when in ("before", "after")}
+    return None if None in figures.values() else {when: _percent(value) for when, value in figures.items()}
+
+
+def _escaped(label: str) -> str:
+    """Return a label as text that Markdown leaves alone, clipped."""
+    printable = "".join(c if c.isprintable() else "�" for c in label)
+    clipped = printable if len(printable) <= MOST_LABEL else printable[: MOST_LABEL - 1] + "…"
+    return re.sub(r"([\\`*_\[\]()|~#!])", r"\\\1", html.escape(clipped, quote=False))
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
