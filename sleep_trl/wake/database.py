@@ -6,6 +6,7 @@ acknowledged survives a crash of the process and of the machine.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -87,6 +88,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         raise ValueError(f"A wake buffer needs SQLite {needed}; this Python has {sqlite3.sqlite_version}. Use another.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # what is heard is its owner's to read
         database = sqlite3.connect(path, timeout=WAIT, isolation_level=None)
         _prepare(database, path)
     except (OSError, sqlite3.OperationalError) as error:

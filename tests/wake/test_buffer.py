@@ -138,6 +138,11 @@ def test_states_follow_the_ledger_of_the_newest_run_whatever_happened_in_between
     assert after("night2", entry(1, *texts[:2], dropped=TIME), second) == ["forgotten", "forgotten", held[2]]
 
 
+def test_only_its_owner_can_read_a_buffer(buffer):
+    buffer.add([record("a")])
+    assert {path.stat().st_mode & 0o777 for path in buffer.path.parent.iterdir()} == {0o600}
+
+
 def test_buffer_and_runs_can_be_moved_together(buffer, tmp_path):
     memory = record("a").memory
     buffer.add([record("a")])
