@@ -33,10 +33,11 @@ from .dream_adapter import learn_into_adapter
 from .dream_phase import Dreamer, as_samples, find_tasks, summarize, write_tasks
 from .evaluation.recall import Quiz, agreement, ask, sample_quizzes, window_with_answer
 from .evaluation.retention import describe_life
-from .files import read_jsonl, write_json, write_jsonl
+from .files import read_jsonl, write_json, write_jsonl, write_text
 from .ledger import LedgerEntry, Source, now, read_ledger, standing, write_ledger
 from .memories import MemoryText, read_memories, read_skill
 from .memory import Memory, MemorySpec, attach, base_fingerprint, fold, load_experts, load_memory, save_memory
+from .model_card import model_card
 from .models import context_limit, load_model, load_tokenizer
 from .phases import Phases
 from .progress import bar, say
@@ -437,6 +438,8 @@ def commit(
         probe = torch.tensor([room.prompter.question(Template.load("question_answer"), "x")], device=room.model.device)
         difference = fold(room.memory, config.output_dir / "model", probe)
         room.tokenizer.save_pretrained(config.output_dir / "model")
+        card = model_card(config.model, [*room.earlier, entry], room.memory.active, "checkpoint")
+        write_text(config.output_dir / "model" / "README.md", card)
     write_ledger(config.output_dir / "ledger.jsonl", [*room.earlier, entry])
     return {"entry": entry.id, "fold_difference": difference}
 

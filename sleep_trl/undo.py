@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from .checkpoint import read_config
 from .config import RunConfig
+from .export import card_of
 from .files import read_json, read_jsonl, write_json, write_jsonl
 from .finished_run import FinishedRun
 from .ledger import LedgerEntry, Source, now, standing, write_ledger
@@ -23,11 +24,7 @@ from .memories import read_memories
 from .memory import Memory, fold, load_memory, save_memory
 from .models import load_model, load_tokenizer
 from .report import write_report
-from .wake import WakeRecord
-from .wake.records import now as heard_now
-
-if TYPE_CHECKING:
-    from .wake import WakeBuffer
+from .wake import WakeBuffer, WakeRecord
 
 WORK = ("checkpoints*", "phases", "dream_adapter", "report.html")
 """What a finished run has left of its work that holds texts or experts, or fits the old model alone."""
@@ -181,7 +178,7 @@ def _fetch(run: FinishedRun, wanted: Sequence[Source], buffer: WakeBuffer) -> li
             continue
         texts = {memory.sha256: memory for memory in read_memories(one.config.memories)}
         found = [texts[source.sha256] for source in missing if source.sha256 in texts]
-        buffer.add([WakeRecord(memory, heard_now()) for memory in found])
+        buffer.add([WakeRecord(memory, now()) for memory in found])
         missing = [source for source in missing if source.sha256 not in texts]
     return missing
 
@@ -216,6 +213,7 @@ def _rewrite(
     write_json(adapter / "memory.json", description | {"experts": memory.describe()["experts"]})
     save_memory(memory, adapter)
     if folded.is_dir():
+        (folded / "README.md").write_text(card_of(FinishedRun.read(run.folder), "checkpoint"), "utf-8")
         folded.rename(target)
     _remove(replaced)
 

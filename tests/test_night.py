@@ -83,7 +83,7 @@ def test_a_night_leaves_what_it_promises(finished):
     assert counts["added"] == counts["trainable"] > 0
     assert set(results["seconds"]) >= {"evaluate_before", "write_dataset", "seed", "evaluate_after", "commit"}
     assert results["seed"] == 42 and results["versions"]["trl"] and results["config"]["seeding"]["steps"] == 4
-    for name in ("ledger.jsonl", "report.html", "model/config.json", "adapter/experts.safetensors"):
+    for name in ("ledger.jsonl", "report.html", "model/config.json", "model/README.md", "adapter/experts.safetensors"):
         assert (finished / name).exists(), name
     (entry,) = read_ledger(finished / "ledger.jsonl")
     assert [source.id for source in entry.sources] == ["one-0", "one-1"]

@@ -131,6 +131,8 @@ def test_a_dropped_entry_leaves_exactly_the_model_without_its_expert(run, base, 
     drop(run, [name], later="keep")
     assert is_same(weights(run.folder / "model"), model_of(kept, tmp_path / "expected"))
     assert (run.folder / "model" / "tokenizer.json").is_file()
+    card = (run.folder / "model" / "README.md").read_text("utf-8")
+    assert [f"| entry-{index + 1:03} |" in card for index in range(3)] == [index != dropped for index in range(3)]
     after = FinishedRun.read(run.folder)
     assert [after.state(entry) == "dropped" for entry in after.entries] == [index == dropped for index in range(3)]
     assert list(after.enabled) == list(kept)
