@@ -1,8 +1,8 @@
 """One night: `accelerate launch launch/sleep.py --model MODEL --memories docs.jsonl`, or a life of several: `--nights
 monday.jsonl,tuesday.jsonl`. See --help.
 
-Exit codes: 0 done, 2 a mistake in what was given, 130 stopped by Ctrl-C. With PYTHONDEVMODE=1 a mistake that shows only
-during the night ends in its traceback.
+Exit codes: 0 done, 1 the disk is full or read-only, 2 a mistake in what was given, 130 stopped by Ctrl-C. With
+PYTHONDEVMODE=1 what goes wrong during the night ends in its traceback.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if importlib.util.find_spec("sleep_trl") is None:  # run as a file from a clone,
 from sleep_trl.config import RunConfig
 from sleep_trl.settings import explain, parse
 
-DONE, MISTAKE, STOPPED = 0, 2, 130
+DONE, COULD_NOT, MISTAKE, STOPPED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,11 +85,16 @@ def _sleep(config: RunConfig) -> int:
     from sleep_trl.progress import say
     from sleep_trl.results import render_results
     from sleep_trl.rewards import RewardError
+    from sleep_trl.run_folder import disk_trouble
     from sleep_trl.trainers.dreaming.from_config import dream
     from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert
 
     try:
         results = run_night(config, seed_expert, dream)
+        if config.report and _is_first_process():
+            from sleep_trl.report import write_report
+
+            write_report(config.output_dir)
     except (ValueError, RewardError) as error:
         if sys.flags.dev_mode:
             raise
@@ -103,10 +108,11 @@ def _sleep(config: RunConfig) -> int:
         else:
             _tell("Stopped before anything was begun.")
         return STOPPED
-    if config.report and _is_first_process():
-        from sleep_trl.report import write_report
-
-        write_report(config.output_dir)
+    except Exception as error:
+        if sys.flags.dev_mode or (trouble := disk_trouble(config.output_dir, error)) is None:
+            raise
+        _tell(f"Error: {trouble}. Then go on with the same command and --resume: what is finished is on the disk.")
+        return COULD_NOT
     say(render_results(results))
     model = "model/, " if (is_folded := results["fold_difference"] is not None) else ""
     report = ", report.html" if config.report else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -79,6 +80,20 @@ def check_disk(folder: Path, needed: int) -> None:
             f"output_dir: {folder} needs about {needed / MIB:,.0f} MiB, but its disk has "
             f"{free / MIB:,.0f} MiB left. Make room, or give another --output_dir."
         )
+
+
+def disk_trouble(folder: Path, error: Exception) -> str | None:
+    """Return in words why a folder can no longer be written, and what to do, or `None` if the error is another one.
+
+    Libraries tell of a full disk each in their own way, so the disk itself is asked too.
+    """
+    place = _existing_parent(folder)
+    if not os.access(place, os.W_OK):
+        return f"{folder} can no longer be written: {place} is read-only. Make it writable"
+    is_told = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    if is_told or shutil.disk_usage(place).free < MIB:
+        return f"The disk of {folder} is full. Make room"
+    return None
 
 
 def _existing_parent(folder: Path) -> Path:

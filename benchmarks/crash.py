@@ -1,0 +1,203 @@
+"""Kill -9 at random points of a life of two nights, resume it, and compare with the life that was not disturbed.
+
+    python benchmarks/crash.py --kills 50
+
+The quickstart's model hears three passages, sleeps, hears three others, and sleeps again: nights made short, but with
+everything that a night does. A life is killed five times, at moments drawn from the time that the undisturbed one
+takes, and goes on with `--resume`. In the end ledger (but for the dates), experts and folded model have to be equal bit
+for bit, and every record that was heard has to be in exactly one entry. Processes are forked from one that has the
+libraries imported, so that kills fall into the nights and not into imports. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from _report import argument_parser, environment, progress, report, rerun_with
+
+QUICKSTART = Path(__file__).resolve().parent.parent / "examples" / "quickstart"
+DAYS = (QUICKSTART / "memories.jsonl", QUICKSTART / "memories_night2.jsonl")
+RECORDS = 3  # heard a day
+SHORT = {
+    "config": QUICKSTART / "config.yaml",
+    "model": QUICKSTART / "model",
+    "memory.max_experts": 2,
+    "dataset.samples_per_window": 1,
+    "dataset.general_texts": QUICKSTART / "general.jsonl",
+    "dataset.general_samples": 8,
+    "seeding.steps": 4,
+    "seeding.save_steps": 2,
+    "seeding.logging_steps": 1,
+    "seeding.prompts_per_step": 4,
+    "evaluation.skill": QUICKSTART / "skill.jsonl",
+    "evaluation.max_questions": 4,
+}
+COMPARED = (
+    "adapter/experts.safetensors",
+    "adapter/prompts.jsonl",
+    "adapter/questions.jsonl",
+    "model/model.safetensors",
+)
+PRELOADED = ["sleep_trl.launch.sleep", "sleep_trl.night", "sleep_trl.preflight", "sleep_trl.report"]
+PRELOADED += ["sleep_trl.trainers.knowledge_seeding.from_config", "sleep_trl.trainers.dreaming.from_config"]
+KILLS = 5  # of a life
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    rerun_with(environment(threads=1))  # one thread, so that a sum has one order
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    draws = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Life(Path(folder, "whole"), context)
+        whole.live()  # the first one also waits for the imports
+        whole = Life(Path(folder, "undisturbed"), context)
+        seconds = whole.live()
+        progress(f"Two undisturbed nights take {seconds:.1f} seconds")
+        outcomes: list[dict[str, Any]] = []
+        while (left := arguments.kills - sum(len(outcome["killed"]) for outcome in outcomes)) > 0:
+            life = Life(Path(folder, "killed"), context)
+            life.live(sorted(draws.uniform(0, seconds) for _ in range(min(left, KILLS))))
+            outcomes.append({"killed": life.killed, "difference": life.difference(whole), "lost": life.lost()})
+            progress(json.dumps(outcomes[-1]))
+            shutil.rmtree(life.folder)
+    places = Counter(place for outcome in outcomes for place in outcome["killed"])
+    result = {
+        "kills": places.total(),
+        "identical": sum(len(outcome["killed"]) for outcome in outcomes if not outcome["difference"]),
+        "lost_records": sum(outcome["lost"] for outcome in outcomes),
+        "lives": len(outcomes),
+        "killed": dict(sorted(places.items())),
+        "differences": sorted({outcome["difference"] for outcome in outcomes if outcome["difference"]}),
+    }
+    rows = [("killed in", "times"), *((place, str(count)) for place, count in sorted(places.items()))]
+    told = f"After {result['identical']} of {result['kills']} kills the life ended as the undisturbed one"
+    report(f"{told}; lost records: {result['lost_records']}", rows, result, arguments.json)
+
+
+class Life:
+    """A life of two nights about what was heard into one wake buffer, a day before each night.
+
+    Args:
+        folder (`Path`): keeps buffer and nights.
+        context: makes the processes.
+    """
+
+    def __init__(self, folder: Path, context: multiprocessing.context.ForkServerContext) -> None:
+        self.folder, self.context = folder, context
+        self.buffer = folder / "wake.db"
+        self.killed: list[str] = []
+
+    def live(self, moments: Sequence[float] = ()) -> float:
+        """Hear and sleep twice, killed at these moments of the sleep, in seconds; return how long the sleep took."""
+        slept = 0.0
+        for day in (1, 2):
+            hear(self.buffer, day)
+            exit_code = None
+            while exit_code != 0:
+                start = time.perf_counter()
+                process = self.context.Process(target=sleep, args=(self.words(day, is_resumed=exit_code is not None),))
+                process.start()
+                is_doomed = len(self.killed) < len(moments)
+                process.join(max(0.0, moments[len(self.killed)] - slept) if is_doomed else None)
+                if process.is_alive():
+                    process.kill()
+                    self.killed.append(self.place(day))
+                    process.join()
+                slept += time.perf_counter() - start
+                exit_code = process.exitcode
+                if exit_code not in (0, -signal.SIGKILL):
+                    raise RuntimeError(f"Night {day} ended with exit code {exit_code}; see above.")
+        return slept
+
+    def words(self, nights: int, is_resumed: bool) -> list[str]:
+        """Return the arguments of `launch/sleep.py` for the first nights of the life."""
+        given = SHORT | {"output_dir": self.folder / "life"}
+        nights_given = json.dumps([f"wake:{self.buffer}"] * nights)
+        words = [*(f"--{name}={value}" for name, value in given.items()), f"--nights={nights_given}", "--no-report"]
+        return [*words, "--resume"] if is_resumed else words
+
+    def place(self, day: int) -> str:
+        """Return what a killed night had done last: the newest phase on the disk."""
+        night = self.folder / "life" / f"night-{day:03}"
+        if (night / "results.json").exists():
+            return f"night {day}, after its end"
+        phases = sorted((night / "phases").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        begun = "config.json" if (night / "config.json").exists() else "nothing yet"
+        return f"night {day}, after {phases[-1].stem if phases else begun}"
+
+    def difference(self, other: Life) -> str:
+        """Return in what the life ended otherwise than another, nothing if in nothing."""
+        from sleep_trl.ledger import read_ledger
+
+        for night in ("night-001", "night-002"):
+            mine, others = (life.folder / "life" / night for life in (self, other))
+            for name in COMPARED:
+                if (mine / name).read_bytes() != (others / name).read_bytes():
+                    return f"{night}/{name}"
+            entries = [
+                [e.model_copy(update={"date": ""}) for e in read_ledger(f / "ledger.jsonl")] for f in (mine, others)
+            ]
+            if entries[0] != entries[1]:
+                return f"{night}/ledger.jsonl"
+        return ""
+
+    def lost(self) -> int:
+        """Return how many records are not in exactly one entry, or still wait for a night."""
+        from sleep_trl.ledger import read_ledger, standing
+        from sleep_trl.wake import WakeBuffer
+
+        entries = standing(read_ledger(self.folder / "life" / "night-002" / "ledger.jsonl"))
+        learnt = Counter(source.sha256 for entry in entries for source in entry.sources)
+        with WakeBuffer(self.buffer) as buffer:
+            records = list(buffer.records())
+        wrong = sum(learnt[record.sha256] != 1 or record.state != "consolidated" for record in records)
+        return wrong + len(DAYS) * RECORDS - len(records)
+
+
+def hear(buffer: Path, day: int) -> None:
+    """Store what is heard on a day."""
+    from sleep_trl.memories import read_memories
+    from sleep_trl.wake import WakeBuffer, WakeRecord
+    from sleep_trl.wake.records import now
+
+    buffer.parent.mkdir(parents=True, exist_ok=True)
+    with WakeBuffer(buffer) as opened:
+        opened.add([WakeRecord(memory, now()) for memory in read_memories(str(DAYS[day - 1]))[:RECORDS]])
+
+
+def sleep(words: list[str]) -> None:
+    """Run `launch/sleep.py` in this process; what it says of mistakes goes to standard error."""
+    from sleep_trl.launch import sleep as launcher
+
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        sys.exit(launcher.main(words))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argument_parser((__doc__ or "").split("\n")[0])
+    parser.add_argument("--kills", type=int, default=50, help="how often to kill")
+    parser.add_argument("--seed", type=int, default=42, help="of the moments")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.kills = 2
+    return arguments
+
+
+if __name__ == "__main__":
+    main()
