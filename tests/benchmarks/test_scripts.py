@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,16 @@ def test_inference():
     # One layer: 4 * 128**2 of attention, 3 * 128 * 512 of MLP, 2 * 128 of norms; two experts of 3 * 128 * 16.
     before = 4 * 128**2 + 3 * 128 * 512 + 2 * 128
     assert result["layer_parameters_grown_vs_base"] == pytest.approx((before + 2 * 3 * 128 * 16) / before, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: make setup installs it")
+def test_weight_update():
+    result = answer("weight_update.py", *SMALL, "--experts", "2", "--width", "16", "--batch", "2", "--tokens", "8")
+    # The embedding; one layer of 3 * 128**2 of attention and 3 * 128 * 384 of MLP; norms; two experts of 3 * 128 * 16.
+    base = 128 * 128 + 3 * 128**2 + 3 * 128 * 384 + 3 * 128
+    assert result["payload_share"] == pytest.approx(6144 / (base + 2 * 6144), abs=1e-4)
+    assert result["time_share_of_step"] > 0
 
 
 def test_startup():
