@@ -152,12 +152,12 @@ def drop(
 
 
 def _prepare(run: FinishedRun, wanted: Sequence[Source], buffer: WakeBuffer, without: str | None) -> list[Source]:
-    """Let the buffer follow the run, unless it follows another, and put into it what will wait for a night again.
+    """Let the buffer follow the run, unless it follows a later one, and put into it what will wait for a night again.
 
     Returns:
         `list[Source]`: those whose texts were found nowhere.
     """
-    if buffer.run() is None:
+    if (followed := buffer.run()) is None or followed.resolve() in {one.folder.resolve() for one in run.earlier()}:
         buffer.register(run.folder)
     missing = _fetch(run, wanted, buffer)
     if without is not None and next(buffer.records(source=without), None):

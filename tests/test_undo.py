@@ -248,6 +248,16 @@ def test_a_buffer_that_follows_a_later_run_is_not_turned_back(run, tmp_path):
         assert states(buffer) == {"c": "consolidated entry-002", "d": "consolidated entry-002"}
 
 
+def test_a_buffer_that_follows_an_earlier_run_goes_on_to_this_one(run, tmp_path):
+    later = tmp_path / "runs" / "night4"
+    shutil.copytree(run.folder, later)
+    write_json(later / "config.json", read_json(run.folder / "config.json") | {"continue_from": str(run.folder)})
+    with WakeBuffer(tmp_path / "wake.db") as buffer:
+        buffer.register(run.folder)
+        assert drop(FinishedRun.read(later), ["entry-003"], buffer).queued == ("e",)
+        assert buffer.run() == later and states(buffer) == {"e": "new"}
+
+
 def test_a_text_that_is_nowhere_is_named(run, tmp_path):
     (run.folder.parent / "memories.jsonl").write_text(json.dumps({"id": "d", "text": "the boat sleeps"}) + "\n")
     with WakeBuffer(tmp_path / "wake.db") as buffer:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ..schedule import LADDER, Edge, Schedule
+from ..schedule import LADDER, Schedule
 from . import grown, memory, wake
 from .output import Json, chatter_to_stderr, show
 
@@ -73,13 +73,13 @@ def schedule(
     show(
         rows,
         json,
-        lambda row: f"{row['tokens']:>12,}  " + ", then ".join(_named(Edge(**edge, chunk=0)) for edge in row["edges"]),
+        lambda row: f"{row['tokens']:>12,}  " + ", then ".join(_in_words(**edge) for edge in row["edges"]),
     )
 
 
-def _named(edge: Edge) -> str:
-    sender = "context" if edge.sender == 0 else f"level {edge.sender}"
-    return f"{sender} updates" if edge.receiver is None else f"{sender} → level {edge.receiver}"
+def _in_words(sender: int, receiver: int | None) -> str:
+    name = "context" if sender == 0 else f"level {sender}"
+    return f"{name} updates" if receiver is None else f"{name} → level {receiver}"
 
 
 @app.command(
