@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,12 +33,15 @@ class Dream:
             predicted, so it never counts.
         steps (`int`, *optional*):
             Steps of this dream, in place of the inner loop's.
+        learning_rate (`float`, *optional*):
+            Learning rate of this dream, likewise.
     """
 
     id: str
     sequences: tuple[tuple[int, ...], ...]
     counted: tuple[tuple[bool, ...], ...] | None = None
     steps: int | None = None
+    learning_rate: float | None = None
 
     def rows(self) -> list[Row]:
         """Return the sequences as rows, without the tokens that nothing counted depends on."""
@@ -67,6 +71,8 @@ def defect(dream: Dream, model: PreTrainedModel) -> str | None:
         return "`counted` has other lengths than `sequences`"
     if dream.steps is not None and dream.steps < 1:
         return f"steps must be at least 1, got {dream.steps}"
+    if dream.learning_rate is not None and not (math.isfinite(dream.learning_rate) and dream.learning_rate > 0):
+        return f"learning_rate must be a positive number, got {dream.learning_rate}"
     size = model.get_input_embeddings().weight.shape[0]
     for place, (sequence, row) in enumerate(zip(dream.sequences, dream.rows(), strict=True)):
         if not row.labels:

@@ -26,6 +26,7 @@ class _Learner:
     rows: list[Row]
     order: Iterator[tuple[int, ...]]
     steps: int
+    learning_rate: float
     parameter: nn.Parameter  # (size,), a row of the stack
     losses: list[float] = field(default_factory=list)
     updates: int = 0
@@ -67,6 +68,7 @@ class Chunk:
                 dream.rows(),
                 data_order(dream, loop.batch_size, loop.seed),
                 dream.steps or loop.steps,
+                dream.learning_rate or loop.learning_rate,
                 nn.Parameter(row),
             )
             for dream, row in zip(dreams, self.weights, strict=True)
@@ -76,14 +78,13 @@ class Chunk:
         self._planned: tuple[list[list[Row]], list[Pass]] = ([], [])
 
     def _make_optimizer(self) -> torch.optim.AdamW:
-        by_steps: dict[int, list[nn.Parameter]] = {}
+        alike: dict[tuple[int, float], list[nn.Parameter]] = {}
         for learner, grad in zip(self.learners, self.grads, strict=True):
             learner.parameter.grad = grad
-            by_steps.setdefault(learner.steps, []).append(learner.parameter)
+            alike.setdefault((learner.steps, learner.learning_rate), []).append(learner.parameter)
         loop = self.loop
         return torch.optim.AdamW(
-            [{"params": parameters, "steps": steps} for steps, parameters in by_steps.items()],
-            lr=loop.learning_rate,
+            [{"params": alike[steps, rate], "steps": steps, "lr": rate, "highest": rate} for steps, rate in alike],
             betas=loop.betas,
             eps=loop.eps,
             weight_decay=loop.weight_decay,
@@ -136,9 +137,8 @@ class Chunk:
         if self.loop.max_grad_norm is not None:
             norms = torch.linalg.vector_norm(self.grads, dim=1, keepdim=True)  # (m, 1)
             self.grads.mul_((self.loop.max_grad_norm / (norms + 1e-6)).clamp(max=1))  # as clip_grad_norm_ does
-        if self.loop.schedule == "linear":
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.loop.learning_rate * max(0.0, 1 - step / group["steps"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["highest"] * self.loop.factor(step, group["steps"])
         self.optimizer.step()
         for learner in self.learners:
             learner.updates += 1

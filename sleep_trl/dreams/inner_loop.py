@@ -17,9 +17,11 @@ class InnerLoop:
         steps (`int`, *optional*, defaults to `10`):
             Optimizer steps, at least 1, unless the dream names its own.
         learning_rate (`float`, *optional*, defaults to `1e-3`):
-            First learning rate, positive.
+            Highest learning rate, positive, unless the dream names its own.
         schedule (`str`, *optional*, defaults to `"constant"`):
-            `"constant"`, or `"linear"`: down to zero over the dream's own steps.
+            `"constant"`, or down to zero over the dream's own steps: `"linear"`, or `"cosine"`, half a wave.
+        warmup_steps (`int`, *optional*, defaults to `0`):
+            Steps in which the learning rate rises from zero, as transformers' schedules do.
         betas (`tuple[float, float]`, *optional*, defaults to `(0.9, 0.999)`):
             AdamW's, each in [0, 1).
         eps (`float`, *optional*, defaults to `1e-8`):
@@ -42,7 +44,8 @@ class InnerLoop:
 
     steps: int = 10
     learning_rate: float = 1e-3
-    schedule: Literal["constant", "linear"] = "constant"
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -59,12 +62,23 @@ class InnerLoop:
         for name in ("learning_rate", "eps", "max_grad_norm"):
             if (value := getattr(self, name)) is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, got {value}.")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}.")
         if self.weight_decay < 0 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(
                 f"weight_decay must not be negative and betas lie in [0, 1), got {self.weight_decay} and {self.betas}."
             )
-        if self.schedule not in ("constant", "linear"):
-            raise ValueError(f"schedule must be 'constant' or 'linear', got {self.schedule!r}.")
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise ValueError(f"schedule must be 'constant', 'linear' or 'cosine', got {self.schedule!r}.")
+
+    def factor(self, step: int, steps: int) -> float:
+        """Return the share of the learning rate with which step `step`, from 0, of `steps` is made."""
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        progress = min(1.0, (step - self.warmup_steps) / max(1, steps - self.warmup_steps))
+        return 1 - progress if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)

@@ -159,12 +159,12 @@ class Rehearsal:
         Raises:
             `ValueError`: if a task has nothing to measure.
         """
-        before = self._score_as_is(tasks)
+        before = self.score_as_is(tasks)
         totals = [[0.0] * len(scores) for scores in before]
         trials = [Trial(dream.id, None) for dream in dreams]
         undecided = list(range(len(dreams)))
         for repeat in range(self.doubt.repeats):
-            attempts = self._attempt([dreams[i] for i in undecided], [tasks[i] for i in undecided], repeat)
+            attempts = self.attempt([dreams[i] for i in undecided], [tasks[i] for i in undecided], repeat)
             for i, attempt in zip(undecided, attempts, strict=True):
                 if attempt.scores is None:
                     trials[i] = Trial(dreams[i].id, None, attempt.error, repeat)
@@ -178,8 +178,21 @@ class Rehearsal:
                 break
         return trials
 
-    def _attempt(self, dreams: Sequence[Dream], tasks: Sequence[Task], repeat: int) -> list[Attempt]:
-        """Learn and score each dream once, chunk by chunk."""
+    def attempt(self, dreams: Sequence[Dream], tasks: Sequence[Task], repeat: int = 0) -> list[Attempt]:
+        """
+        Learn and score each dream once, chunk by chunk.
+
+        Args:
+            dreams (`Sequence[Dream]`):
+                Dreams with distinct ids.
+            tasks (`Sequence[Task]`):
+                The task of each dream.
+            repeat (`int`, *optional*, defaults to `0`):
+                Which of several tries this is; each draws by a seed of its own.
+
+        Returns:
+            `list[Attempt]`: one for each dream, in the order given.
+        """
         loop = replace(self.loop, seed=self.loop.seed + repeat)
         work = Attempting(self.engine.tokenizer, self.engine.batch_size, self.measure, self.spec, loop)
         parts = divide_dreams(dreams, self.chunk)
@@ -195,8 +208,12 @@ class Rehearsal:
         }
         return [found[i] for i in range(len(dreams))]
 
-    def _score_as_is(self, tasks: Sequence[Task]) -> list[list[float]]:
-        """Score each task once with the model as it is, for all dreams about it."""
+    def score_as_is(self, tasks: Sequence[Task]) -> list[list[float]]:
+        """Score each task with the model as it is, tasks that come several times once.
+
+        Raises:
+            `ValueError`: if a task has nothing to measure, or a score is not a finite number.
+        """
         distinct = list({task.id: task for task in tasks}.values())
         scores = self.measure(distinct, Respondents(self.engine, [None] * len(distinct)))
         by_task = {task.id: row for task, row in zip(distinct, scores, strict=True)}

@@ -1,10 +1,12 @@
 import copy
 import hashlib
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import get_scheduler
 
 from sleep_trl.dreams.adapters import LoraSpec, find_targets, initial_adapter
 from sleep_trl.dreams.batches import Dream, data_order, divide
@@ -59,9 +61,15 @@ def trained_alone(model, dream: Dream, loop: InnerLoop) -> dict[str, tuple[torch
     trained = [p for p in adapted.parameters() if p.requires_grad]
     steps = dream.steps or loop.steps
     optimizer = torch.optim.AdamW(
-        trained, lr=loop.learning_rate, betas=loop.betas, eps=loop.eps, weight_decay=loop.weight_decay
+        trained,
+        lr=dream.learning_rate or loop.learning_rate,
+        betas=loop.betas,
+        eps=loop.eps,
+        weight_decay=loop.weight_decay,
     )
-    for step, chosen in enumerate(itertools.islice(data_order(dream, loop.batch_size, loop.seed), steps)):
+    name = loop.schedule if loop.schedule != "constant" else "constant_with_warmup"
+    schedule = get_scheduler(name, optimizer, loop.warmup_steps, steps)
+    for chosen in itertools.islice(data_order(dream, loop.batch_size, loop.seed), steps):
         longest = max(len(dream.sequences[n]) for n in chosen)
         ids, mask = torch.zeros(len(chosen), longest, dtype=torch.long), torch.zeros(len(chosen), longest).long()
         labels = torch.full_like(ids, -100)
@@ -70,13 +78,12 @@ def trained_alone(model, dream: Dream, loop: InnerLoop) -> dict[str, tuple[torch
             ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
             counted = torch.tensor(dream.counted[n]) if dream.counted else torch.ones(len(sequence), dtype=torch.bool)
             labels[row, : len(sequence)] = torch.where(counted, sequence, -100)
-        if loop.schedule == "linear":
-            optimizer.param_groups[0]["lr"] = loop.learning_rate * (1 - step / steps)
         optimizer.zero_grad()
         adapted(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
         if loop.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(trained, loop.max_grad_norm)
         optimizer.step()
+        schedule.step()
     return {name: (m.lora_A["default"].weight, m.lora_B["default"].weight) for name, m in layers.items()}
 
 
@@ -104,6 +111,8 @@ def test_each_equals_peft_alone(count):
     [
         InnerLoop(steps=5, batch_size=2, schedule="linear", max_grad_norm=0.5),
         InnerLoop(steps=5, batch_size=3, betas=(0.8, 0.95), weight_decay=0.1),
+        InnerLoop(steps=6, batch_size=2, schedule="cosine", warmup_steps=2),
+        InnerLoop(steps=6, warmup_steps=3),
     ],
 )
 def test_several_sequences_a_dream(loop):
@@ -130,6 +139,13 @@ def test_every_form_with_a_memory_attached(form):
     assert model.training and not any("forward" in module.__dict__ for module in model.modules())
     model.eval()
     for dream, outcome in zip(dreams, outcomes, strict=True):
+        assert difference(outcome.adapter.weights, trained_alone(model, dream, LOOP)) <= 1e-5
+
+
+def test_each_has_a_learning_rate_of_its_own():
+    model, rates = tiny_model(), (1e-3, 4e-3, None)
+    dreams = [replace(dream, learning_rate=rate) for dream, rate in zip(make_dreams(3), rates, strict=True)]
+    for dream, outcome in zip(dreams, train_adapters(model, dreams, SPEC, LOOP), strict=True):
         assert difference(outcome.adapter.weights, trained_alone(model, dream, LOOP)) <= 1e-5
 
 
@@ -183,6 +199,7 @@ def test_a_failing_dream_is_an_error_and_kills_no_other():
         Dream("too long", ((8,) * 200,)),
         Dream("nothing counts", ((8, 9),), ((True, False),)),
         Dream("shape", ((8, 9),), ((True,),)),
+        Dream("no rate", ((8, 9),), learning_rate=float("nan")),
     ]
     good = [Dream(d.id, tuple(tuple(6 if t == 5 else t for t in s) for s in d.sequences), d.counted) for d in good]
     outcomes = {o.id: o for o in train_adapters(model, [bad[0], *good, *bad[1:]], SPEC, LOOP)}
