@@ -193,14 +193,14 @@ def make_life(**changes):
 
 def test_a_life_is_drawn_as_matrix_and_curves() -> None:
     matrix, curves = life_charts(make_life())
-    (trace,) = matrix.plot.data
-    assert [list(row) for row in trace.z] == [[90, None], [60, 100]]
-    assert list(trace.x) == list(trace.y) == ["entry-001", "entry-002"]
-    assert trace.text[0] == ["90", ""]
+    cells = {(x, y): share for t in matrix.plot.data for x, y, share in zip(t.x, t.y, t.customdata, strict=True)}
+    assert cells == {("entry-001", "entry-001"): 90, ("entry-001", "entry-002"): 60, ("entry-002", "entry-002"): 100}
+    drawn = [(shape.x0 + 0.48, shape.y0 + 0.48, shape.opacity) for shape in matrix.plot.layout.shapes]
+    assert drawn == [(0, 0, pytest.approx(0.906)), (0, 1, pytest.approx(0.624)), (1, 1, 1)]
     assert "forgetting: 30.0\u00a0%" in matrix.caption and "forward transfer: not measured" in matrix.summary
     assert {trace.name: list(trace.y) for trace in curves.plot.data} == {
-        "recall of entry-001": [90, 60],
-        "recall of entry-002": [None, 100],
+        "entry-001": [90, 60],
+        "entry-002": [None, 100],
         "base skill": [99, 98],
     }
 
@@ -292,7 +292,7 @@ def test_foreign_text_does_no_harm(tmp_path) -> None:
     assert not re.search("[\u202a-\u202e\u2066-\u2069\u0007\u2028\ud800]", page.text + page.scripts[0])
     names = [trace.get("name", "") for plot in page.plots.values() for trace in plot["data"]]
     names += [x for trace in page.plots["skill"]["data"] for x in trace["x"]]
-    names += page.plots["life"]["data"][0]["x"] + page.plots["forgetting"]["data"][0]["x"]
+    names += [x for id in ("life", "forgetting") for trace in page.plots[id]["data"] for x in trace["x"]]
     assert label(HOSTILE) in names
     assert label("recall of " + HOSTILE).replace("of ", "of<br>", 1) in names
     assert not any(

@@ -9,6 +9,7 @@ from .figures import HUES, Chart, empty_figure, label, percents
 from .words import finite, percent
 
 LIFE = "night after which it was asked"
+PALEST, DARK = 0.06, 55  # opacity of a cell of 0 %; recall in percent above which a cell has light words
 
 
 def life_charts(life: Mapping[str, Any]) -> list[Chart]:
@@ -22,28 +23,31 @@ def life_charts(life: Mapping[str, Any]) -> list[Chart]:
 
 
 def matrix_chart(life: Mapping[str, Any]) -> Chart:
-    """Draw the recall of every night's questions after every night as a heat map."""
-    names, rows = [label(entry) for entry in life["entries"]], [percents(row) for row in life["recall"]]
-    shares = [[*row, *[None] * (len(names) - len(row))] for row in rows]
+    """Draw the recall of every night's questions after every night as a heat map.
+
+    Plotly's own heat map is a bitmap, which the page's policy does not admit; this one is made of shapes.
+    """
+    names = [label(entry) for entry in life["entries"]]
+    scores = [(i, j, share) for j, row in enumerate(life["recall"]) for i, share in enumerate(percents(row))]
+    known = [(i, j, share) for i, j, share in scores if share is not None]
     plot = empty_figure(x="recall of (%)", y=LIFE)
-    plot.add_heatmap(
-        x=names,
-        y=names,
-        z=shares,
-        text=[["" if share is None else f"{share:.0f}" for share in row] for row in shares],
-        texttemplate="%{text}",
-        zmin=0,
-        zmax=100,
-        xgap=1,
-        ygap=1,
-        hoverongaps=False,
-        hovertemplate="%{x} after %{y}: %{z:.1f} %<extra></extra>",
-        showscale=False,
-        meta={"hue": "blue"},
-    )
-    plot.update_layout(showlegend=False, height=400)
-    plot.update_xaxes(type="category", showgrid=False)
-    plot.update_yaxes(type="category", showgrid=False, autorange="reversed")
+    for i, j, share in known:
+        edges = {"x0": i - 0.48, "x1": i + 0.48, "y0": j - 0.48, "y1": j + 0.48}
+        plot.add_shape(name="blue", opacity=PALEST + (1 - PALEST) * share / 100, line_width=0, layer="below", **edges)
+    for hue, is_dark in (("ink", False), ("paper", True)):
+        cells = [(i, j, share) for i, j, share in known if (share > DARK) == is_dark]
+        plot.add_scatter(
+            x=[names[i] for i, _, _ in cells],
+            y=[names[j] for _, j, _ in cells],
+            text=[f"{share:.0f}" for _, _, share in cells],
+            customdata=[share for _, _, share in cells],
+            mode="text",
+            hovertemplate="%{x} after %{y}: %{customdata:.1f} %<extra></extra>",
+            meta={"hue": hue},
+        )
+    axis = {"type": "category", "categoryarray": names, "range": [-0.5, len(names) - 0.5], "showgrid": False}
+    plot.update_layout(showlegend=False, height=400, xaxis=axis)
+    plot.update_yaxes(**axis | {"range": axis["range"][::-1]})
     measures = (
         ("after the last night", "average"),
         ("right after its own night", "after_own_night"),
@@ -69,7 +73,7 @@ def forgetting_chart(life: Mapping[str, Any]) -> Chart:
     curves = {
         name: [None] * number + [row[number] for row in life["recall"][number:]] for number, name in enumerate(nights)
     }
-    curves = {**{f"recall of {name}": curve for name, curve in curves.items()}, "base skill": life["base_skill"][1:]}
+    curves["base skill"] = life["base_skill"][1:]
     for number, (name, curve) in enumerate(curves.items()):
         known = [share for share in curve if finite(share) is not None]
         if not known:
@@ -91,8 +95,8 @@ def forgetting_chart(life: Mapping[str, Any]) -> Chart:
     return Chart(
         "forgetting",
         "Forgetting",
-        "Each line is one night's questions, from the night that learnt them on. Level lines are memories that stay; "
-        "the dashed one is the base skill.",
+        "Each line is the recall of one night's questions, from the night that learnt them on. Level lines are memories "
+        "that stay; the dashed one is the base skill.",
         plot,
         "; ".join(said),
     )
