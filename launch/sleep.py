@@ -124,14 +124,14 @@ def _sleep(config: RunConfig) -> int:
 
 def _check_rewards(config: RunConfig) -> None:
     """Raise `ValueError` for a reward that cannot be made or called; load no weights."""
-    from sleep_trl import dream_phase
     from sleep_trl.dataset import rows
+    from sleep_trl.night import dream_tasks
     from sleep_trl.rewards import check
 
     for reward in config.rewards:
         check(reward, columns=rows.COLUMNS, gamma=config.seeding.gamma, z0=config.seeding.z0)
     for reward in config.dream.rewards if config.dream.rounds else ():
-        check(reward, columns=dream_phase.COLUMNS)
+        check(reward, columns=dream_tasks.COLUMNS)
 
 
 def _find_processes() -> None:

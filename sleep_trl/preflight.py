@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, SchedulerType
 from .checkpoint import build_without_weights, read_config, read_header, read_tokenizer
 from .config import RunConfig, SeedingConfig
 from .dataset import Prompter, Template, split_windows
-from .dream_phase import check_dream
 from .ledger import read_ledger
 from .memories import MemoryText, read_memories, read_skill
 from .memory import MemorySpec
@@ -24,6 +23,7 @@ from .memory.hosts import Host, find_hosts
 from .memory.storage import read_description
 from .models import choose_dtype, context_limit
 from .night import window_size
+from .night.dream_tasks import check_dream
 from .plan import Plan, Shape, estimate_disk, estimate_memory, render
 from .rollout.choice import choose
 from .run_folder import check_disk, check_output

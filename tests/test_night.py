@@ -18,7 +18,7 @@ from sleep_trl.files import read_json
 from sleep_trl.launch import sleep
 from sleep_trl.ledger import read_ledger
 from sleep_trl.memory import Memory, load_memory
-from sleep_trl.night import HELD_OUT
+from sleep_trl.night.writing import HELD_OUT
 from sleep_trl.trainers.knowledge_seeding.from_config import remove_half_written
 from tests.runs import write_model
 

@@ -80,7 +80,7 @@ def dream(
 
     Args:
         rows (`list[dict]`):
-            The tasks, see `sleep_trl.dream_phase.Dreamer`. With several processes, those that do not share out evenly
+            The tasks, see `sleep_trl.night.dream_tasks.Dreamer`. With several processes, those that do not share out evenly
             are left out.
         samples (`list[Sample]`):
             What was consolidated before, for selection by alignment.

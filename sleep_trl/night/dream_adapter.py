@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from .config import RunConfig
-from .dataset import Sample
-from .dreams import Dream, InnerLoop, LoraSpec, export_adapter, train_adapters
+from ..config import RunConfig
+from ..dataset import Sample
+from ..dreams import Dream, InnerLoop, LoraSpec, export_adapter, train_adapters
 
 FOLDER = "dream_adapter"
 

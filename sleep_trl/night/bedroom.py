@@ -1,0 +1,97 @@
+"""What a night works with: the model with its memory, and the memories cut to what it can see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..config import RunConfig
+from ..dataset import (
+    Prompter,
+    Template,
+    split_windows,
+)
+from ..ledger import LedgerEntry, read_ledger
+from ..memories import MemoryText
+from ..memory import Memory, MemorySpec, attach, load_memory
+from ..models import context_limit, load_model, load_tokenizer
+from ..progress import say
+from ..rollout import Engine
+from ..rollout.choice import make_engine
+from ..wake.nights import night_memories
+
+
+@dataclass
+class Bedroom:
+    """What a night works with."""
+
+    config: RunConfig
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    memory: Memory
+    engine: Engine
+    prompter: Prompter
+    memories: list[MemoryText]
+    windows: list[list[str]]  # of each memory, as the teacher reads it
+    contexts: list[list[str]]  # of each memory, as long as the context allows, for questions with context
+    earlier: list[LedgerEntry]
+
+    @property
+    def adapter(self) -> Path:
+        return self.config.output_dir / "adapter"
+
+
+def prepare(config: RunConfig) -> Bedroom:
+    """Load the model, attach its memory (or the memory of the run that is continued), and cut the memories."""
+    say(f"Loading {config.model}")
+    model, tokenizer = load_model(config), load_tokenizer(config)
+    earlier: list[LedgerEntry] = []
+    if config.continue_from:
+        adapter = config.continue_from / "adapter"
+        room = config.memory.max_experts if "max_experts" in config.memory.model_fields_set else None
+        memory = load_memory(model, adapter, max_experts=room)
+        earlier = read_ledger(config.continue_from / "ledger.jsonl")
+    else:
+        memory = attach(model, MemorySpec(**config.memory.model_dump(), seed=config.seed))
+    prompter = Prompter(tokenizer, config.chat_template_kwargs)
+    [memories] = broadcast_object_list([night_memories(config)])  # a wake buffer may grow between two readers
+    context = context_limit(model, config)
+    largest = window_size(config, prompter, context)
+    size = min(config.dataset.window or largest, largest)
+    overlap = min(config.dataset.window_overlap, size // 2)
+    windows = [split_windows(m.text, prompter.count_tokens, size, overlap) for m in memories]
+    if overlap < config.dataset.window_overlap and any(len(pieces) > 1 for pieces in windows):
+        say(f"Windows of {size} tokens overlap by {overlap} tokens, not {config.dataset.window_overlap}")
+    contexts = [split_windows(m.text, prompter.count_tokens, largest, overlap) for m in memories]
+    pieces = sum(map(len, windows))
+    say(f"Read {len(memories)} memories in {pieces} windows of at most {size} tokens")
+    engine, which = make_engine(config.rollout, memory, tokenizer, config.evaluation.batch_size)
+    say(which)
+    return Bedroom(config, model, tokenizer, memory, engine, prompter, memories, windows, contexts, earlier)
+
+
+def window_size(config: RunConfig, prompter: Prompter, context: int) -> int:
+    """Return how many tokens of a memory fit the context beside the longest prompt, request and answer.
+
+    Raises:
+        `ValueError`: if hardly any do.
+    """
+    data = config.dataset
+    around = 0
+    for template in map(Template.load, data.templates):
+        prompts = [template.respond] if template.ask is None else [template.respond, template.ask]
+        lengths = [len(prompter(p, context="x", request="x", source="memory")[0]) for p in prompts]
+        around = max(around, *lengths)
+    request = max(data.max_new_tokens, config.evaluation.max_new_tokens)
+    answer = max(data.max_new_tokens, config.seeding.max_completion_length)
+    room = context - around - request - answer
+    if room < 16:
+        raise ValueError(
+            f"A context of {context} tokens leaves {room} for a memory, beside {around} of prompt, {request} of "
+            f"question and {answer} of answer. Lower dataset.max_new_tokens and seeding.max_completion_length, or "
+            f"raise max_context."
+        )
+    return room

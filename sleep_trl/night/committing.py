@@ -1,0 +1,74 @@
+"""The end of a night: experts, what later nights need of this one, the grown model, and the ledger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from ..dataset import (
+    Sample,
+    Template,
+)
+from ..files import read_jsonl, write_jsonl, write_text
+from ..ledger import LedgerEntry, Source, now, standing, write_ledger
+from ..memory import base_fingerprint, fold, save_memory
+from ..model_card import model_card
+from .bedroom import Bedroom
+
+
+def commit(
+    room: Bedroom, expert: int, samples: list[Sample], before: dict[str, Any], after: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the experts, what later nights need of this one, the grown model, and the ledger, in this order.
+
+    Routed experts do not fold into a checkpoint: then there is no `model/`, and no `fold_difference`.
+    """
+    if not PartialState().is_main_process:
+        return {}
+    config, adapter = room.config, room.adapter
+    entry = LedgerEntry(
+        id=f"entry-{len(room.earlier) + 1:03}",
+        date=now(),
+        expert=expert,
+        level=room.memory.records[expert].level,
+        fingerprint=room.memory.fingerprint(expert),
+        base=base_fingerprint(room.memory),
+        parents=tuple(e.id for e in standing(room.earlier)),
+        sources=tuple(Source(id=m.id, source=m.source, sha256=m.sha256) for m in room.memories),
+        metrics={"before": before, "after": after},
+    )
+    save_memory(room.memory, adapter)
+    prompts = {
+        (s.prompt, s.template): {
+            "entry": entry.id,
+            "memory_id": s.memory_id,
+            "template": s.template,
+            "prompt": s.prompt,
+            "prompt_ids": s.prompt_ids,
+            "stop": s.stop,
+        }
+        for s in samples
+        if s.part == "memory"
+    }
+    questions = [
+        {"entry": entry.id, "question": q.question, "answers": list(q.answers)}
+        for m in room.memories
+        for q in m.questions
+    ]
+    write_jsonl(adapter / "prompts.jsonl", [*_earlier_rows(room, "prompts.jsonl"), *prompts.values()])
+    write_jsonl(adapter / "questions.jsonl", [*_earlier_rows(room, "questions.jsonl"), *questions])
+    difference = None
+    if not room.memory.spec.is_routed:
+        probe = torch.tensor([room.prompter.question(Template.load("question_answer"), "x")], device=room.model.device)
+        difference = fold(room.memory, config.output_dir / "model", probe)
+        room.tokenizer.save_pretrained(config.output_dir / "model")
+        card = model_card(config.model, [*room.earlier, entry], room.memory.active, "checkpoint")
+        write_text(config.output_dir / "model" / "README.md", card)
+    write_ledger(config.output_dir / "ledger.jsonl", [*room.earlier, entry])
+    return {"entry": entry.id, "fold_difference": difference}
+
+
+def _earlier_rows(room: Bedroom, name: str) -> list[dict[str, Any]]:
+    return list(read_jsonl(room.config.continue_from / "adapter" / name)) if room.config.continue_from else []

@@ -1,0 +1,63 @@
+"""Knowledge Seeding: rows made of samples, learnt by the new expert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..config import RunConfig
+from ..dataset import (
+    Sample,
+    build_rows,
+)
+from ..memory import save_memory
+from ..rollout import Engine
+from .bedroom import Bedroom
+from .writing import HELD_OUT
+
+
+class SeedExpert(Protocol):
+    """Trains the expert that is learning. Returns the trainer's log history."""
+
+    def __call__(
+        self,
+        config: RunConfig,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: list[dict[str, Any]],
+        folder: Path,
+        engine: Engine,
+    ) -> list[dict[str, Any]]: ...
+
+
+def seed(
+    room: Bedroom, samples: list[Sample], seed_expert: SeedExpert, steps: int | None = None, name: str = "seeded"
+) -> list[dict[str, Any]]:
+    """Train the new expert on rows made of the samples, and keep its weights under a name."""
+    config, folder = room.config, room.config.output_dir
+    config = config.model_copy(
+        update={"seeding": config.seeding.model_copy(update={"steps": steps or config.seeding.steps})}
+    )
+    general = [s for s in samples if s.part == "general"]
+    rows = build_rows(
+        [s for s in samples if s.part != "general"] + general[HELD_OUT:],
+        room.tokenizer,
+        steps=config.seeding.steps,
+        per_step=config.seeding.prompts_per_step,
+        shares={
+            "dream": config.dream.share,
+            "general": config.dataset.general_share,
+            "earlier": config.dataset.earlier_share,
+        },
+        prefix_share=config.dataset.prefix_share,
+        max_completion=config.seeding.max_completion_length,
+        seed=config.seed,
+    )
+    checkpoints = folder / ("checkpoints" if name == "seeded" else f"checkpoints-{name}")
+    history = seed_expert(config, room.model, room.tokenizer, rows, checkpoints, room.engine)
+    if PartialState().is_main_process:
+        save_memory(room.memory, folder / "phases" / name)
+    return history

@@ -1,0 +1,73 @@
+"""The teacher's data set and the self-replay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..dataset import (
+    Template,
+    Window,
+    Written,
+    write_about,
+    write_earlier,
+    write_general,
+)
+from ..files import read_jsonl
+from ..memories import read_memories
+from ..progress import bar, say
+from .bedroom import Bedroom
+
+HELD_OUT = 8  # general samples kept from training, on which agreement with the base is measured
+
+
+def write_dataset(room: Bedroom) -> dict[str, Any]:
+    """Let the teacher write about the memories, and let it write the self-replay. No expert is learning yet."""
+    config, data, seeds = (
+        room.config,
+        room.config.dataset,
+        iter(range(room.config.seed + 1, room.config.seed + 1000, 2)),
+    )
+    windows = [
+        Window(memory.id, memory.source, text)
+        for memory, texts in zip(room.memories, room.windows, strict=True)
+        for text in texts
+    ]
+    written = Written()
+    for template in map(Template.load, data.templates):
+        with bar(
+            f"Writing {template.name}", len(windows) * data.samples_per_window * (2 if template.ask else 1)
+        ) as step:
+            written += write_about(
+                windows,
+                template,
+                room.engine,
+                room.prompter,
+                samples_per_window=data.samples_per_window,
+                max_new_tokens=data.max_new_tokens,
+                ask_temperature=data.ask_temperature,
+                temperature=data.temperature,
+                seed=next(seeds),
+                keep_truncated=data.keep_truncated,
+                progress=step,
+            )
+    if data.general_share > 0 and data.general_samples:
+        count = data.general_samples + HELD_OUT
+        with bar("Writing general self-replay", count) as step:
+            tokens = data.general_max_new_tokens
+            texts = [m.text for m in read_memories(str(data.general_texts))] if data.general_texts else []
+            written += write_general(room.engine, room.prompter, count, tokens, next(seeds), texts, step)
+    if config.continue_from and data.earlier_share > 0:
+        prompts = list(read_jsonl(config.continue_from / "adapter" / "prompts.jsonl"))
+        with bar("Answering earlier prompts", len(prompts)) as step:
+            options = (data.max_new_tokens, data.temperature, next(seeds), data.keep_truncated)
+            written += write_earlier(prompts, room.engine, *options, step)
+    counts = {part: sum(s.part == part for s in written.samples) for part in ("memory", "general", "earlier")}
+    kept = ", ".join(f"{count} {part}" for part, count in counts.items())
+    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(written.dropped.items())) or "none"
+    say(f"The teacher wrote {kept} samples; dropped: {dropped}")
+    if counts["earlier"] == 0 and config.continue_from and data.earlier_share > 0:
+        say("[yellow]No prompt of an earlier night got a usable answer: what those nights taught is not replayed[/]")
+    silent = sorted({memory.id for memory in room.memories} - {s.memory_id for s in written.samples})
+    if silent:
+        say(f"[yellow]Nothing usable was written about {len(silent)} memories: {', '.join(silent[:5])}[/]")
+    return {"counts": counts, "dropped": dict(written.dropped), "samples": [s.as_row() for s in written.samples]}
