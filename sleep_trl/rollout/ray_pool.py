@@ -189,6 +189,7 @@ class RayPool:
         except errors.RayActorError as error:
             return self._lose(job, error), None
         except errors.RayTaskError as error:
+            self._jobs.clear()  # what the others still answer belongs to a call that has failed
             raise RuntimeError(f"{job.member.name} failed while {job.phase}: {error}") from error
         del self._jobs[ready[0]]
         job.member.has_answered = True

@@ -15,6 +15,8 @@ from .stopping import complete
 from .weights import Region, Values
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of vLLM's attention on a CPU
+# A prompt read in two passes makes vLLM turn back the request's generator, which no generator of a CPU can.
+ON_CPU = {"enable_chunked_prefill": False}
 # vLLM reads these when it is imported. One process: weights reach the model without a copy. Nothing leaves the machine.
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -53,7 +55,7 @@ class VLLMReplica:
                 worker_extension_cls="sleep_trl.rollout.vllm_worker.WeightAccess",
                 disable_log_stats=True,
                 seed=0,
-                **({"gpu_memory_utilization": spec.gpu_memory} if has_gpu else {}),
+                **({"gpu_memory_utilization": spec.gpu_memory} if has_gpu else ON_CPU),
                 **spec.sizes,
             )
         torch.set_num_threads = set_num_threads

@@ -142,6 +142,15 @@ def test_the_first_traceback_is_what_the_user_sees(engine):
         broken.sync()
 
 
+def test_a_call_that_failed_leaves_nothing_behind(engine):
+    """An engine that raises stops the call, not the pool."""
+    fresh = pool_of(grown_model(), count=1)
+    with pytest.raises(RuntimeError, match="failed while generating: .*"):
+        fresh.generate([PROMPTS[1], ["no token"], *PROMPTS], LONG)
+    assert_equal(fresh, fresh.weights.memory)
+    fresh.close()
+
+
 def test_nobody_listens_to_the_network(engine):
     """Every port that Ray opened is on the loopback address."""
     psutil = pytest.importorskip("psutil")  # accelerate brings it along

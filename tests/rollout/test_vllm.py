@@ -68,6 +68,13 @@ def test_seeds_are_ours_and_a_prompts_own(engine):
     assert len({tuple(c.ids) for c in same}) > 10
 
 
+def test_prompts_that_do_not_fit_one_pass_are_drawn_with_their_seeds(engine):
+    """18,000 tokens of prompts, which vLLM would read in parts."""
+    prompts = [[1, *(4 + (3 * j + k) % 90 for j in range(300))] for k in range(60)]
+    sampling = Sampling(3, seed=7)
+    assert engine.generate(prompts, sampling) == engine.generate(prompts, sampling)
+
+
 def test_sampling_is_from_the_untruncated_distribution(engine, memory):
     """Frequencies of the first token over 4000 draws follow the model's own probabilities."""
     drawn = engine.generate([PROMPTS[0]] * 4000, Sampling(1, seed=2, logprobs=True))
