@@ -145,7 +145,7 @@ def test_the_first_traceback_is_what_the_user_sees(engine):
 def test_a_call_that_failed_leaves_nothing_behind(engine):
     """An engine that raises stops the call, not the pool."""
     fresh = pool_of(grown_model(), count=1)
-    with pytest.raises(RuntimeError, match="failed while generating: .*"):
+    with pytest.raises(RuntimeError, match="failed while generating"):
         fresh.generate([PROMPTS[1], ["no token"], *PROMPTS], LONG)
     assert_equal(fresh, fresh.weights.memory)
     fresh.close()
