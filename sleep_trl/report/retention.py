@@ -45,9 +45,10 @@ def matrix_chart(life: Mapping[str, Any]) -> Chart:
             hovertemplate="%{x} after %{y}: %{customdata:.1f} %<extra></extra>",
             meta={"hue": hue},
         )
-    axis = {"type": "category", "categoryarray": names, "range": [-0.5, len(names) - 0.5], "showgrid": False}
-    plot.update_layout(showlegend=False, height=400, xaxis=axis)
-    plot.update_yaxes(**axis | {"range": axis["range"][::-1]})
+    axis, ends = {"type": "category", "categoryarray": names, "showgrid": False}, (-0.5, len(names) - 0.5)
+    plot.update_layout(showlegend=False, height=400)
+    plot.update_xaxes(range=ends, **axis)
+    plot.update_yaxes(range=ends[::-1], **axis)
     measures = (
         ("after the last night", "average"),
         ("right after its own night", "after_own_night"),
@@ -95,8 +96,8 @@ def forgetting_chart(life: Mapping[str, Any]) -> Chart:
     return Chart(
         "forgetting",
         "Forgetting",
-        "Each line is the recall of one night's questions, from the night that learnt them on. Level lines are memories "
-        "that stay; the dashed one is the base skill.",
+        "Each line is the recall of one night's questions, from the night that learnt them on. Level lines are "
+        "memories that stay; the dashed one is the base skill.",
         plot,
         "; ".join(said),
     )
