@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .experts import DensePool, Expert, ExpertPool, View, hook
+from .experts import Expert
 from .hosts import Host, find_hosts
+from .pools import DensePool, ExpertPool, View, hook
 from .routing import RoutedPool
 from .spec import MemorySpec
 

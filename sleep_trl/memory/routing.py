@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .experts import Expert, ExpertPool, View
+from .experts import Expert
 from .hosts import Host
+from .pools import ExpertPool, View
 
 
 class RoutedExpert(Expert):

@@ -6,16 +6,13 @@ forward pass needs no more products however many nights there were.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from .experts import Expert
 from .hosts import Host
-
-if TYPE_CHECKING:
-    from .experts import Expert
 
 Map = tuple[torch.Tensor, torch.Tensor | None]  # weight and bias, as the linear map holds them
 
