@@ -41,8 +41,8 @@ def serve(
     """Serve the newest committed model to OpenAI's clients, and go over to a new night's without a gap."""
     if missing := [package for package in ("starlette", "uvicorn") if find_spec(package) is None]:
         raise ValueError(f"Serving needs {', '.join(missing)}. Install it: pip install 'sleep-trl[serve]'.")
-    from ..serving import Endpoint, ServeOptions
-    from ..serving import serve as run_server
+    from ..serving.server import Endpoint, ServeOptions
+    from ..serving.server import serve as run_server
 
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("sleep_trl.serving").setLevel(logging.INFO)

@@ -1,6 +1,4 @@
-"""An OpenAI-compatible endpoint over the newest committed model, which goes over to a new night's without a gap."""
+"""An OpenAI-compatible endpoint over the newest committed model, which goes over to a new night's without a gap.
 
-from ..committed import Committed, newest
-from .server import Endpoint, ServeOptions, serve
-
-__all__ = ["Committed", "Endpoint", "ServeOptions", "newest", "serve"]
+`server` is where it begins; `model_server` is run in a process of its own and imports none of the rest.
+"""

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,10 @@ Kind = Literal["vllm", "transformers"]
 
 START_WITHIN = 900.0  # seconds; large models take minutes to load
 LOOK = 0.1  # seconds between two looks at a server that is starting
+SHARE = 0.45  # of a device's memory, for one of two vLLM servers
 TAIL = 4096  # bytes of a starting server's output, shown if it fails
+# A connection for each request: one that is kept may be closed by the server at the moment in which it is used again.
+CONNECTIONS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 ANSWER_WITHIN = httpx.Timeout(None, connect=10.0)  # a long answer takes long; a dead server closes the connection
 
 
@@ -65,11 +68,12 @@ class Backend:
         self.idle = asyncio.Event()
         self.idle.set()
         self._in_flight = 0
-        self._options = (name, *self._dtype(), *options)
+        self._options = (name, *self._defaults(), *options)
         self._folder = Path(tempfile.mkdtemp(prefix="sleep-trl-"))  # mode 0700: nobody else reaches the socket
         self._tail = b""
+        self._process: asyncio.subprocess.Process | None = None
         self.client = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=str(self._socket), limits=httpx.Limits(max_connections=None)),
+            transport=httpx.AsyncHTTPTransport(uds=str(self._socket), limits=CONNECTIONS),
             base_url="http://model",
             timeout=ANSWER_WITHIN,
             trust_env=False,
@@ -79,10 +83,13 @@ class Backend:
     def _socket(self) -> Path:
         return self._folder / "socket"
 
-    def _dtype(self) -> list[str]:
-        """vLLM would turn float32 into bfloat16; what was measured at night is what is served."""
-        dtype = read_json(self.committed.model / "config.json").get("dtype")
-        return ["--dtype", dtype] if self.kind == "vllm" and dtype else []
+    def _defaults(self) -> list[str]:
+        """What vLLM's server is told unless options say otherwise: the dtype in which the night was measured (it would
+        turn float32 into bfloat16), and to leave room for a second server, which a swap needs."""
+        if self.kind != "vllm":
+            return []
+        dtype = read_json(self.committed.model / "config.json").get("dtype", "auto")
+        return [f"--dtype={dtype}", f"--gpu-memory-utilization={SHARE}"]
 
     async def start(self) -> None:
         """Start the server, wait until it is there, and let it answer once.
@@ -103,7 +110,7 @@ class Backend:
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
         )
-        self._reading = asyncio.create_task(self._read_output())
+        self._reading = asyncio.create_task(self._read_output(self._process))
         try:
             async with asyncio.timeout(START_WITHIN):
                 while not await self._is_healthy():
@@ -117,8 +124,8 @@ class Backend:
         self._tail = b""
 
     async def _is_healthy(self) -> bool:
-        if self._process.returncode is not None:
-            raise RuntimeError(f"exit code {self._process.returncode}")
+        if not self.is_alive:
+            raise RuntimeError(f"exit code {await self.died()}")
         try:
             return (await self.client.get("/health")).is_success
         except httpx.TransportError:
@@ -129,11 +136,11 @@ class Backend:
         if not answer.is_success or not answer.json().get("choices"):
             raise RuntimeError(f"it answered its first request with status {answer.status_code}")
 
-    async def _read_output(self) -> None:
+    async def _read_output(self, process: asyncio.subprocess.Process) -> None:
         """Read what the server prints, so that it never waits for a reader. It may hold requests' text and is kept
         nowhere."""
-        assert self._process.stdout
-        while piece := await self._process.stdout.read(65536):
+        assert process.stdout
+        while piece := await process.stdout.read(65536):
             self._tail = (self._tail + piece)[-TAIL:]
 
     @contextmanager
@@ -150,29 +157,30 @@ class Backend:
 
     @property
     def is_alive(self) -> bool:
-        return self._process.returncode is None
+        return self._process is not None and self._process.returncode is None
 
     async def died(self) -> int:
         """Wait for the process to end, and return its exit code."""
+        assert self._process
         return await self._process.wait()
 
     async def close(self) -> None:
         """End the server and its children."""
         await self.client.aclose()
-        if hasattr(self, "_process"):
-            await self._end()
+        if self._process:
+            await _end(self._process)
+            self._reading.cancel()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    async def _end(self) -> None:
-        for kind in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self._process.pid, kind)
-            except ProcessLookupError:
-                break
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    await self._process.wait()
-                    break
-            except TimeoutError:
-                continue
-        self._reading.cancel()
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Ask a process and its children to end, and end them if they do not."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                await process.wait()
+                return

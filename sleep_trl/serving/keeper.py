@@ -30,6 +30,8 @@ class NoBackend(RuntimeError):
 class Keeper:
     """The model server in use.
 
+    Its task `watching` never ends by itself; if it does, it has failed.
+
     Args:
         folder (`Path`):
             A run, or a life of nights.
@@ -58,15 +60,15 @@ class Keeper:
             `RuntimeError`: if its server does not start.
         """
         self._use(await self._start(newest(self._folder)))
-        self._watching = asyncio.create_task(self._watch())
+        self.watching = asyncio.create_task(self._watch())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        self._watching.cancel()
+        self.watching.cancel()
         with suppress(asyncio.CancelledError):
-            await self._watching
+            await self.watching
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
@@ -139,7 +141,7 @@ class Keeper:
         logger.info("%s is committed; its model server is started", found.name)
         try:
             self._use(await self._start(found))
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, OSError) as error:
             self._refused = found.version
             logger.error("%s goes on answering. %s", self._current.committed.name, error)
 

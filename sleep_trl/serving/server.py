@@ -135,10 +135,12 @@ async def _serve(
             host, port = bound.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             tell(Endpoint(f"http://{shown}:{port}/v1", key, name, keeper.night, kind))
-            await asyncio.wait([serving])
+            await asyncio.wait([serving, keeper.watching], return_when=asyncio.FIRST_COMPLETED)
         finally:
             server.should_exit = True
             await serving
+        if keeper.watching.done():
+            keeper.watching.result()
 
 
 async def _until_stopped(serving: Coroutine[None, None, None]) -> None:
