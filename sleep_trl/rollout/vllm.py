@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy
 import torch
 
 from .engine import Completion, Sampling
@@ -22,7 +25,7 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the process has other work too
 }
@@ -41,8 +44,8 @@ class VLLMReplica:
         if not has_gpu:
             _keep_weights_in_place()
         self.spec = spec
-        set_num_threads = torch.set_num_threads  # on a CPU vLLM takes it away from the process
-        with tempfile.TemporaryDirectory() as folder:  # vLLM reads config and tokenizer from files; weights come later
+        # vLLM reads config and tokenizer from files; weights come later.
+        with tempfile.TemporaryDirectory() as folder, _as_it_was():
             spec.config.save_pretrained(folder)
             spec.tokenizer.save_pretrained(folder)
             self.llm = LLM(
@@ -58,7 +61,6 @@ class VLLMReplica:
                 **({"gpu_memory_utilization": spec.gpu_memory} if has_gpu else ON_CPU),
                 **spec.sizes,
             )
-        torch.set_num_threads = set_num_threads
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         from vllm import SamplingParams
@@ -90,6 +92,20 @@ class VLLMReplica:
             self.llm.reset_prefix_cache()  # what it keeps of earlier prompts was computed with the old weights
         digests: list[str] = self.llm.collective_rpc("read_digests", args=(list(regions),))[0]
         return digests
+
+
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Give the process back what vLLM changes when it starts: the state of all draws and, on a CPU, the number of
+    threads, which it takes out of the process's hands."""
+    set_num_threads, state, numpy_state = torch.set_num_threads, random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        random.setstate(state)
+        numpy.random.set_state(numpy_state)
 
 
 def _keep_weights_in_place() -> None:

@@ -5,6 +5,7 @@ Run by `test_vllm.py` in a fresh process, and by `test_in_trl.py` without vLLM: 
 
 from __future__ import annotations
 
+import random
 import sys
 import tempfile
 
@@ -53,7 +54,9 @@ def train(kind: ReplicaKind, folder: str, is_stale: bool = False, **options: obj
         processing_class=tiny_tokenizer(),
     )
     engine = SyncedEngine(weights_of(memory, kind), lambda: InThisProcess(spec_of(memory, kind).make(), kind, 64))
+    drawn = torch.get_rng_state(), random.getstate()
     engine.sync()
+    assert torch.equal(torch.get_rng_state(), drawn[0]) and random.getstate() == drawn[1]
     if is_stale:
         engine.sync = lambda: 0
     roll_out_with(trainer, engine)
