@@ -43,11 +43,14 @@ def export(folder: Path, to: Target, output: Path) -> Path:
         `Path`: `output`.
 
     Raises:
-        `ValueError`: if there is no committed night, the form cannot be written, or `output` is not free.
+        `ValueError`: if there is no committed night, nothing speaks, the form cannot be written, or `output` is not
+            free.
     """
     if to == "peft":
         raise ValueError(NOT_PEFT)
     run = FinishedRun.read(newest_run(folder))
+    if not any(run.enabled.values()):
+        raise ValueError(f"No entry of {run.folder} speaks: this is the base model. See `sleep-trl memory list`.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output: {output} is there already. Give another folder, or remove it.")
     partial = output.with_name(output.name + ".partial")

@@ -58,7 +58,7 @@ def model_card(base: str, entries: Sequence[LedgerEntry], enabled: Collection[in
     """
     known = standing(entries)
     shown = [entry for entry in known if entry.expert in enabled]
-    is_folder = base.startswith((".", "/", "~")) or Path(base).exists()
+    is_folder = base.startswith((".", "/", "~")) or base.count("/") > 1 or Path(base).exists()
     name = Path(base).name if is_folder else base
     silent = len(known) - len(shown)
     card = ModelCard.from_template(
@@ -90,7 +90,7 @@ def _row(entry: LedgerEntry, newest: LedgerEntry) -> dict[str, Any]:
         "entry": _escaped(entry.id),
         "date": entry.date[:10],
         "records": len(entry.sources),
-        "sources": ", ".join(map(_escaped, sources[:SHOWN_SOURCES])) + more,
+        "sources": "; ".join(map(_escaped, sources[:SHOWN_SOURCES])) + more,
         "before": _percent(before),
         "after": _percent(after),
         "now": _percent(now),

@@ -90,6 +90,11 @@ def test_mistakes_leave_nothing_behind(run, tmp_path):
     routed = write_run(tmp_path / "routed", write_model(tmp_path / "base"), routing="topk")
     with pytest.raises(ValueError, match="routed experts do not fold"):
         export(routed, "checkpoint", tmp_path / "out")
+    description = read_json(routed / "adapter" / "memory.json")
+    silent = [expert | {"is_enabled": False} for expert in description["experts"]]
+    write_json(routed / "adapter" / "memory.json", description | {"experts": silent})
+    with pytest.raises(ValueError, match="this is the base model"):
+        export(routed, "adapter", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "full", "routed"]
 
 
@@ -139,18 +144,19 @@ def test_card_says_what_was_learnt():
     table = [line for line in body.splitlines() if line.startswith("| entry-")]
     assert table == [
         "| entry-001 | 2026-07-10 | 3 | letters | 5.0 % | 100.0 % | 97.5 % |",
-        "| entry-003 | 2026-07-10 | 5 | a, b, c, d and 1 more | 5.0 % | 100.0 % | – |",
+        "| entry-003 | 2026-07-10 | 5 | a; b; c; d and 1 more | 5.0 % | 100.0 % | – |",
     ]
     assert "90.0 %" in body and "89.5 %" in body and "1 further nights" in body
     assert "taken back" not in body and "silenced |" not in body
 
 
-def test_card_leaves_labels_without_power():
+@pytest.mark.parametrize("place", ["/secret/place/model", "secret/place/model"])
+def test_card_leaves_labels_without_power(place):
     hostile = "x|y`](http://evil) <script>alert(1)</script>\n# head" + "z" * 600
-    card = model_card("/secret/place/model", [entry(1, (hostile,), {"recall": 1.0})], {0}, "adapter")
+    card = model_card(place, [entry(1, (hostile,), {"recall": 1.0})], {0}, "adapter")
     line = next(line for line in card.splitlines() if line.startswith("| entry-001"))
     assert "<script>" not in card and "\\|" in line and "\\`" in line and len(line) < 250
-    assert "/secret/place" not in card and "base_model:" not in card and "`model`" in card
+    assert "secret/place" not in card and "base_model:" not in card and "`model`" in card
 
 
 # -- the hub ---------------------------------------------------------------------------------------
