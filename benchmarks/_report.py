@@ -68,12 +68,13 @@ def verdict(value: float, bound: float) -> str:
     return f"<= {bound} {'met' if value <= bound else 'MISSED'}"
 
 
-def study_parser(description: str, variants: Iterable[str]) -> argparse.ArgumentParser:
-    """Return a parser with the options that every study takes."""
+def study_parser(description: str, variants: Iterable[str], name: str = "variants") -> argparse.ArgumentParser:
+    """Return a parser with the options that every study takes; `name` is what the study calls its variants."""
     names = list(variants)
     parser = argument_parser(description)
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
-    parser.add_argument("--variants", nargs="*", default=names, choices=names, metavar="NAME", help="which to run")
+    option = {"nargs": "*", "default": names, "choices": names, "metavar": "NAME", "help": "which to run"}
+    parser.add_argument(f"--{name}", dest="variants", **option)
     parser.add_argument("--output", type=Path, help="results file; runs that are in it are kept and not done again")
     return parser
 

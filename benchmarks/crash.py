@@ -3,10 +3,11 @@
     python benchmarks/crash.py --kills 50
 
 The quickstart's model hears three passages, sleeps, hears three others, and sleeps again: nights made short, but with
-everything that a night does. A life is killed five times, at moments drawn from the time that the undisturbed one
-takes, and goes on with `--resume`. In the end ledger (but for the dates), experts and folded model have to be equal bit
-for bit, and every record that was heard has to be in exactly one entry. Processes are forked from one that has the
-libraries imported, so that kills fall into the nights and not into imports. The last line is one JSON object.
+everything that a night does. In one night of a life, processes are killed after moments drawn from the time that an
+undisturbed night takes, four at most, and the life goes on with `--resume` each time. In the end ledger (but for the
+dates), experts and folded model have to be equal bit for bit, and every record that was heard has to be in exactly one
+entry. Processes are forked from one that has the libraries imported, so that kills fall into the nights and not into
+imports. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 from _report import argument_parser, environment, progress, report, rerun_with
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "examples" / "quickstart"
+KILLS = 4  # of a life, at most
 DAYS = (QUICKSTART / "memories.jsonl", QUICKSTART / "memories_night2.jsonl")
 RECORDS = 3  # heard a day
 SHORT = {
@@ -54,7 +56,6 @@ COMPARED = (
 )
 PRELOADED = ["sleep_trl.launch.sleep", "sleep_trl.night", "sleep_trl.preflight", "sleep_trl.report"]
 PRELOADED += ["sleep_trl.trainers.knowledge_seeding.from_config", "sleep_trl.trainers.dreaming.from_config"]
-KILLS = 5  # of a life
 
 
 def main() -> None:
@@ -72,7 +73,8 @@ def main() -> None:
         outcomes: list[dict[str, Any]] = []
         while (left := arguments.kills - sum(len(outcome["killed"]) for outcome in outcomes)) > 0:
             life = Life(Path(folder, "killed"), context)
-            life.live(sorted(draws.uniform(0, seconds) for _ in range(min(left, KILLS))))
+            moments = [draws.uniform(0, seconds / 2) for _ in range(min(left, KILLS))]
+            life.live(1 + len(outcomes) % 2, moments)
             outcomes.append({"killed": life.killed, "difference": life.difference(whole), "lost": life.lost()})
             progress(json.dumps(outcomes[-1]))
             shutil.rmtree(life.folder)
@@ -103,27 +105,32 @@ class Life:
         self.buffer = folder / "wake.db"
         self.killed: list[str] = []
 
-    def live(self, moments: Sequence[float] = ()) -> float:
-        """Hear and sleep twice, killed at these moments of the sleep, in seconds; return how long the sleep took."""
-        slept = 0.0
+    def live(self, doomed: int = 0, moments: Sequence[float] = ()) -> float:
+        """Hear and sleep twice, and return how long that took.
+
+        Args:
+            doomed (`int`, *optional*):
+                The night in which processes are killed.
+            moments (`Sequence[float]`, *optional*):
+                After how many seconds, one process after the other; those that come later are left alone.
+        """
+        start = time.perf_counter()
         for day in (1, 2):
             hear(self.buffer, day)
             exit_code = None
             while exit_code != 0:
-                start = time.perf_counter()
                 process = self.context.Process(target=sleep, args=(self.words(day, is_resumed=exit_code is not None),))
                 process.start()
-                is_doomed = len(self.killed) < len(moments)
-                process.join(max(0.0, moments[len(self.killed)] - slept) if is_doomed else None)
+                is_doomed = day == doomed and len(self.killed) < len(moments)
+                process.join(moments[len(self.killed)] if is_doomed else None)
                 if process.is_alive():
                     process.kill()
-                    self.killed.append(self.place(day))
                     process.join()
-                slept += time.perf_counter() - start
-                exit_code = process.exitcode
-                if exit_code not in (0, -signal.SIGKILL):
+                if (exit_code := process.exitcode) == -signal.SIGKILL:
+                    self.killed.append(self.place(day))
+                elif exit_code != 0:
                     raise RuntimeError(f"Night {day} ended with exit code {exit_code}; see above.")
-        return slept
+        return time.perf_counter() - start
 
     def words(self, nights: int, is_resumed: bool) -> list[str]:
         """Return the arguments of `launch/sleep.py` for the first nights of the life."""
@@ -138,8 +145,10 @@ class Life:
         if (night / "results.json").exists():
             return f"night {day}, after its end"
         phases = sorted((night / "phases").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        begun = "config.json" if (night / "config.json").exists() else "nothing yet"
-        return f"night {day}, after {phases[-1].stem if phases else begun}"
+        last = phases[-1].stem if phases else "its beginning" if (night / "config.json").exists() else "nothing"
+        steps = len(list((night / "checkpoints").glob("checkpoint-*")))
+        written = f" and {steps} checkpoints" if last == "agreement_before" and steps else ""
+        return f"night {day}, after {last}{written}"
 
     def difference(self, other: Life) -> str:
         """Return in what the life ended otherwise than another, nothing if in nothing."""

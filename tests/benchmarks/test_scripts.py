@@ -71,6 +71,22 @@ def test_startup():
     assert all(value > 0 for value in result.values())
 
 
+@pytest.mark.slow
+def test_crash():
+    result = answer("crash.py")
+    assert (result["kills"], result["identical"], result["lost_records"]) == (2, 2, 0)
+
+
+@pytest.mark.slow
+def test_ten_nights(tmp_path):
+    result = answer("ten_nights.py", "--folder", str(tmp_path))
+    assert set(result["runs"]) == {"sleep", "sft"}
+    for lives in result["runs"].values():
+        (life,) = lives.values()
+        assert [len(row) for row in life["recall"]] == [1, 2] and len(life["base_skill"]) == 3
+        assert life["base_skill"][0] == 1 and 0 <= life["after_last_night"] <= 1
+
+
 def test_wake_buffer():
     result = answer("wake_buffer.py", "--records", "1000")
     assert {"records_per_second", "list_seconds", "forget_seconds", "peak_mb"} <= set(result)

@@ -1,0 +1,300 @@
+"""What `ten_nights.py` compares Sleep with: one model that goes on learning, night after night, by cross-entropy.
+
+Every night has the rows of a Sleep's night that are about its memories: requests and answers that the pretrained model
+wrote with the text in its context, so that a model which has forgotten how to read is not given worse ones. Steps, rows
+a step, schedule and evaluation are Sleep's.
+
+    sft            all weights
+    replay         all weights; Sleep's shares of general samples and of earlier nights' rows take part in every step
+    lora           LoRA on every linear map (PEFT), merged into the weights at the end of each night
+    ewc            all weights, held by elastic weight consolidation
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
+
+from sleep_trl.config import RunConfig
+from sleep_trl.dataset import (
+    Prompter,
+    Sample,
+    Template,
+    Window,
+    build_rows,
+    split_windows,
+    write_about,
+    write_general,
+)
+from sleep_trl.evaluation.recall import Quiz, ask
+from sleep_trl.files import read_json, write_json
+from sleep_trl.memories import read_memories, read_skill
+from sleep_trl.models import load_model, load_tokenizer
+from sleep_trl.rollout import TransformersEngine
+
+Rows = list[dict[str, Any]]
+Penalty = Callable[[PreTrainedModel], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """How a rival learns.
+
+    Args:
+        learning_rate (`float`): peak of AdamW; schedule and warm-up are Sleep's.
+        has_replay (`bool`): whether general samples and earlier nights' rows take part.
+        lora_rank (`int`): rank of LoRA, 0 for all weights.
+        stiffness (`float`): weight of EWC's penalty, 0 for none.
+    """
+
+    learning_rate: float
+    has_replay: bool = False
+    lora_rank: int = 0
+    stiffness: float = 0.0
+
+
+RIVALS = {
+    "sft": Rival(learning_rate=1e-3),
+    "replay": Rival(learning_rate=1e-3, has_replay=True),
+    "lora": Rival(learning_rate=3e-3, lora_rank=32),
+    "ewc": Rival(learning_rate=1e-3, stiffness=1e4),
+}
+
+
+# -- a life -----------------------------------------------------------------------------------------------------------
+
+
+def live(rival: Rival, config: RunConfig, memories: Sequence[Path], folder: Path, data: Path) -> list[dict[str, Any]]:
+    """Let a rival learn night after night, or go on where it was.
+
+    Args:
+        rival (`Rival`):
+            How it learns.
+        config (`RunConfig`):
+            A Sleep's night: model, data set, steps, evaluation.
+        memories (`Sequence[Path]`):
+            Files of memories, one a night.
+        folder (`Path`):
+            Keeps scores and weights of every night.
+        data (`Path`):
+            Keeps what was written about every night, for all rivals of a seed.
+
+    Returns:
+        `list[dict]`: of each night, `recall` of the nights so far, and `skill`; the first is before any night.
+    """
+    tokenizer = load_tokenizer(config)
+    written = [write_night(config, path, data / f"{path.stem}.json") for path in memories]
+    scores = []
+    for number in range(len(memories) + 1):
+        here, before = folder / f"night-{number:03}", folder / f"night-{number - 1:03}"
+        if not (here / "scores.json").exists():
+            weights = str(before / "model") if number > 1 else config.model
+            model = load_model(config.model_copy(update={"model": weights}))
+            importance = Importance.load(before / "ewc.safetensors", model) if rival.stiffness and number else None
+            if number:
+                samples, earlier = written[number - 1], [s for night in written[: number - 1] for s in night]
+                rows = night_rows(config, tokenizer, samples, earlier if rival.has_replay else None)
+                model = train(rival, config, model, rows, importance)
+            if rival.stiffness:
+                learnt = [s for s in written[max(0, number - 1)] if s.part == ("memory" if number else "general")]
+                importance = Importance.measure(model, learnt, importance)
+                importance.save(here / "ewc.safetensors")
+            model.save_pretrained(here / "model")
+            write_json(here / "scores.json", evaluate(config, model, tokenizer, memories[:number]))
+            if number > 1:
+                shutil.rmtree(before / "model")
+        scores.append(read_json(here / "scores.json"))
+    return scores
+
+
+def evaluate(
+    config: RunConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, memories: Sequence[Path]
+) -> dict[str, Any]:
+    """Ask what a Sleep's night asks after it: every night's questions so far without context, and the skill probe."""
+    engine = TransformersEngine(model, tokenizer, config.evaluation.batch_size)
+    prompter = Prompter(tokenizer, config.chat_template_kwargs)
+
+    def score(quizzes: Sequence[Quiz], with_context: bool) -> float | None:
+        settings = config.evaluation
+        return ask(
+            quizzes,
+            engine,
+            prompter,
+            with_context=with_context,
+            metric=settings.metric,
+            max_new_tokens=settings.max_new_tokens,
+        )
+
+    asked = [[Quiz(q.question, q.answers) for m in read_memories(str(path)) for q in m.questions] for path in memories]
+    assert config.evaluation.skill is not None
+    probe = [Quiz(q.question, q.answers, m.text) for m in read_skill(config.evaluation.skill) for q in m.questions]
+    return {"recall": [score(quizzes, False) for quizzes in asked], "skill": score(probe, True)}
+
+
+# -- what is learnt ---------------------------------------------------------------------------------------------------
+
+
+def write_night(config: RunConfig, memories: Path, file: Path) -> list[Sample]:
+    """Let the pretrained model write about a night's memories, and general samples, as Sleep's first night does."""
+    if not file.exists():
+        model, tokenizer, data = load_model(config), load_tokenizer(config), config.dataset
+        engine = TransformersEngine(model, tokenizer, config.evaluation.batch_size)
+        prompter = Prompter(tokenizer, config.chat_template_kwargs)
+        assert data.window is not None
+        windows = [
+            Window(memory.id, memory.source, text)
+            for memory in read_memories(str(memories))
+            for text in split_windows(memory.text, prompter.count_tokens, data.window, data.window_overlap)
+        ]
+        samples = []
+        for number, template in enumerate(map(Template.load, data.templates)):
+            samples += write_about(
+                windows,
+                template,
+                engine,
+                prompter,
+                samples_per_window=data.samples_per_window,
+                max_new_tokens=data.max_new_tokens,
+                ask_temperature=data.ask_temperature,
+                temperature=data.temperature,
+                seed=config.seed + 1 + 2 * number,
+            ).samples
+        texts = [m.text for m in read_memories(str(data.general_texts))] if data.general_texts else []
+        length, seed = data.general_max_new_tokens, config.seed + 101
+        samples += write_general(engine, prompter, data.general_samples, length, seed, texts).samples
+        write_json(file, [asdict(sample) for sample in samples])
+    return [Sample(**row) for row in read_json(file)]
+
+
+def night_rows(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, samples: list[Sample], earlier: list[Sample] | None
+) -> Rows:
+    """Lay out the rows of a night in training order; with `earlier` (maybe empty), self-replay takes part."""
+    data, seeding = config.dataset, config.seeding
+    shares: dict[Any, float] = {}
+    if earlier is not None:
+        shares = {"general": data.general_share, "earlier": data.earlier_share}
+        samples = samples + [replace(s, part="earlier") for s in earlier if s.part == "memory"]
+    return build_rows(
+        samples,
+        tokenizer,
+        steps=seeding.steps,
+        per_step=seeding.prompts_per_step,
+        shares=shares,
+        prefix_share=data.prefix_share,
+        max_completion=seeding.max_completion_length,
+        seed=config.seed,
+    )
+
+
+# -- how it is learnt -------------------------------------------------------------------------------------------------
+
+
+def train(
+    rival: Rival, config: RunConfig, model: PreTrainedModel, rows: Rows, importance: Importance | None
+) -> PreTrainedModel:
+    """Train a model on the rows of a night, and return it without adapters."""
+    seeding = config.seeding
+    torch.manual_seed(config.seed)
+    learner: Any = model
+    if rival.lora_rank:
+        from peft import LoraConfig, get_peft_model
+
+        targets = "all-linear"
+        learner = get_peft_model(
+            model, LoraConfig(r=rival.lora_rank, lora_alpha=rival.lora_rank, target_modules=targets)
+        )
+    learner.train()
+    optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], rival.learning_rate)
+    schedule = get_scheduler(seeding.lr_scheduler_type, optimizer, seeding.warmup_steps, seeding.steps)
+    for batch in batches(rows, seeding.prompts_per_step):
+        loss = reference_loss(learner, batch)
+        if importance is not None:
+            loss = loss + rival.stiffness / 2 * importance.penalty(model)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learner.parameters(), seeding.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    trained: PreTrainedModel = learner.merge_and_unload() if rival.lora_rank else model
+    return trained.eval()
+
+
+def batches(rows: Rows, size: int) -> Iterator[Rows]:
+    """Yield the rows of each step."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def reference_loss(model: PreTrainedModel, rows: Rows) -> torch.Tensor:
+    """Return the mean cross-entropy of the references' tokens behind their prompts."""
+    sequences = [row["prompt_ids"] + row["reference_ids"] for row in rows]
+    length = max(map(len, sequences))
+    ids = torch.zeros(len(rows), length, dtype=torch.long)  # (rows, length)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for i, (row, sequence) in enumerate(zip(rows, sequences, strict=True)):
+        ids[i, : len(sequence)] = torch.tensor(sequence)
+        mask[i, : len(sequence)] = 1
+        labels[i, len(row["prompt_ids"]) : len(sequence)] = ids[i, len(row["prompt_ids"]) : len(sequence)]
+    logits = model(input_ids=ids, attention_mask=mask).logits  # (rows, length, vocabulary)
+    return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+class Importance:
+    """Elastic weight consolidation (Kirkpatrick et al., 2017, arXiv 1612.00796), with one anchor for all that was
+    learnt and a sum of diagonal Fisher matrices (online EWC: Schwarz et al., 2018, arXiv 1805.06370, with no decay).
+
+    Args:
+        anchor (`dict[str, Tensor]`): weights after what was learnt last.
+        fisher (`dict[str, Tensor]`): how much each of them matters.
+    """
+
+    def __init__(self, anchor: dict[str, torch.Tensor], fisher: dict[str, torch.Tensor]) -> None:
+        self.anchor, self.fisher = anchor, fisher
+
+    @staticmethod
+    def measure(model: PreTrainedModel, samples: Sequence[Sample], earlier: Importance | None) -> Importance:
+        """Measure importance on samples (mean square of each one's gradient), beside what mattered before."""
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        fisher = {name: torch.zeros_like(p) for name, p in named.items()}
+        for sample in samples:
+            model.zero_grad()
+            reference_loss(model, [asdict(sample)]).backward()
+            for name, p in named.items():
+                if p.grad is not None:
+                    fisher[name] += p.grad.square() / len(samples)
+        model.zero_grad()
+        if earlier is not None:
+            fisher = {name: value + earlier.fisher[name] for name, value in fisher.items()}
+        return Importance({name: p.detach().clone() for name, p in named.items()}, fisher)
+
+    def penalty(self, model: PreTrainedModel) -> torch.Tensor:
+        """Return the sum of squared distances from the anchor, each times its importance."""
+        named = dict(model.named_parameters())
+        return torch.stack(
+            [(f * (named[name] - self.anchor[name]).square()).sum() for name, f in self.fisher.items()]
+        ).sum()
+
+    def save(self, file: Path) -> None:
+        """Write anchor and importance."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        parts = {"anchor": self.anchor, "fisher": self.fisher}
+        save_file({f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}, file)
+
+    @staticmethod
+    def load(file: Path, model: PreTrainedModel) -> Importance:
+        """Read what [`save`] wrote."""
+        tensors = load_file(file, device=str(model.device))
+        parts = [
+            {name.split(".", 1)[1]: t for name, t in tensors.items() if name.startswith(f"{part}.")}
+            for part in ("anchor", "fisher")
+        ]
+        return Importance(*parts)

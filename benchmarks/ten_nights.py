@@ -1,0 +1,124 @@
+"""What is left after ten nights: Sleep, and what else one could do with the same memories in the same steps.
+
+    python benchmarks/ten_nights.py --seeds 1 --folder runs/ten_nights --output benchmarks/results/ten_nights.json
+
+Each night the quickstart's town has 36 new facts. After each night the questions of all nights so far are asked,
+without the text, and the skill probe. Sleep is the quickstart's configuration with room for as many experts; what it is
+compared with stands in `_rivals.py`. Nights that are in the folder are kept, so that an interrupted study goes on where
+it was. Prints a table; the last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from _report import ROOT, Row, Runs, cell, environment, report_study, rerun_with, run_study, study_parser
+from _town import QUICKSTART, write_memories
+
+METHODS = ("sleep", "sft", "replay", "lora", "ewc")
+KEPT_AT_LEAST = 0.95  # of what each night was right after itself
+SKILL_LOST_AT_MOST = 0.01
+
+
+def run_method(method: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Live through all nights by one method and return what is left."""
+    folder: Path = arguments.folder
+    memories = [write_memories(folder / "memories" / f"night-{n:03}.jsonl", n) for n in range(1, arguments.nights + 1)]
+    options = [f"--seed={seed}", *([f"--seeding.steps={arguments.steps}"] if arguments.steps else [])]
+    here = folder / method / f"seed-{seed}"
+    recall, skill = (sleep if method == "sleep" else learn)(method, memories, here, options)
+    return summarize(recall, skill)
+
+
+def sleep(_: str, memories: list[Path], folder: Path, options: list[str]) -> tuple[list[list[float]], list[float]]:
+    """Sleep a night after each day, in a process of its own."""
+    from sleep_trl.evaluation.retention import describe_life
+    from sleep_trl.ledger import read_ledger
+
+    command = [
+        sys.executable,
+        "launch/sleep.py",
+        "--config",
+        str(QUICKSTART / "config.yaml"),
+        "--no-report",
+        "--resume",
+    ]
+    nights = json.dumps([str(path.absolute()) for path in memories])
+    room = f"--memory.max_experts={len(memories)}"
+    given = [*options, room, f"--nights={nights}"]
+    done = subprocess.run([*command, *given, f"--output_dir={folder.absolute()}"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise RuntimeError(f"A night in {folder} failed with exit code {done.returncode}; see above.")
+    life = describe_life(read_ledger(folder / f"night-{len(memories):03}" / "ledger.jsonl"))
+    return life["recall"], life["base_skill"]
+
+
+def learn(method: str, memories: list[Path], folder: Path, options: list[str]) -> tuple[list[list[float]], list[float]]:
+    """Let one model go on learning, night after night."""
+    from _rivals import RIVALS, live
+
+    from sleep_trl.settings import parse
+
+    config = parse(["--config", str(QUICKSTART / "config.yaml"), *options])
+    before, *after = live(RIVALS[method], config, memories, folder, folder.parents[1] / "written" / folder.name)
+    return [night["recall"] for night in after], [night["skill"] for night in (before, *after)]
+
+
+def summarize(recall: list[list[float]], skill: list[float]) -> dict[str, Any]:
+    """Return the figures of a life."""
+    from sleep_trl.evaluation.retention import after_own_night, average, backward_transfer, forgetting
+
+    own, last = after_own_night(recall), average(recall)
+    assert own is not None and last is not None
+    return {
+        "recall": recall,
+        "base_skill": skill,
+        "after_own_night": own,
+        "after_last_night": last,
+        "kept": last / own if own else 0.0,
+        "forgetting": forgetting(recall),
+        "backward_transfer": backward_transfer(recall),
+        "base_skill_lost": skill[0] - skill[-1],
+    }
+
+
+def tabulate(runs: Runs) -> list[Row]:
+    """Return means in percent, with the range over seeds where it is not a point."""
+    keys = ("after_own_night", "after_last_night", "kept", "forgetting", "base_skill_lost")
+    table: list[Row] = [("method", *(key.replace("_", " ") for key in keys), "bounds")]
+    for method, by_seed in runs.items():
+        lives = by_seed.values()
+        holds = all(r["kept"] >= KEPT_AT_LEAST and r["base_skill_lost"] <= SKILL_LOST_AT_MOST for r in lives)
+        figures = (cell([100 * (run[key] or 0.0) for run in lives]) for key in keys)
+        table.append((method, *figures, "met" if holds else "MISSED"))
+    return table
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = study_parser((__doc__ or "").split("\n")[0], METHODS, name="methods")
+    parser.add_argument("--nights", type=int, default=10, help="nights of a life")
+    parser.add_argument("--steps", type=int, help="optimizer steps a night, instead of the configuration's")
+    parser.add_argument("--jobs", type=int, default=1, help="lives at a time")
+    parser.add_argument("--folder", type=Path, default=Path("runs/ten_nights"), help="keeps every night")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.seeds, arguments.nights, arguments.steps, arguments.variants = 1, 2, 5, ["sleep", "sft"]
+        arguments.folder = arguments.folder / "quick"
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    rerun_with(environment())
+    settings = {"nights": arguments.nights, "steps": arguments.steps}
+    runs = run_study(arguments, settings, lambda method, seed: run_method(method, seed, arguments), arguments.jobs)
+    report_study(tabulate(runs), settings, runs, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
