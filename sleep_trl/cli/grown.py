@@ -17,9 +17,7 @@ Run = Annotated[Path, typer.Argument(help="Folder of a finished run, or of a lif
 
 def serve(
     run: Run,
-    options: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- OPTION...]", help="Options of vLLM's server.")
-    ] = None,
+    options: Annotated[list[str] | None, typer.Argument(metavar="-- OPTION", help="Options of vLLM's server.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on. Beyond loopback, put TLS in front.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     api_key: Annotated[

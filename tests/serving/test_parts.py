@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import httpx
+import psutil
 import pytest
 
 from sleep_trl.cli import main
@@ -173,6 +177,19 @@ def test_a_model_server_that_does_not_start_is_told_with_its_last_words(run):
 
     with pytest.raises(RuntimeError, match=r"(?s)did not start \(exit code 1\).*--no-such-option cannot be given"):
         asyncio.run(start())
+
+
+def test_a_model_server_and_its_children_end_with_the_proxy():
+    code = (
+        "import subprocess, time; from sleep_trl.serving.model_server import end_with_parent; end_with_parent(); "
+        "print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    child = psutil.Process(int(process.stdout.readline()))
+    process.stdin.close()  # as when the proxy is killed
+    assert process.wait(20) == -signal.SIGTERM
+    assert not psutil.wait_procs([child], timeout=20)[1]
 
 
 def test_the_version_changes_when_a_model_is_written_anew(run):
