@@ -47,7 +47,7 @@ def run_one(overrides: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def train_existing_weights(
-    config: Any, model: Any, tokenizer: Any, rows: Any, folder: Path, engine: Any
+    config: Any, model: Any, tokenizer: Any, rows: Any, folder: Path, engine: Any, teachers: Any = ()
 ) -> list[dict[str, Any]]:
     """Seed without expansion: the pretrained weights learn, a frozen copy teaches, the expert stays zero."""
     from sleep_trl.memory import Memory

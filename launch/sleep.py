@@ -139,8 +139,14 @@ def _find_processes() -> None:
     from accelerate import PartialState
     from torch import accelerator
 
-    if "LOCAL_RANK" in os.environ and not accelerator.is_available():
-        os.environ["ACCELERATE_USE_CPU"] = "true"
+    from sleep_trl.sharding import is_deepspeed
+
+    if accelerator.is_available():
+        return
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which TRL imports, would warn that it found no GPU
+    if "LOCAL_RANK" in os.environ:
+        os.environ["ACCELERATE_USE_CPU"] = str(not is_deepspeed())  # else accelerate leaves DeepSpeed out
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # has ninja
         PartialState(cpu=True)
 
 

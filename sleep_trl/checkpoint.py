@@ -22,6 +22,7 @@ from transformers.utils import has_file
 
 from .config import RunConfig
 from .models import load_tokenizer
+from .sharding import sharding
 
 T = TypeVar("T")
 
@@ -97,7 +98,7 @@ def build_without_weights(name: str, config: PretrainedConfig) -> PreTrainedMode
     """
 
     def build() -> PreTrainedModel:
-        with torch.device("meta"):
+        with sharding(None), torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
     return _told(f"Model: {name!r} cannot be built", "Check its config.json.", build)

@@ -316,6 +316,10 @@ class RunConfig(Section):
     model: str = Field(min_length=1)
     """Model: a name on the Hugging Face hub or a folder. Safetensors only; no remote code is run."""
 
+    teacher_model: tuple[str, ...] = ()
+    """Another model with the same tokenizer, such as a smaller one, that reads and teaches the memories in the model's
+    place; of several, the mean of their distributions teaches. Self-replay stays the model's own."""
+
     memories: str = Field(min_length=1)
     """Memories: a .jsonl file (text, optional id, source, questions), a folder of .txt and .md files, or the name or
     folder of a data set with a text column."""
@@ -372,6 +376,11 @@ class RunConfig(Section):
 
     report: bool = True
     """Write report.html (needs the extra `report`)."""
+
+    @field_validator("teacher_model", mode="before")
+    @classmethod
+    def _is_one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod

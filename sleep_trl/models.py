@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from .config import RunConfig
+from .sharding import sharding
 
 transformers_logging.disable_progress_bar()  # the night shows its own
 
@@ -20,11 +21,14 @@ def choose_dtype(dtype: str) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def load_model(config: RunConfig) -> PreTrainedModel:
-    """Load the base model onto this process's device, in evaluation mode."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        config.model, dtype=choose_dtype(config.dtype), use_safetensors=True, trust_remote_code=False
-    )
+def load_model(config: RunConfig, name: str | None = None) -> PreTrainedModel:
+    """Load the base model (or another one by its name) onto this process's device, in evaluation mode; under DeepSpeed
+    ZeRO-3 this process's shard of it."""
+    dtype = choose_dtype(config.dtype)
+    with sharding(dtype):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            name or config.model, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
     return model.to(PartialState().device).eval()
 
 

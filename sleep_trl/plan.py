@@ -103,7 +103,9 @@ class Plan:
         return self.added_parameters / (self.base_parameters + self.experts * self.added_parameters)
 
 
-def estimate_memory(shape: Shape, config: RunConfig, width: int, max_experts: int, context: int) -> float:
+def estimate_memory(
+    shape: Shape, config: RunConfig, width: int, max_experts: int, context: int, shards: int = 1
+) -> float:
     """Estimate the peak memory of training on one device, in MiB (ours; an estimate, not a bound).
 
     1.2 x (base weights at their dtype + all allocated experts in float32 + gradient and two Adam
@@ -124,11 +126,15 @@ def estimate_memory(shape: Shape, config: RunConfig, width: int, max_experts: in
             Experts allocated in each layer.
         context (`int`):
             Tokens of context in use.
+        shards (`int`, *optional*, defaults to `1`):
+            Processes over which the weights are spread. TRL gathers them for rollouts, unless it is told not to.
     """
+    if config.seeding.extra.get("ds3_gather_for_generation", True):
+        shards = 1
     seeding = config.seeding
     batch = seeding.per_device_batch_size or seeding.prompts_per_step * seeding.num_generations
     expert = shape.expert_parameters(width)
-    weights = shape.parameters * shape.bytes_per_weight + max_experts * expert * FLOAT32
+    weights = (shape.parameters * shape.bytes_per_weight + max_experts * expert * FLOAT32) / shards
     training = 3 * expert * FLOAT32
     tokens = batch * min(context, 2 * seeding.max_completion_length)
     layer = 8 * shape.hidden_size + 5 * shape.intermediate_size + 5 * width

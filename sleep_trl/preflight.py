@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import torch
 from pydantic import ValidationError
-from transformers import PreTrainedModel, SchedulerType
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 
 from .checkpoint import build_without_weights, read_config, read_header, read_tokenizer
 from .config import RunConfig, SeedingConfig
@@ -27,6 +27,7 @@ from .night.dream_tasks import check_dream
 from .plan import Plan, Shape, estimate_disk, estimate_memory, render
 from .rollout.choice import choose
 from .run_folder import check_disk, check_output
+from .sharding import check_launch, count_shards
 from .wake.nights import night_memories
 
 __all__ = ["Plan", "preflight", "render"]
@@ -84,6 +85,7 @@ def preflight(config: RunConfig, check_rewards: Callable[[RunConfig], object] | 
     Raises:
         `ValueError`: at the first thing that would stop the run, with what to do about it.
     """
+    check_launch(dreams=config.dream.rounds > 0)
     if int(os.environ.get("RANK", 0)) == 0:  # the others would see what the first has begun
         check_output(config)
     check_options(config)
@@ -100,7 +102,8 @@ def preflight(config: RunConfig, check_rewards: Callable[[RunConfig], object] | 
     choose(config.rollout, model_config, hosts, is_routed=room.top_k is not None)
     vocabulary = int(model_config.get_text_config().vocab_size)
     tokenizer = read_tokenizer(config, vocabulary)
-    context = context_limit(model, config)
+    contexts = [context_limit(model, config), *(check_teacher(config, n, tokenizer) for n in config.teacher_model)]
+    context = min(contexts)
     check_lengths(config, context)
     prompter = Prompter(tokenizer, config.chat_template_kwargs)
     largest = find_window(config, prompter, context)
@@ -150,7 +153,7 @@ def preflight(config: RunConfig, check_rewards: Callable[[RunConfig], object] | 
         rows=rows,
         steps=config.seeding.steps,
         rollouts=rows * config.seeding.num_generations,
-        peak_memory_mib=estimate_memory(shape, config, room.width, room.max_experts, context),
+        peak_memory_mib=estimate_memory(shape, config, room.width, room.max_experts, context, count_shards()),
         adapter_bytes=adapter_bytes,
         disk_bytes=disk_bytes,
     )
@@ -309,6 +312,25 @@ def check_random_expert(config: RunConfig, room: Room) -> None:
             f"dream.random_expert: the memory of {config.continue_from} has routing dense, so every expert takes part "
             f"already and there is no further one. Leave it out, or begin a memory with --memory.routing topk."
         )
+
+
+def check_teacher(config: RunConfig, name: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the tokens of context that a separate teacher reads.
+
+    Raises:
+        `ValueError`: if it is no causal language model, or has another tokenizer than the student.
+    """
+    teacher = read_config(name)
+    given = config.model_copy(update={"model": name})
+    theirs = read_tokenizer(given, int(teacher.get_text_config().vocab_size))
+    ours, other = tokenizer.get_vocab(), theirs.get_vocab()
+    if differing := sorted(token for token in {*ours, *other} if ours.get(token) != other.get(token)):
+        raise ValueError(
+            f"teacher_model: the tokenizer of {name!r} is not that of {config.model!r}: {len(differing):,} of "
+            f"{len({*ours, *other}):,} tokens differ, such as {differing[0]!r}. A teacher's distribution is compared "
+            f"with the student's token by token. Give a teacher of the same family, or leave it out."
+        )
+    return context_limit(build_without_weights(name, teacher), config)
 
 
 def check_fit(config: RunConfig, room: Room, model: PreTrainedModel, hosts: list[Host]) -> None:

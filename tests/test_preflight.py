@@ -103,6 +103,12 @@ def test_estimate_of_memory_is_its_formula() -> None:
     seeding = config.seeding.model_copy(update={"gradient_checkpointing": True})
     saving = config.model_copy(update={"seeding": seeding})
     assert estimate_memory(SHAPE, saving, 8, 5, 128) < estimate
+    assert estimate_memory(SHAPE, config, 8, 5, 128, shards=2) == estimate  # TRL puts the model together for rollouts
+    apart = config.seeding.model_copy(update={"extra": {"ds3_gather_for_generation": False}})
+    spread = estimate_memory(SHAPE, config.model_copy(update={"seeding": apart}), 8, 5, 128, shards=2)
+    expert = SHAPE.expert_parameters(8)
+    held = SHAPE.parameters * SHAPE.bytes_per_weight + 5 * expert * 4
+    assert estimate - spread == pytest.approx(1.2 * held / 2 / 2**20)
 
 
 def test_a_routed_plan_counts_the_router_and_says_where_the_experts_will_be(model: Path, tmp_path: Path) -> None:

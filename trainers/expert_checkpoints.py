@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.trainer import SCHEDULER_NAME
 from trl import GRPOTrainer
 
 from sleep_trl.memory import Memory, load_experts, save_memory
+from sleep_trl.sharding import shard_everything, takes_part_in_saving, withdraw
 
 
 class ExpertCheckpoints(GRPOTrainer):
     """A [`~trl.GRPOTrainer`] whose checkpoints hold the experts alone, where the model has a memory; other models are
-    saved and loaded as TRL does."""
+    saved and loaded as TRL does.
+
+    Under DeepSpeed each process writes its part of the optimizer, `optimizer-00001-of-00002.safetensors` and so on, and
+    nobody the frozen base. Such a checkpoint is resumed by as many processes as wrote it.
+    """
+
+    def __init__(self, model: str | PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(model, str):
+            withdraw(model)
+        if plugin := kwargs["args"].deepspeed_plugin:
+            shard_everything(plugin)
+        super().__init__(model, *args, **kwargs)
+
+    def release(self) -> None:
+        """Give the model back, so that another trainer can take it. The trainer is of no use any more."""
+        self.accelerator.free_memory()
+        for owner in (self, self.callback_handler):
+            owner.optimizer = owner.lr_scheduler = None
+        self.model_wrapped, self.deepspeed = self.model, None
+        gc.collect()
 
     def _memory(self) -> Memory | None:
         return Memory.of(self.accelerator.unwrap_model(self.model))
@@ -30,6 +56,17 @@ class ExpertCheckpoints(GRPOTrainer):
             return processes
         return processes * self.args.steps_per_generation / self.current_gradient_accumulation_steps
 
+    # -- saving ---------------------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self._memory() is None or not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        if takes_part_in_saving(self.accelerator.unwrap_model(self.model)):
+            self._save(output_dir)  # the Trainer would put the whole model together on the first process
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         memory = self._memory()
         if memory is None:
@@ -37,7 +74,44 @@ class ExpertCheckpoints(GRPOTrainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         save_memory(memory, folder)
-        self.processing_class.save_pretrained(folder)
+        if self.args.should_save:
+            self.processing_class.save_pretrained(folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._memory() is None or not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        os.makedirs(output_dir, exist_ok=True)  # the first process may not have come to it yet
+        save_file(dict(_optimizer_tensors(self.model_wrapped.optimizer)), self._part_of_optimizer(output_dir))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # the first process writes the last file of a checkpoint, when it is whole
+
+    def _part_of_optimizer(self, folder: str) -> Path:
+        processes = self.args.world_size
+        return Path(folder, f"optimizer-{self.args.process_index + 1:05}-of-{processes:05}.safetensors")
+
+    # -- loading --------------------------------------------------------------------------------------------------
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        memory = self._memory()
+        if memory is None or not self.is_deepspeed_enabled or resume_from_checkpoint is None:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if not (part := self._part_of_optimizer(resume_from_checkpoint)).is_file():
+            raise ValueError(
+                f"{part} does not exist: each process resumes with the part of the optimizer that it wrote. Launch "
+                f"as many processes as wrote {resume_from_checkpoint}."
+            )
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        load_experts(memory, Path(resume_from_checkpoint))
+        _load_optimizer_tensors(self.model_wrapped.optimizer, load_file(part))
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)  # the scheduler alone
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         memory = self._memory()
@@ -52,3 +126,25 @@ class ExpertCheckpoints(GRPOTrainer):
             super()._load_best_model()
         else:
             load_experts(memory, Path(self.state.best_model_checkpoint))
+
+
+def _flat_weights(optimizer: Any) -> list[torch.Tensor]:
+    """Return this process's part of the trained weights, as DeepSpeed's optimizer holds them: float32 and flat."""
+    sharded = getattr(optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO-3; the other is ZeRO-1 and 2
+    return sharded or optimizer.single_partition_of_fp32_groups
+
+
+def _optimizer_tensors(optimizer: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    for group, weights in enumerate(_flat_weights(optimizer)):
+        yield f"{group}.weights", weights.detach()
+        for name, value in optimizer.optimizer.state[weights].items():
+            yield f"{group}.{name}", torch.as_tensor(value)
+
+
+def _load_optimizer_tensors(optimizer: Any, tensors: dict[str, torch.Tensor]) -> None:
+    for group, weights in enumerate(_flat_weights(optimizer)):
+        weights.data.copy_(tensors.pop(f"{group}.weights"))
+    for place, value in tensors.items():
+        index, name = place.split(".")
+        weights = _flat_weights(optimizer)[int(index)]
+        optimizer.optimizer.state[weights][name] = value if name == "step" else value.to(weights.device)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from ..sharding import is_sharded, serve, sharding, withdraw
+from .assembly import assemble
 from .memory import Memory
 from .wide import widen
 
@@ -21,7 +23,8 @@ LOW_PRECISION_TOLERANCE = 5e-2
 
 
 def fold(memory: Memory, folder: Path, probe: torch.Tensor | None = None) -> float:
-    """Write the model with its enabled experts folded in, as a standard checkpoint, and check it.
+    """Write the model with its enabled experts folded in, as a standard checkpoint, and check it. If weights are
+    sharded, all processes have to call it.
 
     Args:
         memory (`Memory`):
@@ -39,13 +42,17 @@ def fold(memory: Memory, folder: Path, probe: torch.Tensor | None = None) -> flo
         `RuntimeError`: if that difference is larger than the dtype allows for logits of that size (rounding errors grow
             with the numbers that are added, so the bound is 1e-5 for logits up to 1 and in proportion beyond).
     """
-    model = memory.model
-    state = folded_state_dict(memory)
-    with _config_replaced(model, folded_config(memory)):
-        model.save_pretrained(folder, state_dict=state)
-    del state
-    read_back = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+    model, config = memory.model, folded_config(memory)
+    if is_sharded(model):
+        assemble(memory, config, folder)
+    else:
+        with _config_replaced(model, config):
+            model.save_pretrained(folder, state_dict=folded_state_dict(memory))
+    with sharding(model.dtype):
+        read_back = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+    serve(read_back)
     difference, largest = logit_difference(model, read_back.to(model.device), probe)
+    withdraw(read_back)
     allowed = TOLERANCE.get(model.dtype, LOW_PRECISION_TOLERANCE) * max(1.0, largest)
     if difference > allowed:
         raise RuntimeError(

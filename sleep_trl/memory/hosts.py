@@ -14,6 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..sharding import whole_shape
+
 Activation = Callable[[torch.Tensor], torch.Tensor]
 ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
 
@@ -120,5 +122,5 @@ def unit_weights(host: Host) -> dict[str, torch.Tensor]:
 
 def linear_shape(linear: nn.Linear | Conv1D) -> tuple[int, int]:
     """Return `(out_features, in_features)`, whichever way round the weight lies."""
-    rows, columns = linear.weight.shape
+    rows, columns = whole_shape(linear.weight)
     return (columns, rows) if isinstance(linear, Conv1D) else (rows, columns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..sharding import gathered, whole_size
 from .experts import Expert
 from .hosts import Host, find_hosts
 from .pools import DensePool, ExpertPool, View, hook
@@ -53,8 +54,7 @@ class Memory:
         for host in self.hosts:
             size = (spec.width, spec.max_experts, self._view)
             hook(RoutedPool(host, *size, spec.top_k) if spec.is_routed else DensePool(host, *size), host)
-        for index in range(spec.max_experts):
-            self.reset(index)
+        self._draw(range(spec.max_experts))
         model.requires_grad_(False)
 
     @staticmethod
@@ -107,10 +107,18 @@ class Memory:
         self.records.pop(index, None)
         if self.learning == index:
             self.learn(None)
-        for layer, host in enumerate(self.hosts):
-            generator = torch.Generator().manual_seed(1_000_003 * self.spec.seed + 1_009 * layer + index)
-            self._expert(host, index).reset(host, generator, self.spec.init_scale)
+        self._draw([index])
         self._show()
+
+    def _draw(self, indices: Iterable[int]) -> None:
+        """Draw the first weights of experts, host by host: sharded weights are whole for one host at a time."""
+        for layer, host in enumerate(self.hosts):
+            with gathered(getattr(host.module, name).weight for name in host.form.inputs):
+                for index in indices:
+                    generator = torch.Generator().manual_seed(1_000_003 * self.spec.seed + 1_009 * layer + index)
+                    expert = self._expert(host, index)
+                    with gathered(expert.parameters(), write=True):
+                        expert.reset(host, generator, self.spec.init_scale)
 
     def enable(self, index: int, enabled: bool = True) -> None:
         """Let an active expert speak, or silence it and keep its weights."""
@@ -252,9 +260,9 @@ class Memory:
     def count_parameters(self) -> dict[str, int]:
         """Count parameters: `base`, `added` (all active experts) and `trainable`."""
         return {
-            "base": sum(p.numel() for _, p in self.base_parameters()),
-            "added": sum(p.numel() for index in self.records for _, p in self.expert_parameters(index)),
-            "trainable": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            "base": sum(whole_size(p) for _, p in self.base_parameters()),
+            "added": sum(whole_size(p) for index in self.records for _, p in self.expert_parameters(index)),
+            "trainable": sum(whole_size(p) for p in self.model.parameters() if p.requires_grad),
         }
 
     def fingerprint(self, index: int) -> str:
@@ -262,7 +270,8 @@ class Memory:
         digest = hashlib.sha256()
         for name, parameter in self.expert_parameters(index):
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+            with gathered([parameter]):
+                digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
@@ -283,16 +292,10 @@ def attach(model: PreTrainedModel, spec: MemorySpec | None = None) -> Memory:
         `Memory`: the handle; also kept as `model.sleep_memory`.
 
     Raises:
-        `ValueError`: if the model has a memory already, its MLPs have no known form, the width is not low-rank, or its
-            weights are sharded.
+        `ValueError`: if the model has a memory already, its MLPs have no known form, or the width is not low-rank.
     """
     if Memory.of(model) is not None:
         raise ValueError("This model has a memory already; use Memory.of(model).")
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        raise ValueError(
-            "The model's weights are sharded by DeepSpeed ZeRO-3, and a new expert is made of rows of whole weights. "
-            "Attach the memory first, and let DeepSpeed shard the model with it."
-        )
     memory = Memory(model, spec or MemorySpec())
     model.sleep_memory = memory
     return memory

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from ..files import read_json, write_json
+from ..sharding import gathered, whole_shape, writes_files
 from .memory import ExpertRecord, Memory, attach
 from .spec import MemorySpec
 
@@ -27,16 +28,17 @@ def base_fingerprint(memory: Memory) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in memory.base_parameters():
-        flat = parameter.detach().reshape(-1)
-        step = max(1, flat.numel() // SAMPLED_VALUES)
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        values = flat[::step].to(device="cpu", dtype=torch.bfloat16)
+        with gathered([parameter]):
+            flat = parameter.detach().reshape(-1)
+            step = max(1, flat.numel() // SAMPLED_VALUES)
+            values = flat[::step].to(device="cpu", dtype=torch.bfloat16, copy=True)
+        digest.update(f"{name}{tuple(whole_shape(parameter))}".encode())
         digest.update(values.float().numpy().tobytes())  # NumPy has no bfloat16
     return digest.hexdigest()
 
 
 def save_memory(memory: Memory, folder: Path) -> None:
-    """Write the active experts of a memory to a folder.
+    """Write the active experts of a memory to a folder. If weights are sharded, all processes have to call it.
 
     The weights are written first and named last, so that a folder with a `memory.json` is always complete.
 
@@ -46,16 +48,18 @@ def save_memory(memory: Memory, folder: Path) -> None:
         folder (`Path`):
             Where `experts.safetensors` and `memory.json` go.
     """
+    tensors = {}
+    for index in memory.records:
+        for name, parameter in memory.expert_parameters(index):
+            with gathered([parameter]):
+                tensors[f"experts.{index}.{name}"] = parameter.detach().to("cpu", copy=True).contiguous()
+    description = {"format": FORMAT, "base": base_fingerprint(memory), **memory.describe()}
+    if not writes_files(memory.model):
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        f"experts.{index}.{name}": parameter.detach().cpu().contiguous()
-        for index in memory.records
-        for name, parameter in memory.expert_parameters(index)
-    }
     partial = folder / "experts.safetensors.partial"
     save_file(tensors, partial)
     partial.replace(folder / "experts.safetensors")
-    description = {"format": FORMAT, "base": base_fingerprint(memory), **memory.describe()}
     write_json(folder / "memory.json", description)
 
 
@@ -114,10 +118,11 @@ def load_experts(memory: Memory, folder: Path, records: list[ExpertRecord] | Non
         for record in records:
             for name, parameter in memory.expert_parameters(record.index):
                 saved = tensors.get(key := f"experts.{record.index}.{name}")
-                if saved is None or saved.shape != parameter.shape:
+                if saved is None or saved.shape != whole_shape(parameter):
                     shape = "is missing" if saved is None else f"has shape {tuple(saved.shape)}"
-                    raise ValueError(f"{path}: {key} {shape}, expected {tuple(parameter.shape)}.")
-                parameter.copy_(saved)
+                    raise ValueError(f"{path}: {key} {shape}, expected {tuple(whole_shape(parameter))}.")
+                with gathered([parameter], write=True):
+                    parameter.copy_(saved)
             memory.records[record.index] = record
     memory.learn(memory.learning)
 

@@ -32,7 +32,7 @@ def evaluate(room: Bedroom, when: str) -> dict[str, Any]:
         with bar(f"Asking {name}", len(chosen)) as progress:
             return ask(
                 chosen,
-                room.engine,
+                room.teachers[0] if room.teachers and name == "with context" else room.engine,
                 room.prompter,
                 with_context=with_context,
                 metric=config.evaluation.metric,

@@ -19,8 +19,9 @@ from ..memories import MemoryText
 from ..memory import Memory, MemorySpec, attach, load_memory
 from ..models import context_limit, load_model, load_tokenizer
 from ..progress import say
-from ..rollout import Engine
+from ..rollout import Engine, TransformersEngine
 from ..rollout.choice import make_engine
+from ..sharding import serve
 from ..wake.nights import night_memories
 
 
@@ -33,6 +34,7 @@ class Bedroom:
     tokenizer: PreTrainedTokenizerBase
     memory: Memory
     engine: Engine
+    teachers: list[TransformersEngine]  # models that teach in its place, if any
     prompter: Prompter
     memories: list[MemoryText]
     windows: list[list[str]]  # of each memory, as the teacher reads it
@@ -42,6 +44,11 @@ class Bedroom:
     @property
     def adapter(self) -> Path:
         return self.config.output_dir / "adapter"
+
+    def serve(self) -> None:
+        """Let the models write, also if their weights are sharded."""
+        for model in (self.model, *(teacher.model for teacher in self.teachers)):
+            serve(model)
 
 
 def prepare(config: RunConfig) -> Bedroom:
@@ -58,7 +65,8 @@ def prepare(config: RunConfig) -> Bedroom:
         memory = attach(model, MemorySpec(**config.memory.model_dump(), seed=config.seed))
     prompter = Prompter(tokenizer, config.chat_template_kwargs)
     [memories] = broadcast_object_list([night_memories(config)])  # a wake buffer may grow between two readers
-    context = context_limit(model, config)
+    teachers = [load_model(config, name) for name in config.teacher_model]
+    context = min(context_limit(reader, config) for reader in (model, *teachers))
     largest = window_size(config, prompter, context)
     size = min(config.dataset.window or largest, largest)
     overlap = min(config.dataset.window_overlap, size // 2)
@@ -70,7 +78,10 @@ def prepare(config: RunConfig) -> Bedroom:
     say(f"Read {len(memories)} memories in {pieces} windows of at most {size} tokens")
     engine, which = make_engine(config.rollout, memory, tokenizer, config.evaluation.batch_size)
     say(which)
-    return Bedroom(config, model, tokenizer, memory, engine, prompter, memories, windows, contexts, earlier)
+    engines = [TransformersEngine(teacher, tokenizer, config.evaluation.batch_size) for teacher in teachers]
+    found = Bedroom(config, model, tokenizer, memory, engine, engines, prompter, memories, windows, contexts, earlier)
+    found.serve()
+    return found
 
 
 def window_size(config: RunConfig, prompter: Prompter, context: int) -> int:

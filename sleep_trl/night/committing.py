@@ -15,17 +15,18 @@ from ..files import read_jsonl, write_jsonl, write_text
 from ..ledger import LedgerEntry, Source, now, standing, write_ledger
 from ..memory import base_fingerprint, fold, save_memory
 from ..model_card import model_card
+from ..sharding import takes_part_in_saving
 from .bedroom import Bedroom
 
 
 def commit(
     room: Bedroom, expert: int, samples: list[Sample], before: dict[str, Any], after: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write the experts, what later nights need of this one, the grown model, and the ledger, in this order.
+    """Write the experts, the grown model, what later nights need of this one, and the ledger, in this order.
 
     Routed experts do not fold into a checkpoint: then there is no `model/`, and no `fold_difference`.
     """
-    if not PartialState().is_main_process:
+    if not takes_part_in_saving(room.model):
         return {}
     config, adapter = room.config, room.adapter
     entry = LedgerEntry(
@@ -40,6 +41,12 @@ def commit(
         metrics={"before": before, "after": after},
     )
     save_memory(room.memory, adapter)
+    difference = None
+    if not room.memory.spec.is_routed:
+        probe = torch.tensor([room.prompter.question(Template.load("question_answer"), "x")], device=room.model.device)
+        difference = fold(room.memory, config.output_dir / "model", probe)
+    if not PartialState().is_main_process:
+        return {}
     prompts = {
         (s.prompt, s.template): {
             "entry": entry.id,
@@ -59,10 +66,7 @@ def commit(
     ]
     write_jsonl(adapter / "prompts.jsonl", [*_earlier_rows(room, "prompts.jsonl"), *prompts.values()])
     write_jsonl(adapter / "questions.jsonl", [*_earlier_rows(room, "questions.jsonl"), *questions])
-    difference = None
-    if not room.memory.spec.is_routed:
-        probe = torch.tensor([room.prompter.question(Template.load("question_answer"), "x")], device=room.model.device)
-        difference = fold(room.memory, config.output_dir / "model", probe)
+    if difference is not None:
         room.tokenizer.save_pretrained(config.output_dir / "model")
         card = model_card(config.model, [*room.earlier, entry], room.memory.active, "checkpoint")
         write_text(config.output_dir / "model" / "README.md", card)

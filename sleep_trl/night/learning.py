@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import RunConfig
@@ -15,12 +15,14 @@ from ..dataset import (
 )
 from ..memory import save_memory
 from ..rollout import Engine
+from ..sharding import takes_part_in_saving
 from .bedroom import Bedroom
 from .writing import HELD_OUT
 
 
 class SeedExpert(Protocol):
-    """Trains the expert that is learning. Returns the trainer's log history."""
+    """Trains the expert that is learning; `teachers`, if any, teach in the model's place. Returns the trainer's log
+    history."""
 
     def __call__(
         self,
@@ -30,6 +32,7 @@ class SeedExpert(Protocol):
         rows: list[dict[str, Any]],
         folder: Path,
         engine: Engine,
+        teachers: Sequence[PreTrainedModel] = (),
     ) -> list[dict[str, Any]]: ...
 
 
@@ -57,7 +60,9 @@ def seed(
         seed=config.seed,
     )
     checkpoints = folder / ("checkpoints" if name == "seeded" else f"checkpoints-{name}")
-    history = seed_expert(config, room.model, room.tokenizer, rows, checkpoints, room.engine)
-    if PartialState().is_main_process:
+    teachers = [teacher.model for teacher in room.teachers]
+    history = seed_expert(config, room.model, room.tokenizer, rows, checkpoints, room.engine, teachers)
+    room.serve()
+    if takes_part_in_saving(room.model):
         save_memory(room.memory, folder / "phases" / name)
     return history

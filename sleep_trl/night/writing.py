@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..dataset import (
@@ -15,6 +16,7 @@ from ..dataset import (
 from ..files import read_jsonl
 from ..memories import read_memories
 from ..progress import bar, say
+from ..rollout import Engine
 from .bedroom import Bedroom
 
 HELD_OUT = 8  # general samples kept from training, on which agreement with the base is measured
@@ -33,23 +35,26 @@ def write_dataset(room: Bedroom) -> dict[str, Any]:
         for text in texts
     ]
     written = Written()
+    writers: Sequence[Engine] = room.teachers or [room.engine]
+    shares = [data.samples_per_window * (k + 1) // len(writers) for k in range(len(writers))]  # up to each writer
     for template in map(Template.load, data.templates):
         with bar(
             f"Writing {template.name}", len(windows) * data.samples_per_window * (2 if template.ask else 1)
         ) as step:
-            written += write_about(
-                windows,
-                template,
-                room.engine,
-                room.prompter,
-                samples_per_window=data.samples_per_window,
-                max_new_tokens=data.max_new_tokens,
-                ask_temperature=data.ask_temperature,
-                temperature=data.temperature,
-                seed=next(seeds),
-                keep_truncated=data.keep_truncated,
-                progress=step,
-            )
+            for writer, before, upto in zip(writers, [0, *shares], shares, strict=False):
+                written += write_about(
+                    windows,
+                    template,
+                    writer,
+                    room.prompter,
+                    samples_per_window=upto - before,
+                    max_new_tokens=data.max_new_tokens,
+                    ask_temperature=data.ask_temperature,
+                    temperature=data.temperature,
+                    seed=next(seeds),
+                    keep_truncated=data.keep_truncated,
+                    progress=step,
+                )
     if data.general_share > 0 and data.general_samples:
         count = data.general_samples + HELD_OUT
         with bar("Writing general self-replay", count) as step:

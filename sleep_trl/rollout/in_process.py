@@ -53,9 +53,11 @@ class TransformersEngine:
         self.model.eval()
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(sampling.seed + state.process_index)
-            for start in range(0, len(mine), self.batch_size):
+            for start in range(0, -(-len(prompts) // state.num_processes), self.batch_size):
                 batch = mine[start : start + self.batch_size]
-                done += zip(batch, self.generate_batch([prompts[i] for i in batch], sampling), strict=True)
+                read = batch or by_length[-1:]  # sharded weights need every process in every forward pass
+                replies = self.generate_batch([prompts[i] for i in read], sampling)
+                done += zip(batch, replies[: len(batch)], strict=True)
                 if progress:
                     progress(len(batch))
         self.model.train(was_training)

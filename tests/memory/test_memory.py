@@ -265,11 +265,3 @@ def test_deep_copy_has_its_own_memory():
     fill(Memory.of(twin), 0)
     assert (logits(twin) - logits(model)).abs().max() > 1e-2
     assert logit_difference(model, tiny_model())[0] == 0.0
-
-
-def test_sharded_weights_are_refused():
-    model = tiny_model()
-    for parameter in model.parameters():
-        parameter.ds_id = 0  # DeepSpeed's mark
-    with pytest.raises(ValueError, match="ZeRO-3"):
-        attach(model)

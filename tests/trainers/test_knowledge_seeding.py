@@ -390,6 +390,10 @@ def test_shares_outside_zero_and_one_are_refused(tmp_path, name):
         ("_generate_and_score_completions", ["self", "inputs"]),
         ("_tokenize_prompts", ["self", "prompts"]),
         ("_save", ["self", "output_dir", "state_dict"]),
+        ("save_model", ["self", "output_dir", "_internal_call"]),
+        ("_save_optimizer_and_scheduler", ["self", "output_dir"]),
+        ("_save_rng_state", ["self", "output_dir"]),
+        ("_prepare_for_training", ["self", "max_steps", "train_dataloader", "resume_from_checkpoint"]),
         ("_load_from_checkpoint", ["self", "resume_from_checkpoint", "model"]),
     ],
 )

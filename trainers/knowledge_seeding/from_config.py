@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -23,6 +24,7 @@ from sleep_trl.rewards import GuardedReward, resolve
 from sleep_trl.rollout import Engine, plain_generation
 from sleep_trl.rollout.in_trl import roll_out_with
 from sleep_trl.rollout.synced import SyncedEngine
+from sleep_trl.sharding import sharding
 
 from .config import KnowledgeSeedingConfig
 from .trainer import KnowledgeSeedingTrainer
@@ -78,12 +80,13 @@ def seeding_arguments(config: RunConfig, folder: Path) -> KnowledgeSeedingConfig
 
 
 def load_rewards(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[GuardedReward]:
-    """Resolve the run's rewards and load what they need (before any distributed set-up could shard it)."""
+    """Resolve the run's rewards and load what they need, whole on each process."""
     eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     defaults = {"gamma": config.seeding.gamma, "z0": config.seeding.z0, "eos_token_ids": eos}
     rewards = [resolve(reward, **defaults) for reward in config.rewards]
-    for reward in rewards:
-        reward.load()
+    with sharding(None):
+        for reward in rewards:
+            reward.load()
     return rewards
 
 
@@ -117,14 +120,15 @@ def seed_expert(
     rows: list[dict[str, Any]],
     folder: Path,
     engine: Engine,
+    teachers: Sequence[PreTrainedModel] = (),
 ) -> list[dict[str, Any]]:
     """Train the expert that is learning, from the last whole checkpoint in `folder` if there is one. An engine with
-    weights of its own draws the rollouts; otherwise TRL does.
+    weights of its own draws the rollouts; otherwise TRL does. `teachers` teach the memories in the model's place.
 
     Returns:
         `list[dict]`: the trainer's log history.
     """
-    trainer = make_trainer(config, model, tokenizer, rows, folder)
+    trainer = make_trainer(config, model, tokenizer, rows, folder, teacher_model=teachers or None)
     if isinstance(engine, SyncedEngine):
         roll_out_with(trainer, engine)
     if PartialState().is_main_process:
@@ -133,6 +137,7 @@ def seed_expert(
     with plain_generation(model):
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
     history: list[dict[str, Any]] = trainer.state.log_history
+    trainer.release()
     return history
 
 
@@ -149,7 +154,8 @@ def is_whole(checkpoint: Path) -> bool:
     """Tell whether a checkpoint was written to its end: the Trainer writes in place, `trainer_state.json` last."""
     try:
         read_json(checkpoint / TRAINER_STATE_NAME)
-        read_header(checkpoint / "experts.safetensors")
+        for part in (checkpoint / "experts.safetensors", *checkpoint.glob("optimizer-*.safetensors")):
+            read_header(part)
         read_description(checkpoint)
     except ValueError:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -35,14 +36,19 @@ class Head:
         return cls(linear.weight, linear.bias, scale, getattr(config, "final_logit_softcapping", None))
 
 
-def positions_per_tile(device: torch.device) -> int:
-    """Return at how many positions a head is applied at a time.
+def positions_per_tile(weight: torch.Tensor) -> int:
+    """Return at how many positions a head of this weight is applied at a time.
 
     TRL takes 4096, of which a batch of ordinary size is one tile. Without Triton its kernels hold about ten tiles of
     float32 at once, so that there the head alone would decide how much memory a step takes. On a CPU a step is
     no slower with 24 positions than with 256, and takes 0.4 GiB less at 44 M parameters (benchmarks/README.md).
+
+    A sharded head comes together once for each tile, by all processes alike, whose numbers of positions differ: it is
+    applied in one tile.
     """
-    return 24 if device.type == "cpu" else 1024
+    if hasattr(weight, "ds_id"):
+        return sys.maxsize
+    return 24 if weight.device.type == "cpu" else 1024
 
 
 def log_probs_per_token(
@@ -70,7 +76,7 @@ def log_probs_per_token(
     Source: what [`~trl.GRPOTrainer`] computes; the tiled kernel is TRL's.
     """
     counts = mask.bool()
-    rows = positions_per_tile(hidden.device)
+    rows = positions_per_tile(head.weight)
     with maybe_gather_lm_head_ctx(head.weight, head.bias):
         tiles = [
             ChunkedLogProbFunction.apply(
@@ -125,7 +131,7 @@ def divergence_per_token(
     Source: GKD (arXiv 2306.13649), Eq. 1; the tiled kernel is TRL's.
     """
     counts = mask.bool()
-    rows = positions_per_tile(mask.device)
+    rows = positions_per_tile(student_head.weight)
     pairs = zip(student_hidden[counts].split(rows), teacher_hidden[counts].split(rows), strict=True)
     tiles = [
         ChunkedDivergenceFunction.apply(

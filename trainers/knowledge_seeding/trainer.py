@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from sleep_trl.rollout.stopping import tokens_before
 
 from ..expert_checkpoints import ExpertCheckpoints
 from .config import KnowledgeSeedingConfig
-from .loss import Head, divergence_per_token, log_probs_per_token
+from .loss import Head, log_probs_per_token
 from .parts import PARTS, Tensors, count_copies, spread_references, weigh_rows
 from .quiet import without_row_dump
+from .teachers import Lesson, Teacher, enrol, share_out
 
 Rows = list[dict[str, Any]]
 Padded = tuple[torch.Tensor, torch.Tensor]  # ids and mask, both (batch, length)
@@ -57,8 +59,10 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
             TRL reward functions. Default: the imitation reward with `args.gamma` and `args.z0`.
         args (`KnowledgeSeedingConfig`, *optional*):
             Configuration.
-        teacher_model (`PreTrainedModel`, *optional*):
-            A separate, frozen teacher of the same vocabulary. The model then trains whatever of it requires gradients.
+        teacher_model (`PreTrainedModel` or a list of them, *optional*):
+            A separate, frozen teacher with the student's tokenizer, smaller or larger than the student; of several, the
+            mean of their distributions teaches. The model then trains whatever of it requires gradients. If that is a
+            memory's learning expert, self-replay is still taught by the model itself.
         **kwargs:
             Everything else that [`~trl.GRPOTrainer`] takes; `peft_config` and `use_vllm` only with a `teacher_model`,
             since an expert is neither an adapter nor known to vLLM.
@@ -74,7 +78,7 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         model: str | PreTrainedModel,
         reward_funcs: Any = None,
         args: KnowledgeSeedingConfig | None = None,
-        teacher_model: PreTrainedModel | None = None,
+        teacher_model: PreTrainedModel | Sequence[PreTrainedModel] | None = None,
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -85,14 +89,18 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         if teacher_model is None:
             _refuse_what_experts_lack(model, args, kwargs)
         super().__init__(model, reward_funcs, args=args, **kwargs)
-        self.teacher_model = teacher_model
-        if teacher_model is None:
+        self.teachers = enrol(teacher_model, self.accelerator)
+        if not self.teachers:
             _prepare(self.model, args)
-        else:
-            teacher_model.requires_grad_(False).eval().to(self.accelerator.device)
         self._forward_redirection = _ForwardRedirection()
         self._given_prompt_ids: list[list[int]] | None = None
         self._stops: list[Sequence[str]] | None = None
+
+    def release(self) -> None:
+        super().release()
+        for teacher in self.teachers:
+            teacher.release()
+        self.teachers = []
 
     # -- the batch ------------------------------------------------------------------------------------------------
 
@@ -172,8 +180,8 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         completion = inputs["completion_ids"], inputs["completion_mask"]
         references = spread_references(inputs, self.args.reference_passes) if lmbda < 1 else []
         # The teacher first: nothing of the student's graph is held yet, so the two do not add up in memory.
-        taught_rollout = self._teacher_hidden(inputs, *completion) if lmbda > 0 else None
-        taught_references = [self._teacher_hidden(b, b["reference_ids"], b["reference_mask"]) for b in references]
+        taught_rollout = self._teach(inputs, *completion) if lmbda > 0 else None
+        taught_references = [self._teach(b, b["reference_ids"], b["reference_mask"]) for b in references]
 
         student = self.accelerator.unwrap_model(model)
         with _LastHidden(student) as seen:  # the policy's forward pass also serves the divergence
@@ -217,33 +225,39 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         with self.accelerator.autocast():
             return self._forward_redirection(model, student, _last_hidden, student, ids, mask)
 
-    def _teacher_hidden(self, inputs: Tensors, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the teacher's hidden states that predict `ids` behind its prompt. Shape `(batch, length, hidden)`."""
+    def _teach(self, inputs: Tensors, ids: torch.Tensor, mask: torch.Tensor) -> list[Lesson]:
+        """Let teachers read `ids` behind their prompt: separate ones the memory's rows, the student itself the rest."""
+        student = self.accelerator.unwrap_model(self.model)
+        itself, everything = [Teacher(student, self.model_wrapped)], torch.arange(len(ids), device=ids.device)
+        if not self.teachers:
+            classes = [(itself, everything, True)]
+        elif (memory := Memory.of(student)) is None or memory.learning is None:
+            classes = [(self.teachers, everything, True)]
+        else:
+            taught, replayed = share_out(inputs["part"])
+            classes = [(self.teachers, *taught), (itself, *replayed)]
         joined = _joined((inputs["teacher_prompt_ids"], inputs["teacher_prompt_mask"]), (ids, mask))
-        with torch.no_grad(), self.accelerator.autocast():
-            if self.teacher_model is not None:
-                return _predicting(_last_hidden(self.teacher_model, *joined), ids)
-            student = self.accelerator.unwrap_model(self.model)
-            was_training = student.training
-            student.eval()
-            try:
-                with _memory_of(student).as_teacher():
-                    redirected = self._forward_redirection(self.model_wrapped, student, _last_hidden, student, *joined)
-            finally:
-                student.train(was_training)
-            return _predicting(redirected, ids)
 
-    def _reference_divergence(self, model: nn.Module, batch: Tensors, taught: torch.Tensor) -> torch.Tensor:
+        def read(teacher: Teacher, rows: torch.Tensor) -> torch.Tensor:
+            chosen = (teacher.model, *(tensor[rows] for tensor in joined))
+            return _predicting(self._forward_redirection(teacher.wrapped, teacher.model, _last_hidden, *chosen), ids)
+
+        with torch.no_grad(), self.accelerator.autocast(), _teaching(student):
+            return [
+                Lesson(rows, [(read(teacher, rows), Head.of(teacher.model)) for teacher in teachers], is_given)
+                for teachers, rows, is_given in classes
+            ]
+
+    def _reference_divergence(self, model: nn.Module, batch: Tensors, taught: list[Lesson]) -> torch.Tensor:
         ids, mask = batch["reference_ids"], batch["reference_mask"]
         hidden = self._student_hidden(model, *_joined((batch["prompt_ids"], batch["prompt_mask"]), (ids, mask)))
         return self._divergence(_predicting(hidden, ids), taught, mask)
 
-    def _divergence(self, student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _divergence(self, student: torch.Tensor, lessons: list[Lesson], mask: torch.Tensor) -> torch.Tensor:
         """Return the divergence of each row, summed over its tokens, and their number. Shape `(2, batch)`."""
-        head = Head.of(self.accelerator.unwrap_model(self.model))
-        teacher_head = head if self.teacher_model is None else Head.of(self.teacher_model)
-        per_token = divergence_per_token(student, teacher, head, teacher_head, mask, self.args.divergence_beta)
-        return torch.stack([per_token.sum(1), mask.sum(1).float()])
+        head, beta = Head.of(self.accelerator.unwrap_model(self.model)), self.args.divergence_beta
+        sums = torch.stack([lesson.divergence(student, head, mask, beta) for lesson in lessons]).sum(0)
+        return torch.stack([sums, mask.sum(1).float()])
 
     def _mean(self, kind: str, sums: torch.Tensor, rows: Tensors) -> torch.Tensor:
         """Weigh the rows, and log the mean divergence per token of each part."""
@@ -281,10 +295,16 @@ def _prepare(model: PreTrainedModel, args: KnowledgeSeedingConfig) -> None:
         raise ValueError("The model's memory has no learning expert. Call `memory.activate()` first.")
 
 
-def _memory_of(model: nn.Module) -> Memory:
-    memory = Memory.of(model)
-    assert memory is not None
-    return memory
+@contextmanager
+def _teaching(student: PreTrainedModel) -> Iterator[None]:
+    """Show the student as its own teacher: without the expert that is learning, and without dropout."""
+    memory, was_training = Memory.of(student), student.training
+    student.eval()
+    try:
+        with nullcontext() if memory is None else memory.as_teacher():
+            yield
+    finally:
+        student.train(was_training)
 
 
 class _LastHidden:

@@ -1,0 +1,181 @@
+"""Weights that are spread over the processes (DeepSpeed ZeRO-3): which are, and how to hold a few of them whole.
+
+Everything here does nothing to weights that are whole already, so that callers need not ask.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DeepSpeedPlugin
+from torch import nn
+from transformers.integrations.deepspeed import (
+    HfDeepSpeedConfig,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
+
+STALE = 600  # seconds after which a compilation is taken for dead
+
+# -- parameters ---------------------------------------------------------------------------------------------------
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Tell whether a model's weights are spread over the processes, so that each holds but a part of them."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
+    """Return the shape of a parameter, its parts on other processes included."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def whole_size(parameter: torch.Tensor) -> int:
+    """Return the number of a parameter's values, those on other processes included."""
+    return whole_shape(parameter).numel()
+
+
+@contextmanager
+def gathered(parameters: Iterable[nn.Parameter], write: bool = False) -> Iterator[None]:
+    """Hold parameters whole on every process. All processes have to enter together.
+
+    Args:
+        parameters (`Iterable[nn.Parameter]`):
+            A few parameters, such as those of one module: never a whole model's.
+        write (`bool`, *optional*, defaults to `False`):
+            Keep what the first process writes to them.
+    """
+    sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not sharded:
+        yield
+        return
+    from deepspeed import zero
+
+    with zero.GatheredParameters(sharded, modifier_rank=0 if write else None):
+        yield
+
+
+def takes_part_in_saving(model: nn.Module) -> bool:
+    """Tell whether this process is needed to save a model's weights: the first, and all if they are sharded."""
+    return is_sharded(model) or PartialState().is_main_process
+
+
+def writes_files(model: nn.Module) -> bool:
+    """Tell whether this process, of those that take part in saving, is the one that writes."""
+    return not is_sharded(model) or PartialState().is_main_process
+
+
+# -- models -------------------------------------------------------------------------------------------------------
+
+
+def check_launch(dreams: bool) -> None:
+    """Raise if this is a launch of DeepSpeed's and cannot work.
+
+    Args:
+        dreams (`bool`):
+            Whether the model will dream.
+
+    Raises:
+        `ValueError`: if dreams meet sharded weights, or DeepSpeed cannot compile its operations for a CPU.
+    """
+    if dreams and _launched() is not None:
+        raise ValueError(
+            "dream.rounds: dreams are tried out on whole layers, and DeepSpeed ZeRO-3 has sharded them. Give "
+            "--dream.rounds 0, or launch with launch/accelerate/ddp.yaml."
+        )
+    if is_deepspeed() and not torch.accelerator.is_available():
+        from torch.utils import cpp_extension
+
+        compiler = cpp_extension.get_cxx_compiler()
+        if missing := [n for n in (compiler, "ninja") if shutil.which(n) is None]:
+            raise ValueError(
+                f"DeepSpeed compiles its operations for the CPU once, with a C++ compiler and ninja; not found: "
+                f"{', '.join(missing)}. Install g++ from the system's packages and `pip install ninja`, or launch with "
+                f"launch/accelerate/ddp.yaml."
+            )
+        extensions = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+        for lock in extensions.glob("**/deepspeed_*/lock"):
+            if time.time() - lock.stat().st_mtime > STALE:
+                raise ValueError(
+                    f"{lock} is more than {STALE // 60} minutes old: a process was killed while it compiled, and "
+                    f"DeepSpeed would wait for it without end. Remove the file."
+                )
+
+
+def count_shards() -> int:
+    """Return over how many processes this launch spreads the weights of a model."""
+    return 1 if _launched() is None else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_deepspeed() -> bool:
+    """Tell whether this process was launched for DeepSpeed, at whatever stage."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+@cache
+def _launched() -> HfDeepSpeedConfig | None:
+    """Return the DeepSpeed configuration of this launch, or `None` if it does not shard weights."""
+    if not is_deepspeed():
+        return None
+    plugin = DeepSpeedPlugin()
+    if plugin.zero_stage != 3:
+        return None
+    shard_everything(plugin)
+    plugin.set_deepspeed_weakref()
+    return plugin.dschf
+
+
+def shard_everything(plugin: DeepSpeedPlugin) -> None:
+    """Shard small weights too: those that DeepSpeed would keep whole it gathers in one buffer, but experts are float32
+    beside a base that may be bfloat16."""
+    plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+
+
+@contextmanager
+def sharding(dtype: torch.dtype | None) -> Iterator[None]:
+    """Shard the weights of models that are loaded meanwhile, if the launch asks for it.
+
+    Args:
+        dtype (`torch.dtype`, *optional*):
+            Of the weights. `None` keeps them whole after all, for a model that every process needs, such as a reward's.
+    """
+    if (launched := _launched()) is None:
+        yield
+        return
+    config = HfDeepSpeedConfig({**launched.config, "bf16": {"enabled": dtype == torch.bfloat16}})
+    if dtype is None:
+        unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        del config  # transformers refers to it weakly
+        set_hf_deepspeed_config(launched)
+
+
+def serve(model: nn.Module) -> None:
+    """Let a sharded model run outside a trainer: each module's weights come together for its forward pass alone."""
+    if not is_sharded(model):
+        return
+    import deepspeed
+
+    withdraw(model)
+    launched = _launched()
+    assert launched is not None
+    set_hf_deepspeed_config(launched)  # a trainer that is gone took its own along, and generate has to know
+    config = {name: value for name, value in launched.config.items() if name not in ("optimizer", "scheduler")}
+    config["zero_optimization"] = {k: v for k, v in config["zero_optimization"].items() if k != "offload_optimizer"}
+    model.__dict__["sleep_engine"] = deepspeed.initialize(model=model, config=config)[0]  # no module of the model's
+
+
+def withdraw(model: nn.Module) -> None:
+    """Undo [`serve`], so that a trainer can take the model."""
+    if (engine := model.__dict__.pop("sleep_engine", None)) is not None:
+        engine.destroy()

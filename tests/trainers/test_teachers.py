@@ -1,0 +1,114 @@
+"""Knowledge Seeding from separate teachers: one or several, of other sizes than the student."""
+
+import pytest
+import torch
+from datasets import Dataset
+
+from sleep_trl.memory import Memory, MemorySpec, attach
+from sleep_trl.trainers import KnowledgeSeedingConfig, KnowledgeSeedingTrainer
+from sleep_trl.trainers.knowledge_seeding.ensemble import ensemble_divergence
+from sleep_trl.trainers.knowledge_seeding.loss import Head, divergence_per_token
+from sleep_trl.trainers.knowledge_seeding.parts import PARTS
+from sleep_trl.trainers.knowledge_seeding.teachers import share_out
+from tests.tiny import tiny_model, tiny_tokenizer
+from tests.trainers.test_knowledge_seeding import OPTIONS, length_reward, logged, rows
+
+LARGER = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3}
+
+
+def heads(vocabularies=(97, 97, 97), sizes=(16, 8, 12)):
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.randn(v, s, generator=generator) for v, s in zip(vocabularies, sizes, strict=True)]
+    hidden = [torch.randn(2, 5, s, generator=generator) for s in sizes]
+    return [Head(weight) for weight in made], hidden
+
+
+MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_an_ensemble_of_one_is_that_teacher(beta):
+    (student, teacher, _), (mine, taught, _) = heads()
+    values = []
+    for divergence in (
+        lambda hidden: ensemble_divergence(hidden, student, [(taught, teacher)], MASK, beta),
+        lambda hidden: divergence_per_token(hidden, taught, student, teacher, MASK, beta),
+    ):
+        hidden = mine.clone().requires_grad_()
+        value = divergence(hidden)
+        value.sum().backward()
+        values.append((value.detach(), hidden.grad))
+    torch.testing.assert_close(values[0], values[1], rtol=1e-4, atol=1e-5)
+    assert (values[0][0][MASK == 0] == 0).all() and values[0][0].sum() > 1
+
+
+def test_several_teachers_teach_their_mean_distribution():
+    (student, first, second), (mine, one, two) = heads()
+    value = ensemble_divergence(mine, student, [(one, first), (two, second)], MASK, 0.0)
+    p = ((one @ first.weight.T).softmax(-1) + (two @ second.weight.T).softmax(-1)) / 2
+    expected = (p * (p.log() - (mine @ student.weight.T).log_softmax(-1))).sum(-1) * MASK
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_beyond_the_smaller_vocabulary_are_left_out():
+    (student, teacher, _), (mine, taught, _) = heads(vocabularies=(104, 97, 97))
+    value = ensemble_divergence(mine, student, [(taught, teacher)], MASK, 0.0)
+    cut = Head(student.weight[:97])
+    torch.testing.assert_close(value, divergence_per_token(mine, taught, cut, teacher, MASK, 0.0), rtol=1e-4, atol=1e-5)
+
+
+def test_no_class_of_rows_is_ever_without_a_row():
+    memory, general, earlier = (PARTS.index(name) for name in ("memory", "general", "earlier"))
+    (taught, is_taught), (replayed, is_replayed) = share_out(torch.tensor([memory, general, memory, earlier]))
+    assert (taught.tolist(), replayed.tolist()) == ([0, 2], [1, 3]) and is_taught and is_replayed
+    (taught, is_taught), (replayed, is_replayed) = share_out(torch.tensor([memory, memory]))
+    assert (taught.tolist(), replayed.tolist()) == ([0, 1], [0]) and is_taught and not is_replayed
+
+
+def larger_student():
+    model = tiny_model(seed=5, **LARGER)
+    attach(model, MemorySpec(width=16, max_experts=1)).activate()
+    return model
+
+
+def seeded(tmp_path, teachers, **options):
+    data = Dataset.from_list([{**row, "part": options.pop("part", "memory")} for row in rows(4)])
+    trainer = KnowledgeSeedingTrainer(
+        larger_student(),
+        length_reward,
+        args=KnowledgeSeedingConfig(str(tmp_path), **{**OPTIONS, "max_steps": 30, "alpha": 1.0, **options}),
+        train_dataset=data,
+        processing_class=tiny_tokenizer(),
+        teacher_model=teachers,
+    )
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_smaller_teachers_teach_the_expert_of_a_larger_student(tmp_path, count):
+    teachers = [tiny_model(seed=seed) for seed in range(count)]
+    trainer = seeded(tmp_path, teachers if count > 1 else teachers[0])
+    losses = logged(trainer, "divergence/memory/reference")
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    base = dict(tiny_model(seed=5, **LARGER).named_parameters())
+    assert all(torch.equal(p, base[name]) for name, p in Memory.of(trainer.model).base_parameters())
+
+
+def test_the_student_itself_teaches_what_it_must_not_forget(tmp_path):
+    """A new expert says nothing, so that the model is no distance from itself, but far from another teacher."""
+    data = Dataset.from_list([{**row, "teacher_prompt": row["prompt"], "part": "general"} for row in rows(4)])
+    options = {**OPTIONS, "max_steps": 1, "alpha": 1.0, "logging_steps": 1}
+    found = {}
+    for name, teacher in {"itself": None, "separate": tiny_model(seed=1)}.items():
+        trainer = KnowledgeSeedingTrainer(
+            larger_student(),
+            length_reward,
+            args=KnowledgeSeedingConfig(str(tmp_path / name), **options),
+            train_dataset=data,
+            processing_class=tiny_tokenizer(),
+            teacher_model=teacher,
+        )
+        trainer.train()
+        (found[name],) = logged(trainer, "divergence/general/reference")
+    assert found["separate"] == found["itself"] <= 1e-6
