@@ -114,13 +114,16 @@ def for_backend(body: dict[str, Any], backend: Backend, path: str) -> dict[str, 
     """Return a request as a model server takes it.
 
     Raises:
-        `ApiError`: if it asks for what the server would pass over in silence, or for a chat with a model without a chat
-            template.
+        `ApiError`: if it asks for what the server would pass over in silence, brings its own chat template, or asks a
+            model without one for a chat.
     """
     if path == CHAT and not backend.is_chat:
         raise ApiError(
             400, f"This model has no chat template. Use {COMPLETIONS}, or sleep on a chat model.", "no_chat_template"
         )
+    template = body.get("chat_template_kwargs")
+    if template is not None and (not isinstance(template, dict) or "chat_template" in template):
+        raise ApiError(400, "`chat_template_kwargs` must be an object without `chat_template`.")
     sent = {key: value for key, value in body.items() if key != "store"} | {"model": backend.model}
     if backend.kind != "transformers":
         return sent

@@ -102,6 +102,14 @@ def test_a_base_model_does_not_chat():
     assert for_backend({"prompt": "a"}, server("vllm", is_chat=False), COMPLETIONS)["prompt"] == "a"
 
 
+def test_a_request_brings_no_template():
+    for given in ({"chat_template": "{{ 1 }}"}, "chat_template"):
+        with pytest.raises(ApiError, match="without `chat_template`"):
+            for_backend({"messages": [USER], "chat_template_kwargs": given}, server("transformers"), CHAT)
+    asked = {"messages": [USER], "chat_template_kwargs": {"enable_thinking": False}}
+    assert for_backend(asked, server("transformers"), CHAT) == asked | {"model": "model"}
+
+
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [
