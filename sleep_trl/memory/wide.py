@@ -62,7 +62,7 @@ def _append(host: Host, role: str, own: torch.Tensor, parts: Mapping[str, list[t
 
 class HostMaps:
     """The linear maps of one host, narrow or wide. The wide ones are made when they are first needed, and then the
-    host's own weights become views of them, so that they are held once (but for a fused map, whose halves lie apart).
+    host's own weights become views of them where these are contiguous, as for input maps, so that they are held once.
 
     Args:
         host (`Host`):
@@ -126,6 +126,8 @@ class HostMaps:
             self._wide[f"{role}.weight"] = nn.Parameter(weight, requires_grad=False)
             if bias is not None and bias is not linear.bias:
                 self._wide[f"{role}.bias"] = nn.Parameter(bias, requires_grad=False)
-            if not (self.host.form.is_fused and role in self.host.form.inputs):
-                rows, columns = linear.weight.shape
-                linear.weight.data = weight[:rows, :columns]
+            rows, columns = linear.weight.shape
+            narrow = weight[:rows, :columns]
+            is_start = not (self.host.form.is_fused and role in self.host.form.inputs)  # its halves lie apart
+            if is_start and narrow.is_contiguous():  # others could not be sent from process to process
+                linear.weight.data = narrow

@@ -87,15 +87,16 @@ def test_a_trained_model_folds_to_the_last_digits(tmp_path):
     assert fold(memory, tmp_path) <= 1e-5
 
 
-def test_settled_experts_hold_their_hosts_weights_once():
+def test_settled_experts_share_the_input_maps_of_their_host():
     model = tiny_model()
     memory = attach(model, SPEC)
     fill(memory, memory.activate())
     memory.learn(None)
     with torch.inference_mode():
         model(input_ids=IDS)
-    for linear in (model.model.layers[0].mlp.gate_proj, model.model.layers[0].mlp.down_proj):
+    for linear in (model.model.layers[0].mlp.gate_proj, model.model.layers[0].mlp.up_proj):
         assert linear.weight.untyped_storage().nbytes() == (48 + 8) * 32 * 4
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
     with memory.as_base():
         model(input_ids=IDS).logits.sum()  # narrow again
     assert model.model.layers[0].mlp.gate_proj.weight.shape == (48, 32)

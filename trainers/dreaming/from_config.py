@@ -80,8 +80,8 @@ def dream(
 
     Args:
         rows (`list[dict]`):
-            The tasks, see `sleep_trl.night.dream_tasks.Dreamer`. With several processes, those that do not share out evenly
-            are left out.
+            The tasks, see `sleep_trl.night.dream_tasks.Dreamer`. With several processes, those that do not share out
+            evenly are left out.
         samples (`list[Sample]`):
             What was consolidated before, for selection by alignment.
         folder (`Path`):
