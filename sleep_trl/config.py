@@ -266,7 +266,8 @@ class RolloutConfig(Section):
 
     engine: Literal["auto", "transformers", "vllm", "ray"] = "auto"
     """transformers: in the process, on the model itself. vllm: a vLLM in the process. ray: a pool of either as Ray
-    actors. auto: vllm on a GPU if it can hold the grown model, else transformers; the run prints why."""
+    actors. auto: vllm if it is installed and can hold the grown model (without a GPU from 10 million MLP weights on),
+    else transformers; the run prints why."""
 
     inner_engine: Literal["auto", "transformers", "vllm"] = "auto"
     """What the engines of a pool are; auto: vllm on GPUs, else transformers."""

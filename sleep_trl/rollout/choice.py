@@ -25,6 +25,9 @@ from .vllm import CPU_HEAD_SIZES
 from .weights import GrownWeights
 
 VLLM_BATCH = 256  # prompts at once, of which vLLM makes batches of its own
+# MLP weights from which auto takes vLLM on a CPU: it wins by a little below, clearly above (benchmarks/rollout.py), and
+# takes some 20 seconds to start.
+WORTH_VLLM = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,13 @@ def choose(rollout: RolloutConfig, config: PretrainedConfig, hosts: Sequence[Hos
     """
     not_vllm = _obstacle_to_vllm(config, hosts, is_routed)
     if rollout.engine == "auto":
-        if not_vllm is None and not torch.cuda.is_available():
-            not_vllm = "there is no GPU, and on a CPU transformers generates faster with small models"
+        if not_vllm is None and not torch.cuda.is_available() and _mlp_weights(hosts) < WORTH_VLLM:
+            not_vllm = "there is no GPU, and with so small a model vLLM gains less than its start takes"
         if not_vllm is None and PartialState().num_processes > 1:
             not_vllm = "several processes share one vLLM through rollout.engine ray only"
         if not_vllm:
             return Choice("transformers", "transformers", not_vllm)
-        return Choice("vllm", "vllm", "there is a GPU, and vLLM is installed")
+        return Choice("vllm", "vllm", "it is installed, can hold the grown model, and generates faster")
     if rollout.engine == "transformers":
         return Choice("transformers", "transformers", "asked for")
     if obstacle := _obstacle_to_own_weights(is_routed):
@@ -139,6 +142,10 @@ def _replica(rollout: RolloutConfig, not_vllm: str | None) -> ReplicaKind:
     if rollout.inner_engine != "auto":
         return rollout.inner_engine
     return "vllm" if not_vllm is None and torch.cuda.is_available() else "transformers"
+
+
+def _mlp_weights(hosts: Sequence[Host]) -> int:
+    return sum(3 * host.hidden_size * host.intermediate_size for host in hosts)
 
 
 def _slots(memory: Memory) -> list[int]:

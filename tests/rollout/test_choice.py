@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from accelerate import PartialState
@@ -22,16 +24,18 @@ def installed(monkeypatch):
     return missing
 
 
-def chosen(form="llama", is_routed=False, **options):
+def chosen(form="llama", is_routed=False, scale=1, **options):
     model = tiny_model(form)
-    return choose(RolloutConfig(**options), model.config, find_hosts(model), is_routed)
+    hosts = [replace(host, intermediate_size=scale * host.intermediate_size) for host in find_hosts(model)]
+    return choose(RolloutConfig(**options), model.config, hosts, is_routed)
 
 
 @pytest.mark.parametrize(
     ("case", "has_gpu", "engine", "reason"),
     [
-        ({}, False, "transformers", "there is no GPU"),
-        ({}, True, "vllm", "there is a GPU"),
+        ({}, False, "transformers", "so small a model"),
+        ({"scale": 10_000}, False, "vllm", "generates faster"),
+        ({}, True, "vllm", "it is installed"),
         ({"form": "gpt2"}, True, "transformers", "gpt2 models in another order"),
         ({"is_routed": True}, True, "transformers", "routing topk"),
     ],
