@@ -74,7 +74,8 @@ def main() -> None:
         while (left := arguments.kills - sum(len(outcome["killed"]) for outcome in outcomes)) > 0:
             life = Life(Path(folder, "killed"), context)
             moments = [draws.uniform(0, seconds / 2) for _ in range(min(left, KILLS))]
-            life.live(1 + len(outcomes) % 2, moments)
+            took = life.live(1 + len(outcomes) % 2, moments)
+            seconds = seconds if life.killed else min(seconds, took)  # the machine has become faster
             outcomes.append({"killed": life.killed, "difference": life.difference(whole), "lost": life.lost()})
             progress(json.dumps(outcomes[-1]))
             shutil.rmtree(life.folder)
