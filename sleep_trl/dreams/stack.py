@@ -9,7 +9,7 @@ the gradient of that input. No gradient of a frozen weight is ever computed, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -55,6 +55,23 @@ class Site:
         return self.start + self.rank * sizes
 
 
+@contextmanager
+def replaced_forwards(forwards: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Give modules another `forward` of their own. A host whose maps have one computes without its settled experts,
+    which stand beside it meanwhile (see [`sleep_trl.memory.wide`]): its maps have the shapes that adapters are for."""
+    before = [(module, module.__dict__.get("forward")) for module, _ in forwards]
+    try:
+        for module, forward in forwards:
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        for module, own in before:
+            if own is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = own
+
+
 @torch.no_grad()
 def find_sites(model: PreTrainedModel, targets: list[Target], rank: int) -> list[Site]:
     """Find out, by one pass over two rows of three tokens, which targets read the same input and in which order.
@@ -63,15 +80,13 @@ def find_sites(model: PreTrainedModel, targets: list[Target], rank: int) -> list
         `ValueError`: if a target is not called exactly once a pass with an input `(batch, length, in_features)`.
     """
     calls: list[tuple[Target, torch.Tensor]] = []
-    handles = [
-        target.module.register_forward_pre_hook(lambda _, args, target=target: calls.append((target, args[0])))
-        for target in targets
-    ]
-    try:
+
+    def read(target: Target, forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        calls.append((target, x))
+        return forward(x)
+
+    with replaced_forwards([(t.module, partial(read, t, t.module.forward)) for t in targets]):
         model(input_ids=torch.zeros(2, 3, dtype=torch.long, device=model.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     for target in targets:
         shapes = [tuple(x.shape) for called, x in calls if called is target]
         if shapes != [(2, 3, target.in_features)]:
@@ -185,21 +200,17 @@ class Stack:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Replace the targets' `forward`, and put it back at the end, whatever happens."""
-        before: list[tuple[nn.Module, Any]] = []
+        forwards = [
+            (target.module, partial(self._forward, index, place))
+            for index, site in enumerate(self.sites)
+            for place, target in enumerate(site.targets)
+        ]
         try:
-            for index, site in enumerate(self.sites):
-                for place, target in enumerate(site.targets):
-                    before.append((target.module, target.module.__dict__.get("forward")))
-                    target.module.__dict__["forward"] = partial(self._forward, index, place)
-            yield
+            with replaced_forwards(forwards):
+                yield
         finally:
             self._reads.clear()
             self.window = None
-            for module, forward in before:
-                if forward is None:
-                    del module.__dict__["forward"]
-                else:
-                    module.__dict__["forward"] = forward
 
     def show(self, window: Window) -> None:
         """Take the adapters of the next passes from `window`."""

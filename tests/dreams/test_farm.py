@@ -126,10 +126,10 @@ def test_several_sequences_a_dream(loop):
 def test_every_form_with_a_memory_attached(form):
     model = tiny_model(form)
     memory = attach(model, MemorySpec(width=8, max_experts=2))
-    index = memory.activate()
-    with torch.no_grad():
-        for _, parameter in memory.expert_parameters(index):
-            parameter.normal_(0, 0.2)
+    for index in memory.activate(), memory.activate():  # one is settled and computes inside its host, the other learns
+        with torch.no_grad():
+            for _, parameter in memory.expert_parameters(index):
+                parameter.normal_(0, 0.2)
     model.train()
     before, flags = checksum(model), [p.requires_grad for p in model.parameters()]
     dreams = make_dreams(3)
