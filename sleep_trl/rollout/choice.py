@@ -25,8 +25,8 @@ from .vllm import CPU_HEAD_SIZES
 from .weights import GrownWeights
 
 VLLM_BATCH = 256  # prompts at once, of which vLLM makes batches of its own
-# MLP weights from which auto takes vLLM on a CPU. It generates faster below that too (benchmarks/rollout.py), but a night
-# of so small a model is short, and vLLM has to start.
+# MLP weights from which auto takes vLLM on a CPU. It generates faster below that too (benchmarks/rollout.py), but a
+# night of so small a model is short, and vLLM has to start.
 WORTH_VLLM = 10_000_000
 
 
