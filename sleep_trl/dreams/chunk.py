@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
 from .adapters import LoraSpec, initial_adapter
 from .batches import Dream, Pass, Row, data_order, make_passes
+from .head import Head, installed_head
 from .inner_loop import InnerLoop, Outcome
 from .stack import Site, Stack, Window, from_row, layout, to_row
 
@@ -94,16 +93,18 @@ class Chunk:
     def train(self) -> dict[str, Outcome]:
         stack = Stack(self.sites, self.spec.scale)
         step = 0
-        with stack.installed(), _counted_logits(self.model, self.sites) as keep:
+        output = self.model.get_output_embeddings()
+        is_target = any(target.module is output for site in self.sites for target in site.targets)
+        with installed_head(self.model, is_target) as head, stack.installed():
             while self.learners:
-                self._end(self._step(stack, keep))
+                self._end(self._step(stack, head))
                 if self.learners:
                     self._update(step)
                 step += 1
                 self._end([n for n, learner in enumerate(self.learners) if learner.updates == learner.steps])
         return self.outcomes
 
-    def _step(self, stack: Stack, keep: _Kept) -> list[int]:
+    def _step(self, stack: Stack, head: Head) -> list[int]:
         """Compute losses and gradients of one step; return the learners that end without an update."""
         batches = [[learner.rows[n] for n in next(learner.order)] for learner in self.learners]
         if self._planned[0] != batches:
@@ -118,15 +119,13 @@ class Chunk:
         for rows, (index, repeats) in zip(self._planned[1], layouts, strict=True):
             weights, grads = self.weights[index], self.grads[index]
             stack.show(Window(weights.to(self.model.dtype), grads, repeats, is_first))
-            logits = keep.logits(self.model, rows)  # (counted, vocabulary)
-            terms = F.cross_entropy(logits.float(), rows.labels, reduction="none") * rows.weights  # (counted,)
-            terms.sum().backward()
+            terms = head.learn(rows)  # (counted,)
             if stack.open:
                 raise RuntimeError(
                     f"{stack.open} targets got no gradient, so adapters would have learnt only in part. Name only "
                     f"targets on which the logits depend."
                 )
-            losses.index_add_(0, rows.label_owners, terms.detach())
+            losses.index_add_(0, rows.label_owners, terms)
             if not isinstance(index, slice):  # then `grads` is a copy
                 self.grads.index_add_(0, torch.tensor(index, device=grads.device), grads)
         for learner, loss in zip(self.learners, losses.tolist(), strict=True):
@@ -166,31 +165,3 @@ class Chunk:
             learner.parameter.data, learner.parameter.grad = row, grad
         for group in self.optimizer.param_groups:
             group["params"] = [p for p in group["params"] if id(p) not in gone]
-
-
-class _Kept:
-    """Reduces the output layer's input to the positions that are counted."""
-
-    def __init__(self, is_target: bool) -> None:
-        self.is_target, self.places = is_target, torch.empty(0)
-
-    def select(self, _: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        return (args[0].flatten(0, 1).index_select(0, self.places)[None],)  # (1, counted, hidden)
-
-    def logits(self, model: PreTrainedModel, rows: Pass) -> torch.Tensor:
-        self.places = rows.places
-        logits: torch.Tensor = model(input_ids=rows.ids, use_cache=False).logits
-        return logits.flatten(0, 1).index_select(0, rows.places) if self.is_target else logits[0]
-
-
-@contextmanager
-def _counted_logits(model: PreTrainedModel, sites: list[Site]) -> Iterator[_Kept]:
-    """Spend the output layer on counted positions only, unless it is a target itself and has to see all rows."""
-    output = model.get_output_embeddings()
-    kept = _Kept(any(target.module is output for site in sites for target in site.targets))
-    handle = None if kept.is_target else output.register_forward_pre_hook(kept.select)
-    try:
-        yield kept
-    finally:
-        if handle is not None:
-            handle.remove()

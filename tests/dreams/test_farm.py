@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import get_scheduler
 
+from sleep_trl.dreams import head
 from sleep_trl.dreams.adapters import LoraSpec, find_targets, initial_adapter
 from sleep_trl.dreams.batches import Dream, data_order, divide
 from sleep_trl.dreams.export import export_adapter
@@ -282,3 +283,23 @@ def test_rows_are_divided_with_the_least_padding():
     assert divide((9, 9, 3, 3), 100, 20) == [(0, 4)]
     assert divide((9, 9, 3, 3), 9, 1) == [(0, 1), (1, 2), (2, 4)]
     assert divide((50,), 9, 1) == [(0, 1)]  # a single row may exceed the limit
+
+
+@pytest.mark.parametrize("form", ["llama", "gemma2"])
+def test_logits_come_in_tiles_and_change_nothing(form, monkeypatch):
+    """Gemma-2 caps its logits behind the output layer, and takes them at once."""
+    model, widest = tiny_model(form), []
+    forward = type(model.get_output_embeddings()).forward
+
+    def measured(self, x):
+        if self is model.get_output_embeddings():
+            widest.append(x.numel() // x.shape[-1])
+        return forward(self, x)
+
+    monkeypatch.setattr(type(model.get_output_embeddings()), "forward", measured)
+    monkeypatch.setattr(head, "LOGITS", {"cpu": 97 * 4})
+    dreams = make_dreams(3)
+    outcomes = train_adapters(model, dreams, SPEC, LOOP)
+    assert (max(widest[1:]) == 4) == (form == "llama")  # the first is the pass that finds the sites
+    for dream, outcome in zip(dreams, outcomes, strict=True):
+        assert difference(outcome.adapter.weights, trained_alone(model, dream, LOOP)) <= 1e-5
