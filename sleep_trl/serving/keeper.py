@@ -19,7 +19,7 @@ from .backend import Backend, Kind
 
 logger = logging.getLogger(__name__)
 
-HOLD = 60.0  # seconds that a request waits for a server that is being started again
+HOLD = 300.0  # seconds that a request waits for a server that is being started again, which takes vLLM a minute or two
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts to start a server that died
 
 
