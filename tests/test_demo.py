@@ -23,15 +23,15 @@ def demo(out: Path, nights: int) -> str:
     command = ["make", "-o", ".venv/.installed", "demo", f"NIGHTS={nights}", f"OUT={out}", f"OPTIONS={SHORT}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def test_the_demo_can_be_called_again_with_more_nights_and_after_a_stop(tmp_path):
-    assert "is done" not in demo(tmp_path, 1)
+    assert "is finished" not in demo(tmp_path, 1)
     second = demo(tmp_path, 2)
-    assert "Night 1 is done" in second and "Going on" not in second
-    results = tmp_path / "night2" / "results.json"
+    assert "night-001 is finished" in second and "A life of 2 nights" in second
+    results = tmp_path / "night-002" / "results.json"
     results.unlink()  # as after a stop just before the end
     third = demo(tmp_path, 2)
-    assert "Night 1 is done" in third and "Going on with night 2" in third
+    assert "night-001 is finished" in third and "night-002 is finished" not in third
     assert results.exists()
