@@ -344,7 +344,8 @@ def compare_cuda(args: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     args = parse()
-    rerun_with(environment(args.threads))
+    # Without it DeepSpeed, which TRL imports, prints a guess between our lines.
+    rerun_with({**environment(args.threads), "DS_ACCELERATOR": "cuda" if args.cuda else "cpu"})
     logging.getLogger("transformers").setLevel(logging.ERROR)
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     if args.peak:
