@@ -101,7 +101,7 @@ def serving(life: Path, *options: str) -> Iterator[Served]:
 def served(tmp_path_factory) -> Iterator[Served]:
     life = tmp_path_factory.mktemp("lives") / "life"
     write_night(life, 1)
-    with serving(life, "--record", str(life / "wake.db")) as endpoint:
+    with serving(life, "--backend", "transformers", "--record", str(life / "wake.db")) as endpoint:
         yield endpoint
 
 
