@@ -17,7 +17,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	&& echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm demo test test-slow lint format types wheel check bench clean
+.PHONY: help setup vllm demo test test-vllm test-slow lint format types wheel check bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,10 +54,14 @@ demo: setup $(if $(filter vllm,$(ENGINE)),vllm) ## NIGHTS nights of the quicksta
 		launch/sleep.py --config examples/quickstart/config.yaml --rollout.engine $(ENGINE) --resume --output_dir $(OUT) \
 		$(addprefix --nights ,$(wordlist 1,$(NIGHTS),$(MEMORIES))) $(OPTIONS)
 
-test: setup vllm ## the tests; no network, no GPU
+test: setup ## the tests; no network, no GPU
 	@$(BIN)/python -m pytest -q
 
-test-slow: setup vllm ## the tests marked slow
+test-vllm: setup vllm ## the tests of vLLM, which imports Ray with TRL, in a process of their own
+	@$(BIN)/python -m pytest -q tests/rollout/test_vllm.py
+	@$(BIN)/python -m pytest -q -m slow tests/serving
+
+test-slow: setup ## the tests marked slow
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
 
 lint: setup ## ruff: rules and formatting

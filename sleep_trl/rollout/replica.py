@@ -66,7 +66,8 @@ class TransformersReplica:
 
     def __init__(self, spec: ReplicaSpec) -> None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        model = AutoModelForCausalLM.from_config(spec.config, dtype=spec.config.dtype)
+        with torch.random.fork_rng():  # the first weights, soon replaced, are drawn
+            model = AutoModelForCausalLM.from_config(spec.config, dtype=spec.config.dtype)
         self.engine = TransformersEngine(model.to(device).eval().requires_grad_(False), spec.tokenizer)
         self.engine.eos_ids = list(spec.eos_ids)
         self.tensors = dict(model.named_parameters())

@@ -14,7 +14,7 @@ from sleep_trl.rollout.weights import Region, WeightMismatch
 from tests.rollout.engines import PROMPTS, assert_equal, grown_model, on_the_model_itself, spec_of, teach, weights_of
 
 pytestmark = [
-    pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: make setup installs its CPU build"),
+    pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: make test-vllm installs its CPU build"),
     pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: make setup installs it"),
 ]
 
