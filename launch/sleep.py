@@ -35,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
         _find_processes()  # torch and transformers come from here on
+        if config.rollout.engine == "ray" and config.rollout.ray_address is None:
+            from sleep_trl.cluster import prepare
+
+            prepare()  # before TRL imports what imports Ray
         from sleep_trl.life import nights_of, unfinished
 
         nights = nights_of(config)

@@ -51,22 +51,36 @@ def _is_connected() -> bool:
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
-def _start(cpus: int | None, gpus: int | None) -> str:
-    """Start a Ray in the first process, and return its address in all."""
-    if "ray" in sys.modules and os.environ.get(LOOPBACK) != "0":
+def prepare() -> None:
+    """Give all processes of a run the token of a Ray that one of them may start later.
+
+    [`connect`] does so itself. A program calls this first where something else imports Ray before: TRL imports vLLM
+    where it is installed, and vLLM imports Ray.
+
+    Raises:
+        `RuntimeError`: if Ray was imported before, without a token.
+    """
+    if os.environ.get(LOOPBACK) == "0" and "RAY_AUTH_TOKEN" in os.environ:
+        return
+    if "ray" in sys.modules:
         raise RuntimeError(
-            "Ray was imported before it could be given a token. Call sleep_trl.cluster.connect() before anything "
-            "imports ray, or ray.init() yourself."
+            "Ray was imported before it could be given a token. Call sleep_trl.cluster.prepare() before anything "
+            "imports ray, trl or vllm, or ray.init() yourself."
         )
-    # A process reads its token once, so that a second Ray of a process has the first one's.
-    shared = [os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32), ""]
+    shared = [os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)]
     broadcast_object_list(shared)
     os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": shared[0], LOOPBACK: "0"})
+
+
+def _start(cpus: int | None, gpus: int | None) -> str:
+    """Start a Ray in the first process, and return its address in all."""
+    prepare()
+    shared = [""]
     if PartialState().is_main_process:
         _init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
-        shared[1] = sys.modules["ray"].get_runtime_context().gcs_address
+        shared[0] = sys.modules["ray"].get_runtime_context().gcs_address
     broadcast_object_list(shared)
-    return shared[1]
+    return shared[0]
 
 
 def _init(address: str, **options: object) -> None:
