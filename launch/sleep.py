@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
         _find_processes()  # torch and transformers come from here on
-        if config.rollout.engine == "ray" and config.rollout.ray_address is None:
+        if config.starts_ray:
             from sleep_trl.cluster import prepare
 
             prepare()  # before TRL imports what imports Ray
@@ -68,7 +68,7 @@ def _sleep(config: RunConfig) -> int:
     try:
         from sleep_trl.preflight import preflight, render
 
-        plan = preflight(config, _check_rewards)
+        plan = preflight(config, check_rewards)
     except ValueError as error:
         _tell(f"Error: {explain(error)}")
         return MISTAKE
@@ -126,7 +126,7 @@ def _sleep(config: RunConfig) -> int:
     return DONE
 
 
-def _check_rewards(config: RunConfig) -> None:
+def check_rewards(config: RunConfig) -> None:
     """Raise `ValueError` for a reward that cannot be made or called; load no weights."""
     from sleep_trl.dataset import rows
     from sleep_trl.night import dream_tasks

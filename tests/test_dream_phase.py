@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -95,6 +96,22 @@ def test_an_interrupted_night_learns_the_same_dreams(night, tmp_path):
     assert once == twice
 
 
+def test_workers_find_what_one_process_finds(night, tmp_path):
+    again = tmp_path / "run"
+    late = shutil.ignore_patterns("dream*", "learn*", "checkpoints-*", "*after*", "commit*", "results*")
+    shutil.copytree(night, again, ignore=late)
+    config = json.loads((again / "config.json").read_text())
+    config |= {"output_dir": str(again), "dream": config["dream"] | {"chunk": 5, "workers": 2}}
+    (again / "config.json").write_text(json.dumps(config))
+    given = ["--memories", str(night.parent / "town.jsonl"), "--dream.chunk", "5", "--dream.workers", "2"]
+    try:
+        assert sleep.main([*arguments(again), *given, "--resume"]) == 0
+    finally:
+        ray.shutdown()
+    alone, shared = (read_json(folder / "phases" / "dream.json")["result"] for folder in (night, again))
+    assert shared == alone
+
+
 def test_dreams_can_stay_beside_the_model(night, tmp_path):
     again = tmp_path / "run"
     late = shutil.ignore_patterns("learn_dreams*", "learnt", "checkpoints-learnt", "*after*", "commit*", "results*")
@@ -133,6 +150,7 @@ def test_a_memory_without_questions_gets_no_dreams_measured_by_them(tmp_path, ca
         ({"dream__template": "question_answer"}, "first asks for a request"),
         ({"dream__max_new_tokens": 500}, "do not fit the context"),
         ({"dream__share": 0.9}, "leave no share for the memory"),
+        ({"dream__workers": 2}, "workers (2) need chunks to share"),
         ({"dream__top_k": 4}, "select 5 of 4 dreams"),
         ({"dream__rewards": '["imitation"]'}, "needs reference, reference_ids"),
     ],

@@ -144,7 +144,7 @@ def test_right_import_passes(layer: str, source: str) -> None:
 def test_config_and_what_it_imports_are_light() -> None:
     ours = modules("core")
     queue, seen, heavy = ["sleep_trl.config"], set(), []
-    assert queue[0] in ours, "sleep_trl/config.py not found"
+    assert queue[0] in ours, "sleep_trl/config not found"
     while queue:
         name = queue.pop()
         if name in seen or name not in ours:

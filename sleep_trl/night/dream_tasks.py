@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,6 +89,8 @@ def check_dream(config: RunConfig, prompter: Prompter, context: int, window: int
             f"dream: a window of {size} tokens, {around} of prompt and a dream of {dream.max_new_tokens} do not fit "
             f"the context of {context} tokens. Lower --dream.window or --dream.max_new_tokens."
         )
+    if dream.workers and find_spec("ray") is None:
+        raise ValueError("dream.workers: Ray is not installed: pip install 'sleep-trl[ray]'.")
     if dream.measure == "questions" and not questions:
         raise ValueError("dream.measure: the memories come with no questions. Give them some, or use measure quiz.")
 

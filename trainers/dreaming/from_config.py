@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from sleep_trl.config import RunConfig
 from sleep_trl.dataset import Prompter, Sample
-from sleep_trl.dreams import Doubt, InnerLoop, LoraSpec, Questions, Rehearsal
+from sleep_trl.dreams import Doubt, InnerLoop, LoraSpec, Questions, Rehearsal, Workers
 from sleep_trl.dreams.gradients import Text, reference_gradient
 from sleep_trl.progress import StepBar
 from sleep_trl.rewards import resolve
@@ -98,6 +98,11 @@ def dream(
     taught = [s for s in samples if s.part == "memory"]
     texts = [Text.behind(s.prompt_ids, s.reference_ids) for s in taught[:: 1 + len(taught) // MOST_REFERENCES]]
 
+    workers = None
+    if options.workers:
+        address = config.rollout.ray_address
+        workers = Workers(address, count=options.workers if address is None else None, gpus=options.gpus_per_worker)
+
     def rehearsal(trainer: DreamingTrainer) -> Rehearsal:
         return Rehearsal(
             TransformersEngine(model, tokenizer, config.evaluation.batch_size),
@@ -105,6 +110,8 @@ def dream(
             LoraSpec(options.lora_rank, options.lora_alpha),
             InnerLoop(options.lora_steps, options.lora_learning_rate, seed=config.seed),
             Doubt(options.test, options.confidence, options.repeats),
+            options.chunk,
+            workers,
         )
 
     trainer = DreamingTrainer(

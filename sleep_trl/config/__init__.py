@@ -1,0 +1,15 @@
+"""One run as one frozen model: YAML in, dotted overrides on top, validated once. Imports no torch."""
+
+from .dreaming import DreamConfig
+from .run import RunConfig
+from .sections import DatasetConfig, EvaluationConfig, MemoryConfig, RolloutConfig, SeedingConfig
+
+__all__ = [
+    "DatasetConfig",
+    "DreamConfig",
+    "EvaluationConfig",
+    "MemoryConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "SeedingConfig",
+]
