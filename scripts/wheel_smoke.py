@@ -13,8 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("sleep_trl", "trainers", "rewards", "launch")
-METADATA = ("pyproject.toml", "LICENSE", "README.md", "MANIFEST.in")
-SHIPPED = (".py", ".j2", ".typed", ".yaml")
+METADATA = ("pyproject.toml", "LICENSE", "README.md", "MANIFEST.in", "constraints.txt")
+SHIPPED = (".py", ".j2", ".typed", ".yaml", ".txt")
 
 # Runs in a fresh interpreter: argv is the folder the wheel was installed to.
 IMPORT_ALL = """

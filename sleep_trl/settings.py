@@ -97,8 +97,8 @@ def parse(argv: Sequence[str]) -> RunConfig:
     return RunConfig.model_validate(_merged(from_file, given))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the mapping in a YAML file.
+def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
+    """Read the mapping in a YAML file, which an option names.
 
     Raises:
         `ValueError`: if the file is missing, is no YAML, or holds something else than a mapping.
@@ -106,17 +106,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _OneOfEachKey)
     except FileNotFoundError:
-        raise ValueError(f"--config: {path} does not exist. Give the path of a YAML file.") from None
+        raise ValueError(f"{option}: {path} does not exist. Give the path of a YAML file.") from None
     except OSError as error:
-        raise ValueError(f"--config: {path} cannot be read: {error.strerror}.") from None
+        raise ValueError(f"{option}: {path} cannot be read: {error.strerror}.") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"--config: {path} is not valid YAML: {reason}. Correct it.") from None
+        raise ValueError(f"{option}: {path} is not valid YAML: {reason}. Correct it.") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ValueError(
-            f"--config: {path} holds a {type(content).__name__}; it must hold a mapping of "
+            f"{option}: {path} holds a {type(content).__name__}; it must hold a mapping of "
             f"options, such as `model: NAME`."
         )
     return {str(key): value for key, value in content.items()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -91,23 +92,35 @@ def check_launch(dreams: bool) -> None:
             "dream.rounds: dreams are tried out on whole layers, and DeepSpeed ZeRO-3 has sharded them. Give "
             "--dream.rounds 0, or launch with launch/accelerate/ddp.yaml."
         )
-    if is_deepspeed() and not torch.accelerator.is_available():
-        from torch.utils import cpp_extension
+    if is_deepspeed():
+        check_compiler()
 
-        compiler = cpp_extension.get_cxx_compiler()
-        if missing := [n for n in (compiler, "ninja") if shutil.which(n) is None]:
+
+def check_compiler() -> None:
+    """Raise if DeepSpeed cannot compile its operations, which it does where there is no GPU.
+
+    Raises:
+        `ValueError`: if a compiler is missing, or a compilation was interrupted and left its lock behind.
+    """
+    if torch.accelerator.is_available():
+        return
+    from torch.utils import cpp_extension
+
+    compiler = cpp_extension.get_cxx_compiler()
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # beside Python lies ninja
+    if missing := [name for name in (compiler, "ninja") if shutil.which(name, path=path) is None]:
+        raise ValueError(
+            f"DeepSpeed compiles its operations for the CPU once, with a C++ compiler and ninja; not found: "
+            f"{', '.join(missing)}. Install g++ from the system's packages and `pip install ninja`, or launch with "
+            f"launch/accelerate/ddp.yaml."
+        )
+    extensions = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    for lock in extensions.glob("**/deepspeed_*/lock"):
+        if time.time() - lock.stat().st_mtime > STALE:
             raise ValueError(
-                f"DeepSpeed compiles its operations for the CPU once, with a C++ compiler and ninja; not found: "
-                f"{', '.join(missing)}. Install g++ from the system's packages and `pip install ninja`, or launch with "
-                f"launch/accelerate/ddp.yaml."
+                f"{lock} is more than {STALE // 60} minutes old: a process was killed while it compiled, and "
+                f"DeepSpeed would wait for it without end. Remove the file."
             )
-        extensions = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-        for lock in extensions.glob("**/deepspeed_*/lock"):
-            if time.time() - lock.stat().st_mtime > STALE:
-                raise ValueError(
-                    f"{lock} is more than {STALE // 60} minutes old: a process was killed while it compiled, and "
-                    f"DeepSpeed would wait for it without end. Remove the file."
-                )
 
 
 def count_shards() -> int:

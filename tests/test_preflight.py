@@ -13,7 +13,7 @@ from sleep_trl.checkpoint import read_header
 from sleep_trl.config import RunConfig
 from sleep_trl.files import write_json
 from sleep_trl.launch import sleep
-from sleep_trl.launch.sleep import _check_rewards
+from sleep_trl.launch.sleep import check_rewards
 from sleep_trl.memory import MemorySpec, attach
 from sleep_trl.plan import Shape, estimate_memory, render
 from sleep_trl.preflight import preflight
@@ -55,7 +55,7 @@ def config_of(model: Path, folder: Path, **options: object) -> RunConfig:
 
 @pytest.mark.parametrize("form", ["llama", "phi3", "gpt2"])
 def test_plan_counts_what_a_memory_counts(tmp_path: Path, form: str) -> None:
-    plan = preflight(config_of(write_model(tmp_path / "model", form), tmp_path), _check_rewards)
+    plan = preflight(config_of(write_model(tmp_path / "model", form), tmp_path), check_rewards)
     memory = attach(tiny_model(form), MemorySpec(width=8, max_experts=2))
     memory.activate()
     counted = memory.count_parameters()
@@ -113,7 +113,7 @@ def test_estimate_of_memory_is_its_formula() -> None:
 
 def test_a_routed_plan_counts_the_router_and_says_where_the_experts_will_be(model: Path, tmp_path: Path) -> None:
     config = config_of(model, tmp_path, memory__routing="topk")
-    plan, dense = preflight(config, _check_rewards), preflight(config_of(model, tmp_path))
+    plan, dense = preflight(config, check_rewards), preflight(config_of(model, tmp_path))
     memory = attach(tiny_model(), MemorySpec(width=8, max_experts=2, routing="topk"))
     memory.activate()
     assert plan.added_parameters == memory.count_parameters()["added"] == dense.added_parameters + 2 * (32 + 1)

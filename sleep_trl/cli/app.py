@@ -14,6 +14,7 @@ import typer
 
 from ..schedule import LADDER, Schedule
 from . import grown, memory, wake
+from .doctor import SETTINGS, doctor
 from .output import Json, chatter_to_stderr, show
 
 COULD_NOT, MISTAKE = 1, 2
@@ -28,6 +29,7 @@ app.add_typer(wake.app, name="wake")
 app.add_typer(memory.app, name="memory")
 app.command()(grown.serve)
 app.command()(grown.export)
+app.command(context_settings=SETTINGS)(doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,0 +1,203 @@
+"""Faults, each a real one: doctor names it, says what to do, and ends with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from sleep_trl.cli import main
+from tests.mistakes import Options, file, make_arguments, options, without
+from tests.runs import write_memories, write_model
+
+Plant = Callable[[Path, pytest.MonkeyPatch], Options]
+CPU = not torch.accelerator.is_available()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def place(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a good model and good memories."""
+    shutil.copytree(model, tmp_path / "model")
+    write_memories(tmp_path / "docs.jsonl")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def doctor(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict]]:
+    """Call `sleep-trl doctor --json`; returns the exit code and the findings by their names."""
+
+    def call(*arguments: object) -> tuple[int, dict]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["doctor", "--json", *map(str, arguments)])
+        told = json.loads(capfd.readouterr().out)
+        assert told["go"] == (ended.value.code == 0)
+        return int(ended.value.code or 0), {finding["name"]: finding for finding in told["findings"]}
+
+    return call
+
+
+def planted(make: Callable[[Path], Options]) -> Plant:
+    return lambda place, monkeypatch: make(place)
+
+
+def package(place: Path, monkeypatch: pytest.MonkeyPatch, path: str, content: str) -> Options:
+    """Put a file into a folder that comes first on Python's path."""
+    (place / "first" / path).parent.mkdir(parents=True)
+    (place / "first" / path).write_text(content)
+    monkeypatch.syspath_prepend(str(place / "first"))
+    return {}
+
+
+def old_trl(place: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
+    return package(place, monkeypatch, "trl-1.9.0.dist-info/METADATA", "Name: trl\nVersion: 1.9.0\n")
+
+
+def broken_vllm(place: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
+    raising = "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    return package(place, monkeypatch, "vllm/__init__.py", raising)
+
+
+def broken_ray(place: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
+    package(place, monkeypatch, "ray/__init__.py", "raise ImportError('libjemalloc.so.2: cannot open')\n")
+    return {"rollout__engine": "ray"}
+
+
+def no_compiler(place: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
+    (place / "empty").mkdir()
+    monkeypatch.setenv("PATH", str(place / "empty"))
+    (place / "zero3.yaml").write_text("{distributed_type: DEEPSPEED, num_processes: 2, main_process_port: 0}")
+    return {"config_file": "zero3.yaml"}
+
+
+def instruct(place: Path) -> Options:
+    (place / "model").rename(place / "Tiny-1B-Instruct")
+    return {"model": "Tiny-1B-Instruct"}
+
+
+NOWHERE = options(rollout__engine="ray", rollout__ray_address="127.0.0.1:9")
+MUCH = options(seeding__prompts_per_step=10**7)
+FAULTS: dict[str, tuple[Plant, str, str, str]] = {
+    "version": (old_trl, "trl", r"1\.9\.0, but .* trl <1\.17,>=1\.16", r"pip install 'trl.*trl==1\.16\.0"),
+    "no Ray at the address": (planted(NOWHERE), "Ray's address", r"nothing listens at 127\.0\.0\.1:9", "ray start"),
+    "no address": (
+        planted(options(rollout__engine="ray", rollout__ray_address="localhost")),
+        "Ray's address",
+        "'localhost' is no address",
+        "host:port",
+    ),
+    "too little memory": (planted(MUCH), "memory", r"MiB are needed .*, [\d,]+ MiB are free", "per_device_batch_size"),
+    "chat template missing": (planted(instruct), "chat template", "name is a chat model's, but .* no chat", "jinja"),
+    "chat asked for": (
+        planted(options(chat_template_kwargs='{"enable_thinking": true}')),
+        "chat template",
+        "chat_template_kwargs are given, but",
+        "leave out chat_template_kwargs",
+    ),
+    "context too short": (planted(options(max_context=32)), "plan", r"context of 32 tokens leaves", "raise max_con"),
+    "window too long": (planted(options(dataset__window=120)), "plan", "120 tokens of a memory do not fit", "Lower"),
+    "teacher who reads nothing": (
+        planted(file("blind.j2", "{% if context == 1 %}{% endif %}{{ request }}", dataset__templates='["blind.j2"]')),
+        "teacher's prompts",
+        r"template blind\.j2: the teacher is asked what the student is",
+        r"Write \{\{ context",
+    ),
+    "folder that cannot be written": (
+        planted(options(output_dir="/proc/sleep/night")),
+        "folder",
+        "output_dir: /proc.* cannot be",
+        "Give another --output_dir",
+    ),
+    "tokenizer missing": (
+        planted(without("tokenizer.json", "tokenizer_config.json")),
+        "tokenizer",
+        "tokenizer of 'model' does not load",
+        "save_pretrained",
+    ),
+    "broken vLLM": (broken_vllm, "vLLM", "cannot be imported: .*torchvision::nms", "pip uninstall torchvision"),
+    "broken Ray": (broken_ray, "Ray", "cannot be imported: .*libjemalloc", "force-reinstall ray"),
+    "unknown reward": (planted(options(rewards='["mine.py:fun"]')), "rewards", r"mine\.py", r"\w+"),
+    "unknown option": (planted(options(seeding__alfa=1)), "options", r"seeding\.alfa is not an option", "--help"),
+    "memories missing": (planted(options(memories="no.jsonl")), "plan", r"no\.jsonl does not exist", "Give a"),
+}
+if find_spec("vllm") is None:
+    FAULTS["vLLM not installed"] = (
+        planted(options(rollout__engine="vllm")),
+        "engine",
+        "vLLM was asked for, but vLLM is not installed",
+        r"rollout\.engine transformers",
+    )
+if CPU:
+    FAULTS["no compiler"] = (no_compiler, "compiler", r"not found: \S*\+\+", r"Install g\+\+")
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_and_its_remedy_are_named(name, place, monkeypatch, doctor):
+    plant, check, found, remedy = FAULTS[name]
+    made = plant(place, monkeypatch)
+    before = sorted(place.rglob("*"))
+    code, findings = doctor("--no-prove", *make_arguments(place, lambda _: made))
+    assert code == 2
+    told = findings[check]
+    assert told["state"] == "fault", findings
+    assert re.search(found, told["found"]), told
+    assert re.search(remedy, told["remedy"]), told
+    others = {finding["name"] for finding in findings.values() if finding["state"] == "fault"} - {check}
+    assert others <= ({"plan"} if check == "folder" else set())  # a folder of the system's has no room either
+    assert sorted(place.rglob("*")) == before
+
+
+def test_there_are_at_least_ten():
+    assert len(FAULTS) >= 10
+
+
+def test_a_port_where_the_model_will_be_served(taken, doctor):
+    code, findings = doctor("--no-prove", "--port", taken)
+    told = findings["serving port"]
+    assert (code, told["state"]) == (2, "fault")
+    assert f"port {taken}, " in told["found"] and "in use" in told["found"] and "another --port" in told["remedy"]
+
+
+def test_a_port_where_processes_meet(taken, doctor, tmp_path):
+    launcher = tmp_path / "ddp.yaml"
+    launcher.write_text(f"{{distributed_type: MULTI_CPU, num_processes: 2, main_process_port: {taken}}}")
+    code, findings = doctor("--no-prove", "--config_file", launcher)
+    told = findings["launcher's port"]
+    assert (code, told["state"]) == (2, "fault")
+    assert f"port {taken}, " in told["found"] and "--main_process_port" in told["remedy"]
+
+
+def test_a_file_that_no_launcher_reads(capsys, tmp_path):
+    (tmp_path / "ddp.yaml").write_text("num_processes: many")
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "--config_file", str(tmp_path / "ddp.yaml")])
+    assert ended.value.code == 2
+    assert "ddp.yaml is no configuration of accelerate" in capsys.readouterr().err
+
+
+def test_several_faults_are_told_at_once_and_each_once(place, doctor):
+    without("tokenizer.json", "tokenizer_config.json")(place)
+    given = make_arguments(place, options(rewards='["mine.py:fun"]', output_dir="/proc/sleep/night"))
+    code, findings = doctor("--no-prove", *given)
+    states = {name: finding["state"] for name, finding in findings.items()}
+    assert code == 2
+    assert [name for name, state in states.items() if state == "fault"] == ["folder", "tokenizer", "rewards"]
