@@ -52,22 +52,22 @@ def doctor(
 
 def _case(arguments: list[str]) -> Case:
     """Return what is to be looked at: of a life, the night that is to be slept next."""
-    from pydantic import ValidationError
-
     from ..doctor import Case
     from ..launch import sleep
-    from ..life import nights_of, unfinished
     from ..settings import explain, parse
 
     if not arguments:
         return Case()
     try:
         config = parse(arguments)
-        nights = nights_of(config)
-        waiting = unfinished(nights) if config.nights else nights
-    except (ValidationError, ValueError) as error:
+        if config.nights:
+            from ..life import nights_of, unfinished
+
+            nights = nights_of(config)
+            config = (unfinished(nights) or nights)[0]
+    except ValueError as error:
         return Case(mistake=explain(error))
-    return Case(config=(waiting or nights)[0], check_rewards=sleep.check_rewards)
+    return Case(config=config, check_rewards=sleep.check_rewards)
 
 
 def _print(findings: list[Finding], is_go: bool) -> None:

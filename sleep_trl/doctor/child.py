@@ -12,7 +12,11 @@ IMPORT_WITHIN = 180.0  # seconds; the first import of vLLM compiles its files
 
 
 class ChildFailed(RuntimeError):
-    """A child raised, was killed, or did not end in time; the message is the last line of what it said."""
+    """A child raised, was killed, or did not end in time; the message is the last line of all that it `said`."""
+
+    def __init__(self, message: str, said: str) -> None:
+        super().__init__(message)
+        self.said = said
 
 
 def run_python(*command: str, deadline: float) -> str:
@@ -36,11 +40,12 @@ def run_python(*command: str, deadline: float) -> str:
             text=True,
             timeout=deadline,
         )
-    except subprocess.TimeoutExpired:
-        raise ChildFailed(f"no end within {deadline:.0f} s") from None
+    except subprocess.TimeoutExpired as late:
+        said = (late.stderr or b"").decode(errors="replace")  # bytes, whatever was asked for
+        raise ChildFailed(f"no end within {deadline:.0f} s", said) from None
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise ChildFailed(lines[-1] if lines else f"ended with exit code {done.returncode}")
+        raise ChildFailed(lines[-1] if lines else f"ended with exit code {done.returncode}", done.stderr)
     return done.stdout
 
 

@@ -30,17 +30,20 @@ def join_ray(case: Case) -> Finding:
             f"nothing listens at {address}: {error}",
             f"Start a Ray there (`ray start --head --port {port}`), correct rollout.ray_address, or leave it out.",
         )
+    from ..cluster import LOOPBACK
+
     try:
         run_python("-c", JOIN, address, deadline=JOIN_WITHIN)
     except ChildFailed as error:
-        if "token" in str(error).lower() or "auth" in str(error).lower():
+        if "authentication token" in error.said.lower():
             return fault(
-                f"the Ray at {address} does not let us in: {error}",
-                "Give its token: RAY_AUTH_MODE=token RAY_AUTH_TOKEN=…, as on the machine where it was started.",
+                f"the Ray at {address} lets nobody in without its token, which is missing here or another one",
+                "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as where it was started.",
             )
         return fault(
             f"something listens at {address}, but it cannot be joined as a Ray: {error}",
-            "Give the port of Ray's GCS (6379 by default), and the same versions of Python and Ray on both sides.",
+            "Give the port of Ray's GCS (6379 by default), with the same versions of Python and Ray on both sides. One "
+            f"that listens on the loopback address alone is joined with {LOOPBACK}=0.",
         )
     return ok(f"{address} can be joined")
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +21,7 @@ from tests.mistakes import Options, file, make_arguments, options, without
 from tests.runs import write_memories, write_model
 
 Plant = Callable[[Path, pytest.MonkeyPatch], Options]
+ROOT = Path(__file__).parents[2]
 CPU = not torch.accelerator.is_available()
 
 
@@ -164,6 +168,20 @@ def test_a_fault_and_its_remedy_are_named(name, place, monkeypatch, doctor):
     others = {finding["name"] for finding in findings.values() if finding["state"] == "fault"} - {check}
     assert others <= ({"plan"} if check == "folder" else set())  # a folder of the system's has no room either
     assert sorted(place.rglob("*")) == before
+
+
+def test_a_broken_torch_keeps_nothing_from_being_told(place, monkeypatch):
+    package(place, monkeypatch, "torch/__init__.py", "raise OSError('libcudart.so.13: cannot open')\n")
+    command = [sys.executable, "-m", "sleep_trl.cli", "doctor", "--no-prove", "--json"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place / "first"), str(ROOT)])}
+    done = subprocess.run(
+        [*command, *make_arguments(place, options())], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    findings = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert findings["GPUs"]["state"] == "fault" and "libcudart" in findings["GPUs"]["found"]
+    assert "constraints.txt" in findings["GPUs"]["remedy"]
+    assert findings["transformers"]["state"] == findings["loopback"]["state"] == findings["options"]["state"] == "ok"
 
 
 def test_there_are_at_least_ten():
