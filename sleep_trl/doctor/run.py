@@ -87,7 +87,7 @@ def compare_prompts(case: Case) -> Finding:
                 f"template {name}: the teacher is asked what the student is asked, and has nothing to teach",
                 "Write {{ context }} into the template, where it is given.",
             )
-    return ok(f"{len(case.run.dataset.templates)} templates show the memory to the teacher alone")
+    return ok(f"{', '.join(case.run.dataset.templates)}: the memory is shown to the teacher alone")
 
 
 def fit_memories(case: Case) -> Finding:

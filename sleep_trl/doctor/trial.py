@@ -83,7 +83,7 @@ PROMPTS = [prompt_of(length, length) for length in LENGTHS]
 
 
 def generate(trial: Trial) -> Finding:
-    """The engine writes, and its probabilities are the trainer's: engine logits = trainer logits."""
+    """The engine writes, and its log probabilities are the trainer's."""
     completions = trial.sample(PROMPTS, seed=1)
     difference = trial.difference(PROMPTS, completions)
     told = f"{trial.about}; log probabilities of engine and trainer differ by {difference:.1e} at most"
@@ -91,7 +91,7 @@ def generate(trial: Trial) -> Finding:
 
 
 def hide_context(trial: Trial) -> Finding:
-    """A new expert says nothing; teacher and student differ once the context is hidden; what is learnt is that."""
+    """Teacher and student are one while both see the context, two once it is hidden; learning brings them closer."""
     memory, context, question = trial.memory, prompt_of(60), prompt_of(6, first=11)[1:]
     with memory.as_teacher():
         (answer,) = trial.engine.generate([context + question], Sampling(NEW_TOKENS, temperature=0.0))
@@ -111,8 +111,8 @@ def hide_context(trial: Trial) -> Finding:
     with torch.no_grad():
         learnt = float(divergence([1, *question]))
     told = (
-        f"they differ by {shown:.1e} nats with the context in view, by {hidden:.2f} once it is hidden, and by "
-        f"{learnt:.2f} after {STEPS} steps"
+        f"they are {shown:.1e} nats apart with the context in view, {hidden:.2f} once it is hidden, and {learnt:.2f} "
+        f"after {STEPS} steps"
     )
     if shown > TOLERANCE or hidden < DIFFERENT or learnt >= hidden:
         return fault(told, "Install the versions that were tested (constraints.txt), and report it if it stays.")
