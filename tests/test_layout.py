@@ -161,7 +161,9 @@ def test_config_and_what_it_imports_are_light() -> None:
     assert not heavy, "\n".join(heavy)
 
 
-@pytest.mark.parametrize("module", ["sleep_trl", "sleep_trl.config", "sleep_trl.wake", "sleep_trl.doctor", "sleep_trl.cli"])
+@pytest.mark.parametrize(
+    "module", ["sleep_trl", "sleep_trl.config", "sleep_trl.wake", "sleep_trl.doctor", "sleep_trl.cli"]
+)
 def test_fresh_import_is_light(module: str) -> None:
     loaded = run_isolated(f"import {module}, sys; print(*sys.modules)").split()
     assert module in loaded
