@@ -1,7 +1,8 @@
 """Attention heads filled up with zeros, for engines that know only some sizes: vLLM on a CPU knows none below 32.
 
-A head of size d becomes one of size D > d. Its queries are scaled by sqrt(D / d), as attention scales by the size, and
-rotary positions turn the first d entries only, as they did. The model's outputs stay what they are, up to rounding.
+A head of size d becomes one of size D > d. Its queries are scaled by sqrt(D / d), as attention scales by the size.
+Rotary positions turn entry i of a head with entry i + D / 2, by angles that fall as theta^(-2i / D): so each half of a
+head is filled up, and theta becomes theta^(D / d). The model's outputs stay what they are, up to rounding.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from transformers import PretrainedConfig
 
 QUERY, ROWS, COLUMNS = "q_proj", ("q_proj", "k_proj", "v_proj"), ("o_proj",)
 # Architectures whose heads are these four maps, rotary positions, and nothing else.
 SUPPORTED = ("llama", "mistral", "qwen2")
+LARGEST_THETA = 1e38  # in float32
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class WiderHeads:
         if not sizes or size in sizes:
             return None
         wider = min((s for s in sizes if s > size), default=None)
-        if wider is None or config.model_type not in SUPPORTED or config.rope_parameters.get("rope_type") != "default":
+        if wider is None or config.model_type not in SUPPORTED or not _has_plain_rotary(config, wider / size):
             raise ValueError(
                 f"it knows attention heads of sizes {', '.join(map(str, sizes))}, those of this {config.model_type} "
                 f"model have size {size}, and only those of {', '.join(SUPPORTED)} with plain rotary positions can be "
@@ -47,18 +50,25 @@ class WiderHeads:
     def change(self, config: PretrainedConfig) -> None:
         """Give a config the wider heads."""
         config.head_dim = self.wider
-        turned = config.rope_parameters.get("partial_rotary_factor", 1.0) * self.size / self.wider
-        config.rope_parameters = {**config.rope_parameters, "partial_rotary_factor": turned}
+        theta = config.rope_parameters["rope_theta"] ** (self.wider / self.size)
+        config.rope_parameters = {**config.rope_parameters, "rope_theta": theta}
 
     def fill(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Fill up one tensor of the model; those outside the heads come back as they are."""
         role = name.split(".")[-2] if "." in name else ""
+        half, room = self.size // 2, (self.wider - self.size) // 2
         if role in COLUMNS and value.dim() == 2:  # (hidden, heads * size)
-            heads = value.unflatten(1, (-1, self.size))
-            return torch.nn.functional.pad(heads, (0, self.wider - self.size)).flatten(1)
+            return F.pad(value.unflatten(1, (-1, half)), (0, room)).flatten(1)
         if role in ROWS:  # (heads * size, hidden), or the bias, (heads * size,)
-            heads = value.unflatten(0, (-1, self.size))
-            room = heads.new_zeros(heads.shape[0], self.wider - self.size, *heads.shape[2:])
+            halves = value.reshape(-1, half, *value.shape[1:])
             scale = math.sqrt(self.wider / self.size) if role == QUERY else 1.0
-            return torch.cat([heads * scale, room], dim=1).flatten(0, 1)
+            zeros = halves.new_zeros(len(halves), room, *value.shape[1:])
+            return torch.cat([halves * scale, zeros], dim=1).flatten(0, 1)
         return value
+
+
+def _has_plain_rotary(config: PretrainedConfig, growth: float) -> bool:
+    """Say whether all of a head is turned by plain rotary positions, and theta may become its power `growth`."""
+    rope = config.rope_parameters
+    is_plain = rope.get("rope_type") == "default" and rope.get("partial_rotary_factor", 1.0) == 1.0
+    return is_plain and growth * math.log(rope["rope_theta"]) < math.log(LARGEST_THETA)
