@@ -30,8 +30,8 @@ def collect_results(
 ) -> dict[str, Any]:
     """Put the figures of a night together as plain data, the content of `results.json`.
 
-    `fold_difference` is `None` and `load` is there (tokens by layer and expert) if the experts are routed; `dreams` is
-    there if the night dreamt.
+    `fold_difference` is `None` if the experts are routed; `load` is there (tokens by layer and expert) if the model
+    itself then answered; `dreams` is there if the night dreamt.
     """
     has_probe = before["skill"] is not None
     results: dict[str, Any] = {

@@ -198,6 +198,11 @@ class Memory:
         finally:
             self._view.random = before
 
+    @property
+    def is_random(self) -> bool:
+        """Whether routers take a random further expert at this moment."""
+        return self._view.random is not None
+
     @contextmanager
     def counting(self, reset: bool = True) -> Iterator[None]:
         """Count the tokens that go to each expert, padding included; a recomputed pass counts again.

@@ -13,6 +13,7 @@ from ..files import read_jsonl
 from ..ledger import standing
 from ..memories import read_skill
 from ..progress import bar, say
+from ..rollout.synced import SyncedEngine
 from .bedroom import Bedroom
 
 
@@ -62,8 +63,12 @@ def evaluate(room: Bedroom, when: str) -> dict[str, Any]:
 
 
 def evaluate_after(room: Bedroom) -> dict[str, Any]:
-    """Ask again. If the experts are routed, `load` says how many tokens went to each meanwhile, layer by layer."""
+    """Ask again. If the experts are routed and the model itself answers, `load` says how many tokens went to each
+    meanwhile, layer by layer."""
     if not room.memory.spec.is_routed:
+        return evaluate(room, "after")
+    if isinstance(room.engine, SyncedEngine):
+        say("The load of the experts is not counted: an engine with weights of its own answers")
         return evaluate(room, "after")
     with room.memory.counting():
         result = evaluate(room, "after")

@@ -19,10 +19,11 @@ from .heads import WiderHeads
 from .in_process import TransformersEngine
 from .ray_pool import RayPool
 from .replica import ReplicaKind, ReplicaSpec
+from .routed import obstacle_to_backend, obstacle_to_routed
 from .stopping import end_tokens
 from .synced import Backend, InThisProcess, SyncedEngine
 from .vllm import CPU_HEAD_SIZES
-from .weights import GrownWeights
+from .weights import EngineWeights, GrownWeights, RoutedWeights
 
 VLLM_BATCH = 256  # prompts at once, of which vLLM makes batches of its own
 # MLP weights from which auto takes vLLM on a CPU. It generates faster below that too (benchmarks/rollout.py), but a
@@ -64,6 +65,8 @@ def choose(rollout: RolloutConfig, config: PretrainedConfig, hosts: Sequence[Hos
     """
     not_vllm = _obstacle_to_vllm(config, hosts, is_routed)
     if rollout.engine == "auto":
+        if not_vllm is None and is_routed:
+            not_vllm = "with routing topk the tokens of each expert are counted while the model itself generates"
         if not_vllm is None and not torch.cuda.is_available() and _mlp_weights(hosts) < WORTH_VLLM:
             not_vllm = "there is no GPU, and with so small a model vLLM gains less than its start takes"
         if not_vllm is None and PartialState().num_processes > 1:
@@ -73,7 +76,7 @@ def choose(rollout: RolloutConfig, config: PretrainedConfig, hosts: Sequence[Hos
         return Choice("vllm", "vllm", "it is installed, can hold the grown model, and generates faster")
     if rollout.engine == "transformers":
         return Choice("transformers", "transformers", "asked for")
-    if obstacle := _obstacle_to_own_weights(is_routed):
+    if obstacle := _obstacle_to_own_weights(config, is_routed):
         raise ValueError(f"rollout.engine {rollout.engine}: {obstacle}. Use rollout.engine transformers.")
     replica: ReplicaKind = "vllm" if rollout.engine == "vllm" else _replica(rollout, not_vllm)
     if replica == "vllm" and not_vllm:
@@ -111,7 +114,7 @@ def make_engine(
     if choice.engine == "transformers":
         return TransformersEngine(model, tokenizer, batch_size), line
     head_sizes = _head_sizes() if choice.replica == "vllm" else ()
-    weights = GrownWeights(memory, _slots(memory), head_sizes)
+    weights = (RoutedWeights if memory.spec.is_routed else GrownWeights)(memory, _slots(memory), head_sizes)
     spec = ReplicaSpec(
         choice.replica, weights.config(), tokenizer, tuple(end_tokens(model, tokenizer)), rollout.gpu_memory
     )
@@ -119,7 +122,7 @@ def make_engine(
 
 
 def _make_backend(
-    choice: Choice, rollout: RolloutConfig, spec: ReplicaSpec, weights: GrownWeights, batch_size: int
+    choice: Choice, rollout: RolloutConfig, spec: ReplicaSpec, weights: EngineWeights, batch_size: int
 ) -> Backend:
     if choice.engine == "vllm":
         return InThisProcess(spec.make(), "The vLLM engine", max(batch_size, VLLM_BATCH))
@@ -158,22 +161,22 @@ def _head_sizes() -> tuple[int, ...]:
     return () if torch.cuda.is_available() else CPU_HEAD_SIZES
 
 
-def _obstacle_to_own_weights(is_routed: bool) -> str | None:
-    if is_routed:
-        return "experts with routing topk are no wider MLP, as which such an engine holds them"
+def _obstacle_to_own_weights(config: PretrainedConfig, is_routed: bool) -> str | None:
     if is_deepspeed_zero3_enabled():
         return "ZeRO-3 has sharded the weights that it would have to be given"
-    return None
+    return obstacle_to_routed(config) if is_routed else None
 
 
 def _obstacle_to_vllm(config: PretrainedConfig, hosts: Sequence[Host], is_routed: bool) -> str | None:
     """Return what keeps vLLM from generating with the grown model, or `None`."""
-    if obstacle := _obstacle_to_own_weights(is_routed):
+    if obstacle := _obstacle_to_own_weights(config, is_routed):
         return obstacle
     if find_spec("vllm") is None:
         return "vLLM is not installed"
     if not hosts[0].form.is_gated:
-        return f"vLLM keeps the weights of {config.model_type} models in another order than their checkpoints"
+        return f"vLLM keeps the weights of {config.model_type} models in another form than their checkpoints"
+    if is_routed and (obstacle := obstacle_to_backend(config)):
+        return obstacle
     try:
         WiderHeads.of(config.get_text_config(), _head_sizes())
     except ValueError as error:

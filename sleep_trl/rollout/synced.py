@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from .engine import Completion, Progress, Sampling
 from .replica import Replica
-from .weights import GrownWeights, Region, Values, digest, verify
+from .weights import EngineWeights, Region, Values, digest, verify
 
 
 class Backend(Protocol):
@@ -69,13 +69,13 @@ class SyncedEngine:
     backend; the others give it their prompts and get their completions.
 
     Args:
-        weights (`GrownWeights`):
+        weights (`EngineWeights`):
             What the engine has to hold.
         make_backend (`Callable[[], Backend]`):
             Makes the backend; called in the first process, when it is needed first.
     """
 
-    def __init__(self, weights: GrownWeights, make_backend: Callable[[], Backend]) -> None:
+    def __init__(self, weights: EngineWeights, make_backend: Callable[[], Backend]) -> None:
         self.weights = weights
         self._make_backend = make_backend
         self._backend: Backend | None = None
@@ -86,8 +86,9 @@ class SyncedEngine:
     def backend(self) -> Backend:
         """The backend, with the weights that it was given first."""
         if self._backend is None:
+            values = self.weights.everything()  # may refuse, and then there must be no backend that lacks them
             self._backend = self._make_backend()
-            self._send(self.weights.everything())
+            self._send(values)
         return self._backend
 
     def generate(

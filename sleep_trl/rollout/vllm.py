@@ -1,4 +1,5 @@
-"""vLLM as an engine: a grown model is an ordinary one with wider MLPs, which it runs natively."""
+"""vLLM as an engine. A grown model is an ordinary one with wider MLPs, which it runs natively; one with routed experts
+runs by its backend for models of transformers."""
 
 from __future__ import annotations
 

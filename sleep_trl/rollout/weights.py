@@ -1,16 +1,19 @@
-"""The weights of a grown model as an engine holds them: an ordinary model with wider MLPs, written in regions.
+"""The weights of a grown model as an engine holds them, written in regions.
 
-An engine is made once, with room for every expert it will need, and later gets only the regions that changed. An expert
-has a slot, which is a slice of each map of its MLP: rows of an input map, columns of the output map. The slot of an
-expert that is not in view holds zeros in the output map.
+An engine is made once, with room for every expert it will need, and later gets only the regions that changed. Dense
+experts make it an ordinary model with wider MLPs: an expert has a slot, which is a slice of each map of its MLP, rows
+of an input map, columns of the output map. The slot of an expert that is not in view holds zeros in the output map.
+Routed experts make it a model of an architecture of its own, see [`sleep_trl.rollout.routed`].
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from transformers import PretrainedConfig
@@ -18,7 +21,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ..memory import Memory
 from ..memory.hosts import Host
+from ..memory.routing import RoutedExpert
 from .heads import WiderHeads
+from .routed import ABSENT, LEARNING, SETTLED, routed_config
 
 
 @dataclass(frozen=True)
@@ -65,38 +70,30 @@ def verify(engine: str, expected: Mapping[Region, str], found: Sequence[str]) ->
     )
 
 
-class GrownWeights:
+class EngineWeights(ABC):
     """The weights that an engine of a model with a memory has to hold at this moment.
 
     Args:
         memory (`Memory`):
-            The memory, with dense routing.
+            The memory.
         slots (`Sequence[int]`):
             Experts for which the engine has room, in the order of their slots. The learning one is among them.
         head_sizes (`Sequence[int]`, *optional*):
             Sizes of attention heads that the engine knows; smaller heads are filled up with zeros to the next of them.
 
     Raises:
-        `ValueError`: if the memory is routed, or the heads cannot be filled up.
+        `ValueError`: if the heads cannot be filled up.
     """
 
     def __init__(self, memory: Memory, slots: Sequence[int], head_sizes: Sequence[int] = ()) -> None:
-        if memory.spec.is_routed:
-            raise ValueError(
-                "Experts with routing 'topk' are no wider MLP, as which an engine of its own holds a grown model. Use "
-                "rollout.engine transformers, or memory.routing dense."
-            )
         self.memory, self.slots = memory, tuple(slots)
         self.heads = WiderHeads.of(memory.model.config.get_text_config(), head_sizes)
-        self._hosts = {f"{host.name}.{role}": host for host in memory.hosts for role in host.form.linears}
 
     def config(self) -> PretrainedConfig:
         """Return the config of the model that the engine holds."""
         config = copy.deepcopy(self.memory.model.config)
-        text = config.get_text_config()
-        setattr(text, "n_inner" if hasattr(text, "n_inner") else "intermediate_size", self._width(self.memory.hosts[0]))
         if self.heads:
-            self.heads.change(text)
+            self.heads.change(config.get_text_config())
         config.dtype = self.memory.model.dtype
         return config
 
@@ -104,16 +101,37 @@ class GrownWeights:
         """Return all weights. Those that are not changed for the engine share the model's storage."""
         values: Values = {}
         for name, parameter in self.memory.base_parameters():
-            module, _, kind = name.rpartition(".")
-            if (host := self._hosts.get(module)) is not None:
-                values |= self._host_part(host, module, kind, parameter.detach())
-            else:
-                whole = self.heads.fill(name, parameter.detach()) if self.heads else parameter.detach()
-                values[Region(name, 0, 0, whole.shape[0])] = whole
+            values |= self.base_part(name, parameter.detach())
         return values | self.experts()
 
+    def base_part(self, name: str, value: torch.Tensor) -> Values:
+        """Return what the engine holds of one of the base's weights."""
+        return _whole(name, self.heads.fill(name, value) if self.heads else value)
+
+    @abstractmethod
     def experts(self) -> Values:
         """Return the slots of all experts, as they are in view."""
+
+
+class GrownWeights(EngineWeights):
+    """Weights of a memory with dense routing: an ordinary model with wider MLPs."""
+
+    def __init__(self, memory: Memory, slots: Sequence[int], head_sizes: Sequence[int] = ()) -> None:
+        super().__init__(memory, slots, head_sizes)
+        self._hosts = {f"{host.name}.{role}": host for host in memory.hosts for role in host.form.linears}
+
+    def config(self) -> PretrainedConfig:
+        config = super().config()
+        text = config.get_text_config()
+        setattr(text, "n_inner" if hasattr(text, "n_inner") else "intermediate_size", self._width(self.memory.hosts[0]))
+        return config
+
+    def base_part(self, name: str, value: torch.Tensor) -> Values:
+        module, _, kind = name.rpartition(".")
+        host = self._hosts.get(module)
+        return super().base_part(name, value) if host is None else self._host_part(host, module, kind, value)
+
+    def experts(self) -> Values:
         values: Values = {}
         in_view = self.memory.in_view
         width, dtype = self.memory.spec.width, self.memory.model.dtype
@@ -133,10 +151,10 @@ class GrownWeights:
         role = module.rpartition(".")[2]
         if kind == "bias":
             if role == host.form.output:
-                return {Region(f"{module}.bias", 0, 0, value.shape[0]): value}
+                return _whole(f"{module}.bias", value)
             room = value.new_zeros(self._width(host) - host.intermediate_size)
             whole = torch.cat([torch.cat([part, room]) for part in value.chunk(2 if host.form.is_fused else 1)])
-            return {Region(f"{module}.bias", 0, 0, whole.shape[0]): whole}
+            return _whole(f"{module}.bias", whole)
         linear = getattr(host.module, role)
         value = value.T if isinstance(linear, Conv1D) else value  # (out, in)
         values: Values = {}
@@ -164,6 +182,53 @@ class GrownWeights:
 
     def _width(self, host: Host) -> int:
         return host.intermediate_size + self.memory.spec.width * len(self.slots)
+
+
+class RoutedWeights(EngineWeights):
+    """Weights of a memory with routing topk: the base's own, and beside each MLP those of
+    [`~sleep_trl.rollout.routed.RoutedExperts`]. An expert has rows of `gate` and `up`, columns of `down`, a row of the
+    router, and a role."""
+
+    def config(self) -> PretrainedConfig:
+        spec = self.memory.spec
+        return routed_config(super().config(), spec.width, len(self.slots), spec.top_k)
+
+    def experts(self) -> Values:
+        """Return the slots of all experts, as they are in view.
+
+        Raises:
+            `ValueError`: while routers take a random further expert, which only the model itself does.
+        """
+        if self.memory.is_random:
+            raise ValueError(
+                "A random further expert is drawn by the routers of the model itself, and an engine with weights of "
+                "its own has others. Dream with rollout.engine transformers."
+            )
+        values: Values = {}
+        for host in self.memory.hosts:
+            values |= _whole(f"{host.name}.memory.router.roles", torch.tensor([self._role(i) for i in self.slots]))
+        width, dtype = self.memory.spec.width, self.memory.model.dtype
+        for place, index in enumerate(self.slots):
+            for host, expert in self.memory.experts(index):
+                pool = f"{host.name}.memory"
+                for name, dim in (("gate", 0), ("up", 0), ("down", 1)):
+                    if (weight := getattr(expert, name)) is not None:
+                        region = Region(f"{pool}.{name}", dim, place * width, width)
+                        values[region] = weight.detach().to(dtype)
+                row = cast(RoutedExpert, expert)
+                values[Region(f"{pool}.router.weight", 0, place, 1)] = row.router_weight.detach()[None]
+                values[Region(f"{pool}.router.bias", 0, place, 1)] = row.router_bias.detach()
+        return values
+
+    def _role(self, index: int) -> float:
+        if index not in self.memory.in_view:
+            return ABSENT
+        return LEARNING if index == self.memory.learning else SETTLED
+
+
+def _whole(name: str, value: torch.Tensor) -> Values:
+    """Place the whole of a tensor."""
+    return {Region(name, 0, 0, value.shape[0]): value}
 
 
 def write_regions(tensors: Mapping[str, torch.Tensor], values: Values) -> None:

@@ -9,7 +9,7 @@ from sleep_trl.rollout import Sampling, TransformersEngine
 from sleep_trl.rollout.replica import ReplicaKind, ReplicaSpec
 from sleep_trl.rollout.stopping import end_tokens
 from sleep_trl.rollout.vllm import CPU_HEAD_SIZES
-from sleep_trl.rollout.weights import GrownWeights
+from sleep_trl.rollout.weights import EngineWeights, GrownWeights, RoutedWeights
 from tests.tiny import tiny_model, tiny_tokenizer
 
 GREEDY = Sampling(24, temperature=0.0, logprobs=True)
@@ -25,6 +25,16 @@ def grown_model(**overrides: object) -> Memory:
     return memory
 
 
+def routed_model(**overrides: object) -> Memory:
+    """A model with three settled experts, of which each token takes two, and room for more."""
+    size = MemorySpec(width=8, max_experts=5, routing="topk", top_k=2)
+    memory = attach(tiny_model(max_position_embeddings=512, **overrides), size)
+    for seed in (1, 2, 3):
+        teach(memory, memory.activate(), seed)
+    memory.learn(None)
+    return memory
+
+
 @torch.no_grad()
 def teach(memory: Memory, expert: int, seed: int) -> None:
     """Give an expert other weights, as training would."""
@@ -33,8 +43,12 @@ def teach(memory: Memory, expert: int, seed: int) -> None:
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15)
 
 
-def weights_of(memory: Memory, kind: ReplicaKind = "transformers") -> GrownWeights:
-    return GrownWeights(memory, (0, 1), CPU_HEAD_SIZES if kind == "vllm" else ())
+def weights_of(memory: Memory, kind: ReplicaKind = "transformers") -> EngineWeights:
+    """What an engine with room for one more expert than there is at first has to hold."""
+    head_sizes = CPU_HEAD_SIZES if kind == "vllm" else ()
+    if memory.spec.is_routed:
+        return RoutedWeights(memory, range(4), head_sizes)
+    return GrownWeights(memory, (0, 1), head_sizes)
 
 
 def spec_of(memory: Memory, kind: ReplicaKind = "transformers") -> ReplicaSpec:

@@ -1,6 +1,7 @@
 """Trains an expert for a few steps with rollouts from an engine with weights of its own, in this process.
 
-Run by `test_vllm.py` in a fresh process, and by `test_in_trl.py` without vLLM: argument `vllm` or `transformers`.
+Run by `test_vllm.py` in a fresh process, with the arguments `vllm` or `transformers` and `dense` or `topk`, and by
+`test_in_trl.py` without vLLM.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sleep_trl.rollout.in_trl import roll_out_with
 from sleep_trl.rollout.replica import ReplicaKind
 from sleep_trl.rollout.synced import InThisProcess, SyncedEngine
 from sleep_trl.trainers import KnowledgeSeedingConfig, KnowledgeSeedingTrainer
-from tests.rollout.engines import assert_equal, grown_model, spec_of, weights_of
+from tests.rollout.engines import assert_equal, grown_model, routed_model, spec_of, weights_of
 from tests.tiny import tiny_tokenizer
 
 STEPS = 4
@@ -26,9 +27,11 @@ def reward_variety(completion_ids, **columns):
     return [float(len(set(ids))) for ids in completion_ids]
 
 
-def train(kind: ReplicaKind, folder: str, is_stale: bool = False, **options: object) -> list[dict[str, float]]:
+def train(
+    kind: ReplicaKind, folder: str, is_stale: bool = False, routing: str = "dense", **options: object
+) -> list[dict[str, float]]:
     """Train, and return what the trainer logged. A stale engine never hears of an update."""
-    memory = grown_model()
+    memory = grown_model() if routing == "dense" else routed_model()
     memory.activate()
     rows = {"prompt": "the cat of", "teacher_prompt": "the cat of Mira is called Tolu the cat of", "reference": "Mira"}
     arguments = KnowledgeSeedingConfig(
@@ -68,8 +71,8 @@ def train(kind: ReplicaKind, folder: str, is_stale: bool = False, **options: obj
     return [log for log in trainer.state.log_history if "loss" in log]
 
 
-def check(kind: ReplicaKind, folder: str) -> None:
-    logs = train(kind, folder)
+def check(kind: ReplicaKind, folder: str, routing: str = "dense") -> None:
+    logs = train(kind, folder, routing=routing)
     for threads in (2, 1):
         torch.set_num_threads(threads)
         assert torch.get_num_threads() == threads, "the engine keeps the process from choosing its threads"
@@ -81,4 +84,4 @@ def check(kind: ReplicaKind, folder: str) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as out:
-        check("vllm" if sys.argv[1] == "vllm" else "transformers", out)
+        check("vllm" if sys.argv[1] == "vllm" else "transformers", out, sys.argv[2])

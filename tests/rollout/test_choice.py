@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import PartialState
+from transformers import LlamaConfig, StableLmConfig
 
 from sleep_trl.config import RolloutConfig
 from sleep_trl.launch import sleep
@@ -11,6 +12,7 @@ from sleep_trl.memory.hosts import find_hosts
 from sleep_trl.rollout import TransformersEngine, choice
 from sleep_trl.rollout.choice import choose, make_engine
 from sleep_trl.rollout.synced import SyncedEngine
+from sleep_trl.rollout.weights import GrownWeights, RoutedWeights
 from tests.runs import arguments, write_memories, write_model
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -36,8 +38,8 @@ def chosen(form="llama", is_routed=False, scale=1, **options):
         ({}, False, "transformers", "so small a model"),
         ({"scale": 10_000}, False, "vllm", "generates faster"),
         ({}, True, "vllm", "it is installed"),
-        ({"form": "gpt2"}, True, "transformers", "gpt2 models in another order"),
-        ({"is_routed": True}, True, "transformers", "routing topk"),
+        ({"form": "gpt2"}, True, "transformers", "gpt2 models in another form"),
+        ({"is_routed": True}, True, "transformers", "tokens of each expert are counted"),
     ],
 )
 def test_auto_says_why(installed, monkeypatch, case, has_gpu, engine, reason):
@@ -54,9 +56,8 @@ def test_auto_knows_what_is_installed(installed):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ({"engine": "vllm", "is_routed": True}, "vllm: experts with routing topk"),
-        ({"engine": "ray", "is_routed": True}, "ray: experts with routing topk"),
-        ({"engine": "vllm", "form": "gpt_neox"}, "gpt_neox models in another order"),
+        ({"engine": "vllm", "form": "gpt2", "is_routed": True}, "gpt2 models in another form"),
+        ({"engine": "vllm", "form": "gpt_neox"}, "gpt_neox models in another form"),
         ({"engine": "ray", "inner_engine": "vllm", "form": "qwen3"}, "those of this qwen3 model have size 8"),
     ],
 )
@@ -78,12 +79,34 @@ def test_a_pool_on_a_cpu_is_of_transformers(installed):
     assert (found.engine, found.replica) == ("ray", "transformers")
 
 
-def test_an_engine_has_room_for_the_next_expert():
-    memory = attach(tiny_model(), MemorySpec(width=8, max_experts=3))
+@pytest.mark.parametrize("engine", ["vllm", "ray"])
+def test_routed_experts_may_be_in_an_engine_of_their_own(installed, engine):
+    assert chosen(engine=engine, is_routed=True).engine == engine
+
+
+def test_vllm_takes_routed_experts_only_where_its_backend_runs_the_model(installed):
+    hosts = find_hosts(tiny_model())
+    with pytest.raises(ValueError, match=r"backend .* cannot run stablelm models with routed experts"):
+        choose(RolloutConfig(engine="vllm"), StableLmConfig(), hosts, is_routed=True)
+
+
+def test_no_routed_experts_beside_a_model_that_transformers_does_not_know(installed):
+    class RemoteConfig(LlamaConfig):
+        model_type = "remote"
+
+    hosts = find_hosts(tiny_model())
+    with pytest.raises(ValueError, match=r"no model of its own for a RemoteConfig.* Use rollout.engine transformers"):
+        choose(RolloutConfig(engine="ray"), RemoteConfig(), hosts, is_routed=True)
+
+
+@pytest.mark.parametrize(("routing", "kind"), [("dense", GrownWeights), ("topk", RoutedWeights)])
+def test_an_engine_has_room_for_the_next_expert(routing, kind):
+    memory = attach(tiny_model(), MemorySpec(width=8, max_experts=3, routing=routing))
     memory.activate()
     memory.learn(None)
     engine, line = make_engine(RolloutConfig(engine="ray"), memory, tiny_tokenizer(), 4)
     assert isinstance(engine, SyncedEngine) and engine.weights.slots == (0, 1)
+    assert type(engine.weights) is kind
     assert line == "Generating with 2 x transformers under Ray: asked for"
     engine, line = make_engine(RolloutConfig(), memory, tiny_tokenizer(), 4)
     assert isinstance(engine, TransformersEngine) and "transformers: " in line

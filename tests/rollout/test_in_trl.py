@@ -3,8 +3,9 @@ import pytest
 from tests.rollout.in_process_rollouts import check, train
 
 
-def test_an_engine_in_step_has_a_ratio_of_one(tmp_path):
-    check("transformers", str(tmp_path))
+@pytest.mark.parametrize("routing", ["dense", "topk"])
+def test_an_engine_in_step_has_a_ratio_of_one(tmp_path, routing):
+    check("transformers", str(tmp_path), routing)
 
 
 def test_a_stale_engine_shows_in_the_ratio(tmp_path):

@@ -11,7 +11,16 @@ from sleep_trl.rollout import Sampling
 from sleep_trl.rollout.ray_pool import RayPool
 from sleep_trl.rollout.synced import SyncedEngine
 from sleep_trl.rollout.weights import Region, WeightMismatch
-from tests.rollout.engines import PROMPTS, assert_equal, grown_model, on_the_model_itself, spec_of, teach, weights_of
+from tests.rollout.engines import (
+    PROMPTS,
+    assert_equal,
+    grown_model,
+    on_the_model_itself,
+    routed_model,
+    spec_of,
+    teach,
+    weights_of,
+)
 
 pytestmark = [
     pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: make test-vllm installs its CPU build"),
@@ -20,22 +29,44 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def engine():
-    """A vLLM in a Ray actor, since vLLM makes itself at home in its process."""
-    memory = grown_model()
-    weights, spec = weights_of(memory, "vllm"), spec_of(memory, "vllm")
-    made = SyncedEngine(weights, lambda: RayPool(spec, weights.everything, 1))
-    made.sync()
-    yield made
-    made.close()
+def engine_of():
+    """Makes a vLLM in a Ray actor, since vLLM makes itself at home in its process."""
+    started = []
+
+    def start(memory):
+        weights, spec = weights_of(memory, "vllm"), spec_of(memory, "vllm")
+        started.append(SyncedEngine(weights, lambda: RayPool(spec, weights.everything, 1)))
+        started[-1].sync()
+        return started[-1]
+
+    yield start
+    for engine in started:
+        engine.close()
     import ray
 
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def engine(engine_of):
+    return engine_of(grown_model())
+
+
 @pytest.fixture
 def memory(engine):
     return engine.weights.memory
+
+
+@pytest.fixture(scope="module")
+def routed(engine_of):
+    """Routed experts, which vLLM runs by its backend for models of transformers."""
+    return engine_of(routed_model())
+
+
+def plant(engine, region, value):
+    """Write a value into the one engine of a pool, past what the trainer knows of."""
+    (member,) = engine.backend.members
+    engine.backend._ray.get(member.actor.update.remote({region: value}, []))
 
 
 def test_greedy_is_transformers_before_and_after_an_update(engine, memory):
@@ -48,15 +79,46 @@ def test_greedy_is_transformers_before_and_after_an_update(engine, memory):
 
 
 def test_a_planted_weight_is_caught(engine, memory):
-    (member,) = engine.backend.members
     region = Region("model.layers.0.mlp.gate_proj.weight", 0, 48, 8)  # rows of vLLM's fused gate_up_proj
     right = weights_of(memory).experts()[region]
-    plant = lambda value: engine.backend._ray.get(member.actor.update.remote({region: value}, []))  # noqa: E731
-    plant(right.flip(0))
+    plant(engine, region, right.flip(0))
     with pytest.raises(WeightMismatch, match=r"fingerprint is [0-9a-f]{64}, the trainer's [0-9a-f]{64}.*gate_proj"):
         engine.check()
-    plant(right)
+    plant(engine, region, right)
     engine.check()
+
+
+def test_routed_greedy_is_transformers_before_and_after_updates(routed):
+    memory = routed.weights.memory
+    assert_equal(routed, memory)
+    learning = memory.activate()
+    assert_equal(routed, memory)
+    teach(memory, learning, seed=4)
+    assert_equal(routed, memory)
+    for view in (memory.as_teacher, memory.as_base):
+        with view():
+            assert_equal(routed, memory)
+    memory.learn(None)  # now the new expert competes with the others
+    assert_equal(routed, memory)
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        Region("model.layers.1.mlp.memory.down", 1, 8, 8),
+        Region("model.layers.0.mlp.memory.router.weight", 0, 1, 1),
+        Region("model.layers.0.mlp.memory.router.roles", 0, 0, 4),
+    ],
+    ids=lambda region: region.name,
+)
+def test_a_planted_routed_weight_is_caught(routed, region):
+    right = weights_of(routed.weights.memory).experts()[region]
+    plant(routed, region, right + 1e-3)
+    with pytest.raises(WeightMismatch, match=r"fingerprint is [0-9a-f]{64}, the trainer's [0-9a-f]{64}") as told:
+        routed.check()
+    assert region.name in str(told.value)
+    plant(routed, region, right)
+    routed.check()
 
 
 def test_seeds_are_ours_and_a_prompts_own(engine):
@@ -94,11 +156,12 @@ def test_stop_strings_and_reasons(engine, memory):
     assert {c.stop_reason for c in found} >= {"stop", "length"}
 
 
-def test_rollouts_in_a_trainers_process():
+@pytest.mark.parametrize("routing", ["dense", "topk"])
+def test_rollouts_in_a_trainers_process(routing):
     """Steps with a vLLM in the process, in a process of their own: the ratio to the trainer is one."""
     script = Path(__file__).with_name("in_process_rollouts.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
     done = subprocess.run(
-        [sys.executable, str(script), "vllm"], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, str(script), "vllm", routing], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr

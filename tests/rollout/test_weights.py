@@ -6,7 +6,7 @@ from sleep_trl.rollout.heads import WiderHeads
 from sleep_trl.rollout.replica import ReplicaSpec
 from sleep_trl.rollout.synced import InThisProcess, SyncedEngine
 from sleep_trl.rollout.vllm import CPU_HEAD_SIZES
-from sleep_trl.rollout.weights import GrownWeights, Region, WeightMismatch, digest, verify, write_regions
+from sleep_trl.rollout.weights import Region, WeightMismatch, digest, verify, write_regions
 from tests.rollout.engines import GREEDY, PROMPTS, assert_equal, grown_model, teach, weights_of
 from tests.tiny import FORMS, tiny_model, tiny_tokenizer
 
@@ -89,20 +89,14 @@ def test_weights_without_a_place_are_refused(name, shape):
         write_regions({"a": torch.zeros(4, 3)}, {Region(name, 0, 1, shape[0]): value})
 
 
-def test_routed_experts_are_refused():
-    memory = attach(tiny_model(), MemorySpec(width=8, routing="topk", top_k=2))
-    with pytest.raises(ValueError, match="routing dense"):
-        GrownWeights(memory, (0,))
-
-
 def test_small_heads_are_filled_up_with_zeros():
     config = tiny_model().config  # heads of 8
     heads = WiderHeads.of(config, CPU_HEAD_SIZES)
     assert heads == WiderHeads(8, 32) and WiderHeads.of(config, (8, 16)) is None
     query = torch.randn(32, 32)
-    filled = heads.fill("model.layers.0.self_attn.q_proj.weight", query).view(4, 32, 32)
-    assert torch.equal(filled[:, :8], query.view(4, 8, 32) * 2) and not filled[:, 8:].any()  # 2 = sqrt(32 / 8)
+    filled = heads.fill("model.layers.0.self_attn.q_proj.weight", query).view(4, 2, 16, 32)  # each half of each head
+    assert torch.equal(filled[:, :, :4], query.view(4, 2, 4, 32) * 2) and not filled[:, :, 4:].any()  # 2 = sqrt(32 / 8)
     heads.change(config)
-    assert config.head_dim == 32 and config.rope_parameters["partial_rotary_factor"] == 0.25
+    assert config.head_dim == 32 and config.rope_parameters["rope_theta"] == 10_000.0**4
     with pytest.raises(ValueError, match="qwen3 model have size 8"):
         WiderHeads.of(tiny_model("qwen3").config, CPU_HEAD_SIZES)
