@@ -15,9 +15,10 @@ from .synced import SyncedEngine
 def roll_out_with(trainer: Any, engine: SyncedEngine) -> None:
     """Let a [`~trl.GRPOTrainer`] draw its completions from an engine.
 
-    The engine has the weights of the present step before it draws. Policy loss and divergence are weighed by TRL's
-    importance ratio between trainer and engine (`vllm_importance_sampling_correction`, on by default), whose mean,
-    extremes and difference of log probabilities TRL logs.
+    The engine has the weights of the present step before it draws. GRPO's loss, its divergence from a reference model
+    included, is weighed by TRL's importance ratio between trainer and engine (`vllm_importance_sampling_correction`, on
+    by default), whose mean, extremes and difference of log probabilities TRL logs. The divergence from a teacher is a
+    mean over whatever text was drawn, and is not weighed.
 
     Args:
         trainer (`GRPOTrainer`):
