@@ -88,7 +88,12 @@ class SyncedEngine:
         if self._backend is None:
             values = self.weights.everything()  # may refuse, and then there must be no backend that lacks them
             self._backend = self._make_backend()
-            self._send(values)
+            try:
+                self._send(values)
+            except BaseException:  # without all its weights it must never write
+                self._backend.close()
+                self._backend = None
+                raise
         return self._backend
 
     def generate(

@@ -72,6 +72,18 @@ def test_a_wrong_weight_of_the_base_is_found_at_the_end():
         engine.close()
 
 
+def test_an_engine_that_could_not_be_filled_never_writes():
+    """Later calls would send the experts alone, beside a base of random weights."""
+    weights = weights_of(grown_model())
+    config = weights.config()
+    config.num_attention_heads = 5  # of 32 hidden units
+    replica = ReplicaSpec("transformers", config, tiny_tokenizer(), (2,)).make()
+    engine = SyncedEngine(weights, lambda: InThisProcess(replica, "the replica", 64))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no place for"):
+            engine.generate(PROMPTS[:2], GREEDY)
+
+
 def test_digests_see_order_and_sign():
     values = torch.tensor([0.0, 1.0, 2.0])
     assert len({digest(v) for v in (values, values.flip(0), -values, values.double())}) == 4
