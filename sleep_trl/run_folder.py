@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from .config import RunConfig
 from .files import read_json
 from .plan import MIB
@@ -57,7 +59,7 @@ def check_output(config: RunConfig) -> None:
 
 def changed_options(config: RunConfig, earlier: Path) -> list[str]:
     """Return what differs from the configuration that a run was begun with, one phrase an option."""
-    then = dict(_flat(read_json(earlier)))
+    then = dict(_flat(_complete(read_json(earlier))))
     now = dict(_flat(config.model_dump(mode="json")))
     names = [name for name in {**then, **now} if name not in MAY_CHANGE]
     if not _seeding_has_begun(earlier.parent):
@@ -65,6 +67,14 @@ def changed_options(config: RunConfig, earlier: Path) -> list[str]:
     return [
         f"{name} (then {then.get(name)!r}, now {now.get(name)!r})" for name in names if then.get(name) != now.get(name)
     ]
+
+
+def _complete(begun: dict[str, Any]) -> dict[str, Any]:
+    """Give a configuration that an earlier version wrote the options that are new since, at their defaults."""
+    try:
+        return RunConfig.model_validate(begun).model_dump(mode="json")
+    except ValidationError:
+        return begun
 
 
 def _seeding_has_begun(folder: Path) -> bool:

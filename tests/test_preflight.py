@@ -159,6 +159,17 @@ def test_resume_allows_what_changes_nothing(model: Path, tmp_path: Path) -> None
     ]
 
 
+def test_resume_knows_options_that_are_new(model: Path, tmp_path: Path) -> None:
+    begun = json.loads(config_of(model, tmp_path).model_dump_json())
+    del begun["dream"]["workers"], begun["memory"]["routing"]
+    path = tmp_path / "run" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(begun), "utf-8")
+    assert changed_options(config_of(model, tmp_path), path) == []
+    now = config_of(model, tmp_path, memory__routing="topk")
+    assert "memory.routing (then 'dense', now 'topk')" in changed_options(now, path)
+
+
 def test_later_processes_leave_the_folder_to_the_first(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
