@@ -36,6 +36,7 @@ class LedgerEntry(BaseModel):
         sources (`tuple[Source, ...]`): the memories.
         metrics (`dict`): recall and base skill before and after.
         dropped (`str`, *optional*): when the entry was taken back. Its line stays, its expert is reset.
+        rolled_back (`str`, *optional*): why the night itself took it back, at its end.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +51,7 @@ class LedgerEntry(BaseModel):
     sources: tuple[Source, ...]
     metrics: dict[str, Any]
     dropped: str | None = None
+    rolled_back: str | None = None
 
 
 def standing(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:

@@ -31,7 +31,7 @@ def collect_results(
     """Put the figures of a night together as plain data, the content of `results.json`.
 
     `fold_difference` is `None` if the experts are routed; `load` is there (tokens by layer and expert) if the model
-    itself then answered; `dreams` is there if the night dreamt.
+    itself then answered; `dreams` is there if the night dreamt, `rolled_back` if it was, and says why.
     """
     has_probe = before["skill"] is not None
     results: dict[str, Any] = {
@@ -56,13 +56,14 @@ def collect_results(
         "seed": config.seed,
         "config": config.model_dump(mode="json"),
     }
-    optional = {"load": after.get("load"), "dreams": dreams}
+    optional = {"load": after.get("load"), "dreams": dreams, "rolled_back": committed.get("rolled_back")}
     return results | {name: value for name, value in optional.items() if value is not None}
 
 
 def render_results(results: dict[str, Any]) -> Table:
     """Return the final table of a night."""
-    table = Table(title=f"One night: {results['entry']}", show_header=True, header_style="bold")
+    fate = " (rolled back)" if "rolled_back" in results else ""
+    table = Table(title=f"One night: {results['entry']}{fate}", show_header=True, header_style="bold")
     table.add_column("")
     for column in ("before", "after"):
         table.add_column(column, justify="right")

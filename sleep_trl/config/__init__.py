@@ -2,13 +2,14 @@
 
 from .dreaming import DreamConfig
 from .run import RunConfig
-from .sections import DatasetConfig, EvaluationConfig, MemoryConfig, RolloutConfig, SeedingConfig
+from .sections import DatasetConfig, EvaluationConfig, MemoryConfig, RetentionConfig, RolloutConfig, SeedingConfig
 
 __all__ = [
     "DatasetConfig",
     "DreamConfig",
     "EvaluationConfig",
     "MemoryConfig",
+    "RetentionConfig",
     "RolloutConfig",
     "RunConfig",
     "SeedingConfig",

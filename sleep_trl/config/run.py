@@ -9,7 +9,15 @@ from pydantic import Field, field_validator, model_validator
 
 from ..reward_spec import RewardSpec
 from .dreaming import DreamConfig
-from .sections import DatasetConfig, EvaluationConfig, MemoryConfig, RolloutConfig, Section, SeedingConfig
+from .sections import (
+    DatasetConfig,
+    EvaluationConfig,
+    MemoryConfig,
+    RetentionConfig,
+    RolloutConfig,
+    Section,
+    SeedingConfig,
+)
 
 
 class RunConfig(Section):
@@ -75,6 +83,9 @@ class RunConfig(Section):
 
     evaluation: EvaluationConfig = EvaluationConfig()
     """Evaluation before and after."""
+
+    retention: RetentionConfig = RetentionConfig()
+    """What a night may cost."""
 
     report: bool = True
     """Write report.html (needs the extra `report`)."""

@@ -214,3 +214,14 @@ class EvaluationConfig(Section):
 
     max_questions: int = Field(2000, ge=1)
     """Questions asked at most for each figure; more are sampled with the run's seed, and the log says so."""
+
+
+class RetentionConfig(Section):
+    """What a night may cost. One that costs more is rolled back: its expert is reset, and what was heard stays
+    queued."""
+
+    max_forgetting: float | None = Field(None, ge=0, le=1)
+    """Share by which the mean recall of earlier nights may fall, such as 0.05. Default: no limit."""
+
+    max_skill_loss: float | None = Field(None, ge=0, le=1)
+    """Share by which the base skill may fall, such as 0.01. Default: no limit."""

@@ -12,10 +12,13 @@ from typing import Any
 
 from rich.table import Table
 
+from ..config import RetentionConfig
 from ..ledger import LedgerEntry
 
 Scores = Sequence[float | None]
 Matrix = Sequence[Scores]
+
+MEASURES = ("average", "after_own_night", "forgetting", "backward_transfer", "forward_transfer")
 
 
 def accuracy_matrix(entries: Sequence[LedgerEntry]) -> list[list[float | None]]:
@@ -68,25 +71,57 @@ def forgetting(matrix: Matrix) -> float | None:
 
 
 def describe_life(entries: Sequence[LedgerEntry]) -> dict[str, Any]:
-    """Return what a ledger says of a life as plain data, the part `life` of `results.json`.
+    """Return what a ledger says of a life as plain data, the part `life` of `results.json`. Nights that were rolled
+    back are no part of it.
 
     Returns:
         `dict`: `entries`, the matrix `recall`, `base_skill` before the first night and after each, and the measures;
         `None` for what was not measured, or needs a second night.
     """
+    entries = [entry for entry in entries if entry.rolled_back is None]
     matrix = accuracy_matrix(entries)
     before, after = ([_metrics(entry, when) for entry in entries] for when in ("before", "after"))
     asked = [row.get("recall") for row in before]
-    return {
+    life = {
         "entries": [entry.id for entry in entries],
         "recall": matrix,
-        "base_skill": [_skill(row) for row in (before[0], *after)],
-        "average": average(matrix),
-        "after_own_night": after_own_night(matrix),
-        "forgetting": forgetting(matrix),
-        "backward_transfer": backward_transfer(matrix),
-        "forward_transfer": forward_transfer(asked, [asked[0], *(row.get("base") for row in before[1:])]),
+        "base_skill": [_skill(row) for row in (*before[:1], *after)],
+        **dict.fromkeys(MEASURES),
     }
+    if entries:
+        life |= {
+            "average": average(matrix),
+            "after_own_night": after_own_night(matrix),
+            "forgetting": forgetting(matrix),
+            "backward_transfer": backward_transfer(matrix),
+            "forward_transfer": forward_transfer(asked, [asked[0], *(row.get("base") for row in before[1:])]),
+        }
+    return life
+
+
+def breach(policy: RetentionConfig, before: dict[str, Any], after: dict[str, Any]) -> str | None:
+    """Return in words what a night has lost that its policy does not allow, or `None`. What was not measured is not
+    lost.
+
+    Args:
+        policy (`RetentionConfig`):
+            What a night may cost.
+        before (`dict`):
+            Recall of `earlier` entries, `skill` and `agreement` before the night.
+        after (`dict`):
+            The same after it.
+    """
+    earlier = (_mean(scores["earlier"].values()) for scores in (before, after))
+    losses = {
+        "retention.max_forgetting": ("the mean recall of earlier nights", *earlier, policy.max_forgetting),
+        "retention.max_skill_loss": ("the base skill", _skill(before), _skill(after), policy.max_skill_loss),
+    }
+    for option, (what, had, has, most) in losses.items():
+        if most is not None and had is not None and has is not None and had - has > most:
+            return (
+                f"{what} fell from {_percent(had)} to {_percent(has)} %, more than {option} ({_percent(most)}) allows"
+            )
+    return None
 
 
 def render_life(life: dict[str, Any]) -> Table:
@@ -103,8 +138,7 @@ def render_life(life: dict[str, Any]) -> Table:
     for number, (row, skill) in enumerate(zip(life["recall"], life["base_skill"][1:], strict=True), start=1):
         empty = [""] * (len(life["entries"]) - number)
         table.add_row(str(number), *map(_percent, row), *empty, _percent(skill))
-    measures = ("average", "after_own_night", "forgetting", "backward_transfer", "forward_transfer")
-    table.caption = "\n".join(f"{name.replace('_', ' ')} {_percent(life[name])}" for name in measures)
+    table.caption = "\n".join(f"{name.replace('_', ' ')} {_percent(life[name])}" for name in MEASURES)
     return table
 
 

@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from ..config import RunConfig
 from ..dataset import Sample
 from ..evaluation.recall import agreement
-from ..evaluation.retention import describe_life
+from ..evaluation.retention import breach, describe_life
 from ..files import write_json
 from ..ledger import read_ledger
 from ..memory import load_experts
@@ -76,10 +76,16 @@ def run_night(config: RunConfig, seed_expert: SeedExpert, dreamer: Dreamer | Non
     after = phases.once("evaluate_after", lambda: evaluate_after(room))
     room.engine.close()
     after["agreement"] = phases.once("agreement_after", lambda: agreement(room.memory, held_out))
-    committed = phases.once("commit", lambda: commit(room, expert, samples, before, after))
-    if kept and config.dream.into == "lora":
-        phases.once("adapt_to_dreams", lambda: adapt_to_dreams(room, kept))
-    room.memory.learn(expert)  # so that the counts say what was trained
+    lost = breach(config.retention, before, after)
+    committed = phases.once("commit", lambda: commit(room, expert, samples, before, after, lost))
+    if lost:
+        say(f"[red]This night is rolled back, and what it was about waits for another: {lost}[/]")
+        if expert in room.memory.records:
+            room.memory.reset(expert)
+    else:
+        if kept and config.dream.into == "lora":
+            phases.once("adapt_to_dreams", lambda: adapt_to_dreams(room, kept))
+        room.memory.learn(expert)  # so that the counts say what was trained
     life = describe_life(read_ledger(folder / "ledger.jsonl"))
     results = collect_results(
         config, room.memory, before, after, written, history, dreams, committed, life, phases.seconds

@@ -20,9 +20,16 @@ from .bedroom import Bedroom
 
 
 def commit(
-    room: Bedroom, expert: int, samples: list[Sample], before: dict[str, Any], after: dict[str, Any]
+    room: Bedroom,
+    expert: int,
+    samples: list[Sample],
+    before: dict[str, Any],
+    after: dict[str, Any],
+    lost: str | None = None,
 ) -> dict[str, Any]:
     """Write the experts, the grown model, what later nights need of this one, and the ledger, in this order.
+
+    A night that has `lost` too much, in words, leaves its line in the ledger, and the model as it was before.
 
     Routed experts do not fold into a checkpoint: then there is no `model/`, and no `fold_difference`.
     """
@@ -39,7 +46,12 @@ def commit(
         parents=tuple(e.id for e in standing(room.earlier)),
         sources=tuple(Source(id=m.id, source=m.source, sha256=m.sha256) for m in room.memories),
         metrics={"before": before, "after": after},
+        dropped=now() if lost else None,
+        rolled_back=lost,
     )
+    if lost:
+        room.memory.reset(expert)
+        samples = []
     save_memory(room.memory, adapter)
     difference = None
     if not room.memory.spec.is_routed:
@@ -61,7 +73,7 @@ def commit(
     }
     questions = [
         {"entry": entry.id, "question": q.question, "answers": list(q.answers)}
-        for m in room.memories
+        for m in ([] if lost else room.memories)
         for q in m.questions
     ]
     write_jsonl(adapter / "prompts.jsonl", [*_earlier_rows(room, "prompts.jsonl"), *prompts.values()])
@@ -71,7 +83,7 @@ def commit(
         card = model_card(config.model, [*room.earlier, entry], room.memory.active, "checkpoint")
         write_text(config.output_dir / "model" / "README.md", card)
     write_ledger(config.output_dir / "ledger.jsonl", [*room.earlier, entry])
-    return {"entry": entry.id, "fold_difference": difference}
+    return {"entry": entry.id, "fold_difference": difference, "rolled_back": lost}
 
 
 def _earlier_rows(room: Bedroom, name: str) -> list[dict[str, Any]]:

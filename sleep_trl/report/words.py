@@ -59,7 +59,9 @@ def verdict(results: Mapping[str, Any]) -> str:
     Args:
         results (`Mapping[str, Any]`): what `results.json` holds.
     """
-    return f"{_learned(results['recall'])}; {_kept(results['base_skill'])}{_remembered(results.get('retention', {}))}."
+    undone = f"This night was rolled back: {reason}. " if (reason := results.get("rolled_back")) else ""
+    kept = _kept(results["base_skill"]) + _remembered(results.get("retention", {}))
+    return f"{undone}{_learned(results['recall'])}; {kept}."
 
 
 def _learned(recall: Mapping[str, Any]) -> str:

@@ -5,11 +5,13 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from sleep_trl.config import RetentionConfig
 from sleep_trl.evaluation.retention import (
     accuracy_matrix,
     after_own_night,
     average,
     backward_transfer,
+    breach,
     describe_life,
     forgetting,
     forward_transfer,
@@ -89,3 +91,31 @@ def test_the_terminal_shows_matrix_and_measures() -> None:
     Console(width=100, file=shown).print(render_life(describe_life(entries())))
     for words in ("A life of 3 nights", "50.0", "60.0", "100.0", "97.0", "forgetting 25.0", "backward transfer -20.0"):
         assert words in shown.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("policy", "lost"),
+    [
+        ({}, None),
+        ({"max_forgetting": 0.2, "max_skill_loss": 0.1}, None),
+        ({"max_forgetting": 0.1}, "the mean recall of earlier nights fell from 90.0 to 75.0 %"),
+        ({"max_skill_loss": 0.04}, "the base skill fell from 95.0 to 90.0 %"),
+    ],
+)
+def test_what_a_night_may_cost(policy: dict, lost: str | None) -> None:
+    before = {"earlier": {"entry-001": 1.0, "entry-002": 0.8, "entry-003": None}, "skill": 0.95, "agreement": 1.0}
+    after = {"earlier": {"entry-001": 0.6, "entry-002": 0.9, "entry-003": None}, "skill": 0.9, "agreement": 0.1}
+    reason = breach(RetentionConfig(**policy), before, after)
+    assert reason is None if lost is None else reason is not None and reason.startswith(lost)
+
+
+def test_what_was_not_measured_is_not_lost() -> None:
+    nothing = {"earlier": {}, "skill": None, "agreement": None}
+    assert breach(RetentionConfig(max_forgetting=0, max_skill_loss=0), nothing, nothing) is None
+
+
+def test_a_life_leaves_out_what_was_rolled_back() -> None:
+    first, second, third = entries()
+    life = describe_life([first, second.model_copy(update={"rolled_back": "it cost too much"}), third])
+    assert life["entries"] == ["entry-001", "entry-003"] and len(life["recall"]) == 2
+    assert describe_life([first.model_copy(update={"rolled_back": "so did it"})])["average"] is None

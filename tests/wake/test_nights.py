@@ -1,10 +1,14 @@
 """Nights about what was heard: a record is learnt once, wherever the night is stopped and whatever comes meanwhile."""
 
+import html
 import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+from sleep_trl.files import read_json
 from sleep_trl.launch import sleep
 from sleep_trl.ledger import read_ledger
 from sleep_trl.progress import StepBar
@@ -58,3 +62,22 @@ def test_every_record_is_learnt_once(model, tmp_path, monkeypatch, capsys):
     assert "holds nothing new (0 new, 2 consolidated" in capsys.readouterr().err
     assert sleep.main(arguments(model, tmp_path / "night3", memories=f"wake:{tmp_path / 'absent.db'}")) == 2
     assert "there is no wake buffer" in capsys.readouterr().err
+
+
+def test_a_night_that_costs_too_much_is_rolled_back(model, tmp_path, capsys):
+    heard, first, second = tmp_path / "wake.db", tmp_path / "night1", tmp_path / "night2"
+    hear(heard, TEXTS[0])
+    ruinous = {"retention.max_skill_loss": 0.01, "seeding.learning_rate": 1.0}
+    assert sleep.main(arguments(model, first, memories=f"wake:{heard}", **ruinous)) == 0
+    assert "rolled back" in capsys.readouterr().out
+    (entry,) = read_ledger(first / "ledger.jsonl")
+    assert entry.dropped and entry.rolled_back and "the base skill fell from 100.0 to" in entry.rolled_back
+    results = read_json(first / "results.json")
+    assert results["rolled_back"] == entry.rolled_back and results["parameters"]["added"] == 0
+    assert entry.rolled_back in html.unescape((first / "report.html").read_text("utf-8"))
+    base, left = (AutoModelForCausalLM.from_pretrained(folder) for folder in (model, first / "model"))
+    assert all(torch.equal(a, b) for a, b in zip(base.parameters(), left.parameters(), strict=True))
+    assert states(heard) == ["new"]
+    assert sleep.main(arguments(model, second, memories=f"wake:{heard}", continue_from=first)) == 0
+    assert states(heard) == ["consolidated entry-002"]
+    assert read_json(second / "results.json")["life"]["entries"] == ["entry-002"]
