@@ -111,16 +111,15 @@ def breach(policy: RetentionConfig, before: dict[str, Any], after: dict[str, Any
         after (`dict`):
             The same after it.
     """
-    earlier = (_mean(scores["earlier"].values()) for scores in (before, after))
-    losses = {
-        "retention.max_forgetting": ("the mean recall of earlier nights", *earlier, policy.max_forgetting),
-        "retention.max_skill_loss": ("the base skill", _skill(before), _skill(after), policy.max_skill_loss),
-    }
-    for option, (what, had, has, most) in losses.items():
+    recall = [_mean(scores["earlier"].values()) for scores in (before, after)]
+    checks = (
+        ("the mean recall of earlier nights", "max_forgetting", policy.max_forgetting, *recall),
+        ("the base skill", "max_skill_loss", policy.max_skill_loss, _skill(before), _skill(after)),
+    )
+    for what, option, most, had, has in checks:
         if most is not None and had is not None and has is not None and had - has > most:
-            return (
-                f"{what} fell from {_percent(had)} to {_percent(has)} %, more than {option} ({_percent(most)}) allows"
-            )
+            fell = f"{what} fell from {_percent(had)} to {_percent(has)} %"
+            return f"{fell}, more than retention.{option} ({_percent(most)}) allows"
     return None
 
 
