@@ -111,9 +111,9 @@ def breach(policy: RetentionConfig, before: dict[str, Any], after: dict[str, Any
         after (`dict`):
             The same after it.
     """
-    recall = [_mean(scores["earlier"].values()) for scores in (before, after)]
+    had_recall, has_recall = (_mean(scores["earlier"].values()) for scores in (before, after))
     checks = (
-        ("the mean recall of earlier nights", "max_forgetting", policy.max_forgetting, *recall),
+        ("the mean recall of earlier nights", "max_forgetting", policy.max_forgetting, had_recall, has_recall),
         ("the base skill", "max_skill_loss", policy.max_skill_loss, _skill(before), _skill(after)),
     )
     for what, option, most, had, has in checks:
