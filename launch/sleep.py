@@ -11,7 +11,9 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 if importlib.util.find_spec("sleep_trl") is None:  # run as a file from a clone, not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,6 +22,7 @@ from sleep_trl.config import RunConfig
 from sleep_trl.settings import explain, parse
 
 DONE, COULD_NOT, MISTAKE, STOPPED = 0, 1, 2, 130
+WAIT_FOR_POOL = timedelta(days=1)  # the others give up after ten minutes otherwise, on GPUs, and it draws for longer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
-        _find_processes()  # torch and transformers come from here on
+        _find_processes(config)  # torch and transformers come from here on
         if config.starts_ray:
             from sleep_trl.cluster import prepare
 
@@ -138,20 +141,23 @@ def check_rewards(config: RunConfig) -> None:
         check(reward, columns=dream_tasks.COLUMNS)
 
 
-def _find_processes() -> None:
-    """Tell accelerate that processes without an accelerator belong together; else each believes that it is alone."""
+def _find_processes(config: RunConfig) -> None:
+    """Tell accelerate that processes without an accelerator belong together; else each believes that it is alone. And
+    let them wait for the first one where it drives a pool for all: it has deadlines of its own."""
     from accelerate import PartialState
     from torch import accelerator
 
     from sleep_trl.sharding import is_deepspeed
 
-    if accelerator.is_available():
-        return
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which TRL imports, would warn that it found no GPU
-    if "LOCAL_RANK" in os.environ:
-        os.environ["ACCELERATE_USE_CPU"] = str(not is_deepspeed())  # else accelerate leaves DeepSpeed out
-        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # has ninja
-        PartialState(cpu=True)
+    options: dict[str, Any] = {"timeout": WAIT_FOR_POOL} if config.rollout.engine == "ray" else {}
+    if not accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which TRL imports, would warn that it found no GPU
+        if "LOCAL_RANK" in os.environ:
+            os.environ["ACCELERATE_USE_CPU"] = str(not is_deepspeed())  # else accelerate leaves DeepSpeed out
+            os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # has ninja
+            options["cpu"] = True
+    if options and "LOCAL_RANK" in os.environ:
+        PartialState(**options)
 
 
 def _check_processes() -> None:

@@ -16,13 +16,16 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 # What a launcher says about its processes: a worker that inherits it takes itself for one of them.
-LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHER = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    "TORCHELASTIC_USE_AGENT_STORE",  # torch then waits for the launcher's store instead of making one
+)
 # Despite its name it holds on every system: "0" has every service of a local Ray listen on the loopback address alone.
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | None = None) -> None:
-    """Join a Ray, on all processes of a run alike; does nothing in a process that is connected already.
+    """Join a Ray, on all processes of a run alike. A process that is connected already stays where it is.
 
     Args:
         address (`str`, *optional*):
@@ -39,16 +42,40 @@ def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | 
         `RuntimeError`: if Ray was imported before, without a token.
         `ConnectionError`: if there is no cluster at the address.
     """
-    if _is_connected():
-        return
     if address is None:
-        address = _start(cpus, gpus)
+        address = _start_for_all(cpus, gpus)
     if not _is_connected():
         _init(address)
 
 
+def start(*, cpus: int | None = None, gpus: int | None = None) -> None:
+    """Start a Ray of this machine alone, in a process that drives it for all, if it is connected to none. The others
+    may join by [`connect`].
+
+    Args:
+        cpus (`int`, *optional*):
+            Cores that it gives away; by default all.
+        gpus (`int`, *optional*):
+            GPUs likewise.
+
+    Raises:
+        `ImportError`: if Ray is not installed.
+        `RuntimeError`: if Ray was imported before, without a token, or the other processes have not got it.
+    """
+    if _is_connected():
+        return
+    if PartialState().num_processes > 1 and not _is_prepared():
+        raise RuntimeError("The other processes do not know this Ray's token. Call sleep_trl.cluster.prepare() on all.")
+    prepare()
+    _init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
+
+
 def _is_connected() -> bool:
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+def _is_prepared() -> bool:
+    return os.environ.get(LOOPBACK) == "0" and "RAY_AUTH_TOKEN" in os.environ
 
 
 def prepare() -> None:
@@ -60,7 +87,7 @@ def prepare() -> None:
     Raises:
         `RuntimeError`: if Ray was imported before, without a token.
     """
-    if os.environ.get(LOOPBACK) == "0" and "RAY_AUTH_TOKEN" in os.environ:
+    if _is_prepared():
         return
     if "ray" in sys.modules:
         raise RuntimeError(
@@ -72,12 +99,13 @@ def prepare() -> None:
     os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": shared[0], LOOPBACK: "0"})
 
 
-def _start(cpus: int | None, gpus: int | None) -> str:
-    """Start a Ray in the first process, and return its address in all."""
-    prepare()
+def _start_for_all(cpus: int | None, gpus: int | None) -> str:
+    """Start a Ray in the first process, if it has none yet, and return its address in all."""
+    if not _is_connected():
+        prepare()
     shared = [""]
     if PartialState().is_main_process:
-        _init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
+        start(cpus=cpus, gpus=gpus)
         shared[0] = sys.modules["ray"].get_runtime_context().gcs_address
     broadcast_object_list(shared)
     return shared[0]

@@ -179,8 +179,9 @@ class RolloutConfig(Section):
     num_engines: int = Field(2, ge=1)
     """Engines of a pool. It may go on with fewer if some cannot be kept alive, and says so."""
 
-    gpus_per_engine: float | None = Field(None, ge=0)
-    """GPUs of an engine of a pool; a fraction shares one. Default: gpu_memory if there is a GPU, beside the trainer."""
+    gpus_per_engine: float | None = Field(None, ge=0, le=1)
+    """GPUs of an engine of a pool; a fraction shares one. Default: gpu_memory if there is a GPU, and more than half if
+    each engine can have another; beside the trainer."""
 
     gpu_memory: float = Field(0.3, gt=0, le=1)
     """Share of a GPU's memory that a vLLM takes."""

@@ -29,6 +29,7 @@ VLLM_BATCH = 256  # prompts at once, of which vLLM makes batches of its own
 # MLP weights from which auto takes vLLM on a CPU. It generates faster below that too (benchmarks/rollout.py), but a
 # night of so small a model is short, and vLLM has to start.
 WORTH_VLLM = 10_000_000
+MORE_THAN_HALF = 0.51  # of a GPU: Ray lays smaller shares side by side on the first one, and leaves the others empty
 
 
 @dataclass(frozen=True)
@@ -126,19 +127,27 @@ def _make_backend(
 ) -> Backend:
     if choice.engine == "vllm":
         return InThisProcess(spec.make(), "The vLLM engine", max(batch_size, VLLM_BATCH))
-    gpus = rollout.gpus_per_engine
-    if gpus is None:
-        gpus = rollout.gpu_memory if torch.cuda.is_available() else 0
     return RayPool(
         spec,
         weights.everything,
         rollout.num_engines,
         address=rollout.ray_address,
-        gpus=gpus,
+        gpus=gpus_per_engine(rollout),
         batch_size=max(batch_size, VLLM_BATCH) if choice.replica == "vllm" else batch_size,
         timeout_s=rollout.timeout_s,
         start_timeout_s=rollout.start_timeout_s,
     )
+
+
+def gpus_per_engine(rollout: RolloutConfig) -> float:
+    """Return the GPUs that Ray gives to an engine of a pool: by default one each if there are enough, which it then has
+    beside a trainer, else a share of one."""
+    if rollout.gpus_per_engine is not None:
+        return rollout.gpus_per_engine
+    if not torch.cuda.is_available():
+        return 0
+    has_one_each = 1 < rollout.num_engines <= torch.cuda.device_count()
+    return max(rollout.gpu_memory, MORE_THAN_HALF) if has_one_each else rollout.gpu_memory
 
 
 def _replica(rollout: RolloutConfig, not_vllm: str | None) -> ReplicaKind:

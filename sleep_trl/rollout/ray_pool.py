@@ -67,7 +67,7 @@ class RayPool:
         address (`str`, *optional*):
             Of a Ray cluster; by default one is started on this machine.
         gpus (`float`, *optional*, defaults to `0`):
-            GPUs of an engine; a fraction shares one.
+            GPUs of an engine, at most 1; a fraction shares one.
         batch_size (`int`, *optional*, defaults to `64`):
             Prompts handed to an engine at once.
         timeout_s (`float`, *optional*, defaults to `600`):
@@ -76,6 +76,9 @@ class RayPool:
             Seconds within which an engine has to start and take its weights.
         max_restarts (`int`, *optional*, defaults to `2`):
             How often the engine in one place is replaced, before the pool goes on without it.
+
+    Raises:
+        `ValueError`: if Ray has no room for as many.
     """
 
     def __init__(
@@ -91,7 +94,10 @@ class RayPool:
         start_timeout_s: float = 300,
         max_restarts: int = 2,
     ) -> None:
-        cluster.connect(address)
+        if address is None:
+            cluster.start()  # only this process knows the pool
+        else:
+            cluster.connect(address)
         import ray
 
         self._ray, self.id = ray, uuid4().hex[:8]
@@ -101,14 +107,19 @@ class RayPool:
         self._threads = max(1, torch.get_num_threads() // count)
         self._jobs: dict[Any, Job] = {}
         self._first_error: BaseException | None = None
-        self.members = [self._start(place, 0) for place in range(count)]
+        self._refuse_more_than_fits(count)
+        self.members: list[Member] = []
+        for place in range(count):
+            self.members.append(self._start(place, 0))
+            if 0 < gpus <= 0.5:  # a vLLM measures what it takes: another that starts on its GPU would be counted too
+                self._call(self.members[-1], "being made", "process_id")
+                self._finish()
 
     def update(self, values: Values, expected: Mapping[Region, str]) -> None:
         weights, regions = self._ray.put(_to_host(values)), list(expected)
         for member in self.members:
             self._call(member, "taking weights", "update", weights, regions, expected=expected)
-        while self._jobs:
-            self._next()
+        self._finish()
 
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: Progress | None
@@ -144,6 +155,16 @@ class RayPool:
 
     # -- calls ----------------------------------------------------------------------------------------------------
 
+    def _refuse_more_than_fits(self, count: int) -> None:
+        """Raise if Ray has no room for the engines: it would wait for it without a word."""
+        there = int(self._ray.cluster_resources().get("GPU", 0))
+        if self.gpus and (room := there * int(1 / self.gpus)) < count:
+            raise ValueError(
+                f"rollout: {count} engines of {self.gpus:g} GPUs each were asked for, and this Ray has {there} GPUs, "
+                f"which is room for {room}. Give a smaller rollout.num_engines, rollout.gpus_per_engine or "
+                f"rollout.gpu_memory."
+            )
+
     def _start(self, place: int, restarts: int) -> Member:
         name = f"sleep-engine-{self.id}-{place}" + (f"-{restarts}" if restarts else "")
         actor = self._ray.remote(num_cpus=0, num_gpus=self.gpus, max_concurrency=1)(ReplicaActor)
@@ -166,6 +187,11 @@ class RayPool:
         allowed = self.timeout_s if member.has_answered else self.start_timeout_s
         phase = phase if member.has_answered else f"starting and {phase}"
         self._jobs[getattr(member.actor, method).remote(*args)] = Job(member, phase, allowed, expected or {}, shard)
+
+    def _finish(self) -> None:
+        """Wait until all calls have ended."""
+        while self._jobs:
+            self._next()
 
     def _next(self) -> tuple[list[Job], Any]:
         """Wait until a call ends or is overdue.

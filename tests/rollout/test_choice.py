@@ -10,7 +10,7 @@ from sleep_trl.launch import sleep
 from sleep_trl.memory import MemorySpec, attach
 from sleep_trl.memory.hosts import find_hosts
 from sleep_trl.rollout import TransformersEngine, choice
-from sleep_trl.rollout.choice import choose, make_engine
+from sleep_trl.rollout.choice import choose, gpus_per_engine, make_engine
 from sleep_trl.rollout.synced import SyncedEngine
 from sleep_trl.rollout.weights import GrownWeights, RoutedWeights
 from tests.runs import arguments, write_memories, write_model
@@ -77,6 +77,24 @@ def test_what_is_not_installed_is_refused(installed, engine, package):
 def test_a_pool_on_a_cpu_is_of_transformers(installed):
     found = chosen(engine="ray")
     assert (found.engine, found.replica) == ("ray", "transformers")
+
+
+@pytest.mark.parametrize(
+    ("options", "count", "share"),
+    [
+        ({}, 0, 0),
+        ({}, 1, 0.3),  # both on the one
+        ({}, 2, 0.51),  # one each
+        ({"num_engines": 4}, 2, 0.3),
+        ({"num_engines": 1}, 2, 0.3),
+        ({"gpu_memory": 0.8}, 2, 0.8),
+        ({"gpus_per_engine": 0.25}, 2, 0.25),
+    ],
+)
+def test_engines_have_a_gpu_each_where_there_are_enough(monkeypatch, options, count, share):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert gpus_per_engine(RolloutConfig(engine="ray", **options)) == share
 
 
 @pytest.mark.parametrize("engine", ["vllm", "ray"])

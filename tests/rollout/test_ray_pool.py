@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from sleep_trl import cluster
 from sleep_trl.launch import sleep
 from sleep_trl.rollout import Sampling
 from sleep_trl.rollout.ray_pool import RayPool
@@ -28,9 +29,10 @@ def pool_of(memory, count=2, **options):
 
 @pytest.fixture(scope="module")
 def engine():
-    """Two engines of a Ray of this module's own."""
+    """Two engines of a Ray of this module's own, which is told of a GPU; engines find none, and take the CPU."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    cluster.start(gpus=1)
     made = pool_of(grown_model())
     made.sync()
     yield made
@@ -149,6 +151,18 @@ def test_a_call_that_failed_leaves_nothing_behind(engine):
         fresh.generate([PROMPTS[1], ["no token"], *PROMPTS], LONG)
     assert_equal(fresh, fresh.weights.memory)
     fresh.close()
+
+
+def test_engines_for_which_there_is_no_room_are_refused(engine):
+    """Ray itself would wait for a GPU until the deadline."""
+    with pytest.raises(ValueError, match=r"2 engines of 0\.6 GPUs each .* room for 1\. Give a smaller rollout\.num_e"):
+        pool_of(grown_model(), gpus=0.6).sync()
+
+
+def test_engines_on_one_gpu_start_in_turn(engine, memory):
+    pool = RayPool(spec_of(memory), weights_of(memory).everything, 2, gpus=0.5)
+    assert [member.has_answered for member in pool.members] == [True, True]
+    pool.close()
 
 
 def test_nobody_listens_to_the_network(engine):
