@@ -54,6 +54,7 @@ class VLLMReplica:
                 folder,
                 load_format="dummy",
                 generation_config="vllm",  # not the checkpoint's own penalties and truncation
+                max_model_len=-1,  # the model's context, or as much of it as there is room for
                 dtype=str(spec.config.dtype).removeprefix("torch."),
                 enforce_eager=not has_gpu,
                 logprobs_mode="processed_logprobs",
@@ -64,9 +65,27 @@ class VLLMReplica:
                 **spec.sizes,
             )
 
+    @property
+    def longest(self) -> int:
+        """Tokens that vLLM has room for in one sequence, prompt and completion."""
+        return int(self.llm.llm_engine.model_config.max_model_len)
+
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """Generate one completion a prompt.
+
+        Raises:
+            `ValueError`: if a prompt leaves no room for `max_new_tokens`: vLLM would end the completion before, and say
+                nothing.
+        """
         from vllm import SamplingParams
 
+        longest = max(map(len, prompts), default=0)
+        if longest + sampling.max_new_tokens > self.longest:
+            raise ValueError(
+                f"vLLM has room for sequences of {self.longest} tokens, but a prompt of {longest} tokens and "
+                f"{sampling.max_new_tokens} new ones were asked for. Raise rollout.gpu_memory, or without a GPU "
+                f"VLLM_CPU_KVCACHE_SPACE (GiB); or lower max_context; or use rollout.engine transformers."
+            )
         options: dict[str, Any] = {
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
@@ -91,7 +110,11 @@ class VLLMReplica:
     def update(self, values: Values, regions: Sequence[Region]) -> list[str]:
         if values:
             self.llm.collective_rpc("write_weights", args=(values,))
-            self.llm.reset_prefix_cache()  # what it keeps of earlier prompts was computed with the old weights
+            # What it keeps of earlier prompts was computed with the old weights.
+            if not self.llm.reset_prefix_cache():
+                raise RuntimeError(
+                    "vLLM still works on prompts of an earlier call, so that it cannot take new weights."
+                )
         digests: list[str] = self.llm.collective_rpc("read_digests", args=(list(regions),))[0]
         return digests
 

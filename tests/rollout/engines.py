@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
+
 import torch
 
 from sleep_trl.memory import Memory, MemorySpec, attach
@@ -13,6 +17,7 @@ from sleep_trl.rollout.weights import EngineWeights, GrownWeights, RoutedWeights
 from tests.tiny import tiny_model, tiny_tokenizer
 
 GREEDY = Sampling(24, temperature=0.0, logprobs=True)
+LONG = Sampling(120, temperature=0.0)
 # Lengths from 2 to 350 tokens: more than two blocks of vLLM's prefix cache, and several with the same beginning.
 PROMPTS = [[1, *(4 + (7 * j) % 90 for j in range(1 + i * i))] for i in range(19)] + [[1, 5, 9 + i] for i in range(21)]
 
@@ -67,3 +72,15 @@ def assert_equal(engine, memory: Memory, tolerance: float = 1e-5) -> None:
     assert [(c.text, c.stop_reason) for c in found] == [(c.text, c.stop_reason) for c in expected]
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.allclose(torch.tensor(ours.logprobs), torch.tensor(theirs.logprobs), rtol=0, atol=tolerance)
+
+
+def send_while_generating(pool, process: int, what: int) -> None:
+    """Send a signal to an engine in the middle of its work."""
+
+    def wait_and_send() -> None:
+        while not any(job.phase == "generating" for job in list(pool._jobs.values())):
+            time.sleep(0.001)
+        time.sleep(0.02)
+        os.kill(process, what)
+
+    threading.Thread(target=wait_and_send, daemon=True).start()

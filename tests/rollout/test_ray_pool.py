@@ -1,7 +1,5 @@
 import os
 import signal
-import threading
-import time
 from importlib.util import find_spec
 
 import pytest
@@ -13,13 +11,22 @@ from sleep_trl.rollout import Sampling
 from sleep_trl.rollout.ray_pool import RayPool
 from sleep_trl.rollout.synced import InThisProcess, SyncedEngine
 from sleep_trl.rollout.weights import Region, WeightMismatch
-from tests.rollout.engines import PROMPTS, assert_equal, grown_model, on_the_model_itself, spec_of, teach, weights_of
+from tests.rollout.engines import (
+    LONG,
+    PROMPTS,
+    assert_equal,
+    grown_model,
+    on_the_model_itself,
+    send_while_generating,
+    spec_of,
+    teach,
+    weights_of,
+)
 from tests.runs import write_model
 from tests.test_night import arguments as night
 from tests.test_night import results_of
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: make setup installs it")
-LONG = Sampling(120, temperature=0.0)
 
 
 def pool_of(memory, count=2, **options):
@@ -45,18 +52,6 @@ def engine():
 @pytest.fixture
 def memory(engine):
     return engine.weights.memory
-
-
-def send_while_generating(pool, process, what):
-    """Send a signal to an engine in the middle of its work."""
-
-    def wait_and_send():
-        while not any(job.phase == "generating" for job in list(pool._jobs.values())):
-            time.sleep(0.001)
-        time.sleep(0.02)
-        os.kill(process, what)
-
-    threading.Thread(target=wait_and_send, daemon=True).start()
 
 
 def test_greedy_is_transformers_own_before_and_after_an_update(engine, memory):

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -12,11 +13,13 @@ from sleep_trl.rollout.ray_pool import RayPool
 from sleep_trl.rollout.synced import SyncedEngine
 from sleep_trl.rollout.weights import Region, WeightMismatch
 from tests.rollout.engines import (
+    LONG,
     PROMPTS,
     assert_equal,
     grown_model,
     on_the_model_itself,
     routed_model,
+    send_while_generating,
     spec_of,
     teach,
     weights_of,
@@ -154,6 +157,32 @@ def test_stop_strings_and_reasons(engine, memory):
     found = engine.generate(PROMPTS, sampling)
     assert found == on_the_model_itself(memory).generate(PROMPTS, sampling)
     assert {c.stop_reason for c in found} >= {"stop", "length"}
+
+
+def test_a_completion_that_has_no_room_is_refused(engine):
+    with pytest.raises(RuntimeError, match="room for sequences of 512 tokens, but a prompt of 500 tokens and 13 new"):
+        engine.generate([[1, *[5] * 499]], Sampling(13, temperature=0.0))
+    (whole,) = engine.generate([[1, *[5] * 499]], Sampling(12, temperature=0.0))
+    assert len(whole.ids) == 12 or whole.stop_reason == "stop"
+
+
+def test_a_killed_vllm_loses_no_prompt(engine, memory, caplog):
+    (before,) = engine.backend.process_ids()
+    send_while_generating(engine.backend, before, signal.SIGKILL)
+    assert engine.generate(PROMPTS * 3, LONG) == on_the_model_itself(memory).generate(PROMPTS * 3, LONG)
+    assert "was lost while generating and is replaced" in caplog.text
+    assert_equal(engine, memory)
+    assert engine.backend.process_ids() != [before]
+
+
+def test_a_hung_vllm_is_replaced_at_its_deadline(engine, memory, caplog):
+    (hung,) = engine.backend.process_ids()
+    engine.backend.timeout_s = 5.0
+    os.kill(hung, signal.SIGSTOP)
+    assert engine.generate(PROMPTS, LONG) == on_the_model_itself(memory).generate(PROMPTS, LONG)
+    engine.backend.timeout_s = 600.0
+    assert "gave no answer within 5 s while generating" in caplog.text
+    assert engine.backend.process_ids() != [hung]
 
 
 @pytest.mark.parametrize("routing", ["dense", "topk"])
