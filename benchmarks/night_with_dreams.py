@@ -3,8 +3,9 @@
     python benchmarks/night_with_dreams.py --seeds 3 --output benchmarks/results/night_with_dreams.json
 
 The quickstart's second night, after its first, made harder: the teacher writes one question about each sentence, which
-leaves the other ways to ask unlearnt. With dreaming, the last of the steps are for the dreams that helped, so that the
-expert is seeded equally long with and without; the dreamer's own steps come on top, and are counted in the seconds.
+leaves the other ways to ask unlearnt. The dreams that helped are learnt in `--dream-steps` steps, behind those of the
+night or in the place of its last ones; beside them stands a night with as many steps more and no dreams. The dreamer's
+own steps come on top, and are counted in the seconds.
 Prints a table; the last line is one JSON object.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +29,29 @@ DREAMS: dict[str, Any] = {
     "dream.selection": "all",
     "dream.test": "sign",  # a sentence has too few questions for any other
     "dream.em_epochs": 2,
-    "dream.learning_rate": 1e-2,
+    "dream.learning_rate": 1e-3,
     "dream.lora_learning_rate": 5e-3,
     "dream.batch_size": 96,
     "dream.max_new_tokens": 24,
 }
-# What differs from the quickstart's night.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "no dreaming": {"dataset.samples_per_window": 1},
-    "dreaming": {"dataset.samples_per_window": 1, **DREAMS},
-    "dreaming, learning rate 1e-3": {"dataset.samples_per_window": 1, **DREAMS, "dream.learning_rate": 1e-3},
-    "no dreaming, 16 questions a sentence": {},
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the quickstart's night: options, and how often `--dream-steps` are added to its seeding."""
+
+    options: dict[str, Any]
+    added: int = 0
+
+
+ONE_QUESTION = {"dataset.samples_per_window": 1}
+VARIANTS = {
+    "no dreaming": Variant(ONE_QUESTION),
+    "no dreaming, more steps": Variant(ONE_QUESTION, 1),
+    "dreaming after it": Variant(ONE_QUESTION | DREAMS),
+    "dreaming at its end": Variant(ONE_QUESTION | DREAMS, -1),
+    "dreaming at its end, learning rate 1e-2": Variant(ONE_QUESTION | DREAMS | {"dream.learning_rate": 1e-2}, -1),
+    "no dreaming, 16 questions a sentence": Variant({}),
 }
 
 
@@ -46,9 +60,11 @@ def run(variant: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any
     here = arguments.folder / f"{arguments.first}-{arguments.steps}-{arguments.dream_steps}" / str(seed)
     first, second = (write_memories(here / f"{n}.jsonl", n) for n in (FIRST_NIGHT, SECOND_NIGHT))
     before = sleep(here / "first", first, {"seed": seed, "seeding.steps": arguments.first})
-    options = {"seed": seed, "continue_from": before, "seeding.steps": arguments.steps, **VARIANTS[variant]}
-    if "dream.rounds" in options:
-        options |= {"seeding.steps": arguments.steps - arguments.dream_steps, "dream.steps": arguments.dream_steps}
+    steps = {
+        "seeding.steps": arguments.steps + VARIANTS[variant].added * arguments.dream_steps,
+        "dream.steps": arguments.dream_steps,
+    }
+    options = {"seed": seed, "continue_from": before, **steps, **VARIANTS[variant].options}
     after = sleep(here / variant.replace(" ", "-").replace(",", ""), second, options)
     results = json.loads((after / "results.json").read_text("utf-8"))
     dreams = results.get("dreams", {"rounds": [], "learnt": 0})
@@ -116,10 +132,8 @@ def mean_of(shares: dict[str, float], forms: Sequence[str]) -> float:
 def parse_arguments() -> argparse.Namespace:
     parser = study_parser((__doc__ or "").split("\n")[0], VARIANTS)
     parser.add_argument("--first", type=int, default=90, help="steps of the first night")
-    parser.add_argument(
-        "--steps", type=int, default=150, help="steps of the second night, those after dreaming included"
-    )
-    parser.add_argument("--dream-steps", type=int, default=60, help="of these, steps after dreaming")
+    parser.add_argument("--steps", type=int, default=150, help="steps of the second night")
+    parser.add_argument("--dream-steps", type=int, default=60, help="steps in which dreams are learnt")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "dreamt", help="folder of the nights")
     arguments = parser.parse_args()
     if arguments.quick:
