@@ -78,15 +78,21 @@ def writes_files(model: nn.Module) -> bool:
 
 
 def check_launch(dreams: bool) -> None:
-    """Raise if this is a launch of DeepSpeed's and cannot work.
+    """Raise if this is a launch of DeepSpeed's that cannot work, or one of FSDP's.
 
     Args:
         dreams (`bool`):
             Whether the model will dream.
 
     Raises:
-        `ValueError`: if dreams meet sharded weights, or DeepSpeed cannot compile its operations for a CPU.
+        `ValueError`: if dreams meet sharded weights, DeepSpeed cannot compile its operations for a CPU, or FSDP would
+            shard the weights.
     """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise ValueError(
+            "accelerate was told to shard by FSDP, which sleep-trl does not know: a night reads and changes experts "
+            "layer by layer, as DeepSpeed allows. Launch with launch/accelerate/zero3.yaml, or ddp.yaml."
+        )
     if dreams and _launched() is not None:
         raise ValueError(
             "dream.rounds: dreams are tried out on whole layers, and DeepSpeed ZeRO-3 has sharded them. Give "

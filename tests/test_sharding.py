@@ -37,6 +37,12 @@ def test_whole_weights_are_left_alone():
     sharding.check_launch(dreams=True)
 
 
+def test_fsdp_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"FSDP.*zero3.yaml"):
+        sharding.check_launch(dreams=False)
+
+
 @zero3
 def test_dreams_on_sharded_layers_are_refused():
     with pytest.raises(ValueError, match=r"dream.rounds: .* ZeRO-3 .* --dream.rounds 0"):

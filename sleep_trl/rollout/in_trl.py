@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import torch
+
 from .engine import Sampling
 from .synced import SyncedEngine
 
@@ -17,8 +19,8 @@ def roll_out_with(trainer: Any, engine: SyncedEngine) -> None:
 
     The engine has the weights of the present step before it draws. GRPO's loss, its divergence from a reference model
     included, is weighed by TRL's importance ratio between trainer and engine (`vllm_importance_sampling_correction`, on
-    by default), whose mean, extremes and difference of log probabilities TRL logs. The divergence from a teacher is a
-    mean over whatever text was drawn, and is not weighed.
+    by default), whose mean, extremes and difference of log probabilities TRL logs; `KnowledgeSeedingTrainer` logs the
+    share that was clipped. The divergence from a teacher is a mean over whatever text was drawn, and is not weighed.
 
     Args:
         trainer (`GRPOTrainer`):
@@ -39,6 +41,25 @@ def roll_out_with(trainer: Any, engine: SyncedEngine) -> None:
     trainer.vllm_generation = _EngineRollouts(trainer, engine)
     trainer.use_vllm, trainer.vllm_mode = True, "server"
     trainer._last_loaded_step = -1
+
+
+def share_clipped(ratio: torch.Tensor, mask: torch.Tensor, args: Any) -> torch.Tensor:
+    """Return the share of tokens whose importance ratio TRL has cut, which it does not log itself.
+
+    Args:
+        ratio (`torch.Tensor` of shape `(batch, length)` or `(batch, 1)`):
+            As TRL has left it: at a bound where it was truncated, 0 where it was masked.
+        mask (`torch.Tensor` of shape `(batch, length)`):
+            1 where a token counts.
+        args (`GRPOConfig`):
+            Has the bounds, `vllm_importance_sampling_clip_min` and `vllm_importance_sampling_clip_max`.
+
+    Returns:
+        `torch.Tensor` of shape `()`, in [0, 1].
+    """
+    bounds = (0.0, args.vllm_importance_sampling_clip_min, args.vllm_importance_sampling_clip_max)
+    is_cut = torch.stack([ratio == bound for bound in bounds if bound is not None]).any(0)
+    return is_cut.expand_as(mask)[mask.bool()].float().mean()
 
 
 class _EngineRollouts:

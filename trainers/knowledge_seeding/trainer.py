@@ -14,6 +14,7 @@ from trl.trainer.utils import get_config_model_id, pad
 
 from sleep_trl.memory import Memory, MemorySpec, attach
 from sleep_trl.rewards import resolve
+from sleep_trl.rollout.in_trl import share_clipped
 from sleep_trl.rollout.stopping import tokens_before
 
 from ..expert_checkpoints import ExpertCheckpoints
@@ -111,6 +112,10 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         with without_row_dump():
             output: Tensors = super()._generate_and_score_completions(rows)
         self._given_prompt_ids = self._stops = None
+        if (ratio := output.get("importance_sampling_ratio")) is not None:
+            share = self.accelerator.gather(share_clipped(ratio, _counted(output), self.args)).nanmean().item()
+            mode = "train" if self.model.training else "eval"
+            self._metrics[mode]["sampling/importance_sampling_ratio/clipped"].append(share)
         return output | self._teacher_inputs(rows, _counted(output)) if self.args.alpha > 0 else output
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
