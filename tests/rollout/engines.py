@@ -74,6 +74,20 @@ def assert_equal(engine, memory: Memory, tolerance: float = 1e-5) -> None:
         assert torch.allclose(torch.tensor(ours.logprobs), torch.tensor(theirs.logprobs), rtol=0, atol=tolerance)
 
 
+def assert_equal_through_updates(engine, memory: Memory) -> None:
+    """The same for routed experts: before and after an update, in all views, and when the new expert has settled."""
+    assert_equal(engine, memory)
+    learning = memory.activate()
+    assert_equal(engine, memory)
+    teach(memory, learning, seed=4)
+    assert_equal(engine, memory)
+    for view in (memory.as_teacher, memory.as_base):
+        with view():
+            assert_equal(engine, memory)
+    memory.learn(None)  # now the new expert competes with the others
+    assert_equal(engine, memory)
+
+
 def send_while_generating(pool, process: int, what: int) -> None:
     """Send a signal to an engine in the middle of its work."""
 

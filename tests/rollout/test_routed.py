@@ -11,7 +11,16 @@ from sleep_trl.rollout.replica import ReplicaSpec, TransformersReplica
 from sleep_trl.rollout.routed import LEARNING, Router, routed_config
 from sleep_trl.rollout.synced import InThisProcess, SyncedEngine
 from sleep_trl.rollout.weights import RoutedWeights, WeightMismatch
-from tests.rollout.engines import GREEDY, PROMPTS, assert_equal, routed_model, spec_of, teach, weights_of
+from tests.rollout.engines import (
+    GREEDY,
+    PROMPTS,
+    assert_equal,
+    assert_equal_through_updates,
+    routed_model,
+    spec_of,
+    teach,
+    weights_of,
+)
 from tests.runs import write_model
 from tests.test_night import arguments as night
 from tests.test_night import results_of
@@ -32,16 +41,7 @@ def engine(memory):
 
 
 def test_greedy_is_transformers_own_before_and_after_updates(engine, memory):
-    assert_equal(engine, memory)
-    learning = memory.activate()
-    assert_equal(engine, memory)
-    teach(memory, learning, seed=4)
-    assert_equal(engine, memory)
-    for view in (memory.as_teacher, memory.as_base):
-        with view():
-            assert_equal(engine, memory)
-    memory.learn(None)  # now the new expert competes with the others
-    assert_equal(engine, memory)
+    assert_equal_through_updates(engine, memory)
     engine.close()
 
 

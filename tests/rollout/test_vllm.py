@@ -16,6 +16,7 @@ from tests.rollout.engines import (
     LONG,
     PROMPTS,
     assert_equal,
+    assert_equal_through_updates,
     grown_model,
     on_the_model_itself,
     routed_model,
@@ -92,17 +93,7 @@ def test_a_planted_weight_is_caught(engine, memory):
 
 
 def test_routed_greedy_is_transformers_before_and_after_updates(routed):
-    memory = routed.weights.memory
-    assert_equal(routed, memory)
-    learning = memory.activate()
-    assert_equal(routed, memory)
-    teach(memory, learning, seed=4)
-    assert_equal(routed, memory)
-    for view in (memory.as_teacher, memory.as_base):
-        with view():
-            assert_equal(routed, memory)
-    memory.learn(None)  # now the new expert competes with the others
-    assert_equal(routed, memory)
+    assert_equal_through_updates(routed, routed.weights.memory)
 
 
 @pytest.mark.parametrize(
