@@ -1,5 +1,29 @@
-"""TRL imports vLLM where it is installed, and vLLM imports Ray, which takes its token then or never."""
+"""What all tests have in common: Ray's token, and a folder to spoil.
+
+TRL imports vLLM where it is installed, and vLLM imports Ray, which takes its token then or never.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
 
 from sleep_trl.cluster import prepare
 
 prepare()
+
+from tests.runs import write_memories, write_model  # noqa: E402  (may import TRL)
+
+
+@pytest.fixture(scope="session")
+def good_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def place(good_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a copy of a good model, and good memories."""
+    shutil.copytree(good_model, tmp_path / "model")
+    write_memories(tmp_path / "docs.jsonl")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

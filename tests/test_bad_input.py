@@ -23,24 +23,10 @@ from tests.mistakes import (
     options,
     sleep_config,
 )
-from tests.runs import TEXT, write_memories, write_model
+from tests.runs import TEXT, write_model
 
 ROOT = Path(__file__).resolve().parent.parent
 LOAD = AutoModelForCausalLM.from_pretrained
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("models") / "llama")
-
-
-@pytest.fixture
-def place(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a copy of a good model, good memories and a finished run."""
-    shutil.copytree(model, tmp_path / "model")
-    write_memories(tmp_path / "docs.jsonl")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture(autouse=True)

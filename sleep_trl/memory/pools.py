@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import cast
 
@@ -31,7 +32,7 @@ class View:
     is_counting: bool = False
 
 
-class ExpertPool(nn.Module):
+class ExpertPool(nn.Module, ABC):
     """All experts that one MLP may ever need, allocated at once and left out of the pass until they are in `view`
     (method 3.3, note on the implementation)."""
 
@@ -48,9 +49,9 @@ class ExpertPool(nn.Module):
     def end(self) -> None:
         """Called after it, also if it failed."""
 
+    @abstractmethod
     def forward(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Add what the experts in view say of `x` to the host's output."""
-        raise NotImplementedError
 
 
 class DensePool(ExpertPool):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,25 +17,10 @@ import torch
 
 from sleep_trl.cli import main
 from tests.mistakes import Options, file, make_arguments, options, without
-from tests.runs import write_memories, write_model
 
 Plant = Callable[[Path, pytest.MonkeyPatch], Options]
 ROOT = Path(__file__).parents[2]
 CPU = not torch.accelerator.is_available()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("models") / "llama")
-
-
-@pytest.fixture
-def place(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a good model and good memories."""
-    shutil.copytree(model, tmp_path / "model")
-    write_memories(tmp_path / "docs.jsonl")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
