@@ -16,8 +16,8 @@ from sleep_trl.cli import main
 from sleep_trl.files import write_json
 from sleep_trl.ledger import read_ledger
 from sleep_trl.wake import WakeBuffer
+from tests.report.pages import make_results
 from tests.runs import write_finished_run, write_model
-from tests.test_report import make_results
 from tests.test_undo import write_run
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,157 @@
+"""The page holds the run, foreign text stays text, and nothing is loaded from anywhere."""
+
+import base64
+import hashlib
+import re
+import sys
+
+import pytest
+
+from sleep_trl.report import write_report
+from sleep_trl.report.figures import label
+from sleep_trl.report.page import choose_samples, facts
+from sleep_trl.report.words import verdict, visible
+from tests.report.pages import HOSTILE, Page, make_entry, make_life, make_results, make_sample, write_run
+
+
+def test_page_holds_the_figures_and_the_numbers(tmp_path) -> None:
+    results = make_results()
+    path = write_report(write_run(tmp_path, results, [make_sample()], [make_entry()]))
+    assert path == tmp_path / "report.html"
+    assert path.stat().st_size < 8_000_000
+    assert not list(tmp_path.glob("*.partial"))
+    page = Page(path)
+    assert list(page.plots) == ["recall", "skill", "loss", "reward", "divergence", "seconds"]
+    assert page.plots["loss"]["data"][0]["y"] == [1.0, 1 / 2, 1 / 3]
+    for id in page.plots:
+        assert f"{id}-plot" in page.attributes("id")
+    for words in ("2.0\u00a0% → 96.0\u00a0%", "50,000", "10,000 trained tonight", "1,480", "duplicate", "A town."):
+        assert words in page.text
+    for words in ("and 2 more", "abc123abc123", "seeding.alpha", "not installed", "2\u00a0min 31\u00a0s"):
+        assert words in page.text
+    assert verdict(results) in page.text
+    assert ("html", {"lang": "en"}) in page.elements
+    tables = [tag for tag, _ in page.elements].count("table")
+    assert tables == [tag for tag, _ in page.elements].count("caption") == 6
+    assert sum(attrs.get("role") == "img" and bool(attrs["aria-label"]) for _, attrs in page.elements) == 6
+
+
+def test_page_loads_nothing_and_admits_its_own_scripts_only(tmp_path) -> None:
+    page = Page(write_report(write_run(tmp_path, make_results(), [make_sample()], [make_entry()])))
+    for name in ("src", "href", "srcset", "action", "data", "poster"):
+        assert page.attributes(name) == []
+    assert not {"link", "iframe", "object", "embed", "base", "img"} & {tag for tag, _ in page.elements}
+    outside = page.source
+    for script in page.scripts:
+        outside = outside.replace(script, "")
+    assert "://" not in outside
+    assert "@import" not in outside and "url(" not in outside
+    (policy,) = [attrs["content"] or "" for _, attrs in page.elements if "Content-Security-Policy" in attrs.values()]
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe-eval" not in policy
+    admitted = re.findall(r"'sha256-([^']+)'", policy)
+    assert "unsafe-inline" not in policy.split("script-src")[1]
+    _, library, draw = page.scripts
+    assert admitted == [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in (library, draw)]
+
+
+def test_foreign_text_does_no_harm(tmp_path) -> None:
+    history = [
+        {f"rewards/{HOSTILE}/mean": 0.5, f"divergence/{HOSTILE.replace('/', '')}/x": 0.5, "reward": 1, "step": 1}
+    ]
+    results = make_results(
+        entry=HOSTILE,
+        history=history,
+        retention={HOSTILE: {"before": 0.5, "after": 0.1}},
+        life=make_life(entries=[HOSTILE, "entry-002"]),
+        base_skill={"before": 1.0, "after": 1.0, "measure": HOSTILE},
+        seconds={HOSTILE: 1.0, "total": 1.0},
+        dataset={"samples": {HOSTILE: 1}, "dropped": {HOSTILE: 2}},
+        versions={HOSTILE: HOSTILE},
+        config={HOSTILE: {HOSTILE: HOSTILE}, "list": [HOSTILE]},
+        device=HOSTILE,
+    )
+    sample = dict.fromkeys(("part", "memory_id", "template", "prompt", "reference"), HOSTILE)
+    entry = make_entry(id=HOSTILE, date=HOSTILE, fingerprint=HOSTILE, sources=[{"id": HOSTILE, "source": HOSTILE}])
+    page = Page(write_report(write_run(tmp_path, results, [sample], [entry])))
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("script") == len(page.scripts) == 3
+    assert "img" not in tags and "a" not in tags
+    assert all(not name.startswith("on") for _, attrs in page.elements for name in attrs)
+    assert page.text.count(visible(HOSTILE)) >= 15  # it is there, as text
+    assert "<" not in page.scripts[0]
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\u0007\u2028\ud800]", page.text + page.scripts[0])
+    names = [trace.get("name", "") for plot in page.plots.values() for trace in plot["data"]]
+    names += [x for trace in page.plots["skill"]["data"] for x in trace["x"]]
+    names += [x for id in ("life", "forgetting") for trace in page.plots[id]["data"] for x in trace["x"]]
+    assert label(HOSTILE) in names
+    assert label("recall of " + HOSTILE).replace("of ", "of<br>", 1) in names
+    assert not any(
+        "<" in name.replace("recall of<br>", "") for name in names
+    )  # plotly would make tags, and links, of it
+
+
+def test_missing_pieces_are_named(tmp_path) -> None:
+    nothing = {"before": None, "with_context": None, "after": None}
+    results = make_results(
+        recall=nothing, base_skill={"before": 1.0, "after": None, "measure": "x"}, retention={}, history=[]
+    )
+    for key in ("versions", "config", "dataset", "history", "retention"):
+        del results[key]
+    page = Page(write_report(write_run(tmp_path, results)))
+    assert list(page.plots) == ["skill", "seconds"]
+    for words in (
+        "memories came without questions",
+        "logged no step",
+        "No samples to show",
+        "No entry",
+        "not recorded",
+    ):
+        assert words in page.text
+
+
+def test_missing_results_are_a_mistake_with_a_name(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"results\.json does not exist"):
+        write_report(tmp_path)
+
+
+def test_missing_plotly_says_what_to_install(tmp_path, monkeypatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "plotly"] + ["plotly"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=re.escape("pip install 'sleep-trl[report]'")):
+        write_report(write_run(tmp_path, make_results()))
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_samples_are_chosen_from_every_part_and_template() -> None:
+    kinds = [
+        ("memory", "summary", 50),
+        ("memory", "paraphrase", 2),
+        ("general", "general", 9),
+        ("earlier", "summary", 1),
+    ]
+    samples = [make_sample(part=p, template=t, prompt=str(i)) for p, t, n in kinds for i in range(n)]
+    chosen = choose_samples(samples, 12)
+    assert len(chosen) == 12
+    counts = {(p, t): sum((s["part"], s["template"]) == (p, t) for s in chosen) for p, t, _ in kinds}
+    assert counts == {
+        ("memory", "summary"): 5,
+        ("memory", "paraphrase"): 2,
+        ("general", "general"): 4,
+        ("earlier", "summary"): 1,
+    }
+    assert [s["prompt"] for s in chosen if s["template"] == "summary"][:5] == ["0", "10", "20", "30", "40"]
+    assert [s["part"] for s in chosen] == ["memory"] * 7 + ["general"] * 4 + ["earlier"]
+    assert choose_samples(samples[:3], 12) == samples[:3]
+    assert choose_samples([], 12) == []
+
+
+def test_key_figures() -> None:
+    values = {name: value.replace("\u00a0", " ") for name, value, _ in facts(make_results())}
+    assert values == {
+        "Recall without context": "2.0 % → 96.0 %",
+        "Recall with context": "98.0 %",
+        "Base skill": "98.7 % → 98.6 %",
+        "Parameters added": "50,000",
+        "Time": "2 min 31 s",
+    }

@@ -1,0 +1,70 @@
+"""Numbers and foreign text as words a person can read."""
+
+import math
+
+import pytest
+
+from sleep_trl.report.page import flatten
+from sleep_trl.report.words import clip, duration, percent, verdict, visible
+from tests.report.pages import make_results
+
+
+def test_words() -> None:
+    assert visible("a\u202eb\r\nc\td\x00\ud800") == "a⟨U+202E⟩b\nc\td⟨U+0000⟩⟨U+D800⟩"
+    assert visible("نمی\u200cخواهم") == "نمی\u200cخواهم"
+    assert clip("abcdef", 4) == "abcd … (2 more characters)"
+    assert clip("abcd", 4) == "abcd"
+    assert [percent(v).replace("\u00a0", " ") for v in (0.5, 0, None, math.nan, True)] == [
+        "50.0 %", "0.0 %", "not measured", "not measured", "not measured",
+    ]  # fmt: skip
+    assert [duration(v).replace("\u00a0", " ") for v in (7.56, 150.75, 7_500, None)] == [
+        "7.6 s", "2 min 31 s", "2 h 5 min", "not measured",
+    ]  # fmt: skip
+    assert dict(flatten({"a": {"b": {"c": 1}, "d": {}}, "e": None, "f": "x", "g": [1]})) == {
+        "a.b.c": "1", "a.d": "{}", "e": "null", "f": "x", "g": "[1]",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recall", "expected"),
+    [
+        ((0.02, 0.98, 0.96), "The model has learned the memories: without the text it answers 96.0 %"),
+        ((0.0, 1.0, 0.5), "has learned most of the memories"),
+        ((0.0, 1.0, 0.1), "has learned some of the memories"),
+        ((0.1, 0.9, 0.05), "has not learned the memories"),
+        ((0.0, 0.0, 0.0), "There was nothing that the teacher could teach"),
+        ((0.4, 0.4, 0.4), "There was nothing to learn"),
+        ((None, None, None), "recall was not measured"),
+        ((math.nan, 0.9, 0.5), "recall was not measured"),
+    ],
+)
+def test_verdict_on_recall(recall, expected) -> None:
+    results = make_results(recall=dict(zip(("before", "with_context", "after"), recall, strict=True)))
+    assert expected in verdict(results).replace("\u00a0", " ")
+
+
+@pytest.mark.parametrize(
+    ("skill", "expected"),
+    [
+        ((1.0, 0.996), "the base skill is kept"),
+        ((0.99, 0.90), "the base skill fell by 9.0 points to 90.0 %"),
+        ((0.90, 0.92), "the base skill rose by 2.0 points to 92.0 %"),
+        ((1.0, None), "the base skill was not measured"),
+    ],
+)
+def test_verdict_on_base_skill(skill, expected) -> None:
+    results = make_results(base_skill={"before": skill[0], "after": skill[1], "measure": "x"})
+    assert expected in verdict(results).replace("\u00a0", " ")
+
+
+@pytest.mark.parametrize(
+    ("retention", "expected"),
+    [
+        ({}, "after)."),
+        ({"entry-001": {"before": 1.0, "after": 0.98}}, "; earlier nights are kept."),
+        ({"entry-001": {"before": 1.0, "after": 0.97}}, "; recall of entry-001 fell by 3.0 points."),
+        ({"entry-001": {"before": None, "after": None}}, "after)."),
+    ],
+)
+def test_verdict_on_earlier_nights(retention, expected) -> None:
+    assert verdict(make_results(retention=retention)).endswith(expected)
