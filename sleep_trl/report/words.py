@@ -53,6 +53,19 @@ def duration(seconds: Any) -> str:
     return f"{hours}\u00a0h {minutes}\u00a0min" if hours else f"{minutes}\u00a0min {left}\u00a0s"
 
 
+def outcome(entry: Mapping[str, Any]) -> str:
+    """Return what became of an entry of the ledger: whether it was taken back, when, and why.
+
+    Args:
+        entry (`Mapping[str, Any]`): a line of `ledger.jsonl`; the two fields are missing in old ones.
+    """
+    if reason := entry.get("rolled_back"):
+        return f"rolled back by its own night: {reason}"
+    if date := entry.get("dropped"):
+        return f"dropped by request on {date}"
+    return "kept"
+
+
 def verdict(results: Mapping[str, Any]) -> str:
     """Return one sentence on what a night has come to: recall, base skill, earlier nights.
 

@@ -10,7 +10,7 @@ import pytest
 from sleep_trl.report import write_report
 from sleep_trl.report.figures import label
 from sleep_trl.report.page import choose_samples, facts
-from sleep_trl.report.words import verdict, visible
+from sleep_trl.report.words import outcome, verdict, visible
 from tests.report.pages import HOSTILE, Page, make_entry, make_life, make_results, make_sample, write_run
 
 
@@ -89,6 +89,22 @@ def test_foreign_text_does_no_harm(tmp_path) -> None:
     assert not any(
         "<" in name.replace("recall of<br>", "") for name in names
     )  # plotly would make tags, and links, of it
+
+
+def test_entries_that_were_taken_back_are_listed_with_the_reason(tmp_path) -> None:
+    reason = "the base skill fell from 99.0 to 90.0 %"
+    date = "2026-01-03T04:05:06+00:00"
+    entries = [
+        make_entry(id="entry-001"),
+        make_entry(id="entry-002", dropped=date, rolled_back=reason),
+        make_entry(id="entry-003", dropped=date, rolled_back=None),
+        make_entry(id="entry-004", dropped=None, rolled_back=None),
+    ]
+    page = Page(write_report(write_run(tmp_path, make_results(), entries=entries)))
+    said = [outcome(entry) for entry in entries]
+    assert said == ["kept", f"rolled back by its own night: {reason}", f"dropped by request on {date}", "kept"]
+    assert all(words in page.text for words in said)
+    assert page.attributes("class").count("gone") == 2
 
 
 def test_missing_pieces_are_named(tmp_path) -> None:
