@@ -11,7 +11,6 @@ from pathlib import Path
 from .config import RunConfig
 from .files import read_json
 from .memories import read_memories
-from .memory.storage import read_description
 from .wake.nights import buffer_of
 
 
@@ -42,9 +41,17 @@ def nights_of(config: RunConfig) -> list[RunConfig]:
     return nights
 
 
-def is_finished(night: RunConfig) -> bool:
+def begun(life: Path) -> list[str]:
+    """Return what the nights of a life that were begun are about, first to last."""
+    memories: list[str] = []
+    while (config := night_folder(life, len(memories) + 1) / "config.json").is_file():
+        memories.append(read_json(config)["memories"])
+    return memories
+
+
+def is_finished(folder: Path) -> bool:
     """Tell whether a night was slept to its end."""
-    return (night.output_dir / "results.json").is_file()
+    return (folder / "results.json").is_file()
 
 
 def unfinished(nights: list[RunConfig]) -> list[RunConfig]:
@@ -55,10 +62,10 @@ def unfinished(nights: list[RunConfig]) -> list[RunConfig]:
             said to be, or follows one that is not finished, memories cannot be read, or there are more nights than
             experts.
     """
-    finished = [night for night in nights if is_finished(night)]
+    finished = [night for night in nights if is_finished(night.output_dir)]
     waiting = nights[len(finished) :]
     if finished != nights[: len(finished)]:
-        missing = next(night for night in nights if not is_finished(night))
+        missing = next(night for night in nights if not is_finished(night.output_dir))
         raise ValueError(
             f"output_dir: {finished[-1].output_dir} is finished, but {missing.output_dir}, which it continues, is not. "
             f"Restore that folder from a copy, or begin another life in another --output_dir."
@@ -79,6 +86,8 @@ def unfinished(nights: list[RunConfig]) -> list[RunConfig]:
 
 def check_room(waiting: list[RunConfig]) -> None:
     """Raise if the memory has less room than the nights to come need, each an expert."""
+    from .memory.storage import read_description  # loads torch, which a waiting daemon does without
+
     first, used = waiting[0], 0
     size = first.memory.max_experts
     if first.continue_from is not None and (first.continue_from / "adapter" / "memory.json").is_file():

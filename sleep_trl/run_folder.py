@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from .config import RunConfig
 from .files import read_json
 from .plan import MIB
+from .wake.nights import KEPT
 
 OURS = ("adapter", "model", "phases", "checkpoints", "ledger.jsonl", "report.html")
 MAY_CHANGE = {"resume", "dry_run", "output_dir", "report", "seeding.logging_steps"}
@@ -46,7 +47,7 @@ def check_output(config: RunConfig) -> None:
             f"output_dir: {folder} holds an unfinished run. Go on with it by --resume, or give another --output_dir."
         )
     foreign = [name for name in OURS if (folder / name).exists()]
-    if foreign and not is_begun:
+    if foreign and not is_begun and not (foreign == ["phases"] and _was_about_to_begin(folder / "phases")):
         raise ValueError(
             f"output_dir: {folder} holds {', '.join(foreign)}, which a run would overwrite. Give another --output_dir."
         )
@@ -75,6 +76,11 @@ def _complete(begun: dict[str, Any]) -> dict[str, Any]:
         return RunConfig.model_validate(begun).model_dump(mode="json")
     except ValidationError:
         return begun
+
+
+def _was_about_to_begin(phases: Path) -> bool:
+    """Tell whether a night was killed when it had kept what it is about, and written nothing else."""
+    return phases.is_dir() and {path.name for path in phases.iterdir()} <= {KEPT.name, f"{KEPT.name}.partial"}
 
 
 def _seeding_has_begun(folder: Path) -> bool:

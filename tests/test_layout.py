@@ -162,7 +162,8 @@ def test_config_and_what_it_imports_are_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["sleep_trl", "sleep_trl.config", "sleep_trl.wake", "sleep_trl.doctor", "sleep_trl.cli"]
+    "module",
+    ["sleep_trl", "sleep_trl.config", "sleep_trl.wake", "sleep_trl.daemon", "sleep_trl.doctor", "sleep_trl.cli"],
 )
 def test_fresh_import_is_light(module: str) -> None:
     loaded = run_isolated(f"import {module}, sys; print(*sys.modules)").split()

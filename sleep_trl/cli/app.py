@@ -15,6 +15,7 @@ import typer
 from ..schedule import LADDER, Schedule
 from . import grown, memory, wake
 from .doctor import SETTINGS, doctor
+from .live import live
 from .output import Json, chatter_to_stderr, show
 
 COULD_NOT, MISTAKE = 1, 2
@@ -30,6 +31,7 @@ app.add_typer(memory.app, name="memory")
 app.command()(grown.serve)
 app.command()(grown.export)
 app.command(context_settings=SETTINGS)(doctor)
+app.command(context_settings=SETTINGS)(live)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -145,6 +145,11 @@ class WakeBuffer:
         )
         return [MemoryText(id, source, text, _unpack(questions)) for id, source, text, questions in rows]
 
+    def text(self, id: str) -> str:
+        """Return a record's text, nothing if it was forgotten."""
+        (text,) = self._database.execute("SELECT text FROM records WHERE id = ?", (id,)).fetchone()
+        return text or ""
+
     # -- states ---------------------------------------------------------------------------------------------------
 
     def forget(self, source: str) -> int:

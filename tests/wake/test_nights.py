@@ -64,6 +64,17 @@ def test_every_record_is_learnt_once(model, tmp_path, monkeypatch, capsys):
     assert "there is no wake buffer" in capsys.readouterr().err
 
 
+def test_a_night_that_was_killed_as_it_began_begins_again(model, tmp_path, monkeypatch):
+    heard, folder = tmp_path / "wake.db", tmp_path / "night1"
+    hear(heard, TEXTS[0])
+    night = arguments(model, folder, memories=f"wake:{heard}")
+    with monkeypatch.context() as patch:  # what it is about is kept, that it began is not
+        patch.setattr("sleep_trl.night.write_json", interrupt)
+        assert sleep.main(night) == 130
+    assert [path.name for path in folder.rglob("*")] == ["phases", "heard.jsonl"]
+    assert sleep.main([*night, "--dry_run"]) == 0
+
+
 def test_a_night_that_costs_too_much_is_rolled_back(model, tmp_path, capsys):
     heard, first, second = tmp_path / "wake.db", tmp_path / "night1", tmp_path / "night2"
     hear(heard, TEXTS[0])
