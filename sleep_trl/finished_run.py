@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from .files import read_json
-from .ledger import LedgerEntry, read_ledger, standing
+from .ledger import LedgerEntry, owners, read_ledger, standing
 
 if TYPE_CHECKING:
     from .config import RunConfig
 
-EntryState = Literal["enabled", "disabled", "dropped"]
+EntryState = Literal["enabled", "disabled", "consolidated", "dropped"]
 MEASURES = ("recall", "skill", "agreement")  # of an entry's metrics, before and after its night
 
 
@@ -77,17 +77,35 @@ class FinishedRun:
         raise ValueError(f"{self.folder} has no entry {name!r}, but {', '.join(entry.id for entry in self.entries)}.")
 
     def holding(self, source: str) -> list[LedgerEntry]:
-        """Return the entries that stand and hold something from a source."""
-        return [entry for entry in standing(self.entries) if any(s.source == source for s in entry.sources)]
+        """Return the nights' entries that stand and hold something from a source."""
+        found = [entry for entry in standing(self.entries) if not entry.holds]
+        return [entry for entry in found if any(s.source == source for s in entry.sources)]
+
+    @cached_property
+    def owners(self) -> dict[str, LedgerEntry]:
+        """For each entry that stands, by id, the one whose expert has what it learnt."""
+        return owners(self.entries)
+
+    def sharing_with(self, names: Sequence[str]) -> list[str]:
+        """Return these entries and those that share an expert with one of them, in the ledger's order."""
+        shared = {self.owners[name].id for name in names if name in self.owners}
+        found = {name for name, owner in self.owners.items() if owner.id in shared} | set(names)
+        return [entry.id for entry in self.entries if entry.id in found]
 
     def leaning_on(self, names: Sequence[str]) -> list[str]:
-        """Return the entries that stand and were learnt beside one of these, which spoke at the time."""
-        return [e.id for e in standing(self.entries) if e.id not in names and set(e.parents) & set(names)]
+        """Return the entries that stand and were learnt beside one of these, which spoke at the time, with those that
+        share an expert with them, and what leans on these again."""
+        found = set(names)
+        while more := {e.id for e in standing(self.entries) if set(e.parents) & found} - found:
+            found |= set(self.sharing_with([*more]))
+        return [entry.id for entry in self.entries if entry.id in found and entry.id not in names]
 
     def state(self, entry: LedgerEntry) -> EntryState:
-        """Return whether an entry speaks, is silenced, or has been taken back."""
+        """Return whether an entry speaks, is silenced, is part of another one's expert, or has been taken back."""
         if entry.dropped is not None:
             return "dropped"
+        if self.owners[entry.id] is not entry:
+            return "consolidated"
         return "enabled" if self.enabled.get(entry.expert) else "disabled"
 
     def earlier(self) -> list[FinishedRun]:
@@ -101,13 +119,17 @@ class FinishedRun:
 
 
 def describe(run: FinishedRun, entry: LedgerEntry) -> dict[str, Any]:
-    """Return what one says of an entry in a list: its state, what it holds, and how its night went."""
+    """Return what one says of an entry in a list: its state, what it holds, and how its night went. Level and expert
+    are those in which what it learnt is now."""
+    owner = run.owners.get(entry.id, entry)
     return {
         "entry": entry.id,
         "date": entry.date,
         "state": run.state(entry),
-        "level": entry.level,
-        "expert": entry.expert,
+        "into": None if owner is entry else owner.id,
+        "holds": list(entry.holds),
+        "level": owner.level,
+        "expert": owner.expert,
         "records": len(entry.sources),
         "sources": sorted({source.source for source in entry.sources}),
         "dropped": entry.dropped,

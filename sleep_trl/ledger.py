@@ -1,4 +1,5 @@
-"""The ledger: one line a night, which says what was learnt, from what, by which expert, and with what effect."""
+"""The ledger: one line a night, which says what was learnt, from what, by which expert, and with what effect; and one
+for each consolidation of several experts into one."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class Source(BaseModel):
 
 
 class LedgerEntry(BaseModel):
-    """One consolidation.
+    """One consolidation, of memories by a night, or of older entries into one expert.
 
     Args:
         id (`str`): `entry-001` and so on.
@@ -34,7 +35,10 @@ class LedgerEntry(BaseModel):
         base (`str`): fingerprint of the base model.
         parents (`tuple[str, ...]`): entries that were active when it was made.
         sources (`tuple[Source, ...]`): the memories.
-        metrics (`dict`): recall and base skill before and after.
+        metrics (`dict`): recall and base skill before and after; empty for a consolidation of entries.
+        tokens (`int`): tokens of a night's memories, by which levels fall due. 0 in ledgers of earlier versions.
+        holds (`tuple[str, ...]`): for a consolidation of entries, those whose experts became this one. A night's own
+            entry holds none.
         dropped (`str`, *optional*): when the entry was taken back. Its line stays, its expert is reset.
         rolled_back (`str`, *optional*): why the night itself took it back, at its end.
     """
@@ -50,13 +54,40 @@ class LedgerEntry(BaseModel):
     parents: tuple[str, ...]
     sources: tuple[Source, ...]
     metrics: dict[str, Any]
+    tokens: int = 0
+    holds: tuple[str, ...] = ()
     dropped: str | None = None
     rolled_back: str | None = None
 
 
 def standing(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
-    """Return the entries that have not been dropped: each has an expert, enabled or not."""
+    """Return the entries that have not been dropped: what they learnt is in an expert, enabled or not, their own or
+    that of an entry which took them in."""
     return [entry for entry in entries if entry.dropped is None]
+
+
+def owners(entries: Iterable[LedgerEntry]) -> dict[str, LedgerEntry]:
+    """Return for each entry that stands, by id, the one whose expert has what it learnt: itself, or the one that took
+    it in. An entry owns an expert if it is its own owner."""
+    entries = standing(entries)
+    taken_in = {name: entry for entry in entries for name in entry.holds}
+
+    def owner(entry: LedgerEntry) -> LedgerEntry:
+        return owner(taken_in[entry.id]) if entry.id in taken_in else entry
+
+    return {entry.id: owner(entry) for entry in entries}
+
+
+def owning(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
+    """Return the entries that stand and have an expert of their own, oldest first."""
+    entries = standing(entries)
+    found = owners(entries)
+    return [entry for entry in entries if found[entry.id] is entry]
+
+
+def tokens_heard(entries: Iterable[LedgerEntry]) -> int:
+    """Return the tokens of all nights but those that were rolled back, whose memories are heard again."""
+    return sum(entry.tokens for entry in entries if entry.rolled_back is None)
 
 
 def read_ledger(path: Path) -> list[LedgerEntry]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .ledger import LedgerEntry, standing
+from .ledger import LedgerEntry, owners, standing
 
 Form = Literal["checkpoint", "adapter"]
 
@@ -47,7 +47,7 @@ def model_card(base: str, entries: Sequence[LedgerEntry], enabled: Collection[in
         base (`str`):
             The base model: a name on the hub, or a folder, of which only the last part is told.
         entries (`Sequence[LedgerEntry]`):
-            The ledger, oldest first. Dropped entries are left out.
+            The ledger, oldest first. Dropped entries are left out, and consolidations, whose nights are told of.
         enabled (`Collection[int]`):
             Experts that speak. Entries of others are counted, and not listed.
         form (`str`):
@@ -56,8 +56,9 @@ def model_card(base: str, entries: Sequence[LedgerEntry], enabled: Collection[in
     Returns:
         `str`: Markdown. Labels that came from outside are escaped.
     """
-    known = standing(entries)
-    shown = [entry for entry in known if entry.expert in enabled]
+    known = [entry for entry in standing(entries) if not entry.holds]
+    owner = owners(entries)
+    shown = [entry for entry in known if owner[entry.id].expert in enabled]
     is_folder = base.startswith((".", "/", "~")) or base.count("/") > 1 or Path(base).exists()
     name = Path(base).name if is_folder else base
     silent = len(known) - len(shown)

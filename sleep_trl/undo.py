@@ -19,7 +19,7 @@ from .config import RunConfig
 from .export import card_of
 from .files import read_json, read_jsonl, write_json, write_jsonl
 from .finished_run import FinishedRun
-from .ledger import LedgerEntry, Source, now, standing, write_ledger
+from .ledger import LedgerEntry, Source, now, owning, standing, write_ledger
 from .memories import read_memories
 from .memory import Memory, fold, load_memory, save_memory
 from .models import load_model, load_tokenizer
@@ -48,7 +48,8 @@ class Dropped:
 
 
 def set_enabled(run: FinishedRun, entry: LedgerEntry, is_enabled: bool, model: str | None = None) -> None:
-    """Let an entry's expert speak, or silence it and keep its weights.
+    """Let an entry's expert speak, or silence it and keep its weights. If it shares the expert with others, they fall
+    silent or speak with it.
 
     Args:
         run (`FinishedRun`):
@@ -71,9 +72,10 @@ def set_enabled(run: FinishedRun, entry: LedgerEntry, is_enabled: bool, model: s
         )
     if entry.dropped is not None:
         raise ValueError(f"{entry.id} was dropped on {entry.dropped}: its expert is gone. Learn its records again.")
-    if (run.state(entry) == "enabled") == is_enabled and _is_settled(run):
-        raise ValueError(f"{entry.id} is {run.state(entry)} already.")
-    _rewrite(run, lambda memory: memory.enable(entry.expert, is_enabled), lambda: None, model)
+    owner = run.owners[entry.id]
+    if (run.state(owner) == "enabled") == is_enabled and _is_settled(run):
+        raise ValueError(f"{owner.id} is {run.state(owner)} already.")
+    _rewrite(run, lambda memory: memory.enable(owner.expert, is_enabled), lambda: None, model)
 
 
 def drop(
@@ -86,9 +88,9 @@ def drop(
 ) -> Dropped:
     """Take entries back: reset their experts, fold the model without them, queue their records again.
 
-    With dense experts the folded model is then exactly the model without these experts. Work that the run has left
-    (checkpoints, the teacher's samples) is removed, since it holds the same texts, and the report is written anew
-    without them.
+    Entries that share an expert go together: what one of them taught cannot be taken out of it. With dense experts the
+    folded model is then exactly the model without these experts. Work that the run has left (checkpoints, the teacher's
+    samples) is removed, since it holds the same texts, and the report is written anew without them.
 
     Args:
         run (`FinishedRun`):
@@ -111,6 +113,7 @@ def drop(
     """
     if (gone := [entry for entry in map(run.entry, names) if entry.dropped]) and _is_settled(run):
         raise ValueError(f"{gone[0].id} was dropped already, on {gone[0].dropped}.")
+    names = run.sharing_with(names)
     if (leaning := run.leaning_on(names)) and later is None:
         raise ValueError(
             f"{', '.join(leaning)} in {run.folder} was learnt beside {', '.join(names)} and leans on it. Choose: "
@@ -119,11 +122,12 @@ def drop(
         )
     names = [*names, *(leaning if later == "drop" else [])]
     entries = [run.entry(name) for name in names]
-    texts = [source for entry in entries for source in entry.sources if source.source != without]
+    nights = [entry for entry in entries if not entry.holds]
+    texts = [source for entry in nights for source in entry.sources if source.source != without]
     when, chosen = now(), {entry.id for entry in entries}
     ledger = [e.model_copy(update={"dropped": e.dropped or when}) if e.id in chosen else e for e in run.entries]
     kept = {entry.id for entry in standing(ledger)}
-    kept_experts = {entry.expert for entry in standing(ledger)}
+    kept_experts = {entry.expert for entry in owning(ledger)}
 
     def edit(memory: Memory) -> None:
         for index in [index for index in memory.records if index not in kept_experts]:
@@ -188,7 +192,7 @@ def _is_settled(run: FinishedRun) -> bool:
     is_routed = read_json(run.folder / "adapter" / "memory.json")["spec"]["routing"] == "topk"
     has_model = is_routed or (run.folder / "model").is_dir()
     is_clean = not any((run.folder / name).exists() for name in ("model.partial", "model.replaced"))
-    return has_model and is_clean and {entry.expert for entry in standing(run.entries)} == set(run.enabled)
+    return has_model and is_clean and {entry.expert for entry in owning(run.entries)} == set(run.enabled)
 
 
 def _rewrite(

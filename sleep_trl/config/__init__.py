@@ -2,12 +2,21 @@
 
 from .dreaming import DreamConfig
 from .run import RunConfig
-from .sections import DatasetConfig, EvaluationConfig, MemoryConfig, RetentionConfig, RolloutConfig, SeedingConfig
+from .sections import (
+    DatasetConfig,
+    EvaluationConfig,
+    LevelsConfig,
+    MemoryConfig,
+    RetentionConfig,
+    RolloutConfig,
+    SeedingConfig,
+)
 
 __all__ = [
     "DatasetConfig",
     "DreamConfig",
     "EvaluationConfig",
+    "LevelsConfig",
     "MemoryConfig",
     "RetentionConfig",
     "RolloutConfig",

@@ -12,6 +12,7 @@ from .dreaming import DreamConfig
 from .sections import (
     DatasetConfig,
     EvaluationConfig,
+    LevelsConfig,
     MemoryConfig,
     RetentionConfig,
     RolloutConfig,
@@ -64,6 +65,9 @@ class RunConfig(Section):
 
     memory: MemoryConfig = MemoryConfig()
     """Size of the memory."""
+
+    levels: LevelsConfig = LevelsConfig()
+    """Levels of the memory, and what makes room in a full one."""
 
     dataset: DatasetConfig = DatasetConfig()
     """The teacher's data set and self-replay."""

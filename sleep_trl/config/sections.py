@@ -7,6 +7,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..schedule import Schedule
+
 
 class Section(BaseModel):
     """A part of the configuration: frozen, and closed to unknown keys."""
@@ -215,6 +217,25 @@ class EvaluationConfig(Section):
 
     max_questions: int = Field(2000, ge=1)
     """Questions asked at most for each figure; more are sampled with the run's seed, and the log says so."""
+
+
+class LevelsConfig(Section):
+    """Levels of the memory: when the experts of one become a single expert of the next, and what makes room."""
+
+    chunks: tuple[int, ...] = ()
+    """Tokens of wake input after which a level is consolidated into the next, the context (level 0) first, such as
+    1000,5000,10000; each divides the next. Default: nights learn into level 1, and nothing falls due."""
+
+    when_full: Literal["stop", "onward", "merge"] = "stop"
+    """What happens when a night would take the last free expert. stop: it takes it, and the next one is refused.
+    onward: the fastest level with two experts or more becomes one expert of the next. merge: the two least used
+    experts of the fullest level become one of it."""
+
+    @model_validator(mode="after")
+    def _has_chunks_that_divide(self) -> Self:
+        if self.chunks:
+            Schedule(self.chunks)
+        return self
 
 
 class RetentionConfig(Section):

@@ -72,13 +72,13 @@ def forgetting(matrix: Matrix) -> float | None:
 
 def describe_life(entries: Sequence[LedgerEntry]) -> dict[str, Any]:
     """Return what a ledger says of a life as plain data, the part `life` of `results.json`. Nights that were rolled
-    back are no part of it.
+    back are no part of it, nor are consolidations of earlier entries, which are no nights.
 
     Returns:
         `dict`: `entries`, the matrix `recall`, `base_skill` before the first night and after each, and the measures;
         `None` for what was not measured, or needs a second night.
     """
-    entries = [entry for entry in entries if entry.rolled_back is None]
+    entries = [entry for entry in entries if entry.rolled_back is None and not entry.holds]
     matrix = accuracy_matrix(entries)
     before, after = ([_metrics(entry, when) for entry in entries] for when in ("before", "after"))
     asked = [row.get("recall") for row in before]

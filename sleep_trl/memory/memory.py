@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -50,6 +50,7 @@ class Memory:
             )
         self.records: dict[int, ExpertRecord] = {}
         self.learning: int | None = None
+        self.replacing: tuple[int, ...] = ()
         self._view = View()
         for host in self.hosts:
             size = (spec.width, spec.max_experts, self._view)
@@ -64,19 +65,29 @@ class Memory:
 
     # -- growth ---------------------------------------------------------------------------------------------------
 
-    def activate(self, level: int = 1) -> int:
+    def activate(self, level: int = 1, replacing: Sequence[int] = ()) -> int:
         """Activate the next free expert and make it the only trainable part of the model (method 3.2).
 
         Args:
             level (`int`, *optional*, defaults to `1`):
                 The memory level that receives the expert.
+            replacing (`Sequence[int]`, *optional*):
+                Active experts in whose place it comes (method 3.3): the teacher has them, the student has not. They are
+                reset by `learn(None)`; if the new expert is reset instead, they are back in view.
 
         Returns:
             `int`: the expert's index.
 
         Raises:
-            `ValueError`: if all experts are taken.
+            `ValueError`: if all experts are taken, one to replace is not active, or others are still being replaced.
         """
+        if unknown := [index for index in replacing if index not in self.records]:
+            raise ValueError(f"Expert {unknown[0]} is not active; active ones are {sorted(self.records)}.")
+        if self.replacing:
+            raise ValueError(
+                f"Experts {list(self.replacing)} are still being replaced by expert {self.learning}. Commit it by "
+                f"learn(None), or reset it."
+            )
         free = [index for index in range(self.spec.max_experts) if index not in self.records]
         if not free:
             raise ValueError(
@@ -84,17 +95,22 @@ class Memory:
                 f"(a saved memory may be loaded into a larger one)."
             )
         self.records[free[0]] = ExpertRecord(free[0], level)
+        self.replacing = self._view.replacing = tuple(replacing)
         self.learn(free[0])
         return free[0]
 
     def learn(self, index: int | None) -> None:
         """Make one active expert the only trainable part of the model; with `None`, freeze everything.
 
-        With `routing="topk"` the learning expert comes in addition to a token's top k; with `None` it competes with the
-        others, which may change the output.
+        `None` commits the learning expert: those that it replaces are reset. With `routing="topk"` it comes in addition
+        to a token's top k while it learns; then it competes with the others, which may change the output.
         """
         if index is not None and index not in self.records:
             raise ValueError(f"Expert {index} is not active; active ones are {sorted(self.records)}.")
+        if index is None:
+            replaced, self.replacing, self._view.replacing = self.replacing, (), ()
+            for each in replaced:
+                self.reset(each)
         self.model.requires_grad_(False)
         if index is not None:
             for _, parameter in self.expert_parameters(index):
@@ -106,6 +122,7 @@ class Memory:
         """Take an expert out of use and draw its first weights anew (synaptic pruning, method 3.3)."""
         self.records.pop(index, None)
         if self.learning == index:
+            self.replacing = self._view.replacing = ()
             self.learn(None)
         self._draw([index])
         self._show()
@@ -130,6 +147,9 @@ class Memory:
     @property
     def active(self) -> tuple[int, ...]:
         """Indices of the experts that take part in the student's forward pass, in order of activation slot."""
+        return tuple(index for index in self._enabled() if index not in self.replacing)
+
+    def _enabled(self) -> tuple[int, ...]:
         return tuple(index for index in sorted(self.records) if self.records[index].is_enabled)
 
     @property
@@ -139,8 +159,8 @@ class Memory:
 
     @contextmanager
     def as_teacher(self) -> Iterator[None]:
-        """Show the model as it was before this night: every active expert but the one that is learning."""
-        with self._showing(tuple(index for index in self.active if index != self.learning)):
+        """Show the model as it was before an expert began to learn: without that one, and with those it replaces."""
+        with self._showing(tuple(index for index in self._enabled() if index != self.learning)):
             yield
 
     @contextmanager
@@ -280,8 +300,9 @@ class Memory:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Return spec and records as plain data, as `memory.json` holds them."""
-        return {"spec": self.spec.describe(), "experts": [asdict(self.records[i]) for i in sorted(self.records)]}
+        """Return spec, records and, while there are any, the experts being replaced, as `memory.json` holds them."""
+        described = {"spec": self.spec.describe(), "experts": [asdict(self.records[i]) for i in sorted(self.records)]}
+        return described | ({"replacing": list(self.replacing)} if self.replacing else {})
 
 
 def attach(model: PreTrainedModel, spec: MemorySpec | None = None) -> Memory:

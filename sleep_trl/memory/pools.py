@@ -21,13 +21,15 @@ class View:
 
     Args:
         experts (`tuple[int, ...]`): those in view.
-        learning (`int`, *optional*): the one that is being trained, in view or not. Only a router asks.
+        learning (`int`, *optional*): the one that is being trained, in view or not.
+        replacing (`tuple[int, ...]`): those in whose place it comes; in the teacher's view alone.
         random (`torch.Generator`, *optional*): draws one further expert for each token. Only a router asks.
         is_counting (`bool`): whether routers count the tokens that go to each expert.
     """
 
     experts: tuple[int, ...] = ()
     learning: int | None = None
+    replacing: tuple[int, ...] = ()
     random: torch.Generator | None = None
     is_counting: bool = False
 
@@ -56,7 +58,8 @@ class ExpertPool(nn.Module, ABC):
 
 class DensePool(ExpertPool):
     """`routing: dense`: every expert in view speaks. The settled ones do so inside their host, made wider by them, and
-    the learning one is added to its output: activation changes no bit, nor does folding."""
+    the learning one is added to its output: activation changes no bit, nor does folding. Those being replaced are added
+    too, so that going from teacher to student makes no host anew."""
 
     def __init__(self, host: Host, width: int, size: int, view: View) -> None:
         super().__init__(host, width, size, view)
@@ -65,10 +68,11 @@ class DensePool(ExpertPool):
 
     def begin(self) -> None:
         self.apart = self.view.experts
-        settled = [index for index in self.view.experts if index != self.view.learning]
+        passing = (self.view.learning, *self.view.replacing)
+        settled = [index for index in self.view.experts if index not in passing]
         if settled and self.maps.can_widen:
             self.maps.put_in({index: cast(Expert, self.experts[index]) for index in settled})
-            self.apart = tuple(index for index in self.view.experts if index == self.view.learning)
+            self.apart = tuple(index for index in self.view.experts if index in passing)
 
     def end(self) -> None:
         self.maps.take_out()

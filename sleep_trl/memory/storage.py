@@ -75,7 +75,7 @@ def load_memory(model: PreTrainedModel, folder: Path, max_experts: int | None = 
             Room for this many experts instead of the saved number.
 
     Returns:
-        `Memory`: the handle, everything frozen.
+        `Memory`: the handle, everything frozen; if it was saved while an expert was replacing others, without those.
 
     Raises:
         `ValueError`: if the folder is incomplete, damaged, of another format, or belongs to another base model.
@@ -95,7 +95,8 @@ def load_memory(model: PreTrainedModel, folder: Path, max_experts: int | None = 
             f"model's is {found[:12]}. Give the model that the memory was made on."
         )
     load_experts(memory, folder, records)
-    memory.learn(None)
+    memory.replacing = tuple(description.get("replacing", ()))
+    memory.learn(None)  # which commits what was being learnt when it was saved
     return memory
 
 

@@ -1,4 +1,5 @@
-"""One night: read the memories, ask before, write the teacher's data set, seed a new expert, ask after, commit.
+"""One night: read the memories, ask before, write the teacher's data set, pass on the levels that are due, seed a new
+expert, ask after, commit.
 
 Each phase leaves its result on disk before the next begins (see `phases.py`), so that an interrupted night goes on
 where it was. The trainer comes in as an argument: the core knows no trainer.
@@ -28,6 +29,7 @@ from .committing import commit
 from .dream_tasks import Dreamer
 from .dreaming import adapt_to_dreams, dream
 from .learning import SeedExpert, seed
+from .onward import pass_on
 from .writing import HELD_OUT, write_dataset
 
 __all__ = ["run_night", "window_size"]
@@ -66,6 +68,7 @@ def run_night(config: RunConfig, seed_expert: SeedExpert, dreamer: Dreamer | Non
     samples = [Sample(**row) for row in written["samples"]]
     held_out = [s.prompt_ids + s.reference_ids for s in samples if s.part == "general"][:HELD_OUT]
     before["agreement"] = phases.once("agreement_before", lambda: agreement(room.memory, held_out))
+    passed = pass_on(room, phases, samples, seed_expert)
     expert = room.memory.activate()
     history = phases.once("seed", lambda: seed(room, samples, seed_expert))
     load_experts(room.memory, folder / "phases" / "seeded")
@@ -77,11 +80,10 @@ def run_night(config: RunConfig, seed_expert: SeedExpert, dreamer: Dreamer | Non
     room.engine.close()
     after["agreement"] = phases.once("agreement_after", lambda: agreement(room.memory, held_out))
     lost = breach(config.retention, before, after)
-    committed = phases.once("commit", lambda: commit(room, expert, samples, before, after, lost))
+    committed = phases.once("commit", lambda: commit(room, expert, passed, samples, before, after, lost))
     if lost:
         say(f"[red]This night is rolled back, and what it was about waits for another: {lost}[/]")
-        if expert in room.memory.records:
-            room.memory.reset(expert)
+        room.restore()
     else:
         if kept and config.dream.into == "lora":
             phases.once("adapt_to_dreams", lambda: adapt_to_dreams(room, kept))

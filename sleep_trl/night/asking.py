@@ -78,7 +78,7 @@ def evaluate_after(room: Bedroom) -> dict[str, Any]:
 
 def earlier_quizzes(room: Bedroom) -> dict[str, list[Quiz]]:
     """Return the questions of earlier entries, by entry."""
-    quizzes: dict[str, list[Quiz]] = {entry.id: [] for entry in standing(room.earlier)}
+    quizzes: dict[str, list[Quiz]] = {entry.id: [] for entry in standing(room.earlier) if not entry.holds}
     if room.config.continue_from:
         for row in read_jsonl(room.config.continue_from / "adapter" / "questions.jsonl"):
             quizzes[row["entry"]].append(Quiz(row["question"], tuple(row["answers"])))

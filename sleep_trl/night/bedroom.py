@@ -15,8 +15,9 @@ from ..dataset import (
     split_windows,
 )
 from ..ledger import LedgerEntry, read_ledger
+from ..levels import Consolidation, due_consolidations
 from ..memories import MemoryText
-from ..memory import Memory, MemorySpec, attach, load_memory
+from ..memory import Memory, MemorySpec, attach, load_experts, load_memory
 from ..models import context_limit, load_model, load_tokenizer
 from ..progress import say
 from ..rollout import Engine, TransformersEngine
@@ -39,11 +40,20 @@ class Bedroom:
     memories: list[MemoryText]
     windows: list[list[str]]  # of each memory, as the teacher reads it
     contexts: list[list[str]]  # of each memory, as long as the context allows, for questions with context
+    tokens: int  # of all memories
     earlier: list[LedgerEntry]
+    consolidations: list[Consolidation]  # that come before the night's own memories
 
     @property
     def adapter(self) -> Path:
         return self.config.output_dir / "adapter"
+
+    def restore(self) -> None:
+        """Make the memory what it was when the night began."""
+        for index in list(self.memory.records):
+            self.memory.reset(index)
+        if self.config.continue_from:
+            load_experts(self.memory, self.config.continue_from / "adapter")
 
     def serve(self) -> None:
         """Let the models write, also if their weights are sharded."""
@@ -76,10 +86,13 @@ def prepare(config: RunConfig) -> Bedroom:
     contexts = [split_windows(m.text, prompter.count_tokens, largest, overlap) for m in memories]
     pieces = sum(map(len, windows))
     say(f"Read {len(memories)} memories in {pieces} windows of at most {size} tokens")
-    engine, which = make_engine(config.rollout, memory, tokenizer, config.evaluation.batch_size)
+    tokens = sum(prompter.count_tokens(memory.text) for memory in memories)
+    due = due_consolidations(config.levels, earlier, memory.records, memory.spec.max_experts, tokens)
+    engine, which = make_engine(config.rollout, memory, tokenizer, config.evaluation.batch_size, 1 + len(due))
     say(which)
     engines = [TransformersEngine(teacher, tokenizer, config.evaluation.batch_size) for teacher in teachers]
-    found = Bedroom(config, model, tokenizer, memory, engine, engines, prompter, memories, windows, contexts, earlier)
+    texts = memories, windows, contexts
+    found = Bedroom(config, model, tokenizer, memory, engine, engines, prompter, *texts, tokens, earlier, due)
     found.serve()
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,16 +13,18 @@ from ..dataset import (
     Template,
 )
 from ..files import read_jsonl, write_jsonl, write_text
-from ..ledger import LedgerEntry, Source, now, standing, write_ledger
+from ..ledger import LedgerEntry, Source, now, owning, write_ledger
 from ..memory import base_fingerprint, fold, save_memory
 from ..model_card import model_card
 from ..sharding import takes_part_in_saving
 from .bedroom import Bedroom
+from .onward import PassedOn
 
 
 def commit(
     room: Bedroom,
     expert: int,
+    passed: list[PassedOn],
     samples: list[Sample],
     before: dict[str, Any],
     after: dict[str, Any],
@@ -29,28 +32,17 @@ def commit(
 ) -> dict[str, Any]:
     """Write the experts, the grown model, what later nights need of this one, and the ledger, in this order.
 
-    A night that has `lost` too much, in words, leaves its line in the ledger, and the model as it was before.
+    A night that has `lost` too much, in words, leaves its lines in the ledger, and the model as it was before.
 
     Routed experts do not fold into a checkpoint: then there is no `model/`, and no `fold_difference`.
     """
     if not takes_part_in_saving(room.model):
         return {}
     config, adapter = room.config, room.adapter
-    entry = LedgerEntry(
-        id=f"entry-{len(room.earlier) + 1:03}",
-        date=now(),
-        expert=expert,
-        level=room.memory.records[expert].level,
-        fingerprint=room.memory.fingerprint(expert),
-        base=base_fingerprint(room.memory),
-        parents=tuple(e.id for e in standing(room.earlier)),
-        sources=tuple(Source(id=m.id, source=m.source, sha256=m.sha256) for m in room.memories),
-        metrics={"before": before, "after": after},
-        dropped=now() if lost else None,
-        rolled_back=lost,
-    )
+    ledger = _write_entries(room, expert, passed, {"before": before, "after": after}, lost)
+    entry = ledger[-1]
     if lost:
-        room.memory.reset(expert)
+        room.restore()
         samples = []
     save_memory(room.memory, adapter)
     difference = None
@@ -80,10 +72,40 @@ def commit(
     write_jsonl(adapter / "questions.jsonl", [*_earlier_rows(room, "questions.jsonl"), *questions])
     if difference is not None:
         room.tokenizer.save_pretrained(config.output_dir / "model")
-        card = model_card(config.model, [*room.earlier, entry], room.memory.active, "checkpoint")
+        card = model_card(config.model, ledger, room.memory.active, "checkpoint")
         write_text(config.output_dir / "model" / "README.md", card)
-    write_ledger(config.output_dir / "ledger.jsonl", [*room.earlier, entry])
+    write_ledger(config.output_dir / "ledger.jsonl", ledger)
     return {"entry": entry.id, "fold_difference": difference, "rolled_back": lost}
+
+
+def _write_entries(
+    room: Bedroom, expert: int, passed: list[PassedOn], metrics: dict[str, Any], lost: str | None
+) -> list[LedgerEntry]:
+    """Return the ledger with the night's entries: those of its consolidations in their order, and its own last."""
+    ledger, when = list(room.earlier), now()
+    fate = {"dropped": when if lost else None, "rolled_back": lost}
+
+    def write(expert: int, sources: Iterable[Source], **what: Any) -> None:
+        entry = LedgerEntry(
+            id=f"entry-{len(ledger) + 1:03}",
+            date=when,
+            expert=expert,
+            level=room.memory.records[expert].level,
+            fingerprint=room.memory.fingerprint(expert),
+            base=base_fingerprint(room.memory),
+            parents=tuple(e.id for e in owning(ledger) if e.id not in what.get("holds", ())),
+            sources=tuple(sources),
+            **what,
+            **fate,
+        )
+        ledger.append(entry)
+
+    for one in passed:
+        sources = dict.fromkeys(s for e in room.earlier if e.id in one.holds for s in e.sources)
+        write(one.expert, sources, holds=one.holds, metrics={})
+    memories = (Source(id=m.id, source=m.source, sha256=m.sha256) for m in room.memories)
+    write(expert, memories, tokens=room.tokens, metrics=metrics)
+    return ledger
 
 
 def _earlier_rows(room: Bedroom, name: str) -> list[dict[str, Any]]:

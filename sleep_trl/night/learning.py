@@ -37,9 +37,15 @@ class SeedExpert(Protocol):
 
 
 def seed(
-    room: Bedroom, samples: list[Sample], seed_expert: SeedExpert, steps: int | None = None, name: str = "seeded"
+    room: Bedroom,
+    samples: list[Sample],
+    seed_expert: SeedExpert,
+    steps: int | None = None,
+    name: str = "seeded",
+    is_own_teacher: bool = False,
 ) -> list[dict[str, Any]]:
-    """Train the new expert on rows made of the samples, and keep its weights under a name."""
+    """Train the new expert on rows made of the samples, and keep its weights under a name. `is_own_teacher`: also where
+    other models teach the memories, since what is learnt is the model's own."""
     config, folder = room.config, room.config.output_dir
     config = config.model_copy(
         update={"seeding": config.seeding.model_copy(update={"steps": steps or config.seeding.steps})}
@@ -60,7 +66,7 @@ def seed(
         seed=config.seed,
     )
     checkpoints = folder / ("checkpoints" if name == "seeded" else f"checkpoints-{name}")
-    teachers = [teacher.model for teacher in room.teachers]
+    teachers = [] if is_own_teacher else [teacher.model for teacher in room.teachers]
     history = seed_expert(config, room.model, room.tokenizer, rows, checkpoints, room.engine, teachers)
     room.serve()
     if takes_part_in_saving(room.model):

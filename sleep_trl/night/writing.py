@@ -61,7 +61,7 @@ def write_dataset(room: Bedroom) -> dict[str, Any]:
             tokens = data.general_max_new_tokens
             texts = [m.text for m in read_memories(str(data.general_texts))] if data.general_texts else []
             written += write_general(room.engine, room.prompter, count, tokens, next(seeds), texts, step)
-    if config.continue_from and data.earlier_share > 0:
+    if config.continue_from and (data.earlier_share > 0 or room.consolidations):
         prompts = list(read_jsonl(config.continue_from / "adapter" / "prompts.jsonl"))
         with bar("Answering earlier prompts", len(prompts)) as step:
             options = (data.max_new_tokens, data.temperature, next(seeds), data.keep_truncated)

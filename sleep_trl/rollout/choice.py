@@ -90,7 +90,7 @@ def choose(rollout: RolloutConfig, config: PretrainedConfig, hosts: Sequence[Hos
 
 
 def make_engine(
-    rollout: RolloutConfig, memory: Memory, tokenizer: PreTrainedTokenizerBase, batch_size: int
+    rollout: RolloutConfig, memory: Memory, tokenizer: PreTrainedTokenizerBase, batch_size: int, new_experts: int = 1
 ) -> tuple[TransformersEngine | SyncedEngine, str]:
     """
     Make the engine of a run.
@@ -99,11 +99,13 @@ def make_engine(
         rollout (`RolloutConfig`):
             What is asked for.
         memory (`Memory`):
-            The memory, as the run begins. An engine with weights of its own has room for its experts and one more.
+            The memory, as the run begins. An engine with weights of its own has room for its experts and the new ones.
         tokenizer (`PreTrainedTokenizerBase`):
             The model's tokenizer.
         batch_size (`int`):
             Prompts that are generated at once.
+        new_experts (`int`, *optional*, defaults to `1`):
+            Experts that will be activated.
 
     Returns:
         `tuple`: the engine, and a line that says which it is and why.
@@ -115,7 +117,8 @@ def make_engine(
     if choice.engine == "transformers":
         return TransformersEngine(model, tokenizer, batch_size), line
     head_sizes = _head_sizes() if choice.replica == "vllm" else ()
-    weights = (RoutedWeights if memory.spec.is_routed else GrownWeights)(memory, _slots(memory), head_sizes)
+    slots = _slots(memory, new_experts)
+    weights = (RoutedWeights if memory.spec.is_routed else GrownWeights)(memory, slots, head_sizes)
     spec = ReplicaSpec(
         choice.replica, weights.config(), tokenizer, tuple(end_tokens(model, tokenizer)), rollout.gpu_memory
     )
@@ -160,10 +163,10 @@ def _mlp_weights(hosts: Sequence[Host]) -> int:
     return sum(3 * host.hidden_size * host.intermediate_size for host in hosts)
 
 
-def _slots(memory: Memory) -> list[int]:
-    """Return the experts of a memory, and the next one to be activated."""
+def _slots(memory: Memory, new: int) -> list[int]:
+    """Return the experts of a memory, and the next ones to be activated, if none of them is pruned meanwhile."""
     free = [index for index in range(memory.spec.max_experts) if index not in memory.records]
-    return sorted([*memory.records, *(free[:1] if memory.learning is None else [])])
+    return sorted([*memory.records, *(free[:new] if memory.learning is None else [])])
 
 
 def _head_sizes() -> tuple[int, ...]:

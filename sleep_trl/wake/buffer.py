@@ -203,6 +203,7 @@ class WakeBuffer:
 
     def settle(self) -> None:
         """Derive states from the ledger: what an entry that stands holds is consolidated, what none holds is new again.
+        An entry that took others in is not named: the records are theirs.
 
         Runs whenever the buffer is opened. Without a ledger nothing changes.
         """
@@ -210,7 +211,7 @@ class WakeBuffer:
             self._settle(read_ledger(run / "ledger.jsonl"))
 
     def _settle(self, entries: Iterable[LedgerEntry]) -> None:
-        held = {source.sha256: entry.id for entry in standing(entries) for source in entry.sources}
+        held = {source.sha256: entry.id for entry in standing(entries) if not entry.holds for source in entry.sources}
         execute = self._database.execute
         execute("CREATE TEMP TABLE IF NOT EXISTS held (sha256 TEXT PRIMARY KEY, entry TEXT) WITHOUT ROWID")
         execute("DELETE FROM held")

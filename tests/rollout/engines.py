@@ -88,6 +88,23 @@ def assert_equal_through_updates(engine, memory: Memory) -> None:
     assert_equal(engine, memory)
 
 
+def assert_equal_through_a_consolidation(engine, memory: Memory) -> None:
+    """An expert takes the place of the settled ones, is committed, and a slot of theirs is used again."""
+    assert_equal(engine, memory)
+    pruned = memory.active
+    teach(memory, memory.activate(level=2, replacing=pruned), seed=5)
+    for view in (memory.as_student, memory.as_teacher):
+        with view():
+            assert_equal(engine, memory)
+    memory.learn(None)
+    assert_equal(engine, memory)
+    again = memory.activate()
+    assert again in pruned
+    teach(memory, again, seed=6)
+    assert_equal(engine, memory)
+    engine.check()
+
+
 def send_while_generating(pool, process: int, what: int) -> None:
     """Send a signal to an engine in the middle of its work."""
 

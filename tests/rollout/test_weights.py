@@ -1,13 +1,24 @@
 import pytest
 import torch
 
+from sleep_trl.config import RolloutConfig
 from sleep_trl.memory import MemorySpec, attach
+from sleep_trl.rollout.choice import make_engine
 from sleep_trl.rollout.heads import WiderHeads
 from sleep_trl.rollout.replica import ReplicaSpec
 from sleep_trl.rollout.synced import InThisProcess, SyncedEngine
 from sleep_trl.rollout.vllm import CPU_HEAD_SIZES
 from sleep_trl.rollout.weights import Region, WeightMismatch, digest, verify, write_regions
-from tests.rollout.engines import GREEDY, PROMPTS, assert_equal, grown_model, teach, weights_of
+from tests.rollout.engines import (
+    GREEDY,
+    PROMPTS,
+    assert_equal,
+    assert_equal_through_a_consolidation,
+    grown_model,
+    routed_model,
+    teach,
+    weights_of,
+)
 from tests.tiny import FORMS, tiny_model, tiny_tokenizer
 
 SHORT = [[1, 5, 7, 9], [1, 6]]
@@ -48,6 +59,18 @@ def test_only_what_changed_travels():
         assert engine.sync() == down
         assert_equal(engine, memory)
     engine.check()
+
+
+@pytest.mark.parametrize("routing", ["dense", "topk"])
+def test_pruned_experts_fall_silent_and_their_slots_are_used_again(routing):
+    memory = grown_model() if routing == "dense" else routed_model()
+    if routing == "dense":
+        teach(memory, memory.activate(), seed=2)
+        memory.learn(None)
+    engine = make_engine(RolloutConfig(engine="ray"), memory, tiny_tokenizer(), 4, new_experts=2)[0]
+    replica = ReplicaSpec("transformers", engine.weights.config(), tiny_tokenizer(), (2,)).make()
+    synced = SyncedEngine(engine.weights, lambda: InThisProcess(replica, "the replica", 64))
+    assert_equal_through_a_consolidation(synced, memory)
 
 
 def test_a_wrong_weight_shows_both_fingerprints():

@@ -1,0 +1,79 @@
+"""The edges of the chain of memories that have no context: experts of one level become one expert of the next (method
+3.3). What they say is learnt by Knowledge Seeding, as a night's memories are: the teacher is the model with them, the
+student the model without them and with the new expert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from ..dataset import Sample
+from ..files import read_jsonl
+from ..ledger import owners
+from ..levels import Consolidation
+from ..memory import load_experts
+from ..phases import Phases
+from ..progress import say
+from .bedroom import Bedroom
+from .learning import SeedExpert, seed
+
+
+@dataclass(frozen=True)
+class PassedOn:
+    """A consolidation that was done.
+
+    Args:
+        what (`Consolidation`): which experts became one.
+        expert (`int`): the one.
+        holds (`tuple[str, ...]`): entries whose experts they were.
+    """
+
+    what: Consolidation
+    expert: int
+    holds: tuple[str, ...]
+
+
+def pass_on(room: Bedroom, phases: Phases, samples: list[Sample], seed_expert: SeedExpert) -> list[PassedOn]:
+    """Do the consolidations that fall due in a night, slow to fast, each before its senders' slots are written to.
+
+    An edge is compute, consolidate, update. What a level's accumulated gradients (Eq. 2) would change is to be computed
+    before `_consolidate`, and applied behind it, with the pruning.
+    """
+    done = []
+    for what in room.consolidations:
+        say(f"Consolidating: {what}")
+        owned = {name: owner for name, owner in owners(room.earlier).items() if owner.expert in what.senders}
+        if not (lesson := _lesson(room, samples, set(owned))):
+            say("[yellow]No prompt of theirs got a usable answer, so they stay as they are[/]")
+            continue
+        expert = room.memory.activate(what.receiver, what.senders)
+        _consolidate(room, phases, lesson, seed_expert, f"level_{what.receiver}")
+        room.memory.learn(None)  # the senders are pruned: the next expert may take a slot of theirs
+        done.append(PassedOn(what, expert, tuple(sorted({owner.id for owner in owned.values()}))))
+    return done
+
+
+def _consolidate(room: Bedroom, phases: Phases, lesson: list[Sample], seed_expert: SeedExpert, name: str) -> None:
+    """Let the new expert learn what those that it replaces say."""
+    work = partial(seed, room, lesson, seed_expert, name=f"seeded_{name}", is_own_teacher=True)
+    phases.once(f"seed_{name}", work)
+    load_experts(room.memory, phases.folder / f"seeded_{name}")
+
+
+def _lesson(room: Bedroom, samples: list[Sample], names: set[str]) -> list[Sample]:
+    """Return what the teacher has written, laid out for a consolidation of these entries: its answers to their prompts,
+    which it gave from its weights, are what is to be learnt; other entries' and general samples are replayed. Empty if
+    there is nothing to be learnt.
+
+    No text is written for it: a night answers the prompts of all earlier entries anyway, before anything changes.
+    """
+    assert room.config.continue_from is not None, "a first night has no experts to consolidate"
+    rows = read_jsonl(room.config.continue_from / "adapter" / "prompts.jsonl")
+    theirs = {(row["prompt"], row["template"]) for row in rows if row["entry"] in names}
+    lesson = [
+        replace(s, part="memory") if s.part == "earlier" and (s.prompt, s.template) in theirs else s
+        for s in samples
+        if s.part != "memory"
+    ]
+    return lesson if any(s.part == "memory" for s in lesson) else []
