@@ -17,10 +17,10 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	&& echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm demo test test-vllm test-slow lint format types wheel check bench clean
+.PHONY: help setup vllm demo test test-vllm test-browser test-slow lint format types wheel check bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "variables: NIGHTS=$(NIGHTS) OUT=$(OUT) ENGINE=$(ENGINE) OPTIONS=$(OPTIONS) (demo), PYTHON (setup)"
 
 setup: $(STAMP) ## create .venv and install the package with its development tools
@@ -60,6 +60,10 @@ test: setup ## the tests; no network, no GPU
 test-vllm: setup vllm ## the tests of vLLM, which imports Ray with TRL, in a process of their own
 	@$(BIN)/python -m pytest -q tests/rollout/test_vllm.py
 	@$(BIN)/python -m pytest -q -m slow tests/serving
+
+test-browser: setup ## the report and the endpoint in a real Chromium, which has to be installed
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[browser]' -c constraints.txt
+	@$(BIN)/python -m pytest -q -rs tests/browser
 
 test-slow: setup ## the tests marked slow
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"

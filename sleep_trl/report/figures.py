@@ -21,7 +21,7 @@ HUES = ("blue", "orange", "green", "purple", "yellow", "sky", "gray")
 PARTS = ("memory", "general", "earlier", "dream")  # of the data set; their hues in this order
 DASHES = {"rollout": "solid", "reference": "dot"}
 STEP = "step (optimizer updates)"
-MOST_NUMBERED = 6  # pairs of bars with room for their numbers
+MOST_NUMBERED = 4  # pairs of bars with room for their numbers, on a phone too
 LONGEST_LABEL = 40  # characters; the words beside the figure have the rest
 FEW = 40  # points up to which each is marked, so that a single one is seen
 
@@ -97,14 +97,13 @@ def skill_chart(skill: Mapping[str, Any], retention: Mapping[str, Mapping[str, A
     pairs = {name: pair for name, pair in pairs.items() if pair != (None, None)}
     if not pairs:
         return None
-    plot = empty_figure(y="score (%)")
+    plot, has_room = empty_figure(y="score (%)"), len(pairs) <= MOST_NUMBERED
     for side, (name, hue) in enumerate((("before", "gray"), ("after", "blue"))):
         shares = [pair[side] for pair in pairs.values()]
         plot.add_bar(
             x=[label(group).replace("recall of ", "recall of<br>", 1) for group in pairs],
             y=percents(shares),
-            text=[f"{v:.1f}" if v is not None else "" for v in percents(shares)],
-            texttemplate="%{text}" if len(pairs) <= MOST_NUMBERED else "",
+            text=[f"{v:.1f}" if v is not None else "" for v in percents(shares)] if has_room else None,
             constraintext="none",
             textfont_size=11,
             name=name,

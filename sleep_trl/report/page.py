@@ -16,7 +16,7 @@ from ..files import read_json, read_jsonl, write_text
 from .dreams import browse
 from .figures import PARTS, Chart, charts
 from .retention import life_charts
-from .words import clip, duration, finite, outcome, percent, verdict, visible
+from .words import clip, duration, finite, moment, outcome, percent, verdict, visible
 
 SHOWN_SAMPLES = 12
 SHOWN_SOURCES = 4  # of a ledger entry
@@ -119,6 +119,7 @@ def render_page(
         dreams_left_out=dreams_left_out,
         ledger=ledger,
         change=change,
+        moment=moment,
         outcome=outcome,
         shown_sources=SHOWN_SOURCES,
         settings=list(flatten(results.get("config") or {})),

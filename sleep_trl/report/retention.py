@@ -9,7 +9,8 @@ from .figures import HUES, Chart, empty_figure, label, percents
 from .words import finite, percent
 
 LIFE = "night after which it was asked"
-PALEST, DARK = 0.06, 55  # opacity of a cell of 0 %; recall in percent above which a cell has light words
+DASHES = ("solid", "dot", "dashdot")  # of the nights that share a hue, oldest first
+PALEST, DEEPEST = 0.06, 0.55  # opacity of a cell of 0 % and of 100 %, on which words are read in light and in dark
 
 
 def life_charts(life: Mapping[str, Any]) -> list[Chart]:
@@ -33,18 +34,18 @@ def matrix_chart(life: Mapping[str, Any]) -> Chart:
     plot = empty_figure(x="recall of (%)", y=LIFE)
     for i, j, share in known:
         edges = {"x0": i - 0.48, "x1": i + 0.48, "y0": j - 0.48, "y1": j + 0.48}
-        plot.add_shape(name="blue", opacity=PALEST + (1 - PALEST) * share / 100, line_width=0, layer="below", **edges)
-    for hue, is_dark in (("ink", False), ("paper", True)):
-        cells = [(i, j, share) for i, j, share in known if (share > DARK) == is_dark]
-        plot.add_scatter(
-            x=[names[i] for i, _, _ in cells],
-            y=[names[j] for _, j, _ in cells],
-            text=[f"{share:.0f}" for _, _, share in cells],
-            customdata=[share for _, _, share in cells],
-            mode="text",
-            hovertemplate="%{x} after %{y}: %{customdata:.1f} %<extra></extra>",
-            meta={"hue": hue},
+        plot.add_shape(
+            name="blue", opacity=PALEST + (DEEPEST - PALEST) * share / 100, line_width=0, layer="below", **edges
         )
+    plot.add_scatter(
+        x=[names[i] for i, _, _ in known],
+        y=[names[j] for _, j, _ in known],
+        text=[f"{share:.0f}" for _, _, share in known],
+        customdata=[share for _, _, share in known],
+        mode="text",
+        hovertemplate="%{x} after %{y}: %{customdata:.1f} %<extra></extra>",
+        meta={"hue": "ink"},
+    )
     axis, ends = {"type": "category", "categoryarray": names, "showgrid": False}, (-0.5, len(names) - 0.5)
     plot.update_layout(showlegend=False, height=400)
     plot.update_xaxes(range=ends, **axis)
@@ -85,7 +86,7 @@ def forgetting_chart(life: Mapping[str, Any]) -> Chart:
             y=percents(curve),
             name=name,
             mode="lines+markers",
-            line={"dash": "dash" if is_skill else "solid", "width": 2},
+            line={"dash": "dash" if is_skill else DASHES[number // len(HUES) % len(DASHES)], "width": 2},
             hovertemplate="%{y:.1f} %",
             meta={"hue": "ink" if is_skill else HUES[number % len(HUES)]},
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 SKILL_KEPT = 0.005  # a change of the base skill below this is no change: half a point
@@ -53,6 +54,14 @@ def duration(seconds: Any) -> str:
     return f"{hours}\u00a0h {minutes}\u00a0min" if hours else f"{minutes}\u00a0min {left}\u00a0s"
 
 
+def moment(text: str) -> str:
+    """Return a time in ISO 8601 to the minute, in UTC; what is no such time stays as it is."""
+    try:
+        return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return text
+
+
 def outcome(entry: Mapping[str, Any]) -> str:
     """Return what became of an entry of the ledger: whether it was taken back, when, and why.
 
@@ -62,7 +71,7 @@ def outcome(entry: Mapping[str, Any]) -> str:
     if reason := entry.get("rolled_back"):
         return f"rolled back by its own night: {reason}"
     if date := entry.get("dropped"):
-        return f"dropped by request on {date}"
+        return f"dropped by request, {moment(date)}"
     return "kept"
 
 

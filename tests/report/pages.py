@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 HOSTILE = (
-    "<script>alert(1)</script></script><img src=x onerror=alert(2)><a href='https://evil.example/'>x</a>"
+    "<script>window.pwned=1</script></script><img src=x onerror=window.pwned=2><a href='https://evil.example/'>x</a>"
     "\u202egpj.exe\u0007\ud800\u2028\"'`{{ 7 * 7 }}%{x}"
 )
 

@@ -30,6 +30,21 @@ def test_bars_are_the_results() -> None:
     assert seconds == {"write dataset": 30.5, "seed": 120.25}  # the total is their sum, no phase
 
 
+def test_many_pairs_of_bars_have_no_numbers_to_overlap() -> None:
+    few, many = (
+        by_id(make_results(retention={f"entry-{n}": {"before": 1.0, "after": 0.9} for n in range(nights)}))["skill"]
+        for nights in (3, 4)
+    )
+    assert few.plot.data[0].text == ("98.7", "100.0", "100.0", "100.0") and many.plot.data[0].text is None
+
+
+def test_no_two_nights_look_alike() -> None:
+    names = [f"entry-{number:03}" for number in range(1, 16)]
+    recall = [[0.9] * (number + 1) for number in range(15)]
+    _, curves = life_charts(make_life(entries=names, recall=recall, base_skill=[1.0] * 16))
+    assert len({(trace.meta["hue"], trace.line.dash) for trace in curves.plot.data}) == 16
+
+
 def test_lines_are_the_history() -> None:
     drawn = by_id(make_results())
     steps = [1, 2, 3]
@@ -67,7 +82,7 @@ def test_a_life_is_drawn_as_matrix_and_curves() -> None:
     cells = {(x, y): share for t in matrix.plot.data for x, y, share in zip(t.x, t.y, t.customdata, strict=True)}
     assert cells == {("entry-001", "entry-001"): 90, ("entry-001", "entry-002"): 60, ("entry-002", "entry-002"): 100}
     drawn = [(shape.x0 + 0.48, shape.y0 + 0.48, shape.opacity) for shape in matrix.plot.layout.shapes]
-    assert drawn == [(0, 0, pytest.approx(0.906)), (0, 1, pytest.approx(0.624)), (1, 1, 1)]
+    assert drawn == [(0, 0, pytest.approx(0.501)), (0, 1, pytest.approx(0.354)), (1, 1, 0.55)]
     assert "forgetting: 30.0\u00a0%" in matrix.caption and "forward transfer: not measured" in matrix.summary
     assert {trace.name: list(trace.y) for trace in curves.plot.data} == {
         "entry-001": [90, 60],

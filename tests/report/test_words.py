@@ -5,7 +5,7 @@ import math
 import pytest
 
 from sleep_trl.report.page import flatten
-from sleep_trl.report.words import clip, duration, percent, verdict, visible
+from sleep_trl.report.words import clip, duration, moment, percent, verdict, visible
 from tests.report.pages import make_results
 
 
@@ -20,6 +20,7 @@ def test_words() -> None:
     assert [duration(v).replace("\u00a0", " ") for v in (7.56, 150.75, 7_500, None)] == [
         "7.6 s", "2 min 31 s", "2 h 5 min", "not measured",
     ]  # fmt: skip
+    assert moment("2026-01-02T03:04:05+02:00") == "2026-01-02 01:04 UTC" and moment("yesterday") == "yesterday"
     assert dict(flatten({"a": {"b": {"c": 1}, "d": {}}, "e": None, "f": "x", "g": [1]})) == {
         "a.b.c": "1", "a.d": "{}", "e": "null", "f": "x", "g": "[1]",
     }  # fmt: skip

@@ -1,0 +1,185 @@
+"""`report.html` as a browser shows it: what is drawn, what can be operated, and what foreign text cannot do."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from sleep_trl.launch import sleep
+from sleep_trl.report import write_report
+from sleep_trl.report.words import visible
+from tests.report.pages import HOSTILE, make_entry, make_life, make_results, make_sample, write_run
+from tests.runs import write_model
+from tests.test_life import life
+
+pytestmark = pytest.mark.browser
+
+FIGURES = ["recall", "skill", "loss", "reward", "divergence", "seconds", "life", "forgetting"]
+DATE = "2026-01-03T04:05:06+00:00"
+LONG = "w" * 300  # a word without a place to break it
+DRAWN = """() => Object.fromEntries([...document.querySelectorAll("figure")].map(figure => [figure.id, {
+  marks: figure.querySelectorAll(".point, .js-line, .textpoint, .shapelayer path").length,
+  right: figure.getBoundingClientRect().right,
+  height: figure.querySelector(".main-svg").getBoundingClientRect().height,
+}]))"""
+WIDER = "document.scrollingElement.scrollWidth - document.documentElement.clientWidth"
+
+
+def dream(**changes: object) -> dict:
+    record = {"step": 1, "task_id": "t1", "dream": "Tolu is a cat.", "selected": "top", "score": 0.25, "error": ""}
+    trial = {"trial_gain": 0.5, "trial_low": 0.0, "trial_high": 1.0, "trial_reward": 1.0, "rewarded": True}
+    return record | trial | changes
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory) -> Path:
+    """The report of the second of two real nights."""
+    folder = tmp_path_factory.mktemp("lives")
+    words = life(write_model(folder / "model"), folder / "life", "one", "two", **{"seeding.steps": 3})
+    assert sleep.main([word for word in words if word != "--no-report"]) == 0
+    return folder / "life" / "night-002" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory) -> Path:
+    """The report of a night in which every text is hostile, with dreams, and entries that were taken back."""
+    results = make_results(
+        entry=HOSTILE,
+        history=[
+            {
+                "loss": 1.0,
+                "reward": 1.0,
+                f"rewards/{HOSTILE}/mean": 0.5,
+                f"divergence/{HOSTILE.replace('/', '')}/x": 0.5,
+                "step": 1,
+            }
+        ],
+        retention={HOSTILE: {"before": 0.5, "after": 0.1}},
+        life=make_life(entries=[HOSTILE, LONG]),
+        seconds={HOSTILE: 1.0, "total": 1.0},
+        dataset={"samples": {HOSTILE: 1}, "dropped": {LONG: 2}},
+        config={HOSTILE: HOSTILE, LONG: LONG},
+        rolled_back=HOSTILE,
+    )
+    sources = [{"id": HOSTILE, "source": HOSTILE}, {"id": LONG, "source": LONG}]
+    entries = [
+        make_entry(sources=sources),
+        make_entry(id=HOSTILE, dropped=DATE, rolled_back=HOSTILE),
+        make_entry(id=LONG, dropped=DATE),
+    ]
+    samples = [make_sample(prompt=text, reference=text, memory_id=text) for text in (HOSTILE, LONG)]
+    folder = write_run(tmp_path_factory.mktemp("hostile"), results, samples, entries)
+    questions = [{"question": HOSTILE, "answers": [HOSTILE, LONG]}]
+    tasks = [{"task_id": f"t{i}", "context": text, "questions": questions} for i, text in enumerate((HOSTILE, LONG), 1)]
+    dreams = [dream(dream=HOSTILE), dream(dream=LONG, error=HOSTILE), dream(task_id="t2", rewarded=False)]
+    for name, result in (("write_quiz", tasks), ("dream", dreams)):
+        (folder / "phases" / f"{name}.json").write_text(json.dumps({"seconds": 1.0, "result": result}))
+    return write_report(folder)
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("desk", "light"), ("phone", "dark")])
+@pytest.mark.parametrize("which", ["lived", "hostile"])
+def test_everything_is_drawn_and_nothing_complains(which, size, scheme, request, open_tab) -> None:
+    path = request.getfixturevalue(which)
+    tab = open_tab(path.as_uri(), size, color_scheme=scheme)
+    drawn = tab.page.evaluate(DRAWN)
+    assert list(drawn) == FIGURES
+    assert all(figure["marks"] > 0 and figure["height"] >= 200 for figure in drawn.values()), drawn
+    assert all(figure["right"] <= tab.page.viewport_size["width"] for figure in drawn.values()), drawn
+    assert tab.complaints == []
+    assert tab.requests == [path.as_uri()]
+
+
+@pytest.mark.parametrize("which", ["lived", "hostile"])
+def test_nothing_is_wider_than_a_phone(which, request, open_tab) -> None:
+    tab = open_tab(request.getfixturevalue(which).as_uri(), "phone")
+    tab.page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true })")
+    assert tab.page.evaluate(WIDER) == 0
+    tab.page.emulate_media(media="print")
+    assert tab.page.evaluate(WIDER) == 0
+
+
+def test_tables_hold_the_run(lived, open_tab) -> None:
+    page = open_tab(lived.as_uri()).page
+    ledger = page.locator(".ledger tbody tr")
+    assert [row.locator("th").inner_text() for row in ledger.all()] == ["entry-001", "entry-002"]
+    assert "2: one; one" not in ledger.first.inner_text() and "one" in ledger.first.inner_text()
+    assert page.locator(".samples tbody tr").count() == 12
+    written = json.loads((lived.parent / "phases" / "write_dataset.json").read_text())["result"]
+    parts = page.locator("#dataset + .tables table").first.locator("tbody tr").all_inner_texts()
+    assert [re.split(r"\s+", row.strip()) for row in parts] == [[k, str(n)] for k, n in written["counts"].items()]
+    settings = page.locator("details", has_text="Configuration")
+    settings.locator("summary").click()
+    assert settings.locator("tr", has_text="seeding.steps").locator("td").inner_text() == "3"
+
+
+def test_dreams_open_and_close_by_mouse_and_by_keyboard(hostile, open_tab) -> None:
+    page = open_tab(hostile.as_uri()).page
+    tasks = page.locator("#dreams ~ details")
+    assert tasks.count() == 2 and not page.locator("tr.dream").first.is_visible()
+    tasks.first.locator("summary").click()
+    assert [row.is_visible() for row in page.locator("tr.dream").all()] == [True, True, False]
+    assert "helped; learnt by the new expert" in tasks.first.inner_text()
+    tasks.first.locator("summary").press("Enter")
+    assert not page.locator("tr.dream").first.is_visible()
+    tasks.nth(1).locator("summary").press("Space")
+    assert [row.is_visible() for row in page.locator("tr.dream").all()] == [False, False, True]
+
+
+def test_colours_follow_the_reader_and_paper_is_white(lived, open_tab) -> None:
+    page = open_tab(lived.as_uri(), color_scheme="light").page
+    bar = "getComputedStyle(document.querySelectorAll('#recall .point path')[1]).fill"
+    ink = "getComputedStyle(document.querySelector('#recall .xtick text')).fill"
+    seen = {}
+    for name, media in {
+        "light": {"color_scheme": "light"},
+        "dark": {"color_scheme": "dark"},
+        "printed": {"color_scheme": "dark", "media": "print"},
+    }.items():
+        page.emulate_media(**media)
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        seen[name] = (paper, page.evaluate(bar), page.evaluate(ink))
+    assert seen["light"] == seen["printed"] == ("rgb(255, 255, 255)", "rgb(213, 94, 0)", "rgb(27, 32, 38)")
+    assert seen["dark"] == ("rgb(20, 23, 27)", "rgb(240, 137, 74)", "rgb(230, 233, 237)")
+
+
+def test_foreign_text_is_text(hostile, open_tab) -> None:
+    tab = open_tab(hostile.as_uri())
+    page = tab.page
+    page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true })")
+    assert page.inner_text("body").count(visible(HOSTILE).split("\n")[0]) >= 15
+    for id in FIGURES:
+        figure = page.locator(f"#{id}")
+        figure.scroll_into_view_if_needed()
+        mark = figure.locator(".point path, path.point, .textpoint").last.bounding_box()
+        page.mouse.move(mark["x"] + mark["width"] / 2, mark["y"] + mark["height"] / 2)
+        figure.locator(".hoverlayer .hovertext, .hoverlayer .legend").first.wait_for()  # it may hold foreign text
+        assert figure.locator("a").count() == 0, f"{id}: plotly made a link of foreign text"
+    assert page.locator("img, iframe, a").count() == 0
+    assert page.evaluate("window.pwned") is None
+    assert tab.complaints == [] and tab.requests == [hostile.as_uri()]
+
+
+def test_the_policy_holds_even_if_a_script_got_in(hostile, open_tab) -> None:
+    tab = open_tab(hostile.as_uri())
+    tab.page.evaluate(
+        """() => {
+          const script = document.createElement("script");
+          script.textContent = "window.pwned = 1";
+          document.body.append(script);
+          const image = document.createElement("img");
+          image.src = "https://evil.example/";
+          document.body.append(image);
+          document.body.insertAdjacentHTML("beforeend", "<b onclick='window.pwned = 2'>x</b>");
+        }"""
+    )
+    tab.page.locator("b", has_text="x").last.click()
+    assert tab.page.evaluate("window.pwned") is None
+    assert len(tab.complaints) >= 3 and all("Content Security Policy" in words for words in tab.complaints)
+
+
+def test_without_scripts_the_numbers_are_there(lived, open_tab) -> None:
+    page = open_tab(lived.as_uri(), java_script_enabled=False).page
+    assert "this browser does not run" in page.inner_text("body")
+    assert page.locator(".ledger tbody tr").count() == 2
