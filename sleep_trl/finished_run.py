@@ -27,7 +27,8 @@ class FinishedRun:
     Args:
         folder (`Path`): the run's `output_dir`.
         entries (`tuple[LedgerEntry, ...]`): its ledger, dropped ones included.
-        enabled (`dict[int, bool]`): experts in `adapter/memory.json`, and whether each speaks.
+        enabled (`dict[int, bool]`): experts in `adapter/memory.json`, and whether each speaks. Blocks of levels, which
+            belong to no entry, are left out.
     """
 
     folder: Path
@@ -48,7 +49,8 @@ class FinishedRun:
         try:
             entries = tuple(read_ledger(folder / "ledger.jsonl"))
             experts = read_json(folder / "adapter" / "memory.json")["experts"]
-            enabled = {int(expert["index"]): bool(expert["is_enabled"]) for expert in experts}
+            owned = [expert for expert in experts if not expert.get("is_block")]
+            enabled = {int(expert["index"]): bool(expert["is_enabled"]) for expert in owned}
         except (ValidationError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{folder} is no run of this version ({reason}). Give another run.") from None

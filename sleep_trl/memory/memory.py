@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -25,11 +25,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExpertRecord:
-    """One activated expert: which slot, for which level, and whether it speaks."""
+    """One activated expert: which slot, for which level, whether it speaks, and whether it is its level's block, which
+    Eq. 2 changes and no seeding trains (see `online.py`)."""
 
     index: int
     level: int = 1
     is_enabled: bool = True
+    is_block: bool = False
+
+    def as_row(self) -> dict[str, Any]:
+        """Return it as plain data. That it is no block is not said: earlier versions read what has none."""
+        row = asdict(self)
+        return row if self.is_block else {name: value for name, value in row.items() if name != "is_block"}
 
 
 class Memory:
@@ -51,6 +58,7 @@ class Memory:
         self.records: dict[int, ExpertRecord] = {}
         self.learning: int | None = None
         self.replacing: tuple[int, ...] = ()
+        self.joining: tuple[int, ...] = ()
         self._view = View()
         for host in self.hosts:
             size = (spec.width, spec.max_experts, self._view)
@@ -65,7 +73,7 @@ class Memory:
 
     # -- growth ---------------------------------------------------------------------------------------------------
 
-    def activate(self, level: int = 1, replacing: Sequence[int] = ()) -> int:
+    def activate(self, level: int = 1, replacing: Sequence[int] = (), joining: Sequence[int] = ()) -> int:
         """Activate the next free expert and make it the only trainable part of the model (method 3.2).
 
         Args:
@@ -74,6 +82,9 @@ class Memory:
             replacing (`Sequence[int]`, *optional*):
                 Active experts in whose place it comes (method 3.3): the teacher has them, the student has not. They are
                 reset by `learn(None)`; if the new expert is reset instead, they are back in view.
+            joining (`Sequence[int]`, *optional*):
+                Active experts that come with it: the student has them, the teacher has not. They stay after
+                `learn(None)`; if the new expert is reset instead, so are they.
 
         Returns:
             `int`: the expert's index.
@@ -81,23 +92,38 @@ class Memory:
         Raises:
             `ValueError`: if all experts are taken, one to replace is not active, or others are still being replaced.
         """
-        if unknown := [index for index in replacing if index not in self.records]:
+        if unknown := [index for index in (*replacing, *joining) if index not in self.records]:
             raise ValueError(f"Expert {unknown[0]} is not active; active ones are {sorted(self.records)}.")
         if self.replacing:
             raise ValueError(
                 f"Experts {list(self.replacing)} are still being replaced by expert {self.learning}. Commit it by "
                 f"learn(None), or reset it."
             )
-        free = [index for index in range(self.spec.max_experts) if index not in self.records]
-        if not free:
-            raise ValueError(
-                f"All {self.spec.max_experts} experts of this memory are taken. Attach it with a larger `max_experts` "
-                f"(a saved memory may be loaded into a larger one)."
-            )
-        self.records[free[0]] = ExpertRecord(free[0], level)
-        self.replacing = self._view.replacing = tuple(replacing)
-        self.learn(free[0])
-        return free[0]
+        index = self._free()
+        self.records[index] = ExpertRecord(index, level)
+        self.replacing, self.joining = tuple(replacing), tuple(joining)
+        self.learn(index)
+        return index
+
+    def add_block(self, level: int) -> int:
+        """Put the next free expert in view as the block of a level, and return its index. Nothing trains it.
+
+        Raises:
+            `ValueError`: if all experts are taken.
+        """
+        index = self._free()
+        self.records[index] = ExpertRecord(index, level, is_block=True)
+        self._show()
+        return index
+
+    def _free(self) -> int:
+        for index in range(self.spec.max_experts):
+            if index not in self.records:
+                return index
+        raise ValueError(
+            f"All {self.spec.max_experts} experts of this memory are taken. Attach it with a larger `max_experts` "
+            f"(a saved memory may be loaded into a larger one)."
+        )
 
     def learn(self, index: int | None) -> None:
         """Make one active expert the only trainable part of the model; with `None`, freeze everything.
@@ -108,7 +134,7 @@ class Memory:
         if index is not None and index not in self.records:
             raise ValueError(f"Expert {index} is not active; active ones are {sorted(self.records)}.")
         if index is None:
-            replaced, self.replacing, self._view.replacing = self.replacing, (), ()
+            replaced, self.replacing, self.joining = self.replacing, (), ()
             for each in replaced:
                 self.reset(each)
         self.model.requires_grad_(False)
@@ -122,7 +148,9 @@ class Memory:
         """Take an expert out of use and draw its first weights anew (synaptic pruning, method 3.3)."""
         self.records.pop(index, None)
         if self.learning == index:
-            self.replacing = self._view.replacing = ()
+            joined, self.replacing, self.joining = self.joining, (), ()
+            for each in joined:
+                self.reset(each)
             self.learn(None)
         self._draw([index])
         self._show()
@@ -139,7 +167,7 @@ class Memory:
 
     def enable(self, index: int, enabled: bool = True) -> None:
         """Let an active expert speak, or silence it and keep its weights."""
-        self.records[index] = ExpertRecord(index, self.records[index].level, enabled)
+        self.records[index] = replace(self.records[index], is_enabled=enabled)
         self._show()
 
     # -- views ----------------------------------------------------------------------------------------------------
@@ -159,8 +187,10 @@ class Memory:
 
     @contextmanager
     def as_teacher(self) -> Iterator[None]:
-        """Show the model as it was before an expert began to learn: without that one, and with those it replaces."""
-        with self._showing(tuple(index for index in self._enabled() if index != self.learning)):
+        """Show the model as it was before an expert began to learn: without that one and those that join it, and with
+        those it replaces."""
+        new = (self.learning, *self.joining)
+        with self._showing(tuple(index for index in self._enabled() if index not in new)):
             yield
 
     @contextmanager
@@ -184,7 +214,24 @@ class Memory:
             self._view.experts = before
 
     def _show(self) -> None:
-        self._view.experts = self.active
+        self._view.experts, self._view.apart = self.active, (*self.replacing, *self.joining)
+
+    @property
+    def blocks(self) -> dict[int, int]:
+        """The block of each level that has one: level -> expert."""
+        return {self.records[i].level: i for i in self.active if self.records[i].is_block}
+
+    @contextmanager
+    def differentiating(self, experts: Sequence[int]) -> Iterator[None]:
+        """Let gradients reach some of the experts in view, none of which is learning."""
+        self._view.apart = tuple(experts)
+        for index in experts:
+            for _, parameter in self.expert_parameters(index):
+                parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            self.learn(self.learning)
 
     # -- routing --------------------------------------------------------------------------------------------------
 
@@ -301,7 +348,7 @@ class Memory:
 
     def describe(self) -> dict[str, Any]:
         """Return spec, records and, while there are any, the experts being replaced, as `memory.json` holds them."""
-        described = {"spec": self.spec.describe(), "experts": [asdict(self.records[i]) for i in sorted(self.records)]}
+        described = {"spec": self.spec.describe(), "experts": [self.records[i].as_row() for i in sorted(self.records)]}
         return described | ({"replacing": list(self.replacing)} if self.replacing else {})
 
 

@@ -22,14 +22,15 @@ class View:
     Args:
         experts (`tuple[int, ...]`): those in view.
         learning (`int`, *optional*): the one that is being trained, in view or not.
-        replacing (`tuple[int, ...]`): those in whose place it comes; in the teacher's view alone.
+        apart (`tuple[int, ...]`): those that come and go between teacher and student beside it, or that gradients are
+            to reach.
         random (`torch.Generator`, *optional*): draws one further expert for each token. Only a router asks.
         is_counting (`bool`): whether routers count the tokens that go to each expert.
     """
 
     experts: tuple[int, ...] = ()
     learning: int | None = None
-    replacing: tuple[int, ...] = ()
+    apart: tuple[int, ...] = ()
     random: torch.Generator | None = None
     is_counting: bool = False
 
@@ -58,8 +59,8 @@ class ExpertPool(nn.Module, ABC):
 
 class DensePool(ExpertPool):
     """`routing: dense`: every expert in view speaks. The settled ones do so inside their host, made wider by them, and
-    the learning one is added to its output: activation changes no bit, nor does folding. Those being replaced are added
-    too, so that going from teacher to student makes no host anew."""
+    the learning one is added to its output: activation changes no bit, nor does folding. Those that come and go with it
+    are added too, so that going from teacher to student makes no host anew."""
 
     def __init__(self, host: Host, width: int, size: int, view: View) -> None:
         super().__init__(host, width, size, view)
@@ -68,7 +69,7 @@ class DensePool(ExpertPool):
 
     def begin(self) -> None:
         self.apart = self.view.experts
-        passing = (self.view.learning, *self.view.replacing)
+        passing = (self.view.learning, *self.view.apart)
         settled = [index for index in self.view.experts if index not in passing]
         if settled and self.maps.can_widen:
             self.maps.put_in({index: cast(Expert, self.experts[index]) for index in settled})
