@@ -4,7 +4,7 @@ from .prompting import Prompter
 from .rows import build_rows, split_shares
 from .samples import Sample, Window, Written, write_about, write_earlier, write_general
 from .templates import BUILT_IN, Template
-from .windows import split_sentences, split_windows
+from .windows import split_all, split_sentences, split_windows
 
 __all__ = [
     "BUILT_IN",
@@ -14,6 +14,7 @@ __all__ = [
     "Window",
     "Written",
     "build_rows",
+    "split_all",
     "split_sentences",
     "split_shares",
     "split_windows",

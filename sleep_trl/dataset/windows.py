@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 CountTokens = Callable[[str], int]
 
 # A sentence ends with its punctuation and closing quotes, or with a line; the white space behind it belongs to it.
 SENTENCE = re.compile(r".*?(?:[.!?。!?…]+[\"'”’)\]]*(?:\s+|$)|\n+|$)", re.DOTALL)
+
+
+def split_all(texts: Iterable[str], count_tokens: CountTokens, window: int, overlap: int) -> list[list[str]]:
+    """Split each memory into windows, as [`split_windows`] does. Small windows overlap by half of one at most."""
+    return [split_windows(text, count_tokens, window, min(overlap, window // 2)) for text in texts]
 
 
 def split_windows(text: str, count_tokens: CountTokens, window: int, overlap: int) -> list[str]:

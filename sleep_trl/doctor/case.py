@@ -89,11 +89,10 @@ class Case:
     @cached_property
     def windows(self) -> list[list[str]]:
         """The memories as the teacher reads them."""
-        from ..dataset import split_windows
+        from ..dataset import split_all
 
-        count, size = self.prompter.count_tokens, self.plan.window
-        overlap = min(self.run.dataset.window_overlap, size // 2)
-        return [split_windows(memory.text, count, size, overlap) for memory in self.memories]
+        texts = [memory.text for memory in self.memories]
+        return split_all(texts, self.prompter.count_tokens, self.plan.window, self.run.dataset.window_overlap)
 
     @cached_property
     def engine(self) -> Choice:

@@ -9,11 +9,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import RunConfig
-from ..dataset import (
-    Prompter,
-    Template,
-    split_windows,
-)
+from ..dataset import Prompter, Template, split_all
 from ..ledger import LedgerEntry, read_ledger
 from ..levels import Consolidation, due_consolidations
 from ..memories import MemoryText
@@ -79,20 +75,20 @@ def prepare(config: RunConfig) -> Bedroom:
     context = min(context_limit(reader, config) for reader in (model, *teachers))
     largest = window_size(config, prompter, context)
     size = min(config.dataset.window or largest, largest)
-    overlap = min(config.dataset.window_overlap, size // 2)
-    windows = [split_windows(m.text, prompter.count_tokens, size, overlap) for m in memories]
+    texts, overlap = [memory.text for memory in memories], min(config.dataset.window_overlap, size // 2)
+    windows = split_all(texts, prompter.count_tokens, size, overlap)
     if overlap < config.dataset.window_overlap and any(len(pieces) > 1 for pieces in windows):
         say(f"Windows of {size} tokens overlap by {overlap} tokens, not {config.dataset.window_overlap}")
-    contexts = [split_windows(m.text, prompter.count_tokens, largest, overlap) for m in memories]
+    contexts = split_all(texts, prompter.count_tokens, largest, overlap)
     pieces = sum(map(len, windows))
     say(f"Read {len(memories)} memories in {pieces} windows of at most {size} tokens")
-    tokens = sum(prompter.count_tokens(memory.text) for memory in memories)
+    tokens = sum(map(prompter.count_tokens, texts))
     due = due_consolidations(config.levels, earlier, memory.records, memory.spec.max_experts, tokens)
     engine, which = make_engine(config.rollout, memory, tokenizer, config.evaluation.batch_size, 1 + len(due))
     say(which)
     engines = [TransformersEngine(teacher, tokenizer, config.evaluation.batch_size) for teacher in teachers]
-    texts = memories, windows, contexts
-    found = Bedroom(config, model, tokenizer, memory, engine, engines, prompter, *texts, tokens, earlier, due)
+    read = memories, windows, contexts
+    found = Bedroom(config, model, tokenizer, memory, engine, engines, prompter, *read, tokens, earlier, due)
     found.serve()
     return found
 

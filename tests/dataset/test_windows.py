@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from sleep_trl.dataset import split_sentences, split_windows
+from sleep_trl.dataset import split_all, split_sentences, split_windows
 
 TEXT = " ".join(f'Sentence {i} says "hello." It {i} goes on{" and on" * (i % 5)}!' for i in range(40))
 
@@ -63,3 +63,7 @@ def test_random_texts_lose_nothing():
         text = "".join(rng.choice('ab .!?\n"') for _ in range(rng.randrange(1, 300))).strip() or "a"
         kept = "".join("".join(w.split()) for w in split_windows(text, len, 16, 0))
         assert kept == "".join(text.split())
+
+
+def test_small_windows_overlap_by_half_of_one_at_most():
+    assert split_all(["A b c. D e f. G h i.", "J."], count, 6, 50) == [["A b c. D e f.", "D e f. G h i."], ["J."]]
