@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 Levels = dict[int, list[int]]  # experts that speak, by level, oldest first
 FULL = "the memory is full"
+MAKE_ROOM = (
+    "Or let experts become one before the memory is full: --levels.when_full onward, which itself needs a free one."
+)
+NEEDS_ROOM = "To make experts one takes a free one too, so levels.when_full comes too late for a memory without any."
+LEAST_ROOM = 3  # experts with which a memory can make room again and again: two that become one, and that one
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .config import RunConfig
 from .files import read_json
+from .levels import LEAST_ROOM, MAKE_ROOM
 from .memories import read_memories
 from .wake.nights import buffer_of
 
@@ -85,7 +86,8 @@ def unfinished(nights: list[RunConfig]) -> list[RunConfig]:
 
 
 def check_room(waiting: list[RunConfig]) -> None:
-    """Raise if the memory has less room than the nights to come need, each an expert."""
+    """Raise if the memory has less room than the nights to come need: each an expert, or, where experts become one in
+    between (`levels`), a free one to begin with."""
     from .memory.storage import read_description  # loads torch, which a waiting daemon does without
 
     first, used = waiting[0], 0
@@ -95,8 +97,15 @@ def check_room(waiting: list[RunConfig]) -> None:
         used = len(description["experts"])
         if "max_experts" not in first.memory.model_fields_set:
             size = description["spec"]["max_experts"]
-    if used + len(waiting) > size:
+    if used + len(waiting) <= size:
+        return
+    if first.levels.when_full == "stop" and not first.levels.chunks:
         raise ValueError(
             f"nights: {len(waiting)} nights to sleep need as many experts, but the memory has room for {size} and "
-            f"holds {used}. Give --memory.max_experts {used + len(waiting)} or more."
+            f"holds {used}. Give --memory.max_experts {used + len(waiting)} or more. {MAKE_ROOM}"
+        )
+    if size < (needed := max(used + 1, LEAST_ROOM)):
+        raise ValueError(
+            f"nights: experts that become one need room for {LEAST_ROOM} and a free one, but the memory has room for "
+            f"{size} and holds {used}. Give --memory.max_experts {needed} or more."
         )

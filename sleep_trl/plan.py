@@ -68,7 +68,7 @@ class Plan:
     Counts of parameters are numbers of values; `peak_memory_mib` is in MiB for one process, sizes
     on disk in bytes. `samples` is what the teacher writes at most, `rows` are prompts of training,
     `window` and `memory_tokens` are in tokens. `top_k` is `None` if every expert takes part in every
-    token.
+    token. `consolidations` say in words which experts become one before the night learns anything.
     """
 
     model: str
@@ -83,6 +83,7 @@ class Plan:
     experts: int
     max_experts: int
     top_k: int | None
+    consolidations: tuple[str, ...]
     output_dir: str
     memories: int
     memory_tokens: int
@@ -171,6 +172,7 @@ def render(plan: Plan) -> Table:
         "parameters added": f"{plan.added_parameters:,}, trainable: {share}",
         "expert": f"number {plan.experts} of {plan.max_experts}, width {plan.width}",
         "experts for a token": routing,
+        "levels": "; ".join(plan.consolidations) or "none falls due",
         "memories": f"{plan.memories}, {plan.memory_tokens:,} tokens, {plan.questions} questions",
         "windows": f"{plan.windows} of at most {plan.window} of {plan.context} tokens of context",
         "teacher's samples": f"at most {plan.samples:,}",

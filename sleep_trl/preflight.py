@@ -17,8 +17,9 @@ from .checkpoint import build_without_weights, read_config, read_header, read_to
 from .config import RunConfig, SeedingConfig
 from .dataset import Prompter, Template, split_windows
 from .ledger import read_ledger
+from .levels import MAKE_ROOM, NEEDS_ROOM, Consolidation, due_consolidations
 from .memories import MemoryText, read_memories, read_skill
-from .memory import MemorySpec
+from .memory import ExpertRecord, MemorySpec
 from .memory.hosts import Host, find_hosts
 from .memory.storage import read_description
 from .models import choose_dtype, context_limit
@@ -126,6 +127,7 @@ def preflight(config: RunConfig, check_rewards: Callable[[RunConfig], object] | 
     )
     overlap = min(config.dataset.window_overlap, window // 2)
     windows = sum(len(split_windows(memory.text, prompter.count_tokens, window, overlap)) for memory in memories)
+    tokens = sum(prompter.count_tokens(memory.text) for memory in memories)
     adapter_bytes, disk_bytes = estimate_disk(shape, room.width, room.experts)
     check_disk(config.output_dir, disk_bytes)
     check_extra(config.seeding.extra)
@@ -143,9 +145,10 @@ def preflight(config: RunConfig, check_rewards: Callable[[RunConfig], object] | 
         experts=room.experts,
         max_experts=room.max_experts,
         top_k=room.top_k,
+        consolidations=tuple(map(str, find_consolidations(config, room, tokens))),
         output_dir=str(config.output_dir),
         memories=len(memories),
-        memory_tokens=sum(prompter.count_tokens(memory.text) for memory in memories),
+        memory_tokens=tokens,
         questions=sum(len(memory.questions) for memory in memories),
         window=window,
         windows=windows,
@@ -293,9 +296,10 @@ def find_room(config: RunConfig) -> Room:
             )
     size = asked.max_experts if "max_experts" in asked.model_fields_set else spec.max_experts
     if used + 1 > size:
+        advice = MAKE_ROOM if config.levels.when_full == "stop" else NEEDS_ROOM
         raise ValueError(
             f"continue_from: the memory of {folder} holds {used} experts and has room for {size}. "
-            f"Give --memory.max_experts {used + 1} or more."
+            f"Give --memory.max_experts {used + 1} or more. {advice}"
         )
     if spec.is_routed and spec.top_k > size:
         raise ValueError(
@@ -303,6 +307,15 @@ def find_room(config: RunConfig) -> Room:
             f"of {folder}. Give --memory.max_experts {spec.top_k} or more."
         )
     return Room(spec.width, used + 1, size, spec.top_k if spec.is_routed else None)
+
+
+def find_consolidations(config: RunConfig, room: Room, tokens: int) -> list[Consolidation]:
+    """Return which experts the night makes one of, before it learns its own memories, of so many tokens."""
+    if (folder := config.continue_from) is None:
+        return []
+    experts = [ExpertRecord(**record) for record in read_description(folder / "adapter")["experts"]]
+    records = {expert.index: expert for expert in experts}
+    return due_consolidations(config.levels, read_ledger(folder / "ledger.jsonl"), records, room.max_experts, tokens)
 
 
 def check_random_expert(config: RunConfig, room: Room) -> None:

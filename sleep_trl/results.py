@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections import Counter
 from typing import Any
 
 from accelerate import PartialState
@@ -31,7 +32,8 @@ def collect_results(
     """Put the figures of a night together as plain data, the content of `results.json`.
 
     `fold_difference` is `None` if the experts are routed; `load` is there (tokens by layer and expert) if the model
-    itself then answered; `dreams` is there if the night dreamt, `rolled_back` if it was, and says why.
+    itself then answered; `dreams` is there if the night dreamt, `rolled_back` if it was, and says why. `capacity` is
+    the room for experts, and how many each level has; `consolidations` are the entries that took others in.
     """
     has_probe = before["skill"] is not None
     results: dict[str, Any] = {
@@ -45,6 +47,8 @@ def collect_results(
         "retention": {e: {"before": before["earlier"][e], "after": after["earlier"][e]} for e in before["earlier"]},
         "life": life,
         "parameters": memory.count_parameters(),
+        "capacity": {"max_experts": memory.spec.max_experts, "by_level": count_by_level(memory)},
+        "consolidations": committed.get("consolidations", []),
         "dataset": {"samples": written["counts"], "dropped": written["dropped"]},
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
         "entry": committed["entry"],
@@ -58,6 +62,12 @@ def collect_results(
     }
     optional = {"load": after.get("load"), "dreams": dreams, "rolled_back": committed.get("rolled_back")}
     return results | {name: value for name, value in optional.items() if value is not None}
+
+
+def count_by_level(memory: Memory) -> dict[str, int]:
+    """Count the active experts of each level, fast to slow."""
+    counts = Counter(record.level for record in memory.records.values())
+    return {str(level): counts[level] for level in sorted(counts)}
 
 
 def render_results(results: dict[str, Any]) -> Table:
@@ -79,8 +89,13 @@ def render_results(results: dict[str, Any]) -> Table:
     for number, made in enumerate(results.get("dreams", {}).get("rounds", ()), start=1):
         helped = f"{made['rewarded']} of {made['tried']}"
         table.add_row(f"dreams that helped, round {number} (of those tried)", "", helped)
+    for made in results["consolidations"]:
+        table.add_row(f"{made['entry']}, of level {made['level']}, holds", "", ", ".join(made["holds"]))
     total = parameters["base"] + parameters["added"]
     table.add_section()
+    capacity = results["capacity"]
+    levels = ", ".join(f"{count} of level {level}" for level, count in capacity["by_level"].items()) or "none"
+    table.add_row(f"experts, with room for {capacity['max_experts']}", "", levels)
     table.add_row("parameters", f"{total - parameters['trainable']:,}", f"{total:,}")
     for phase, value in results["seconds"].items():
         table.add_row(f"seconds: {phase.replace('_', ' ')}", "", f"{value:.1f}")

@@ -84,8 +84,9 @@ def _was_about_to_begin(phases: Path) -> bool:
 
 
 def _seeding_has_begun(folder: Path) -> bool:
-    """Tell whether anything on disk was made with the rewards and the options of the seeding."""
-    return (folder / "phases" / "seed.json").exists() or any((folder / "checkpoints").glob("checkpoint-*"))
+    """Tell whether anything on disk was made with the rewards and the options of the seeding: a night's own, or that of
+    a consolidation before it."""
+    return any((folder / "phases").glob("seed*.json")) or any(folder.glob("checkpoints*/checkpoint-*"))
 
 
 def check_disk(folder: Path, needed: int) -> None:

@@ -14,9 +14,13 @@ from sleep_trl.files import read_json, read_jsonl
 from sleep_trl.launch import sleep
 from sleep_trl.ledger import LedgerEntry, owners, owning, read_ledger
 from sleep_trl.levels import due_consolidations
+from sleep_trl.life import nights_of, unfinished
 from sleep_trl.memory import ExpertRecord, Memory, load_memory
+from sleep_trl.preflight import preflight
+from sleep_trl.settings import parse
 from tests.runs import write_model
 from tests.test_life import life
+from tests.test_night import arguments
 
 CHUNKS = {"levels.chunks": "100,500,1000"}  # a night of the tests has some 230 tokens: level 1 is full in the third
 NIGHTS = ("one", "two", "three")
@@ -210,3 +214,80 @@ def test_a_life_interrupted_near_a_consolidation_ends_as_the_whole_one(
     assert told(folder / "night-003") == told(lived)
     for name in ("adapter/experts.safetensors", "adapter/memory.json", "adapter/prompts.jsonl"):
         assert (folder / "night-003" / name).read_bytes() == (lived / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(("policy", "level"), [("onward", 2), ("merge", 1)])
+def test_a_full_memory_becomes_smaller_in_the_same_way(model, lived, policy, level) -> None:
+    """Two experts, and one slot left: the same two become one as where a chunk is full, and the night takes a slot."""
+    folder = begun(lived, policy)
+    assert sleep.main(life(model, folder, *NIGHTS, **{"levels.when_full": policy})) == 0
+    made, expected = read_ledger(folder / "night-003" / "ledger.jsonl"), read_ledger(lived / "ledger.jsonl")
+    assert [e.fingerprint for e in made] == [e.fingerprint for e in expected]
+    assert [e.level for e in made] == [1, 1, level, 1] and made[2].holds == ("entry-001", "entry-002")
+    results = read_json(folder / "night-003" / "results.json")
+    by_level = {"1": 2} if level == 1 else {"1": 1, "2": 1}
+    assert results["capacity"] == {"max_experts": 3, "by_level": by_level}
+    assert results["consolidations"] == [{"entry": "entry-003", "level": level, "holds": ["entry-001", "entry-002"]}]
+
+
+def test_a_night_that_is_rolled_back_takes_its_consolidation_back_too(model, lived) -> None:
+    folder = begun(lived, "ruinous")
+    ruinous = {"retention.max_skill_loss": 0.01, "seeding.learning_rate": 1.0}
+    assert sleep.main(life(model, folder, *NIGHTS, **CHUNKS, **ruinous)) == 0
+    before, after = (folder / night for night in ("night-002", "night-003"))
+    for name in ("experts.safetensors", "memory.json", "prompts.jsonl", "questions.jsonl"):
+        assert (after / "adapter" / name).read_bytes() == (before / "adapter" / name).read_bytes(), name
+    entries = read_ledger(after / "ledger.jsonl")
+    assert [e.id for e in owning(entries)] == ["entry-001", "entry-002"]
+    assert all(e.dropped and e.rolled_back for e in entries[2:]) and len(entries) == 4
+    results = read_json(after / "results.json")
+    assert results["life"]["entries"] == ["entry-001", "entry-002"]
+    assert results["capacity"]["by_level"] == {"1": 2}
+    base = AutoModelForCausalLM.from_pretrained(model)
+    memory = load_memory(base, after / "adapter")
+    experts = {index: memory.records[index] for index in memory.records}
+    tokens = entries[0].tokens
+    again = due_consolidations(LevelsConfig(chunks=(100, 500, 1000)), entries, experts, 3, tokens)
+    assert [step.senders for step in again] == [(0, 1)]
+
+
+def test_the_plan_says_what_falls_due(model, lived) -> None:
+    folder = begun(lived, "planned")
+
+    def planned(**options: object) -> tuple[str, ...]:
+        (night,) = unfinished(nights_of(parse(life(model, folder, *NIGHTS, **options))))
+        return preflight(night).consolidations
+
+    assert planned() == ()
+    assert planned(**CHUNKS) == ("experts 0, 1 become one of level 2: a chunk of 500 tokens is full",)
+    assert planned(**{"levels.when_full": "merge"}) == ("experts 0, 1 become one of level 1: the memory is full",)
+
+
+def test_a_memory_without_any_room_is_refused_before_weights_are_loaded(model, lived, tmp_path) -> None:
+    before = lived.parent / "night-002"
+
+    def refused(**options: object) -> str:
+        given = {"continue_from": before, "memory.max_experts": 2} | options
+        with pytest.raises(
+            ValueError, match=r"holds 2 experts and has room for 2\. Give --memory.max_experts 3"
+        ) as told:
+            preflight(parse(arguments(model, tmp_path / "run", **given)))
+        return str(told.value)
+
+    assert "--levels.when_full onward, which itself needs a free one" in refused()
+    for policy in ("onward", "merge"):
+        assert "To make experts one takes a free one too" in refused(**{"levels.when_full": policy})
+
+
+def test_a_life_that_makes_room_needs_three_slots(model, tmp_path) -> None:
+    def checked(room: int, **options: object) -> None:
+        words = life(model, tmp_path / "life", *"abcdef", **{"memory.max_experts": room} | options)
+        unfinished(nights_of(parse(words)))
+
+    checked(6)
+    for options in ({"levels.when_full": "onward"}, {"levels.when_full": "merge"}, CHUNKS):
+        checked(3, **options)
+        with pytest.raises(ValueError, match=r"room for 3 and a free one, but .* 2 and holds 0\. Give .*max_experts 3"):
+            checked(2, **options)
+    with pytest.raises(ValueError, match=r"6 nights to sleep need as many .* Or let experts become one .*onward"):
+        checked(5)

@@ -27,7 +27,8 @@ def list_(run: Run, json: Json = False) -> None:
     columns: dict[str, Callable[[Row], object]] = {
         "entry": lambda row: row["entry"],
         "date": lambda row: row["date"][:10],
-        "state": lambda row: row["state"],
+        "state": lambda row: f"in {row['into']}" if row["into"] else row["state"],
+        "level": lambda row: row["level"],
         "records": lambda row: row["records"],
         "recall": lambda row: change(row["metrics"]["recall"]),
         "sources": lambda row: _few(row["sources"]),
@@ -78,7 +79,8 @@ def drop(
 ) -> None:
     """Take an entry back for good: its expert is reset, its records wait for a night again.
 
-    With --source, the texts of that source are forgotten, and only the other records are queued.
+    Entries that were consolidated into one expert are taken back together. With --source, the texts of that source are
+    forgotten, and only the other records are queued.
     """
     if (entry is None) == (source is None):
         raise ValueError("Give an entry, or --source, and not both.")
@@ -133,14 +135,19 @@ def diff(
 def _enable(run: Path, name: str, is_enabled: bool, model: str | None, as_json: bool) -> None:
     found = FinishedRun.read(run)
     entry = found.entry(name)
+    if together := [other for other in found.sharing_with([name]) if other != name]:
+        does = "speak" if is_enabled else "fall silent"
+        typer.echo(f"{', '.join(together)} shares an expert with {name}: they {does} together.", err=True)
     with chatter_to_stderr():
         from ..undo import set_enabled
 
         set_enabled(found, entry, is_enabled, model)
-    if not is_enabled and (leaning := found.leaning_on([name])):
+    if not is_enabled and (leaning := found.leaning_on([name, *together])):
         typer.echo(f"{', '.join(leaning)} was learnt beside {name} and may answer worse without it.", err=True)
-    state = FinishedRun.read(run).state(entry)
-    show([{"entry": name, "state": state}], as_json, lambda row: f"{row['entry']} is {row['state']}.")
+    after = FinishedRun.read(run)
+    owner = after.owners[name]
+    row = {"entry": owner.id, "state": after.state(owner)}
+    show([row], as_json, lambda row: f"{row['entry']} is {row['state']}.")
 
 
 def _few(sources: list[str]) -> str:
@@ -149,7 +156,9 @@ def _few(sources: list[str]) -> str:
 
 def _entry_in_words(row: Row) -> str:
     lines = [
-        f"{row['entry']}: {row['state']}" + (f" on {row['dropped']}" if row["dropped"] else ""),
+        f"{row['entry']}: {row['state']}"
+        + (f" on {row['dropped']}" if row["dropped"] else f" in {row['into']}" if row["into"] else ""),
+        *([f"holds        {', '.join(row['holds'])}"] if row["holds"] else []),
         f"date         {row['date']}",
         f"expert       {row['expert']} of level {row['level']}, {row['fingerprint'][:12]}",
         f"base         {row['base'][:12]}",

@@ -75,7 +75,8 @@ def commit(
         card = model_card(config.model, ledger, room.memory.active, "checkpoint")
         write_text(config.output_dir / "model" / "README.md", card)
     write_ledger(config.output_dir / "ledger.jsonl", ledger)
-    return {"entry": entry.id, "fold_difference": difference, "rolled_back": lost}
+    onward = [{"entry": e.id, "level": e.level, "holds": list(e.holds)} for e in ledger[len(room.earlier) : -1]]
+    return {"entry": entry.id, "fold_difference": difference, "rolled_back": lost, "consolidations": onward}
 
 
 def _write_entries(
