@@ -15,6 +15,7 @@ from markupsafe import Markup
 from ..files import read_json, read_jsonl, write_text
 from .dreams import browse
 from .figures import PARTS, Chart, charts
+from .levels import capacity_charts
 from .retention import life_charts
 from .words import clip, duration, finite, moment, outcome, percent, verdict, visible
 
@@ -100,7 +101,11 @@ def render_page(
     )
     environment.filters["clip"] = lambda text: clip(text, MOST_TEXT)
     draw = environment.get_template("draw.js.j2").render()
-    drawn = [*charts(results), *life_charts(results.get("life") or {})]
+    drawn = [
+        *charts(results),
+        *life_charts(results.get("life") or {}),
+        *capacity_charts(results.get("capacity") or {}, ledger),
+    ]
     dataset = results.get("dataset") or {}
     return environment.get_template("page.html.j2").render(
         title=f"Night report: {results.get('entry', 'unnamed')}",
@@ -138,6 +143,9 @@ def facts(results: Row) -> Iterator[tuple[str, str, str]]:
     added, base = parameters["added"], parameters["base"]
     trained = f", {parameters['trainable']:,} trained tonight" if parameters["trainable"] != added else ""
     yield "Parameters added", f"{added:,}", f"{percent(added / base)} of the base's {base:,}{trained}"
+    if capacity := results.get("capacity"):
+        levels = " · ".join(f"{count} of level {level}" for level, count in capacity["by_level"].items()) or "none"
+        yield "Experts", f"{sum(capacity['by_level'].values())} of {capacity['max_experts']}", levels
     if load := results.get("load"):
         tokens = [sum(layer[index] for layer in load) for index in range(len(load[0]))]
         shares = " · ".join(percent(count / max(1, sum(tokens))) for count in tokens if count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -62,17 +62,19 @@ def moment(text: str) -> str:
         return text
 
 
-def outcome(entry: Mapping[str, Any]) -> str:
-    """Return what became of an entry of the ledger: whether it was taken back, when, and why.
+def outcome(entry: Mapping[str, Any], ledger: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return what became of an entry of the ledger: whether it was taken back, when, and why, or taken in by another.
 
     Args:
-        entry (`Mapping[str, Any]`): a line of `ledger.jsonl`; the two fields are missing in old ones.
+        entry (`Mapping[str, Any]`): a line of `ledger.jsonl`; the fields that tell it are missing in old ones.
+        ledger (`Sequence[Mapping]`, *optional*): all lines.
     """
     if reason := entry.get("rolled_back"):
         return f"rolled back by its own night: {reason}"
     if date := entry.get("dropped"):
         return f"dropped by request, {moment(date)}"
-    return "kept"
+    into = [row["id"] for row in ledger if not row.get("dropped") and entry["id"] in row.get("holds", ())]
+    return f"consolidated in {into[0]}" if into else "kept"
 
 
 def verdict(results: Mapping[str, Any]) -> str:

@@ -54,6 +54,7 @@ def make_entry(**changes):
         "id": "entry-002",
         "date": "2026-01-02T03:04:05+00:00",
         "expert": 1,
+        "level": 1,
         "fingerprint": "abc123" * 10,
         "parents": ["entry-001"],
         "sources": [{"id": f"m{i}", "source": f"page {i}", "sha256": "00"} for i in range(6)],
