@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 
 from .checkpoint import build_without_weights, read_config, read_header, read_tokenizer
 from .config import RunConfig, SeedingConfig
-from .dataset import Prompter, Template, split_windows
+from .dataset import Prompter, Template, split_all
 from .ledger import read_ledger
 from .levels import MAKE_ROOM, NEEDS_ROOM, Consolidation, due_consolidations
 from .memories import MemoryText, read_memories, read_skill
@@ -125,9 +125,9 @@ def preflight(config: RunConfig, check_rewards: Callable[[RunConfig], object] | 
         bytes_per_weight=dtype.itemsize,
         is_routed=room.top_k is not None,
     )
-    overlap = min(config.dataset.window_overlap, window // 2)
-    windows = sum(len(split_windows(memory.text, prompter.count_tokens, window, overlap)) for memory in memories)
-    tokens = sum(prompter.count_tokens(memory.text) for memory in memories)
+    texts = [memory.text for memory in memories]
+    windows = sum(map(len, split_all(texts, prompter.count_tokens, window, config.dataset.window_overlap)))
+    tokens = sum(map(prompter.count_tokens, texts))
     adapter_bytes, disk_bytes = estimate_disk(shape, room.width, room.experts)
     check_disk(config.output_dir, disk_bytes)
     check_extra(config.seeding.extra)
