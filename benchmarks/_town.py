@@ -25,12 +25,12 @@ def memories_of(night: int) -> list[dict[str, Any]]:
     return [record(passage, f"night{night}-{page}", "The Town Crier") for page, passage in enumerate(passages, 1)]
 
 
-def write_memories(path: Path, night: int) -> Path:
-    """Write the memories of a night to a file."""
+def write_memories(path: Path, night: int, pages: int | None = None) -> Path:
+    """Write the memories of a night, or the first pages of them, to a file."""
     from world import write_records
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_records(path, memories_of(night))
+    write_records(path, memories_of(night)[:pages])
     return path
 
 

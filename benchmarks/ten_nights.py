@@ -1,11 +1,11 @@
 """What is left after ten nights: Sleep, and what else one could do with the same memories in the same steps.
 
-    python benchmarks/ten_nights.py --seeds 1 --folder runs/ten_nights --output benchmarks/results/ten_nights.json
+    python benchmarks/ten_nights.py --pages 3 --prompts 24 --steps 140 --output benchmarks/results/ten_nights.json
 
-Each night the quickstart's town has 36 new facts. After each night the questions of all nights so far are asked,
-without the text, and the skill probe. Sleep is the quickstart's configuration with room for as many experts; what it is
-compared with stands in `_rivals.py`. Nights that are in the folder are kept, so that an interrupted study goes on where
-it was. Prints a table; the last line is one JSON object.
+Each night the quickstart's town has new facts, six a page. After each night the questions of all nights so far are
+asked, without the text, and the skill probe. Sleep is the quickstart's configuration with room for as many experts;
+what it is compared with stands in `_rivals.py`. Nights that are in the folder are kept, so that an interrupted study
+goes on where it was. Prints a table; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ SKILL_LOST_AT_MOST = 0.01
 def run_method(method: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Live through all nights by one method and return what is left."""
     folder: Path = arguments.folder
-    memories = [write_memories(folder / "memories" / f"night-{n:03}.jsonl", n) for n in range(1, arguments.nights + 1)]
-    options = [f"--seed={seed}", *([f"--seeding.steps={arguments.steps}"] if arguments.steps else [])]
+    nights = range(1, arguments.nights + 1)
+    memories = [write_memories(folder / "memories" / f"night-{n:03}.jsonl", n, arguments.pages) for n in nights]
+    given = {"seeding.steps": arguments.steps, "seeding.prompts_per_step": arguments.prompts}
+    options = [f"--seed={seed}", *(f"--{name}={value}" for name, value in given.items() if value)]
     here = folder / method / f"seed-{seed}"
     recall, skill = (sleep if method == "sleep" else learn)(method, memories, here, options)
     return summarize(recall, skill)
@@ -102,6 +104,8 @@ def tabulate(runs: Runs) -> list[Row]:
 def parse_arguments() -> argparse.Namespace:
     parser = study_parser((__doc__ or "").split("\n")[0], METHODS, name="methods")
     parser.add_argument("--nights", type=int, default=10, help="nights of a life")
+    parser.add_argument("--pages", type=int, default=6, help="pages of the town's newspaper a night, of six facts each")
+    parser.add_argument("--prompts", type=int, help="prompts a step, instead of the configuration's")
     parser.add_argument("--steps", type=int, help="optimizer steps a night, instead of the configuration's")
     parser.add_argument("--jobs", type=int, default=1, help="lives at a time")
     parser.add_argument("--folder", type=Path, default=Path("runs/ten_nights"), help="keeps every night")
@@ -115,7 +119,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     rerun_with(environment())
-    settings = {"nights": arguments.nights, "steps": arguments.steps}
+    settings = {name: getattr(arguments, name) for name in ("nights", "pages", "prompts", "steps")}
     runs = run_study(arguments, settings, lambda method, seed: run_method(method, seed, arguments), arguments.jobs)
     report_study(tabulate(runs), settings, runs, arguments.json)
 

@@ -292,7 +292,7 @@ def write_town(folder: Path, seed: int, skill_passages: int) -> None:
     ]
     write_records(folder / "skill.jsonl", rows)
     rng = random.Random(f"general {seed}")
-    pages = [random_passage(rng, 4 + page % 5) for page in range(256)]
+    pages = [random_passage(rng, 4 + page % 5) for page in range(1024)]
     write_records(folder / "general.jsonl", [{"text": ask_anything(rng, passage)} for passage in pages])
 
 

@@ -124,6 +124,14 @@ class SeedingConfig(Section):
     replay_weight: float = Field(1.0, ge=0)
     """Weight of the divergence on self-replay rows, against 1 for the memory's."""
 
+    drift_weight: float = Field(0.0, ge=0)
+    """Weight of the drift of hidden states on self-replay rows, beside their divergence. It protects what the model
+    knows more than the divergence alone, and slows learning when it is large."""
+
+    expert_dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability with which a step leaves out each earlier expert, so that the new one does not lean on them: an entry
+    can then be dropped and later ones stay. It slows learning."""
+
     reference_passes: int = Field(1, ge=1)
     """Forward passes in which a batch's teacher samples are read, by length: more of them waste less on padding."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -59,6 +59,7 @@ class Memory:
         self.learning: int | None = None
         self.replacing: tuple[int, ...] = ()
         self.joining: tuple[int, ...] = ()
+        self._hidden: frozenset[int] = frozenset()
         self._view = View()
         for host in self.hosts:
             size = (spec.width, spec.max_experts, self._view)
@@ -206,8 +207,19 @@ class Memory:
             yield
 
     @contextmanager
+    def hiding(self, experts: Collection[int]) -> Iterator[None]:
+        """Leave experts out of every view, the teacher's and the student's, as if they had been dropped."""
+        before, self._hidden = self._hidden, frozenset(experts)
+        try:
+            with self._showing(self._view.experts):
+                yield
+        finally:
+            self._hidden = before
+
+    @contextmanager
     def _showing(self, experts: tuple[int, ...]) -> Iterator[None]:
-        before, self._view.experts = self._view.experts, experts
+        before = self._view.experts
+        self._view.experts = tuple(index for index in experts if index not in self._hidden)
         try:
             yield
         finally:

@@ -60,7 +60,8 @@ def write_dataset(room: Bedroom) -> dict[str, Any]:
         with bar("Writing general self-replay", count) as step:
             tokens = data.general_max_new_tokens
             texts = [m.text for m in read_memories(str(data.general_texts))] if data.general_texts else []
-            written += write_general(room.engine, room.prompter, count, tokens, next(seeds), texts, step)
+            with room.memory.as_base():  # which teaches them too
+                written += write_general(room.engine, room.prompter, count, tokens, next(seeds), texts, step)
     if config.continue_from and (data.earlier_share > 0 or room.consolidations):
         prompts = list(read_jsonl(config.continue_from / "adapter" / "prompts.jsonl"))
         with bar("Answering earlier prompts", len(prompts)) as step:

@@ -9,7 +9,7 @@ from sleep_trl.trainers import KnowledgeSeedingConfig, KnowledgeSeedingTrainer
 from sleep_trl.trainers.knowledge_seeding.ensemble import ensemble_divergence
 from sleep_trl.trainers.knowledge_seeding.loss import Head, divergence_per_token
 from sleep_trl.trainers.knowledge_seeding.parts import PARTS
-from sleep_trl.trainers.knowledge_seeding.teachers import share_out
+from sleep_trl.trainers.knowledge_seeding.teachers import find_rows, share_out
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.trainers.test_knowledge_seeding import OPTIONS, length_reward, logged, rows
 
@@ -59,10 +59,30 @@ def test_tokens_beyond_the_smaller_vocabulary_are_left_out():
 
 def test_no_class_of_rows_is_ever_without_a_row():
     memory, general, earlier = (PARTS.index(name) for name in ("memory", "general", "earlier"))
-    (taught, is_taught), (replayed, is_replayed) = share_out(torch.tensor([memory, general, memory, earlier]))
-    assert (taught.tolist(), replayed.tolist()) == ([0, 2], [1, 3]) and is_taught and is_replayed
-    (taught, is_taught), (replayed, is_replayed) = share_out(torch.tensor([memory, memory]))
-    assert (taught.tolist(), replayed.tolist()) == ([0, 1], [0]) and is_taught and not is_replayed
+    part = torch.tensor([memory, general, memory, earlier])
+    assert [
+        rows.tolist() for rows, is_given in (find_rows(part, ["memory", "dream"]), find_rows(part, ["earlier"]))
+    ] == [
+        [0, 2],
+        [3],
+    ]
+    rows, is_given = find_rows(part, ["dream"])
+    assert rows.tolist() == [0] and not is_given
+
+
+def classes(student, others=()):
+    return [(parts, is_base) for parts, _, is_base in share_out(student, None, list(others))]
+
+
+def test_the_pretrained_model_teaches_general_samples_as_soon_as_it_is_another_than_last_nights():
+    model = tiny_model()
+    memory = attach(model, MemorySpec(width=16, max_experts=2))
+    memory.activate()
+    assert classes(model) == [(list(PARTS), False)]
+    assert classes(model, ["another"]) == [(["memory", "dream"], False), (["general", "earlier"], False)]
+    memory.activate()
+    assert classes(model) == [(["memory", "dream", "earlier"], False), (["general"], True)]
+    assert classes(model, ["another"]) == [(["memory", "dream"], False), (["general"], True), (["earlier"], False)]
 
 
 def larger_student():

@@ -30,6 +30,12 @@ class KnowledgeSeedingConfig(GRPOConfig):
             longer sequence if below 1.
         replay_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the divergence on rows whose `part` is not `"memory"` (ours).
+        drift_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the drift of the last hidden states on those rows, beside their divergence: squared distance from
+            the model's own as a teacher, by squared length (ours).
+        expert_dropout (`float`, *optional*, defaults to `0.0`):
+            Probability with which an optimizer step leaves out each settled expert of the memory, for teacher and
+            student alike, so that a new expert does not lean on them and each can be dropped (ours).
         reference_passes (`int`, *optional*, defaults to `1`):
             Forward passes over which the references of a batch are spread, by length: more of them pad less where
             lengths differ much.
@@ -45,6 +51,8 @@ class KnowledgeSeedingConfig(GRPOConfig):
     gamma: float = field(default=0.5, metadata={"help": "Weight of the judge in the imitation reward, in [0, 1]."})
     z0: float | None = field(default=None, metadata={"help": "Edit distance above which its reward is 0."})
     replay_weight: float = field(default=1.0, metadata={"help": "Weight of the divergence on self-replay rows."})
+    drift_weight: float = field(default=0.0, metadata={"help": "Weight of the drift of hidden states there."})
+    expert_dropout: float = field(default=0.0, metadata={"help": "Chance that a step leaves a settled expert out."})
     reference_passes: int = field(default=1, metadata={"help": "Passes, by length, that read the references."})
     expert_width: int = field(default=64, metadata={"help": "Width of an expert made for a model without a memory."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
@@ -54,8 +62,11 @@ class KnowledgeSeedingConfig(GRPOConfig):
         for name in ("alpha", "lmbda", "divergence_beta", "gamma"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}.")
-        if self.replay_weight < 0:
-            raise ValueError(f"replay_weight must not be negative, got {self.replay_weight}.")
+        if not 0.0 <= self.expert_dropout < 1.0:
+            raise ValueError(f"expert_dropout must be at least 0 and below 1, got {self.expert_dropout}.")
+        for name in ("replay_weight", "drift_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if self.reference_passes < 1:
             raise ValueError(f"reference_passes must be at least 1, got {self.reference_passes}.")
         if self.z0 is not None and self.z0 <= 0:

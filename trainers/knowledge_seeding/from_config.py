@@ -53,6 +53,8 @@ def seeding_arguments(config: RunConfig, folder: Path) -> KnowledgeSeedingConfig
             "gamma": seeding.gamma,
             "z0": seeding.z0,
             "replay_weight": seeding.replay_weight,
+            "drift_weight": seeding.drift_weight,
+            "expert_dropout": seeding.expert_dropout,
             "reference_passes": seeding.reference_passes,
             "max_steps": seeding.steps,
             "learning_rate": seeding.learning_rate,

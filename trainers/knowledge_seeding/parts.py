@@ -10,7 +10,7 @@ from accelerate import Accelerator
 Tensors = dict[str, torch.Tensor]
 
 PARTS = ("memory", "dream", "general", "earlier")
-LEARNT = [PARTS.index("memory"), PARTS.index("dream")]  # the others are self-replay
+LEARNT = ("memory", "dream")  # the others are self-replay
 
 
 def count_copies(rows: list[dict[str, Any]]) -> list[int]:
@@ -49,8 +49,12 @@ def weigh_rows(
         `torch.Tensor` of shape `(batch,)`: what a token of the row counts.
     """
     tokens = accelerator.reduce((copies * mask.sum(1)).sum().float())
-    is_learnt = torch.isin(part, torch.tensor(LEARNT, device=part.device))
-    return copies * torch.where(is_learnt, 1.0, replay_weight) / tokens.clamp(min=1)
+    return copies * torch.where(is_replay(part), replay_weight, 1.0) / tokens.clamp(min=1)
+
+
+def is_replay(part: torch.Tensor) -> torch.Tensor:
+    """Tell which rows are self-replay and not learnt from. Shape of `part`."""
+    return ~torch.isin(part, part.new_tensor([PARTS.index(name) for name in LEARNT]))
 
 
 def spread_references(inputs: Tensors, passes: int) -> list[Tensors]:

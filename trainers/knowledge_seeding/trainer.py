@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -20,9 +21,9 @@ from sleep_trl.rollout.stopping import tokens_before
 from ..expert_checkpoints import ExpertCheckpoints
 from .config import KnowledgeSeedingConfig
 from .loss import Head, log_probs_per_token
-from .parts import PARTS, Tensors, count_copies, spread_references, weigh_rows
+from .parts import PARTS, Tensors, count_copies, is_replay, spread_references, weigh_rows
 from .quiet import without_row_dump
-from .teachers import Lesson, Teacher, enrol, share_out
+from .teachers import Lesson, Teacher, as_base, enrol, find_rows, share_out
 
 Rows = list[dict[str, Any]]
 Padded = tuple[torch.Tensor, torch.Tensor]  # ids and mask, both (batch, length)
@@ -47,10 +48,10 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
 
     What is changed with respect to [`~trl.GRPOTrainer`]: `_compute_loss` (adds the divergence),
     `_generate_and_score_completions` (adds teacher prompts and references to the batch), `_tokenize_prompts` (takes
-    given token ids), `_generate_single_turn` (ends rollouts at the row's stop strings),
-    `_get_per_token_logps_and_entropies` (with `alpha > 0`, keeps the hidden states that the divergence needs and scores
-    completions alone); its checkpoints hold experts only. Generation, rewards, advantages, logging and callbacks are
-    inherited. With `alpha=0` it is GRPO on the new expert, to the last bit.
+    given token ids), `_generate_single_turn` (ends rollouts at the row's stop strings), `training_step` (leaves settled
+    experts out by chance), `_get_per_token_logps_and_entropies` (with `alpha > 0`, keeps the hidden states that the
+    divergence needs and scores completions alone); its checkpoints hold experts only. Generation, rewards, advantages,
+    logging and callbacks are inherited. With `alpha=0` it is GRPO on the new expert, to the last bit.
 
     Args:
         model (`str` or `PreTrainedModel`):
@@ -177,6 +178,18 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
 
     # -- the loss -------------------------------------------------------------------------------------------------
 
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        memory = Memory.of(self.accelerator.unwrap_model(model))
+        with nullcontext() if memory is None else memory.hiding(self._left_out(memory)):
+            return super().training_step(model, *args, **kwargs)
+
+    def _left_out(self, memory: Memory) -> set[int]:
+        """Draw the settled experts that this optimizer step leaves out: the same ones in all processes, and again after
+        an interruption."""
+        rng = random.Random(f"{self.args.seed} {self.state.global_step}")
+        settled = (index for index in memory.active if index != memory.learning)
+        return {index for index in settled if rng.random() < self.args.expert_dropout}
+
     def _compute_loss(self, model: nn.Module, inputs: Tensors) -> torch.Tensor:
         alpha, lmbda = self.args.alpha, self.args.lmbda
         if alpha == 0:
@@ -231,27 +244,22 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
             return self._forward_redirection(model, student, _last_hidden, student, ids, mask)
 
     def _teach(self, inputs: Tensors, ids: torch.Tensor, mask: torch.Tensor) -> list[Lesson]:
-        """Let teachers read `ids` behind their prompt: separate ones the memory's rows, the student itself the rest."""
+        """Let teachers read `ids` behind their prompt, each the rows that it teaches."""
         student = self.accelerator.unwrap_model(self.model)
-        itself, everything = [Teacher(student, self.model_wrapped)], torch.arange(len(ids), device=ids.device)
-        if not self.teachers:
-            classes = [(itself, everything, True)]
-        elif (memory := Memory.of(student)) is None or memory.learning is None:
-            classes = [(self.teachers, everything, True)]
-        else:
-            taught, replayed = share_out(inputs["part"])
-            classes = [(self.teachers, *taught), (itself, *replayed)]
         joined = _joined((inputs["teacher_prompt_ids"], inputs["teacher_prompt_mask"]), (ids, mask))
 
         def read(teacher: Teacher, rows: torch.Tensor) -> torch.Tensor:
             chosen = (teacher.model, *(tensor[rows] for tensor in joined))
             return _predicting(self._forward_redirection(teacher.wrapped, teacher.model, _last_hidden, *chosen), ids)
 
+        def lesson(parts: list[str], teachers: list[Teacher], is_base: bool) -> Lesson:
+            rows, is_given = find_rows(inputs["part"], parts)
+            with as_base(student) if is_base else nullcontext():
+                taught = [(read(teacher, rows), Head.of(teacher.model)) for teacher in teachers]
+            return Lesson(rows, taught, is_given, is_own=teachers is not self.teachers)
+
         with torch.no_grad(), self.accelerator.autocast(), _teaching(student):
-            return [
-                Lesson(rows, [(read(teacher, rows), Head.of(teacher.model)) for teacher in teachers], is_given)
-                for teachers, rows, is_given in classes
-            ]
+            return [lesson(*each) for each in share_out(student, Teacher(student, self.model_wrapped), self.teachers)]
 
     def _reference_divergence(self, model: nn.Module, batch: Tensors, taught: list[Lesson]) -> torch.Tensor:
         ids, mask = batch["reference_ids"], batch["reference_mask"]
@@ -259,23 +267,30 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         return self._divergence(_predicting(hidden, ids), taught, mask)
 
     def _divergence(self, student: torch.Tensor, lessons: list[Lesson], mask: torch.Tensor) -> torch.Tensor:
-        """Return the divergence of each row, summed over its tokens, and their number. Shape `(2, batch)`."""
+        """Return each row's divergence, number of tokens, and drift of hidden states. Shape `(3, batch)`."""
         head, beta = Head.of(self.accelerator.unwrap_model(self.model)), self.args.divergence_beta
         sums = torch.stack([lesson.divergence(student, head, mask, beta) for lesson in lessons]).sum(0)
-        return torch.stack([sums, mask.sum(1).float()])
+        drift = torch.zeros_like(sums)
+        if self.args.drift_weight:
+            drift = torch.stack([drift, *(lesson.drift(student, mask) for lesson in lessons if lesson.is_own)]).sum(0)
+        return torch.stack([sums, mask.sum(1).float(), drift])
 
     def _mean(self, kind: str, sums: torch.Tensor, rows: Tensors) -> torch.Tensor:
-        """Weigh the rows, and log the mean divergence per token of each part."""
+        """Weigh the rows, and log means per token of each part."""
         weight = rows[f"{kind}_weight"]
         self._log_parts(kind, rows["part"], sums.detach() * (weight > 0))
-        return (sums[0] * weight).sum() * self._share_of_step()
+        divergence, _, drift = sums
+        per_row = divergence + self.args.drift_weight * drift * is_replay(rows["part"])
+        return (per_row * weight).sum() * self._share_of_step()
 
     def _log_parts(self, kind: str, part: torch.Tensor, sums: torch.Tensor) -> None:
-        totals = torch.zeros(len(PARTS), 2, device=sums.device).index_add_(0, part, sums.T)
+        totals = torch.zeros(len(PARTS), 3, device=sums.device).index_add_(0, part, sums.T)
         metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, (total, count) in zip(PARTS, self.accelerator.reduce(totals).tolist(), strict=True):
+        for name, (divergence, count, drift) in zip(PARTS, self.accelerator.reduce(totals).tolist(), strict=True):
             if count:
-                metrics[f"divergence/{name}/{kind}"].append(total / count)
+                metrics[f"divergence/{name}/{kind}"].append(divergence / count)
+                if drift:
+                    metrics[f"drift/{name}/{kind}"].append(drift / count)
 
 
 def _refuse_what_experts_lack(model: Any, args: KnowledgeSeedingConfig, kwargs: dict[str, Any]) -> None:
