@@ -283,6 +283,14 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         continued(experts=2),
         r"holds 2 experts and has room for 2\. Give --memory\.max_experts 3 or more",
     ),
+    "chunks that do not divide": (
+        options(levels__chunks="1000,700"),
+        r"levels: Chunk sizes grow from level to level and each divides the next, but 700 follows 1000 in 1000,700",
+    ),
+    "no room to make room": (
+        continued(memory__max_experts=1, levels__when_full="onward"),
+        r"has room for 1\. Give --memory\.max_experts 2 or more\. To make experts one takes a free one too",
+    ),
     # rewards
     "reward without a name": (options(rewards='[{"weight": 1}]'), r"rewards\.0\.name is missing"),
     "no rewards": (options(rewards="[]"), r"rewards: .*at least 1 item"),
