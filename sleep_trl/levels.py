@@ -7,9 +7,9 @@ said before weights are loaded, and a night that is resumed finds the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .config import LevelsConfig
 from .ledger import LedgerEntry, owning, tokens_heard
@@ -82,6 +82,59 @@ def due_consolidations(
         return []
     made = _onward(levels, config.chunks) if config.when_full == "onward" else _merge(levels, _load(entries))
     return [made] if made else []
+
+
+def block_levels(config: LevelsConfig) -> range:
+    """Return the levels that have a block of their own (Eq. 2): all but the context, if there is a learning rate."""
+    return range(1, len(config.chunks) if config.learning_rate else 1)
+
+
+def missing_blocks(config: LevelsConfig, experts: Iterable[Mapping[str, Any]] = ()) -> list[int]:
+    """Return the levels that are to have a block and have none among the experts, given as `memory.json` has them."""
+    there = {expert["level"] for expert in experts if expert.get("is_block")}
+    return [level for level in block_levels(config) if level not in there]
+
+
+def check_blocks(config: LevelsConfig, needed: int, max_experts: int, is_routed: bool, is_sharded: bool) -> None:
+    """Raise if levels are to have blocks where they cannot: beside routed experts, in sharded weights, or without room.
+
+    Args:
+        config (`LevelsConfig`):
+            Whether they are.
+        needed (`int`):
+            Experts that the night needs room for, blocks and an updated one included.
+        max_experts (`int`):
+            Experts that the memory has room for.
+        is_routed (`bool`):
+            Whether a router chooses the experts for each token.
+        is_sharded (`bool`):
+            Whether ZeRO-3 has spread the weights over processes.
+
+    Raises:
+        `ValueError`: with what to do.
+    """
+    if not config.learning_rate:
+        return
+    if is_routed or is_sharded:
+        why = "the experts are routed, and a block is always in view" if is_routed else "ZeRO-3 shards the weights"
+        raise ValueError(
+            f"levels.learning_rate: {config.learning_rate:g} was given, but {why}. Leave it out, or sleep with "
+            f"--memory.routing dense and without ZeRO-3."
+        )
+    if needed > max_experts:
+        raise ValueError(
+            f"levels.learning_rate: with a block for each level, and a second one while it is exchanged, this night "
+            f"needs room for {needed} experts; the memory has room for {max_experts}. Give --memory.max_experts "
+            f"{needed} or more."
+        )
+
+
+def due_updates(config: LevelsConfig, entries: Sequence[LedgerEntry], tokens: int) -> list[int]:
+    """Return the levels whose block takes its step in a night of so many tokens (Eq. 2), slow to fast. A boundary that
+    is passed within a night is that night's (ours): what is heard becomes known to the levels when it is slept over."""
+    heard = tokens_heard(entries)
+    until, chunks = heard + tokens, config.chunks
+    return [level for level in reversed(block_levels(config)) if heard // chunks[level] < until // chunks[level]]
 
 
 def _fallen_due(chunks: Sequence[int], levels: Levels, heard: int, until: int) -> list[Consolidation]:

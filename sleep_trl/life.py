@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .config import RunConfig
 from .files import read_json
-from .levels import LEAST_ROOM, MAKE_ROOM
+from .levels import LEAST_ROOM, MAKE_ROOM, missing_blocks
 from .memories import read_memories
 from .wake.nights import buffer_of
 
@@ -90,13 +90,14 @@ def check_room(waiting: list[RunConfig]) -> None:
     between (`levels`), a free one to begin with."""
     from .memory.storage import read_description  # loads torch, which a waiting daemon does without
 
-    first, used = waiting[0], 0
-    size = first.memory.max_experts
+    first = waiting[0]
+    experts, size = [], first.memory.max_experts
     if first.continue_from is not None and (first.continue_from / "adapter" / "memory.json").is_file():
         description = read_description(first.continue_from / "adapter")
-        used = len(description["experts"])
+        experts = description["experts"]
         if "max_experts" not in first.memory.model_fields_set:
             size = description["spec"]["max_experts"]
+    used = len(experts) + len(missing_blocks(first.levels, experts))
     if used + len(waiting) <= size:
         return
     if first.levels.when_full == "stop" and not first.levels.chunks:

@@ -17,7 +17,7 @@ from .checkpoint import build_without_weights, read_config, read_header, read_to
 from .config import RunConfig, SeedingConfig
 from .dataset import Prompter, Template, split_all
 from .ledger import read_ledger
-from .levels import MAKE_ROOM, NEEDS_ROOM, Consolidation, due_consolidations
+from .levels import MAKE_ROOM, NEEDS_ROOM, Consolidation, check_blocks, due_consolidations, missing_blocks
 from .memories import MemoryText, read_memories, read_skill
 from .memory import ExpertRecord, MemorySpec
 from .memory.hosts import Host, find_hosts
@@ -128,6 +128,8 @@ def preflight(config: RunConfig, check_rewards: Callable[[RunConfig], object] | 
     texts = [memory.text for memory in memories]
     windows = sum(map(len, split_all(texts, prompter.count_tokens, window, config.dataset.window_overlap)))
     tokens = sum(map(prompter.count_tokens, texts))
+    due = find_consolidations(config, room, tokens)
+    check_blocks(config.levels, room.experts + bool(due), room.max_experts, room.top_k is not None, count_shards() > 1)
     adapter_bytes, disk_bytes = estimate_disk(shape, room.width, room.experts)
     check_disk(config.output_dir, disk_bytes)
     check_extra(config.seeding.extra)
@@ -145,7 +147,7 @@ def preflight(config: RunConfig, check_rewards: Callable[[RunConfig], object] | 
         experts=room.experts,
         max_experts=room.max_experts,
         top_k=room.top_k,
-        consolidations=tuple(map(str, find_consolidations(config, room, tokens))),
+        consolidations=tuple(map(str, due)),
         output_dir=str(config.output_dir),
         memories=len(memories),
         memory_tokens=tokens,
@@ -266,7 +268,8 @@ def find_room(config: RunConfig) -> Room:
     """
     asked = config.memory
     if config.continue_from is None:
-        return Room(asked.width, 1, asked.max_experts, asked.top_k if asked.routing == "topk" else None)
+        first = 1 + len(missing_blocks(config.levels))
+        return Room(asked.width, first, asked.max_experts, asked.top_k if asked.routing == "topk" else None)
     folder = config.continue_from
     needed = (
         "adapter/memory.json",
@@ -285,7 +288,7 @@ def find_room(config: RunConfig) -> Room:
     except (TypeError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"continue_from: {folder} is no run of this version ({reason}). Give another run.") from None
-    used = len(description["experts"])
+    used = len(description["experts"]) + len(missing_blocks(config.levels, description["experts"]))
     shared = ("width", "routing", *(["top_k"] if spec.is_routed else []))
     for name in shared:
         given, fixed = getattr(asked, name), getattr(spec, name)
@@ -313,9 +316,10 @@ def find_consolidations(config: RunConfig, room: Room, tokens: int) -> list[Cons
     """Return which experts the night makes one of, before it learns its own memories, of so many tokens."""
     if (folder := config.continue_from) is None:
         return []
-    experts = [ExpertRecord(**record) for record in read_description(folder / "adapter")["experts"]]
-    records = {expert.index: expert for expert in experts}
-    return due_consolidations(config.levels, read_ledger(folder / "ledger.jsonl"), records, room.max_experts, tokens)
+    rows = read_description(folder / "adapter")["experts"]
+    records = {expert.index: expert for expert in (ExpertRecord(**row) for row in rows)}
+    size = room.max_experts - len(missing_blocks(config.levels, rows))
+    return due_consolidations(config.levels, read_ledger(folder / "ledger.jsonl"), records, size, tokens)
 
 
 def check_random_expert(config: RunConfig, room: Room) -> None:
@@ -360,8 +364,8 @@ def check_fit(config: RunConfig, room: Room, model: PreTrainedModel, hosts: list
             f"max_context: {config.max_context} tokens are more than the {limit} that "
             f"{config.model!r} can see. Give --max_context {limit} or less, or leave it out."
         )
-    if config.continue_from is None or room.experts == 1:  # all earlier ones may have been dropped
-        return
+    if config.continue_from is None or not read_description(config.continue_from / "adapter")["experts"]:
+        return  # all earlier ones may have been dropped
     path = config.continue_from / "adapter" / "experts.safetensors"
     shapes = read_header(path)
     for host in hosts:

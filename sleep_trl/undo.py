@@ -22,6 +22,7 @@ from .finished_run import FinishedRun
 from .ledger import LedgerEntry, Source, now, owning, standing, write_ledger
 from .memories import read_memories
 from .memory import Memory, fold, load_memory, save_memory
+from .memory.online import FILE as ACCUMULATED
 from .models import load_model, load_tokenizer
 from .report import write_report
 from .wake import WakeBuffer, WakeRecord
@@ -89,8 +90,9 @@ def drop(
     """Take entries back: reset their experts, fold the model without them, queue their records again.
 
     Entries that share an expert go together: what one of them taught cannot be taken out of it. With dense experts the
-    folded model is then exactly the model without these experts. Work that the run has left (checkpoints, the teacher's
-    samples) is removed, since it holds the same texts, and the report is written anew without them.
+    folded model is then exactly the model without these experts. The blocks of all levels, and what they have
+    accumulated (Eq. 2), begin anew: one gradient holds all that was heard. Work that the run has left (checkpoints, the
+    teacher's samples) is removed, since it holds the same texts, and the report is written anew without them.
 
     Args:
         run (`FinishedRun`):
@@ -138,6 +140,7 @@ def drop(
         for name in ("prompts.jsonl", "questions.jsonl"):
             path = run.folder / "adapter" / name
             write_jsonl(path, [row for row in read_jsonl(path) if row["entry"] in kept])
+        _remove(run.folder / "adapter" / ACCUMULATED)
         for path in [path for pattern in WORK for path in run.folder.glob(pattern)]:
             _remove(path)
 

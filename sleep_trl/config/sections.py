@@ -239,10 +239,19 @@ class LevelsConfig(Section):
     onward: the fastest level with two experts or more becomes one expert of the next. merge: the two least used
     experts of the fullest level become one of it."""
 
+    learning_rate: float = Field(0.0, ge=0)
+    """Size of the step that each level takes at the end of its chunk, along the gradients of all that was heard since
+    the last one (Eq. 2). Above 0 each level has a block of its own for that, which takes one of memory.max_experts."""
+
     @model_validator(mode="after")
     def _has_chunks_that_divide(self) -> Self:
         if self.chunks:
             Schedule(self.chunks)
+        elif self.learning_rate:
+            raise ValueError(
+                f"learning_rate ({self.learning_rate:g}) is for levels with chunks, at whose end it is applied; give "
+                f"--levels.chunks, such as 1000,5000,10000"
+            )
         return self
 
 

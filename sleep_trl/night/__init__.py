@@ -30,6 +30,7 @@ from .dream_tasks import Dreamer
 from .dreaming import adapt_to_dreams, dream
 from .learning import SeedExpert, seed
 from .onward import pass_on
+from .updating import accumulate
 from .writing import HELD_OUT, write_dataset
 
 __all__ = ["run_night", "window_size"]
@@ -68,6 +69,7 @@ def run_night(config: RunConfig, seed_expert: SeedExpert, dreamer: Dreamer | Non
     samples = [Sample(**row) for row in written["samples"]]
     held_out = [s.prompt_ids + s.reference_ids for s in samples if s.part == "general"][:HELD_OUT]
     before["agreement"] = phases.once("agreement_before", lambda: agreement(room.memory, held_out))
+    accumulate(room, phases)
     passed = pass_on(room, phases, samples, seed_expert)
     expert = room.memory.activate()
     history = phases.once("seed", lambda: seed(room, samples, seed_expert))

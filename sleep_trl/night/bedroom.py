@@ -11,9 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..config import RunConfig
 from ..dataset import Prompter, Template, split_all
 from ..ledger import LedgerEntry, read_ledger
-from ..levels import Consolidation, due_consolidations
+from ..levels import Consolidation, due_consolidations, due_updates, missing_blocks
 from ..memories import MemoryText
 from ..memory import Memory, MemorySpec, attach, load_experts, load_memory
+from ..memory.online import Accumulated
 from ..models import context_limit, load_model, load_tokenizer
 from ..progress import say
 from ..rollout import Engine, TransformersEngine
@@ -36,9 +37,11 @@ class Bedroom:
     memories: list[MemoryText]
     windows: list[list[str]]  # of each memory, as the teacher reads it
     contexts: list[list[str]]  # of each memory, as long as the context allows, for questions with context
+    context: int  # tokens that the model, and whoever teaches in its place, can see
     tokens: int  # of all memories
     earlier: list[LedgerEntry]
     consolidations: list[Consolidation]  # that come before the night's own memories
+    accumulated: Accumulated  # by the levels, since their last boundary
 
     @property
     def adapter(self) -> Path:
@@ -50,6 +53,7 @@ class Bedroom:
             self.memory.reset(index)
         if self.config.continue_from:
             load_experts(self.memory, self.config.continue_from / "adapter")
+        self.accumulated = _accumulated(self.config)
 
     def serve(self) -> None:
         """Let the models write, also if their weights are sharded."""
@@ -69,6 +73,8 @@ def prepare(config: RunConfig) -> Bedroom:
         earlier = read_ledger(config.continue_from / "ledger.jsonl")
     else:
         memory = attach(model, MemorySpec(**config.memory.model_dump(), seed=config.seed))
+    for level in missing_blocks(config.levels, memory.describe()["experts"]):
+        memory.add_block(level)
     prompter = Prompter(tokenizer, config.chat_template_kwargs)
     [memories] = broadcast_object_list([night_memories(config)])  # a wake buffer may grow between two readers
     teachers = [load_model(config, name) for name in config.teacher_model]
@@ -84,13 +90,22 @@ def prepare(config: RunConfig) -> Bedroom:
     say(f"Read {len(memories)} memories in {pieces} windows of at most {size} tokens")
     tokens = sum(map(prompter.count_tokens, texts))
     due = due_consolidations(config.levels, earlier, memory.records, memory.spec.max_experts, tokens)
-    engine, which = make_engine(config.rollout, memory, tokenizer, config.evaluation.batch_size, 1 + len(due))
+    new = 1 + len(due) + min(len(due), len(due_updates(config.levels, earlier, tokens)))  # an updated block is new too
+    engine, which = make_engine(config.rollout, memory, tokenizer, config.evaluation.batch_size, new)
     say(which)
     engines = [TransformersEngine(teacher, tokenizer, config.evaluation.batch_size) for teacher in teachers]
     read = memories, windows, contexts
-    found = Bedroom(config, model, tokenizer, memory, engine, engines, prompter, *read, tokens, earlier, due)
+    before = earlier, due, _accumulated(config)
+    found = Bedroom(config, model, tokenizer, memory, engine, engines, prompter, *read, context, tokens, *before)
     found.serve()
     return found
+
+
+def _accumulated(config: RunConfig) -> Accumulated:
+    """Return what the levels had accumulated when the night began."""
+    if config.continue_from is None or not config.levels.learning_rate:
+        return Accumulated()
+    return Accumulated.load(config.continue_from / "adapter")
 
 
 def window_size(config: RunConfig, prompter: Prompter, context: int) -> int:

@@ -68,6 +68,7 @@ def commit(
         for m in ([] if lost else room.memories)
         for q in m.questions
     ]
+    room.accumulated.save(adapter)
     write_jsonl(adapter / "prompts.jsonl", [*_earlier_rows(room, "prompts.jsonl"), *prompts.values()])
     write_jsonl(adapter / "questions.jsonl", [*_earlier_rows(room, "questions.jsonl"), *questions])
     if difference is not None:

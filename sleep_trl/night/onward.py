@@ -17,6 +17,7 @@ from ..phases import Phases
 from ..progress import say
 from .bedroom import Bedroom
 from .learning import SeedExpert, seed
+from .updating import levels_to_update, prospective, update
 
 
 @dataclass(frozen=True)
@@ -35,22 +36,29 @@ class PassedOn:
 
 
 def pass_on(room: Bedroom, phases: Phases, samples: list[Sample], seed_expert: SeedExpert) -> list[PassedOn]:
-    """Do the consolidations that fall due in a night, slow to fast, each before its senders' slots are written to.
+    """Do the consolidations and the levels' own updates (Eq. 2) that fall due in a night, slow to fast, each before its
+    senders' slots are written to.
 
-    An edge is compute, consolidate, update. What a level's accumulated gradients (Eq. 2) would change is to be computed
-    before `_consolidate`, and applied behind it, with the pruning.
+    A level of which both fall due does them as one (method 3.3): the teacher has its old block and its experts, the
+    student the block as it will be, and the receiver's new expert. The block is applied with the pruning.
     """
-    done = []
+    done, updates = [], levels_to_update(room)
     for what in room.consolidations:
+        level = max(room.memory.records[index].level for index in what.senders)
+        while updates and updates[0] > level:
+            update(room, updates.pop(0))
         say(f"Consolidating: {what}")
         owned = {name: owner for name, owner in owners(room.earlier).items() if owner.expert in what.senders}
         if not (lesson := _lesson(room, samples, set(owned))):
             say("[yellow]No prompt of theirs got a usable answer, so they stay as they are[/]")
             continue
-        expert = room.memory.activate(what.receiver, what.senders)
+        blocks = prospective(room, updates.pop(0)) if level in updates else ()
+        expert = room.memory.activate(what.receiver, (*what.senders, *blocks[:1]), blocks[1:])
         _consolidate(room, phases, lesson, seed_expert, f"level_{what.receiver}")
         room.memory.learn(None)  # the senders are pruned: the next expert may take a slot of theirs
         done.append(PassedOn(what, expert, tuple(sorted({owner.id for owner in owned.values()}))))
+    for level in updates:
+        update(room, level)
     return done
 
 
