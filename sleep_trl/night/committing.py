@@ -14,9 +14,11 @@ from ..dataset import (
 )
 from ..files import read_jsonl, write_jsonl, write_text
 from ..ledger import LedgerEntry, Source, now, owning, write_ledger
+from ..memories import MemoryText
 from ..memory import base_fingerprint, fold, save_memory
 from ..model_card import model_card
 from ..sharding import takes_part_in_saving
+from ..wake.nights import fail_silent
 from .bedroom import Bedroom
 from .onward import PassedOn
 
@@ -32,14 +34,17 @@ def commit(
 ) -> dict[str, Any]:
     """Write the experts, the grown model, what later nights need of this one, and the ledger, in this order.
 
-    A night that has `lost` too much, in words, leaves its lines in the ledger, and the model as it was before.
+    A night that has `lost` too much, in words, leaves its lines in the ledger, and the model as it was before. Memories
+    about which nothing usable was written are in no entry; records of a wake buffer among them have failed.
 
     Routed experts do not fold into a checkpoint: then there is no `model/`, and no `fold_difference`.
     """
     if not takes_part_in_saving(room.model):
         return {}
     config, adapter = room.config, room.adapter
-    ledger = _write_entries(room, expert, passed, {"before": before, "after": after}, lost)
+    about = {sample.memory_id for sample in samples if sample.part == "memory"}
+    taught = [memory for memory in room.memories if memory.id in about]
+    ledger = _write_entries(room, expert, passed, taught, {"before": before, "after": after}, lost)
     entry = ledger[-1]
     if lost:
         room.restore()
@@ -65,7 +70,7 @@ def commit(
     }
     questions = [
         {"entry": entry.id, "question": q.question, "answers": list(q.answers)}
-        for m in ([] if lost else room.memories)
+        for m in ([] if lost else taught)
         for q in m.questions
     ]
     room.accumulated.save(adapter)
@@ -76,12 +81,18 @@ def commit(
         card = model_card(config.model, ledger, room.memory.active, "checkpoint")
         write_text(config.output_dir / "model" / "README.md", card)
     write_ledger(config.output_dir / "ledger.jsonl", ledger)
+    fail_silent(config, [memory for memory in room.memories if memory.id not in about])
     onward = [{"entry": e.id, "level": e.level, "holds": list(e.holds)} for e in ledger[len(room.earlier) : -1]]
     return {"entry": entry.id, "fold_difference": difference, "rolled_back": lost, "consolidations": onward}
 
 
 def _write_entries(
-    room: Bedroom, expert: int, passed: list[PassedOn], metrics: dict[str, Any], lost: str | None
+    room: Bedroom,
+    expert: int,
+    passed: list[PassedOn],
+    taught: list[MemoryText],
+    metrics: dict[str, Any],
+    lost: str | None,
 ) -> list[LedgerEntry]:
     """Return the ledger with the night's entries: those of its consolidations in their order, and its own last."""
     ledger, when = list(room.earlier), now()
@@ -105,7 +116,7 @@ def _write_entries(
     for one in passed:
         sources = dict.fromkeys(s for e in room.earlier if e.id in one.holds for s in e.sources)
         write(one.expert, sources, holds=one.holds, metrics={})
-    memories = (Source(id=m.id, source=m.source, sha256=m.sha256) for m in room.memories)
+    memories = (Source(id=m.id, source=m.source, sha256=m.sha256) for m in taught)
     write(expert, memories, tokens=room.tokens, metrics=metrics)
     return ledger
 

@@ -60,7 +60,8 @@ class WakeBuffer:
                 goes on behind the last record.
 
         Returns:
-            `Tally`: what became of them. A record whose id is that of another text is rejected.
+            `Tally`: what became of them. A record whose id is that of another text is rejected. A text that failed is
+            a duplicate, and waits for a night again.
         """
         tally = Tally()
         with transaction(self._database, self.path):
@@ -89,6 +90,7 @@ class WakeBuffer:
         elif found := execute("SELECT number, state FROM records WHERE sha256 = ?", (memory.sha256,)).fetchone():
             number, state = found
             execute("UPDATE records SET copies = copies + 1 WHERE number = ?", (number,))
+            execute("UPDATE records SET state = 'new', detail = '' WHERE number = ? AND state = 'failed'", (number,))
             tally.duplicates += state != "forgotten"
             tally.forgotten += state == "forgotten"
         else:
@@ -176,7 +178,7 @@ class WakeBuffer:
         return changed
 
     def fail(self, ids: Iterable[str], reason: str) -> int:
-        """Mark new records as failed: no later night takes them. Returns how many."""
+        """Mark new records as failed: no later night takes them, unless they are heard again. Returns how many."""
         with transaction(self._database, self.path):
             changed = self._database.executemany(
                 "UPDATE records SET state = 'failed', detail = ? WHERE id = ? AND state = 'new'",

@@ -7,6 +7,7 @@ record is learnt once, wherever the night is killed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,3 +63,12 @@ def begin_night(config: RunConfig, memories: list[MemoryText]) -> None:
     write_jsonl(config.output_dir / KEPT, (asdict(memory) for memory in memories))
     with WakeBuffer(path) as buffer:
         buffer.register(config.output_dir)
+
+
+def fail_silent(config: RunConfig, silent: Sequence[MemoryText]) -> None:
+    """Mark records about which the teacher wrote nothing usable as failed: no later night takes them, unless they are
+    heard again. For a night that has a ledger; as often as one likes."""
+    if (path := buffer_of(config.memories)) is None or not silent:
+        return
+    with WakeBuffer(path) as buffer:
+        buffer.fail((memory.id for memory in silent), f"nothing usable was written about it in {config.output_dir}")

@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM
 from sleep_trl.files import read_json
 from sleep_trl.launch import sleep
 from sleep_trl.ledger import read_ledger
+from sleep_trl.night.bedroom import Bedroom
+from sleep_trl.night.writing import write_dataset
 from sleep_trl.progress import StepBar
 from sleep_trl.wake import WakeBuffer, record_of_line
 from tests.runs import write_model
@@ -73,6 +75,27 @@ def test_a_night_that_was_killed_as_it_began_begins_again(model, tmp_path, monke
         assert sleep.main(night) == 130
     assert [path.name for path in folder.rglob("*")] == ["phases", "heard.jsonl"]
     assert sleep.main([*night, "--dry_run"]) == 0
+
+
+def test_a_record_about_which_nothing_usable_was_written_fails(model, tmp_path, monkeypatch):
+    heard, folder = tmp_path / "wake.db", tmp_path / "night1"
+    hear(heard, TEXTS[0], "the boat of Tolu sleeps")
+    silent = "heard the boat of To"
+
+    def write(room: Bedroom) -> dict:
+        written = write_dataset(room)
+        return written | {"samples": [row for row in written["samples"] if row["memory_id"] != silent]}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sleep_trl.night.write_dataset", write)
+        assert sleep.main(arguments(model, folder, memories=f"wake:{heard}")) == 0
+    (entry,) = read_ledger(folder / "ledger.jsonl")
+    assert [source.id for source in entry.sources] == ["heard the cat of Mir"]
+    assert states(heard) == ["consolidated entry-001", f"failed nothing usable was written about it in {folder}"]
+    with WakeBuffer(heard) as buffer:
+        line = json.dumps({"text": "the boat of Tolu sleeps"}).encode()
+        assert buffer.add([record_of_line("in", line, "stream")]).duplicates == 1
+    assert states(heard) == ["consolidated entry-001", "new"]  # who says it again wants it to be tried again
 
 
 def test_a_night_that_costs_too_much_is_rolled_back(model, tmp_path, capsys):
