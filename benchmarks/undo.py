@@ -1,15 +1,17 @@
 """What dropping an entry takes back: recall of each night's questions, before and after, by the folded model.
 
-Each entry of a finished run is dropped in a copy of it, later ones are kept. The folded model is loaded with plain
-transformers and asked the questions of all entries, and those of the skill probe, which have their text in context. A
-night's own level is its recall before it was slept, as the ledger has it. If no run is given, two nights of the
-quickstart are slept first.
+Each entry of a finished run is dropped in a copy of it, and later ones are kept. Where later ones lean on it, a night
+also takes it back and learns them anew (`--memories forget:ENTRY`). The folded model is loaded with plain transformers
+and asked the questions of all entries, and those of the skill probe, which have their text in context. A night's own
+level is its recall before it was slept, as the ledger has it. If no run is given, two nights of the quickstart are
+slept first.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import shutil
 import subprocess
 import sys
@@ -37,10 +39,14 @@ def sleep(work: Path, is_quick: bool) -> Path:
         progress(f"sleeping night {number}")
         if number == 2:
             options += ["--memories", "examples/quickstart/memories_night2.jsonl", "--continue_from", str(work / "1")]
-        command = [sys.executable, "launch/sleep.py", "--config", "examples/quickstart/config.yaml", *options]
-        command += ["--output_dir", str(work / str(number))]
-        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        launch("--config", "examples/quickstart/config.yaml", *options, "--output_dir", str(work / str(number)))
     return work / "2"
+
+
+def launch(*options: str) -> None:
+    """Run a night in a process of its own."""
+    command = [sys.executable, "launch/sleep.py", *options]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def recall(model: Path, questions: dict[str, list[Any]], config: Any) -> Recall:
@@ -87,7 +93,23 @@ def measure(folder: Path, work: Path) -> dict[str, Recall]:
         shutil.copytree(folder, copy := work / entry.id)
         drop(FinishedRun.read(copy), [entry.id], later="keep")
         result[f"without {entry.id}"] = recall(copy / "model", questions, run.config)
+        if run.leaning_on([entry.id]):
+            progress(f"learning anew without {entry.id}")
+            relearn(run, entry.id, work / f"forgot-{entry.id}")
+            relearnt = recall(work / f"forgot-{entry.id}" / "model", questions, run.config)
+            result[f"without {entry.id}, others learnt anew"] = relearnt
     return result
+
+
+def relearn(run: Any, name: str, folder: Path) -> None:
+    """Take an entry back in a night like the run's own."""
+    given = run.config.model_dump(mode="json", exclude_defaults=True)
+    given |= {"memories": f"forget:{name}", "nights": [], "continue_from": str(run.folder), "output_dir": str(folder)}
+    given |= {"resume": False, "report": False}
+    given.pop("memory", None)  # a continued run has its own
+    file = folder.with_suffix(".json")
+    file.write_text(json.dumps(given), "utf-8")
+    launch("--config", str(file))
 
 
 def main() -> None:

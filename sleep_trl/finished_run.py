@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from .files import read_json
-from .ledger import LedgerEntry, owners, read_ledger, standing
+from .ledger import LedgerEntry, leaning, owners, read_ledger, sharing, standing
 
 if TYPE_CHECKING:
     from .config import RunConfig
@@ -90,17 +90,15 @@ class FinishedRun:
 
     def sharing_with(self, names: Sequence[str]) -> list[str]:
         """Return these entries and those that share an expert with one of them, in the ledger's order."""
-        shared = {self.owners[name].id for name in names if name in self.owners}
-        found = {name for name, owner in self.owners.items() if owner.id in shared} | set(names)
-        return [entry.id for entry in self.entries if entry.id in found]
+        return self._in_order(sharing(self.entries, names))
 
     def leaning_on(self, names: Sequence[str]) -> list[str]:
         """Return the entries that stand and were learnt beside one of these, which spoke at the time, with those that
         share an expert with them, and what leans on these again."""
-        found = set(names)
-        while more := {e.id for e in standing(self.entries) if set(e.parents) & found} - found:
-            found |= set(self.sharing_with([*more]))
-        return [entry.id for entry in self.entries if entry.id in found and entry.id not in names]
+        return self._in_order(leaning(self.entries, names))
+
+    def _in_order(self, names: set[str]) -> list[str]:
+        return [entry.id for entry in self.entries if entry.id in names]
 
     def state(self, entry: LedgerEntry) -> EntryState:
         """Return whether an entry speaks, is silenced, is part of another one's expert, or has been taken back."""

@@ -3,7 +3,7 @@ for each consolidation of several experts into one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,23 @@ def owning(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
     entries = standing(entries)
     found = owners(entries)
     return [entry for entry in entries if found[entry.id] is entry]
+
+
+def sharing(entries: Iterable[LedgerEntry], names: Iterable[str]) -> set[str]:
+    """Return these entries and those that share an expert with one of them."""
+    found, names = owners(entries), set(names)
+    shared = {found[name].id for name in names if name in found}
+    return names | {name for name, owner in found.items() if owner.id in shared}
+
+
+def leaning(entries: Sequence[LedgerEntry], names: Iterable[str]) -> set[str]:
+    """Return the entries that stand and were learnt beside one of these, which spoke at the time, with those that share
+    an expert with them, and what leans on these again."""
+    names = set(names)
+    found = set(names)
+    while more := {entry.id for entry in standing(entries) if set(entry.parents) & found} - found:
+        found |= sharing(entries, more)
+    return found - names
 
 
 def tokens_heard(entries: Iterable[LedgerEntry]) -> int:

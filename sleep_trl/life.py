@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .config import RunConfig
 from .files import read_json
+from .forgetting import named
 from .levels import LEAST_ROOM, MAKE_ROOM, missing_blocks
 from .memories import read_memories
 from .wake.nights import buffer_of
@@ -78,7 +79,9 @@ def unfinished(nights: list[RunConfig]) -> list[RunConfig]:
                 f"finished stay first, in their order; give new ones behind them, or another --output_dir."
             )
     for night in waiting:
-        if buffer_of(night.memories) is None:  # what will be heard until then is not known yet
+        if buffer_of(night.memories) is None and not named(
+            night.memories
+        ):  # what will be heard until then is not known yet
             read_memories(night.memories)
     if waiting:
         check_room(waiting)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 from .checkpoint import build_without_weights, read_config, read_header, read_tokenizer
 from .config import RunConfig, SeedingConfig
 from .dataset import Prompter, Template, split_all
+from .forgetting import Relearning, named, plan_relearning
 from .ledger import read_ledger
 from .levels import MAKE_ROOM, NEEDS_ROOM, Consolidation, check_blocks, due_consolidations, missing_blocks
 from .memories import MemoryText, read_memories, read_skill
@@ -312,14 +313,26 @@ def find_room(config: RunConfig) -> Room:
     return Room(spec.width, used + 1, size, spec.top_k if spec.is_routed else None)
 
 
-def find_consolidations(config: RunConfig, room: Room, tokens: int) -> list[Consolidation]:
-    """Return which experts the night makes one of, before it learns its own memories, of so many tokens."""
+def find_consolidations(config: RunConfig, room: Room, tokens: int) -> list[Consolidation | Relearning]:
+    """Return which experts the night makes one of, before it learns its own memories, of so many tokens, or in their
+    place.
+
+    Raises:
+        `ValueError`: if the night takes entries back and cannot.
+    """
+    names = named(config.memories)
     if (folder := config.continue_from) is None:
+        if names:
+            raise ValueError(f"memories: {config.memories} takes entries of a run back. Name it by --continue_from.")
         return []
-    rows = read_description(folder / "adapter")["experts"]
+    rows, ledger = read_description(folder / "adapter")["experts"], read_ledger(folder / "ledger.jsonl")
     records = {expert.index: expert for expert in (ExpertRecord(**row) for row in rows)}
+    if names:
+        if config.dream.rounds:
+            raise ValueError("dream.rounds: a night that takes entries back has no memories to dream of. Leave it out.")
+        return [plan_relearning(names, ledger, records)]
     size = room.max_experts - len(missing_blocks(config.levels, rows))
-    return due_consolidations(config.levels, read_ledger(folder / "ledger.jsonl"), records, size, tokens)
+    return [*due_consolidations(config.levels, ledger, records, size, tokens)]
 
 
 def check_random_expert(config: RunConfig, room: Room) -> None:

@@ -19,6 +19,7 @@ from .config import RunConfig
 from .export import card_of
 from .files import read_json, read_jsonl, write_json, write_jsonl
 from .finished_run import FinishedRun
+from .forgetting import BETWEEN, PREFIX
 from .ledger import LedgerEntry, Source, now, owning, standing, write_ledger
 from .memories import read_memories
 from .memory import Memory, fold, load_memory, save_memory
@@ -118,9 +119,10 @@ def drop(
     names = run.sharing_with(names)
     if (leaning := run.leaning_on(names)) and later is None:
         raise ValueError(
-            f"{', '.join(leaning)} in {run.folder} was learnt beside {', '.join(names)} and leans on it. Choose: "
-            f"--later drop takes it back too and queues its records for the next night; --later keep leaves it, and it "
-            f"may lose what it knows."
+            f"{', '.join(leaning)} in {run.folder} was learnt beside {', '.join(names)} and leans on it. A night "
+            f"learns it anew: launch/sleep.py --continue_from {run.folder} --memories {PREFIX}{BETWEEN.join(names)}. "
+            f"Or choose: --later drop takes it back too and queues its records for the next night; --later keep leaves "
+            f"it, and it may lose what it knows."
         )
     names = [*names, *(leaning if later == "drop" else [])]
     entries = [run.entry(name) for name in names]

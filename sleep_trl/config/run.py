@@ -33,7 +33,8 @@ class RunConfig(Section):
 
     memories: str = Field(min_length=1)
     """Memories: a .jsonl file (text, optional id, source, questions), a folder of .txt and .md files, or the name or
-    folder of a data set with a text column."""
+    folder of a data set with a text column; wake:PATH, what is new in a wake buffer; or forget:ENTRY+ENTRY, to take
+    entries back and learn anew what leans on them."""
 
     output_dir: Path = Path("runs/night")
     """Folder of the run: results.json, report.html, ledger.jsonl, adapter/, model/ (not if memory.routing is topk)."""

@@ -7,7 +7,7 @@ of GEM (Lopez-Paz and Ranzato, 2017, arXiv 1706.08840), forgetting of Chaudhry e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -99,7 +99,9 @@ def describe_life(entries: Sequence[LedgerEntry]) -> dict[str, Any]:
     return life
 
 
-def breach(policy: RetentionConfig, before: dict[str, Any], after: dict[str, Any]) -> str | None:
+def breach(
+    policy: RetentionConfig, before: dict[str, Any], after: dict[str, Any], forgotten: Collection[str] = ()
+) -> str | None:
     """Return in words what a night has lost that its policy does not allow, or `None`. What was not measured is not
     lost.
 
@@ -110,8 +112,12 @@ def breach(policy: RetentionConfig, before: dict[str, Any], after: dict[str, Any
             Recall of `earlier` entries, `skill` and `agreement` before the night.
         after (`dict`):
             The same after it.
+        forgotten (`Collection[str]`, *optional*):
+            Entries that the night took back, which are not lost.
     """
-    had_recall, has_recall = (_mean(scores["earlier"].values()) for scores in (before, after))
+    had_recall, has_recall = (
+        _mean(score for name, score in scores["earlier"].items() if name not in forgotten) for scores in (before, after)
+    )
     checks = (
         ("the mean recall of earlier nights", "max_forgetting", policy.max_forgetting, had_recall, has_recall),
         ("the base skill", "max_skill_loss", policy.max_skill_loss, _skill(before), _skill(after)),

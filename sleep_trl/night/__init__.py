@@ -29,7 +29,7 @@ from .committing import commit
 from .dream_tasks import Dreamer
 from .dreaming import adapt_to_dreams, dream
 from .learning import SeedExpert, seed
-from .onward import pass_on
+from .onward import begin_expert, pass_on
 from .updating import accumulate
 from .writing import HELD_OUT, write_dataset
 
@@ -71,17 +71,20 @@ def run_night(config: RunConfig, seed_expert: SeedExpert, dreamer: Dreamer | Non
     before["agreement"] = phases.once("agreement_before", lambda: agreement(room.memory, held_out))
     accumulate(room, phases)
     passed = pass_on(room, phases, samples, seed_expert)
-    expert = room.memory.activate()
-    history = phases.once("seed", lambda: seed(room, samples, seed_expert))
+    expert, lesson = begin_expert(room, samples)
+    is_own = room.relearning is not None
+    history = phases.once("seed", lambda: seed(room, lesson, seed_expert, is_own_teacher=is_own))
     load_experts(room.memory, folder / "phases" / "seeded")
     dreams, kept = None, list[Sample]()
     if dreamer and config.dream.rounds:
         dreams, kept = dream(room, phases, samples, seed_expert, dreamer)
     room.memory.learn(None)
+    if room.relearning:
+        room.begin_blocks()
     after = phases.once("evaluate_after", lambda: evaluate_after(room))
     room.engine.close()
     after["agreement"] = phases.once("agreement_after", lambda: agreement(room.memory, held_out))
-    lost = breach(config.retention, before, after)
+    lost = breach(config.retention, before, after, room.relearning.forgotten if room.relearning else ())
     committed = phases.once("commit", lambda: commit(room, expert, passed, samples, before, after, lost))
     if lost:
         say(f"[red]This night is rolled back, and what it was about waits for another: {lost}[/]")

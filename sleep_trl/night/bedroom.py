@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import RunConfig
 from ..dataset import Prompter, Template, split_all
+from ..forgetting import Relearning, named, plan_relearning
 from ..ledger import LedgerEntry, read_ledger
 from ..levels import Consolidation, due_consolidations, due_updates, missing_blocks
 from ..memories import MemoryText
@@ -41,6 +42,7 @@ class Bedroom:
     tokens: int  # of all memories
     earlier: list[LedgerEntry]
     consolidations: list[Consolidation]  # that come before the night's own memories
+    relearning: Relearning | None  # in place of memories
     accumulated: Accumulated  # by the levels, since their last boundary
 
     @property
@@ -54,6 +56,12 @@ class Bedroom:
         if self.config.continue_from:
             load_experts(self.memory, self.config.continue_from / "adapter")
         self.accumulated = _accumulated(self.config)
+
+    def begin_blocks(self) -> None:
+        """Give each level a block as a first night does: no entry can be taken out of an old one (Eq. 2)."""
+        for level in missing_blocks(self.config.levels, self.memory.describe()["experts"]):
+            self.memory.add_block(level)
+        self.accumulated = Accumulated()
 
     def serve(self) -> None:
         """Let the models write, also if their weights are sharded."""
@@ -89,14 +97,32 @@ def prepare(config: RunConfig) -> Bedroom:
     pieces = sum(map(len, windows))
     say(f"Read {len(memories)} memories in {pieces} windows of at most {size} tokens")
     tokens = sum(map(prompter.count_tokens, texts))
-    due = due_consolidations(config.levels, earlier, memory.records, memory.spec.max_experts, tokens)
+    names = named(config.memories)
+    relearning = plan_relearning(names, earlier, memory.records) if names else None
+    size = memory.spec.max_experts
+    due = [] if relearning else due_consolidations(config.levels, earlier, memory.records, size, tokens)
     new = 1 + len(due) + min(len(due), len(due_updates(config.levels, earlier, tokens)))  # an updated block is new too
     engine, which = make_engine(config.rollout, memory, tokenizer, config.evaluation.batch_size, new)
     say(which)
     engines = [TransformersEngine(teacher, tokenizer, config.evaluation.batch_size) for teacher in teachers]
-    read = memories, windows, contexts
-    before = earlier, due, _accumulated(config)
-    found = Bedroom(config, model, tokenizer, memory, engine, engines, prompter, *read, context, tokens, *before)
+    found = Bedroom(
+        config,
+        model,
+        tokenizer,
+        memory,
+        engine,
+        engines,
+        prompter,
+        memories,
+        windows,
+        contexts,
+        context,
+        tokens,
+        earlier,
+        due,
+        relearning,
+        _accumulated(config),
+    )
     found.serve()
     return found
 

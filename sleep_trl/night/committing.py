@@ -74,15 +74,16 @@ def commit(
         for q in m.questions
     ]
     room.accumulated.save(adapter)
-    write_jsonl(adapter / "prompts.jsonl", [*_earlier_rows(room, "prompts.jsonl"), *prompts.values()])
-    write_jsonl(adapter / "questions.jsonl", [*_earlier_rows(room, "questions.jsonl"), *questions])
+    write_jsonl(adapter / "prompts.jsonl", [*_earlier_rows(room, "prompts.jsonl", lost), *prompts.values()])
+    write_jsonl(adapter / "questions.jsonl", [*_earlier_rows(room, "questions.jsonl", lost), *questions])
     if difference is not None:
         room.tokenizer.save_pretrained(config.output_dir / "model")
         card = model_card(config.model, ledger, room.memory.active, "checkpoint")
         write_text(config.output_dir / "model" / "README.md", card)
     write_ledger(config.output_dir / "ledger.jsonl", ledger)
     fail_silent(config, [memory for memory in room.memories if memory.id not in about])
-    onward = [{"entry": e.id, "level": e.level, "holds": list(e.holds)} for e in ledger[len(room.earlier) : -1]]
+    new = ledger[len(room.earlier) :]
+    onward = [{"entry": e.id, "level": e.level, "holds": list(e.holds)} for e in new if e.holds]
     return {"entry": entry.id, "fold_difference": difference, "rolled_back": lost, "consolidations": onward}
 
 
@@ -113,6 +114,11 @@ def _write_entries(
         )
         ledger.append(entry)
 
+    if (what := room.relearning) is not None:
+        ledger[:] = [e.model_copy(update={"dropped": when}) if e.id in what.dropped and not lost else e for e in ledger]
+        sources = dict.fromkeys(s for e in room.earlier if e.id in what.holds for s in e.sources)
+        write(expert, sources, holds=what.holds, metrics=metrics)
+        return ledger
     for one in passed:
         sources = dict.fromkeys(s for e in room.earlier if e.id in one.holds for s in e.sources)
         write(one.expert, sources, holds=one.holds, metrics={})
@@ -121,5 +127,7 @@ def _write_entries(
     return ledger
 
 
-def _earlier_rows(room: Bedroom, name: str) -> list[dict[str, Any]]:
-    return list(read_jsonl(room.config.continue_from / "adapter" / name)) if room.config.continue_from else []
+def _earlier_rows(room: Bedroom, name: str, lost: str | None) -> list[dict[str, Any]]:
+    gone = room.relearning.forgotten if room.relearning and not lost else ()
+    rows = read_jsonl(room.config.continue_from / "adapter" / name) if room.config.continue_from else ()
+    return [row for row in rows if row["entry"] not in gone]

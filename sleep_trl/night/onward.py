@@ -62,6 +62,22 @@ def pass_on(room: Bedroom, phases: Phases, samples: list[Sample], seed_expert: S
     return done
 
 
+def begin_expert(room: Bedroom, samples: list[Sample]) -> tuple[int, list[Sample]]:
+    """Activate the night's own expert, and return it with what it is to learn: what the teacher wrote about the
+    memories, or, in a night that takes entries back, what those that stay know. The experts that it replaces then, and
+    the blocks, which nobody can take an entry out of, are reset when it is committed.
+
+    Raises:
+        `ValueError`: if the teacher cannot answer any prompt of those.
+    """
+    if (what := room.relearning) is None:
+        return room.memory.activate(), samples
+    say(f"Taking back {', '.join(what.forgotten)}; learning anew without: {', '.join(what.holds)}")
+    if not (lesson := _lesson(room, samples, set(what.holds))):
+        raise ValueError(f"No prompt of {', '.join(what.holds)} got a usable answer, so they cannot be learnt anew.")
+    return room.memory.activate(what.level, (*what.senders, *room.memory.blocks.values())), lesson
+
+
 def _consolidate(room: Bedroom, phases: Phases, lesson: list[Sample], seed_expert: SeedExpert, name: str) -> None:
     """Let the new expert learn what those that it replaces say."""
     work = partial(seed, room, lesson, seed_expert, name=f"seeded_{name}", is_own_teacher=True)

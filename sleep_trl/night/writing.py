@@ -37,7 +37,7 @@ def write_dataset(room: Bedroom) -> dict[str, Any]:
     written = Written()
     writers: Sequence[Engine] = room.teachers or [room.engine]
     shares = [data.samples_per_window * (k + 1) // len(writers) for k in range(len(writers))]  # up to each writer
-    for template in map(Template.load, data.templates):
+    for template in map(Template.load, data.templates) if windows else ():
         with bar(
             f"Writing {template.name}", len(windows) * data.samples_per_window * (2 if template.ask else 1)
         ) as step:
@@ -62,8 +62,10 @@ def write_dataset(room: Bedroom) -> dict[str, Any]:
             texts = [m.text for m in read_memories(str(data.general_texts))] if data.general_texts else []
             with room.memory.as_base():  # which teaches them too
                 written += write_general(room.engine, room.prompter, count, tokens, next(seeds), texts, step)
-    if config.continue_from and (data.earlier_share > 0 or room.consolidations):
-        prompts = list(read_jsonl(config.continue_from / "adapter" / "prompts.jsonl"))
+    if config.continue_from and (data.earlier_share > 0 or room.consolidations or room.relearning):
+        gone = room.relearning.forgotten if room.relearning else ()
+        rows = read_jsonl(config.continue_from / "adapter" / "prompts.jsonl")
+        prompts = [row for row in rows if row["entry"] not in gone]
         with bar("Answering earlier prompts", len(prompts)) as step:
             options = (data.max_new_tokens, data.temperature, next(seeds), data.keep_truncated)
             written += write_earlier(prompts, room.engine, *options, step)

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import write_jsonl
+from ..files import read_json, write_jsonl
+from ..forgetting import named
 from ..memories import MemoryText, read_memories
 from .buffer import WakeBuffer
 
@@ -44,11 +45,14 @@ def read_new(path: Path) -> list[MemoryText]:
 
 
 def night_memories(config: RunConfig) -> list[MemoryText]:
-    """Return what a night is about: the records with which it began, or if it has not begun, what waits for it now.
+    """Return what a night is about: the records with which it began, or if it has not begun, what waits for it now;
+    nothing if it takes entries back.
 
     Raises:
         `ValueError`: if nothing can be read.
     """
+    if named(config.memories):
+        return []
     is_begun = (config.output_dir / "config.json").is_file()
     if buffer_of(config.memories) is not None and is_begun:
         return read_memories(str(config.output_dir / KEPT))
@@ -58,11 +62,25 @@ def night_memories(config: RunConfig) -> list[MemoryText]:
 def begin_night(config: RunConfig, memories: list[MemoryText]) -> None:
     """Keep the records of a night about what was heard, and name the night to the buffer. Before config.json is
     written, and as often as one likes."""
-    if (path := buffer_of(config.memories)) is None:
+    path = buffer_of(config.memories)
+    if path is not None:
+        write_jsonl(config.output_dir / KEPT, (asdict(memory) for memory in memories))
+    elif named(config.memories):
+        path = followed_by(config.continue_from)
+    if path is None:
         return
-    write_jsonl(config.output_dir / KEPT, (asdict(memory) for memory in memories))
     with WakeBuffer(path) as buffer:
         buffer.register(config.output_dir)
+
+
+def followed_by(run: Path | None) -> Path | None:
+    """Return the buffer that one of these runs was about: this one, the one that it continues, and so on."""
+    while run is not None and (run / "config.json").is_file():
+        config = read_json(run / "config.json")
+        if (path := buffer_of(config["memories"])) is not None:
+            return path if path.is_file() else None
+        run = Path(config["continue_from"]) if config["continue_from"] else None
+    return None
 
 
 def fail_silent(config: RunConfig, silent: Sequence[MemoryText]) -> None:
