@@ -101,12 +101,45 @@ def tabulate(runs: Runs) -> list[Row]:
     return table
 
 
+def draw(runs: Runs, figure: Path) -> None:
+    """Draw what each method still knows after each night, and what is left of the skill: means over seeds, and their
+    range."""
+    from matplotlib import pyplot
+
+    from sleep_trl.evaluation.retention import average
+
+    axes = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True)[1]
+    titles = ("recall of all nights so far, %", "base skill, %")
+    for axis, title in zip(axes, titles, strict=True):
+        for name, by_seed in runs.items():
+            if axis is axes[0]:
+                lives = [
+                    [average(run["recall"][: n + 1]) for n in range(len(run["recall"]))] for run in by_seed.values()
+                ]
+            else:
+                lives = [run["base_skill"] for run in by_seed.values()]
+            first = 1 if axis is axes[0] else 0
+            nights = range(first, first + len(lives[0]))
+            by_night = [[100 * value for value in values] for values in zip(*lives, strict=True)]
+            [line] = axis.plot(nights, [sum(values) / len(values) for values in by_night], label=name)
+            axis.fill_between(
+                nights, list(map(min, by_night)), list(map(max, by_night)), alpha=0.2, color=line.get_color()
+            )
+        axis.set(title=title, xlabel="after night", ylim=(-3, 103))
+        axis.grid(alpha=0.3)
+    axes[0].legend(loc="lower left")
+    pyplot.tight_layout()
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    pyplot.savefig(figure, metadata={"Date": None})
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = study_parser((__doc__ or "").split("\n")[0], METHODS, name="methods")
     parser.add_argument("--nights", type=int, default=10, help="nights of a life")
     parser.add_argument("--pages", type=int, default=6, help="pages of the town's newspaper a night, of six facts each")
     parser.add_argument("--prompts", type=int, help="prompts a step, instead of the configuration's")
     parser.add_argument("--steps", type=int, help="optimizer steps a night, instead of the configuration's")
+    parser.add_argument("--figure", type=Path, help="draw the figure, such as docs/ten_nights.svg")
     parser.add_argument("--jobs", type=int, default=1, help="lives at a time")
     parser.add_argument("--folder", type=Path, default=Path("runs/ten_nights"), help="keeps every night")
     arguments = parser.parse_args()
@@ -121,6 +154,8 @@ def main() -> None:
     rerun_with(environment())
     settings = {name: getattr(arguments, name) for name in ("nights", "pages", "prompts", "steps")}
     runs = run_study(arguments, settings, lambda method, seed: run_method(method, seed, arguments), arguments.jobs)
+    if arguments.figure:
+        draw(runs, arguments.figure)
     report_study(tabulate(runs), settings, runs, arguments.json)
 
 
