@@ -21,7 +21,7 @@ from sleep_trl.models import load_model
 from sleep_trl.sharding import is_sharded, serve, takes_part_in_saving
 from sleep_trl.trainers import KnowledgeSeedingConfig, KnowledgeSeedingTrainer
 from tests.tiny import tiny_tokenizer
-from tests.trainers.test_knowledge_seeding import OPTIONS, length_reward, rows
+from tests.trainers.seedings import OPTIONS, length_reward, rows
 
 IDS = torch.arange(3, 20)[None]
 

@@ -11,7 +11,7 @@ from sleep_trl.trainers.knowledge_seeding.loss import Head, divergence_per_token
 from sleep_trl.trainers.knowledge_seeding.parts import PARTS
 from sleep_trl.trainers.knowledge_seeding.teachers import find_rows, share_out
 from tests.tiny import tiny_model, tiny_tokenizer
-from tests.trainers.test_knowledge_seeding import OPTIONS, length_reward, logged, rows
+from tests.trainers.seedings import OPTIONS, length_reward, logged, rows
 
 LARGER = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3}
 

@@ -1,0 +1,133 @@
+"""The loss of Knowledge Seeding, held to GRPO, to TRL's generalized JSD and to the plain formula."""
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+from trl.experimental.gkd import GKDTrainer
+
+from sleep_trl.memory import Memory, MemorySpec, attach
+from tests.tiny import tiny_model
+from tests.trainers.seedings import first_batch, logged, rows, student, trainer
+
+
+@pytest.mark.parametrize("extra", [{}, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}])
+def test_alpha_zero_is_grpo_to_the_last_bit(tmp_path, extra):
+    ours = trainer(tmp_path / "a", alpha=0.0, **extra)
+    ours.train()
+    theirs = trainer(tmp_path / "b", GRPOTrainer, GRPOConfig, **extra)  # seeds anew
+    theirs.train()
+    for key in ("loss", "grad_norm", "reward", "entropy"):
+        assert logged(ours, key) == logged(theirs, key) and len(logged(ours, key)) == 5
+    for (name, a), (_, b) in zip(ours.model.named_parameters(), theirs.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_alpha_one_lambda_one_has_the_gradient_of_gkd(tmp_path, beta):
+    t = trainer(tmp_path, alpha=1.0, lmbda=1.0, divergence_beta=beta)
+    model, memory = t.model, Memory.of(t.model)
+    with torch.no_grad():  # away from the zero start, where half of the gradient vanishes
+        for _, p in memory.expert_parameters(0):
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(3)) * 0.1)
+    batch = first_batch(t)
+    t._compute_loss(model, batch).backward()
+    ours = {name: p.grad.clone() for name, p in memory.expert_parameters(0)}
+    model.zero_grad()
+
+    ids, mask = batch["completion_ids"], batch["completion_mask"]
+
+    def logits(prompt):
+        joined = torch.cat([batch[f"{prompt}_ids"], ids], 1)
+        attention = torch.cat([batch[f"{prompt}_mask"], mask], 1)
+        return model(input_ids=joined, attention_mask=attention).logits[:, -ids.size(1) - 1 : -1]
+
+    with torch.no_grad(), memory.as_teacher():
+        teacher = logits("teacher_prompt")
+    labels = ids.masked_fill(mask == 0, -100)
+    GKDTrainer.generalized_jsd_loss(logits("prompt"), teacher, labels, beta=beta).backward()
+    for name, p in memory.expert_parameters(0):
+        assert p.grad.abs().max() > 1e-6
+        torch.testing.assert_close(ours[name], p.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("passes", [1, 3])  # of three passes over two references, one reads what counts nothing
+@pytest.mark.parametrize("form", ["llama", "qwen3", "gemma2", "gpt_neox", "phi3"])
+def test_divergence_is_the_plain_formula(tmp_path, form, passes):
+    """KL(teacher || student) on rollout and reference by full logits, each part weighed, against the trainer's loss."""
+    t = trainer(tmp_path, model=student(form), alpha=1.0, lmbda=0.25, replay_weight=0.5, reference_passes=passes)
+    model, memory = t.model, Memory.of(t.model)
+    with torch.no_grad():
+        for _, p in memory.expert_parameters(0):
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(3)) * 0.1)
+    batch = first_batch(t)
+    loss = t._compute_loss(model, batch).item()
+
+    def kl(kind):
+        ids, mask = batch[f"{kind}_ids"], batch[f"{kind}_mask"]
+
+        def log_probs(prompt):
+            joined = torch.cat([batch[f"{prompt}_ids"], ids], 1)
+            attention = torch.cat([batch[f"{prompt}_mask"], mask], 1)
+            with torch.no_grad():
+                return (
+                    model(input_ids=joined, attention_mask=attention).logits[:, -ids.size(1) - 1 : -1].log_softmax(-1)
+                )
+
+        student_log = log_probs("prompt")
+        with memory.as_teacher():
+            teacher_log = log_probs("teacher_prompt")
+        per_token = (teacher_log.exp() * (teacher_log - student_log)).sum(-1) * mask
+        weight = torch.where(batch["part"] == 0, 1.0, 0.5)
+        return ((per_token * weight[:, None]).sum() / mask.sum()).item()
+
+    assert loss == pytest.approx(0.25 * kl("completion") + 0.75 * kl("reference"), rel=1e-4)
+    assert {k for k in t._metrics["train"] if k.startswith("divergence/")} == {
+        f"divergence/{part}/{kind}" for part in ("memory", "general") for kind in ("rollout", "reference")
+    }
+
+
+def test_accumulation_gives_the_same_expert(tmp_path):
+    """One batch of eight rollouts and two of four, whose references are read at once, add up to the same gradient."""
+    data = rows(2)
+    whole = trainer(tmp_path / "a", data=data, max_steps=2, alpha=1.0, reference_passes=2)
+    whole.train()
+    halves = trainer(
+        tmp_path / "b", data=data, max_steps=2, alpha=1.0, per_device_train_batch_size=4, gradient_accumulation_steps=2
+    )
+    halves.train()
+    for (name, a), (_, b) in zip(
+        Memory.of(whole.model).expert_parameters(0), Memory.of(halves.model).expert_parameters(0), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_the_student_comes_nearer_to_the_teacher(tmp_path):
+    t = trainer(tmp_path, data=rows(2), max_steps=30, alpha=1.0)
+    t.train()
+    losses = logged(t, "divergence/memory/reference")
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_checkpointing_changes_no_gradient(tmp_path):
+    finished = []
+    for extra in ({}, {"gradient_checkpointing": True}):
+        t = trainer(tmp_path / str(len(finished)), max_steps=2, **extra)
+        t.train()
+        finished.append(dict(Memory.of(t.model).expert_parameters(0)))
+    for name, value in finished[0].items():
+        torch.testing.assert_close(value, finished[1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["gpt2", "llama"])
+def test_padding_does_not_move_a_text(tmp_path, form):
+    """A zero expert on a row without context diverges nowhere, though a neighbour's context pads it further."""
+    mixed = rows(2).to_list()
+    mixed[1]["teacher_prompt"] = mixed[1]["prompt"]
+    model = tiny_model(form, **({"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if form == "gpt2" else {}))
+    attach(model, MemorySpec(width=8, max_experts=2)).activate()
+    t = trainer(tmp_path, model=model, data=Dataset.from_list(mixed), alpha=1.0)
+    t._compute_loss(t.model, first_batch(t))
+    logs = t._metrics["train"]
+    assert logs["divergence/memory/reference"][0] > 1e-3
+    assert max(logs["divergence/general/reference"][0], logs["divergence/general/rollout"][0]) < 1e-6
