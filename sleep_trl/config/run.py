@@ -141,7 +141,8 @@ class RunConfig(Section):
             raise ValueError(
                 "dream.into lora needs memory.routing dense: with topk there is no grown checkpoint for an adapter"
             )
-        if (taken := self.dream.share + self.dataset.general_share + self.dataset.earlier_share) >= 1:
+        replayed = self.dataset.general_share + self.dataset.earlier_share
+        if self.dream.rounds and (taken := self.dream.share + replayed) >= 1:
             raise ValueError(
                 f"dream.share ({self.dream.share}), dataset.general_share ({self.dataset.general_share}) and "
                 f"dataset.earlier_share ({self.dataset.earlier_share}) add up to {taken:g} and leave no share for the "
