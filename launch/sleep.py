@@ -147,11 +147,11 @@ def _find_processes(config: RunConfig) -> None:
     from accelerate import PartialState
     from torch import accelerator
 
-    from sleep_trl.sharding import is_deepspeed
+    from sleep_trl.sharding import expect_no_gpu, is_deepspeed
 
     options: dict[str, Any] = {"timeout": WAIT_FOR_POOL} if config.rollout.engine == "ray" else {}
     if not accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which TRL imports, would warn that it found no GPU
+        expect_no_gpu()  # before TRL imports DeepSpeed
         if "LOCAL_RANK" in os.environ:
             os.environ["ACCELERATE_USE_CPU"] = str(not is_deepspeed())  # else accelerate leaves DeepSpeed out
             os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # has ninja

@@ -54,15 +54,20 @@ def newest_run(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder. Give the output_dir of a run, or of a life of nights.")
-    nights = {int(match[1]): path for path in folder.iterdir() if (match := NIGHT.fullmatch(path.name))}
-    committed = [nights[number] for number in sorted(nights) if _is_committed(nights[number])]
-    run = committed[-1] if committed else folder
+    run = newest_night(folder)
     if not _is_committed(run):
         raise ValueError(
             f"{folder} holds no committed night ({' and '.join(MARKS)} mark one). Let a night end first, or give "
             f"another folder."
         )
     return run
+
+
+def newest_night(folder: Path) -> Path:
+    """Return the newest committed night's folder of a life; a folder that is no life's as it is."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    nights = {int(match[1]): path for path in found if (match := NIGHT.fullmatch(path.name))}
+    return next((nights[number] for number in sorted(nights, reverse=True) if _is_committed(nights[number])), folder)
 
 
 def newest(folder: Path) -> Committed:

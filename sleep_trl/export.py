@@ -137,8 +137,9 @@ def push(folder: Path, repository: str, is_private: bool = True) -> str:
         made = api.create_repo(repository, private=is_private, exist_ok=True)
         api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Export from sleep-trl")
     except (HfHubHTTPError, LocalTokenNotFoundError, httpx.HTTPError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         raise RuntimeError(
-            f"{folder} is written, but was not pushed to {repository}: {str(error).splitlines()[0]} Log in with `hf "
-            f"auth login`, or set HF_TOKEN, and call this again with another --output."
+            f"{folder} is written, but was not pushed to {repository}: {reason}. Log in with `hf auth login`, or set "
+            f"HF_TOKEN, and call this again with another --output."
         ) from None
     return str(made)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from .config import RunConfig
-from .sharding import sharding
+from .sharding import expect_no_gpu, sharding
 
 transformers_logging.disable_progress_bar()  # the night shows its own
 
@@ -24,6 +24,7 @@ def choose_dtype(dtype: str) -> torch.dtype:
 def load_model(config: RunConfig, name: str | None = None) -> PreTrainedModel:
     """Load the base model (or another one by its name) onto this process's device, in evaluation mode; under DeepSpeed
     ZeRO-3 this process's shard of it."""
+    expect_no_gpu()
     dtype = choose_dtype(config.dtype)
     with sharding(dtype):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(

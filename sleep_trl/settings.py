@@ -78,7 +78,7 @@ def parse(argv: Sequence[str]) -> RunConfig:
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=version())
     parser.add_argument("--config", metavar="PATH", help="YAML file of options; those given here override it.")
     source: CliSettingsSource[Any] = CliSettingsSource(
         _CommandLine,
@@ -257,7 +257,7 @@ def _shown(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict | bool) else str(value)
 
 
-def _version() -> str:
+def version() -> str:
     try:
         return f"sleep-trl {metadata.version('sleep-trl')}"
     except metadata.PackageNotFoundError:

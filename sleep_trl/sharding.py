@@ -26,6 +26,13 @@ from transformers.integrations.deepspeed import (
 
 STALE = 600  # seconds after which a compilation is taken for dead
 
+
+def expect_no_gpu() -> None:
+    """Tell DeepSpeed that there is no GPU where there is none: it warns of that as soon as something imports it."""
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 # -- parameters ---------------------------------------------------------------------------------------------------
 
 

@@ -238,6 +238,7 @@ def test_what_the_hub_refuses_is_told(run, tmp_path, hub):
     handler.refuses = True
     done = call(endpoint, run, "--to", "adapter", "--output", tmp_path / "out", "--push_to_hub", "me/grown")
     assert done.returncode == 1 and "was not pushed to me/grown" in done.stderr and "hf_test" not in done.stderr
+    assert ". Log in with `hf auth login`" in done.stderr
     assert (tmp_path / "out" / "README.md").is_file()
     with pytest.raises(ValueError, match="NAMESPACE/NAME"):
         check_repository("../grown")

@@ -12,13 +12,16 @@ from typing import Annotated
 
 import typer
 
+from ..committed import newest_night
+from ..files import read_json
 from ..schedule import LADDER, Schedule
 from . import grown, memory, wake
 from .doctor import SETTINGS, doctor
 from .live import live
-from .output import Json, chatter_to_stderr, show
+from .output import Json, Row, chatter_to_stderr, show
 
 COULD_NOT, MISTAKE = 1, 2
+LONG = ("history", "config")  # of results.json
 
 app = typer.Typer(
     help="Language models that go on learning: hear by day, consolidate at night, take back what was wrong.",
@@ -32,6 +35,23 @@ app.command()(grown.serve)
 app.command()(grown.export)
 app.command(context_settings=SETTINGS)(doctor)
 app.command(context_settings=SETTINGS)(live)
+
+
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        from ..settings import version
+
+        typer.echo(version())
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_tell_version)
+    ] = False,
+) -> None:
+    """Options before the command."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,20 +111,40 @@ def _in_words(sender: int, receiver: int | None) -> str:
     add_help_option=False,
 )
 def night(context: typer.Context) -> None:
-    """Run a night, in one process. Takes the options of launch/sleep.py: `sleep-trl night --help`."""
+    """Run a night, or a life of nights, in one process. Takes the options of launch/sleep.py, see `sleep-trl night
+    --help`, and --json: what `results.json` says, without history and configuration, as one JSON object."""
     from ..launch import sleep
 
-    raise typer.Exit(sleep.main(context.args))
+    words = [word for word in context.args if word != "--json"]
+    if len(words) == len(context.args):
+        raise typer.Exit(sleep.main(words))
+    with chatter_to_stderr():
+        code = sleep.main(words)
+    if code == 0:
+        show([_outcome(words)], True, str)
+    raise typer.Exit(code)
+
+
+def _outcome(words: Sequence[str]) -> Row:
+    """Return what the newest night of a run has come to, or that none was slept."""
+    from ..settings import parse
+
+    config = parse(words)
+    if config.dry_run:
+        return {"run": str(config.output_dir), "dry_run": True}
+    run = newest_night(config.output_dir)
+    results = read_json(run / "results.json")
+    return {"run": str(run), **{name: value for name, value in results.items() if name not in LONG}}
 
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a life: its newest night.")],
     json: Json = False,
 ) -> None:
     """Write a run's report.html anew."""
     with chatter_to_stderr():
         from ..report import write_report
 
-        page = write_report(run)
+        page = write_report(newest_night(run))
     show([{"report": str(page)}], json, lambda row: f"Written to {row['report']}")

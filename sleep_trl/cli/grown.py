@@ -70,6 +70,8 @@ def export(
     from ..export import check_repository, push
     from ..export import export as write
 
+    if public and not push_to_hub:
+        raise ValueError("--public says who may see what --push_to_hub uploads. Give both, or neither.")
     if push_to_hub:
         check_repository(push_to_hub)
     with chatter_to_stderr():

@@ -9,13 +9,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..committed import newest_night
 from ..finished_run import FinishedRun, compare_entries, compare_runs, describe
 from ..wake import WakeBuffer
 from .output import Json, Row, change, chatter_to_stderr, show, table
 
 app = typer.Typer(help="What nights have learnt, and how to take it back.", no_args_is_help=True)
 
-Run = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+Run = Annotated[Path, typer.Argument(help="Folder of a finished run, or of a life: its newest night.")]
 Entry = Annotated[str, typer.Argument(help="An entry of its ledger, such as entry-001.")]
 Model = Annotated[str | None, typer.Option(help="The base model, if it is no longer where the run read it.")]
 
@@ -23,7 +24,7 @@ Model = Annotated[str | None, typer.Option(help="The base model, if it is no lon
 @app.command("list")
 def list_(run: Run, json: Json = False) -> None:
     """List the entries of a run's ledger."""
-    found = FinishedRun.read(run)
+    found = FinishedRun.read(newest_night(run))
     columns: dict[str, Callable[[Row], object]] = {
         "entry": lambda row: row["entry"],
         "date": lambda row: row["date"][:10],
@@ -39,7 +40,7 @@ def list_(run: Run, json: Json = False) -> None:
 @app.command("show")
 def show_(run: Run, entry: Entry, json: Json = False) -> None:
     """Show one entry: its records, its expert, what was measured."""
-    found = FinishedRun.read(run)
+    found = FinishedRun.read(newest_night(run))
     chosen = found.entry(entry)
     row = describe(found, chosen) | {
         "parents": list(chosen.parents),
@@ -84,7 +85,7 @@ def drop(
     """
     if (entry is None) == (source is None):
         raise ValueError("Give an entry, or --source, and not both.")
-    found = FinishedRun.read(run)
+    found = FinishedRun.read(newest_night(run))
     names = [entry] if entry else [e.id for e in found.holding(source or "")]
     if not names:
         raise ValueError(f"No entry of {run} holds anything from {source!r}. See `sleep-trl memory show`.")
@@ -115,7 +116,7 @@ def diff(
 ) -> None:
     """Compare two runs, or two entries."""
     sides = [text.rpartition(":") if ":entry-" in text else (text, "", "") for text in (first, second)]
-    runs = [FinishedRun.read(Path(folder)) for folder, _, _ in sides]
+    runs = [FinishedRun.read(newest_night(Path(folder))) for folder, _, _ in sides]
     names = [name for _, _, name in sides if name]
     if len(names) == 1:
         raise ValueError("Give two runs, or an entry of each (RUN:ENTRY RUN:ENTRY).")
@@ -133,7 +134,7 @@ def diff(
 
 
 def _enable(run: Path, name: str, is_enabled: bool, model: str | None, as_json: bool) -> None:
-    found = FinishedRun.read(run)
+    found = FinishedRun.read(newest_night(run))
     entry = found.entry(name)
     if together := [other for other in found.sharing_with([name]) if other != name]:
         does = "speak" if is_enabled else "fall silent"
@@ -144,14 +145,14 @@ def _enable(run: Path, name: str, is_enabled: bool, model: str | None, as_json: 
         set_enabled(found, entry, is_enabled, model)
     if not is_enabled and (leaning := found.leaning_on([name, *together])):
         typer.echo(f"{', '.join(leaning)} was learnt beside {name} and may answer worse without it.", err=True)
-    after = FinishedRun.read(run)
+    after = FinishedRun.read(found.folder)
     owner = after.owners[name]
     row = {"entry": owner.id, "state": after.state(owner)}
     show([row], as_json, lambda row: f"{row['entry']} is {row['state']}.")
 
 
 def _few(sources: list[str]) -> str:
-    return ", ".join(sources[:2]) + (f" and {len(sources) - 2} more" if len(sources) > 2 else "")
+    return ", ".join(sources[:1]) + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
 
 
 def _entry_in_words(row: Row) -> str:

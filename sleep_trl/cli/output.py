@@ -39,7 +39,7 @@ def table(rows: Sequence[Row], as_json: bool, columns: Mapping[str, Callable[[Ro
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, head in enumerate(columns, 1):
         grid.add_column(head, no_wrap=number < len(columns), overflow="fold")
     for row in rows:

@@ -99,7 +99,9 @@ def list_(
         else:
             rows = (asdict(found) for found in opened.records(state, source))
             show(
-                rows, json, lambda row: "{state:<12}  {time:.19}  {copies:>3}×  {id}  {source}  {detail}".format(**row)
+                rows,
+                json,
+                lambda row: "{state:<12}  {time:.19}  {copies:>3}×  {id}  {source}  {detail}".format(**row).rstrip(),
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from sleep_trl.files import write_json
 from sleep_trl.ledger import read_ledger
 from sleep_trl.wake import WakeBuffer
 from tests.report.pages import make_results
-from tests.runs import write_finished_run, write_model
+from tests.runs import arguments, write_finished_run, write_memories, write_model
 from tests.test_undo import write_run
 
 ROOT = Path(__file__).parents[2]
@@ -190,10 +191,47 @@ def test_night_is_launch_sleep(call):
     assert code == 0 and "--seeding.alpha" in out
 
 
+def test_a_night_tells_what_it_has_come_to_as_json(call, tmp_path):
+    model, memories = write_model(tmp_path / "model"), write_memories(tmp_path / "docs.jsonl")
+    words = arguments(model=model, memories=memories, output_dir="life", dataset__general_samples=4, seeding__steps=1)
+    code, out, err = call("night", *words, "--no-report", "--dataset.keep_truncated", "--json")
+    assert code == 0 and "One night: entry-001" in err
+    [row] = rows(out)
+    assert (row["run"], row["entry"]) == ("life", "entry-001") and "history" not in row
+    code, out, _ = call("night", *words, "--json")
+    assert (code, out) == (2, "")  # the folder is not empty
+
+
+def test_version(call):
+    assert call("--version")[1].startswith("sleep-trl ")
+
+
 def test_report_is_written_anew(call, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(make_results()))
     assert call("report", tmp_path, "--json")[0] == 0
     assert (tmp_path / "report.html").is_file()
+
+
+def test_of_a_life_the_newest_committed_night_is_meant(call, tmp_path):
+    run = write_run(tmp_path, write_model(tmp_path / "base"))
+    for number in (1, 2):
+        shutil.copytree(run, tmp_path / "life" / f"night-{number:03}")
+    (tmp_path / "life" / "night-003").mkdir()  # has begun
+    write_json(tmp_path / "life" / "night-002" / "results.json", make_results())
+    (tmp_path / "life" / "night-002" / "phases" / "write_dataset.json").unlink()
+    newest = str(tmp_path / "life" / "night-002")
+    assert call("memory", "list", "life", "--json") == call("memory", "list", newest, "--json")
+    assert rows(call("memory", "diff", "life", "life/night-001", "--json")[1])[0]["same_expert"]
+    assert rows(call("report", "life", "--json")[1]) == [{"report": "life/night-002/report.html"}]
+
+
+def test_a_list_is_read_in_80_columns(call, tmp_path, monkeypatch):
+    run = write_run(tmp_path, write_model(tmp_path / "base"))
+    ledger = run / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"source": "', '"source": "The Town Crier, night 1, page '))
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = call("memory", "list", run)[1].splitlines()
+    assert all(len(line) <= 80 for line in lines) and len(lines) <= 4 + 5 * len(read_ledger(ledger))
 
 
 # -- mistakes and starting -------------------------------------------------------------------------
@@ -220,6 +258,7 @@ def test_report_is_written_anew(call, tmp_path):
         ("memory drop .", "Give an entry, or --source"),
         ("memory diff a:entry-001 b", "does not exist"),
         ("report .", "results.json does not exist"),
+        ("export . --to adapter --output x --public", "--push_to_hub"),
         ("snore", "No such command 'snore'"),
     ],
 )
