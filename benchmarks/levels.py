@@ -86,6 +86,16 @@ def tokens_of(days: list[list[dict[str, Any]]]) -> int:
     return sum(map(len, _tokenizer()(texts, add_special_tokens=False)["input_ids"]))
 
 
+def chunks_of(days: list[list[dict[str, Any]]], every: int) -> str:
+    """Return `levels.chunks` by which level 1 is full after every so many days, and level 2, which takes it in, never.
+
+    Days differ by some tokens, so a chunk is as large as the shortest run of days from the first one on allows.
+    """
+    ends = range(every, len(days) + 1, every)
+    chunk = min(tokens_of(days[:end]) * every // end for end in ends)
+    return f"[1,{chunk},{chunk * (len(ends) + 1)}]"
+
+
 def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Sleep over the days, and ask about all of them."""
     from world import write_records
@@ -104,7 +114,7 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "evaluation.max_questions": 360,
     }
     if how.chunk:
-        options["levels.chunks"] = f"[1,{tokens_of(days[: how.chunk])}]"
+        options["levels.chunks"] = chunks_of(days, how.chunk)
     each, folder, seconds = DAYS // how.sleeps, Path(), 0.0
     for night in range(how.sleeps):
         heard = [row for day in days[night * each : (night + 1) * each] for row in day]
