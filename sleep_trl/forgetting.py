@@ -7,11 +7,11 @@ model as it was. Of the entries that go nothing is asked, and their experts are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .ledger import LedgerEntry, leaning, owners, sharing, standing
+from .ledger import LedgerEntry, leaning, owners, sharing, standing, with_held
 
 if TYPE_CHECKING:
     from .memory import ExpertRecord
@@ -73,8 +73,7 @@ def plan_relearning(
                 f"memories: {PREFIX}{name} was given, but the run to continue has no entry {name!r} that could be "
                 f"taken back. It has {', '.join(owned) or 'none'}."
             )
-    whole = {entry.id for entry in entries if entry.holds}
-    gone = {name for name in owned if name in names or owned[name].id in whole.intersection(names)}
+    gone = with_held(entries, names).intersection(owned)
     affected = sharing(entries, names)
     affected |= leaning(entries, affected)
     there = [entry for entry in standing(entries) if entry.id in affected]
@@ -85,10 +84,24 @@ def plan_relearning(
             f"it back at once: sleep-trl memory drop RUN {' '.join(names)}."
         )
     senders = tuple(sorted({owned[entry.id].expert for entry in there}))
-    if silent := [entry.id for entry in there if not experts[owned[entry.id].expert].is_enabled]:
+    if silent := [name for name in holds if not experts[owned[name].expert].is_enabled]:
         raise ValueError(
             f"memories: {', '.join(silent)} would have to be learnt anew, but is disabled and says nothing. Enable it, "
             f"or drop it, before."
         )
     dropped = tuple(entry.id for entry in there if entry.id in gone or entry.holds)
     return Relearning(tuple(sorted(gone)), holds, dropped, senders, max(experts[index].level for index in senders))
+
+
+def prompts_without(rows: Iterable[dict[str, Any]], gone: Collection[str]) -> list[dict[str, Any]]:
+    """Return the prompts of earlier nights that a night may ask which takes entries back: none of theirs, nor one that
+    is worded as theirs is, such as the request for a summary of a source which both have read from. The teacher still
+    knows what goes, and would tell it there.
+
+    Args:
+        rows (`Iterable[dict]`): of `prompts.jsonl`.
+        gone (`Collection[str]`): entries that are taken back.
+    """
+    rows = list(rows)
+    theirs = {row["prompt"] for row in rows if row["entry"] in gone}
+    return [row for row in rows if row["prompt"] not in theirs]

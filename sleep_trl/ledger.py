@@ -92,6 +92,15 @@ def sharing(entries: Iterable[LedgerEntry], names: Iterable[str]) -> set[str]:
     return names | {name for name, owner in found.items() if owner.id in shared}
 
 
+def with_held(entries: Sequence[LedgerEntry], names: Iterable[str]) -> set[str]:
+    """Return these entries and all that they hold, also through entries that they took in."""
+    found = set(names)
+    for entry in reversed(entries):  # what an entry holds is older
+        if entry.id in found:
+            found.update(entry.holds)
+    return found
+
+
 def leaning(entries: Sequence[LedgerEntry], names: Iterable[str]) -> set[str]:
     """Return the entries that stand and were learnt beside one of these, which spoke at the time, with those that share
     an expert with them, and what leans on these again."""
