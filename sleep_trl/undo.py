@@ -116,11 +116,11 @@ def drop(
     """
     if (gone := [entry for entry in map(run.entry, names) if entry.dropped]) and _is_settled(run):
         raise ValueError(f"{gone[0].id} was dropped already, on {gone[0].dropped}.")
-    names = run.sharing_with(names)
+    asked, names = names, run.sharing_with(names)
     if (leaning := run.leaning_on(names)) and later is None:
         raise ValueError(
             f"{', '.join(leaning)} in {run.folder} was learnt beside {', '.join(names)} and leans on it. A night "
-            f"learns it anew: launch/sleep.py --continue_from {run.folder} --memories {PREFIX}{BETWEEN.join(names)}. "
+            f"learns it anew: launch/sleep.py --continue_from {run.folder} --memories {PREFIX}{BETWEEN.join(asked)}. "
             f"Or choose: --later drop takes it back too and queues its records for the next night; --later keep leaves "
             f"it, and it may lose what it knows."
         )
