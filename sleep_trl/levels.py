@@ -1,8 +1,8 @@
 """Which experts a night consolidates into one of a slower level, before it learns anything itself (method 3.1, 3.3).
 
-A level's experts become one when its chunk is full (`levels.chunks`), or when the memory has but one free expert left
-(`levels.when_full`). All of it follows from the ledger, the records of the experts and the night's tokens, so it can be
-said before weights are loaded, and a night that is resumed finds the same.
+A level's experts become one when its chunk is full (`levels.chunks`), or when the memory has but one free expert left,
+two where levels have blocks (`levels.when_full`). All of it follows from the ledger, the records of the experts and the
+night's tokens, so it can be said before weights are loaded, and a night that is resumed finds the same.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def due_consolidations(
     """
     Return what a night consolidates before it learns its own memories, slow to fast.
 
-    Each needs one free expert for as long as it takes, and frees two or more, so that a night that begins with one free
-    expert ends with at least one.
+    Each needs one free expert for as long as it takes, a second one if a block is exchanged with it, and frees two or
+    more besides such a block. So a night that begins with as many free experts ends with at least as many.
 
     Args:
         config (`LevelsConfig`):
@@ -78,10 +78,15 @@ def due_consolidations(
     heard = tokens_heard(entries)
     if due := _fallen_due(config.chunks, levels, heard, heard + tokens):
         return due
-    if config.when_full == "stop" or max_experts - len(experts) > 1:
+    if config.when_full == "stop" or max_experts - len(experts) > needed_free(config):
         return []
     made = _onward(levels, config.chunks) if config.when_full == "onward" else _merge(levels, _load(entries))
     return [made] if made else []
+
+
+def needed_free(config: LevelsConfig) -> int:
+    """Return how many free experts a consolidation needs at most: the one that is made, and an exchanged block."""
+    return 2 if config.learning_rate else 1
 
 
 def block_levels(config: LevelsConfig) -> range:

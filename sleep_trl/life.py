@@ -11,7 +11,7 @@ from pathlib import Path
 from .config import RunConfig
 from .files import read_json
 from .forgetting import named
-from .levels import LEAST_ROOM, MAKE_ROOM, missing_blocks
+from .levels import LEAST_ROOM, MAKE_ROOM, missing_blocks, needed_free
 from .memories import read_memories
 from .wake.nights import buffer_of
 
@@ -79,9 +79,8 @@ def unfinished(nights: list[RunConfig]) -> list[RunConfig]:
                 f"finished stay first, in their order; give new ones behind them, or another --output_dir."
             )
     for night in waiting:
-        if buffer_of(night.memories) is None and not named(
-            night.memories
-        ):  # what will be heard until then is not known yet
+        is_known = buffer_of(night.memories) is None  # what will be heard until then is not yet
+        if is_known and not named(night.memories):
             read_memories(night.memories)
     if waiting:
         check_room(waiting)
@@ -100,7 +99,8 @@ def check_room(waiting: list[RunConfig]) -> None:
         experts = description["experts"]
         if "max_experts" not in first.memory.model_fields_set:
             size = description["spec"]["max_experts"]
-    used = len(experts) + len(missing_blocks(first.levels, experts))
+    missing, free = len(missing_blocks(first.levels, experts)), needed_free(first.levels)
+    blocks, used = missing + sum(bool(expert.get("is_block")) for expert in experts), missing + len(experts)
     if used + len(waiting) <= size:
         return
     if first.levels.when_full == "stop" and not first.levels.chunks:
@@ -108,8 +108,9 @@ def check_room(waiting: list[RunConfig]) -> None:
             f"nights: {len(waiting)} nights to sleep need as many experts, but the memory has room for {size} and "
             f"holds {used}. Give --memory.max_experts {used + len(waiting)} or more. {MAKE_ROOM}"
         )
-    if size < (needed := max(used + 1, LEAST_ROOM)):
+    least = blocks + LEAST_ROOM - 1 + free
+    if size < (needed := max(used + free, least)):
         raise ValueError(
-            f"nights: experts that become one need room for {LEAST_ROOM} and a free one, but the memory has room for "
-            f"{size} and holds {used}. Give --memory.max_experts {needed} or more."
+            f"nights: experts that become one need room for {least} and {free} free to begin with, but the memory has "
+            f"room for {size} and holds {used}. Give --memory.max_experts {needed} or more."
         )

@@ -80,6 +80,14 @@ def test_a_full_memory_makes_room_in_time() -> None:
     assert due({"when_full": "merge"}, [], room=1) == []
 
 
+def test_a_memory_with_blocks_makes_room_for_one_that_is_exchanged() -> None:
+    """Otherwise the night would be refused: it needs a second free expert, and has none."""
+    blocks = {"chunks": (1000, 2000, 4000), "learning_rate": 0.1}
+    for policy in ("onward", "merge"):
+        assert due({"when_full": policy} | blocks, FOUR, room=6) != []
+        assert due({"when_full": policy} | blocks, FOUR, room=7) == []
+
+
 def test_the_least_used_experts_merge() -> None:
     load = [[5, 1, 0, 9], [5, 2, 4, 9]]  # by layer and expert
     three = [entry(1, 0), entry(2, 1), entry(3, 2)]
@@ -287,7 +295,15 @@ def test_a_life_that_makes_room_needs_three_slots(model, tmp_path) -> None:
     checked(6)
     for options in ({"levels.when_full": "onward"}, {"levels.when_full": "merge"}, CHUNKS):
         checked(3, **options)
-        with pytest.raises(ValueError, match=r"room for 3 and a free one, but .* 2 and holds 0\. Give .*max_experts 3"):
+        with pytest.raises(
+            ValueError, match=r"room for 3 and 1 free to begin with, but .* 2 and holds 0\. Give .*max_experts 3"
+        ):
             checked(2, **options)
+    blocks = {"levels.when_full": "onward", "levels.learning_rate": 0.1} | CHUNKS
+    checked(6, **blocks)
+    with pytest.raises(
+        ValueError, match=r"room for 6 and 2 free to begin with, but .* 5 and holds 2\. Give .*experts 6"
+    ):
+        checked(5, **blocks)
     with pytest.raises(ValueError, match=r"6 nights to sleep need as many .* Or let experts become one .*onward"):
         checked(5)
