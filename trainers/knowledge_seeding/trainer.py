@@ -42,9 +42,10 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
     Rows of the data set have `prompt` (what the student sees), `teacher_prompt` (the same behind the privileged
     context) and `reference` (what the teacher wrote there). Each may be text or messages, or come as token ids in
     `prompt_ids`, `teacher_prompt_ids`, `reference_ids`, which are used as they are. Optional `part` (`"memory"`,
-    `"dream"`, `"general"`, `"earlier"`) says what a row is for: the divergence is logged for each part, and the last
-    two weigh `replay_weight`. Optional `stop` lists strings before which a rollout of the row ends, for models that
-    seldom end by themselves.
+    `"dream"`, `"general"`, `"earlier"`) says what a row is for: the divergence is logged for each part, the last two
+    weigh `replay_weight`, and where the memory has other experts `"general"` is taught by the pretrained model, without
+    any of them. Optional `stop` lists strings before which a rollout of the row ends, for models that seldom end by
+    themselves.
 
     What is changed with respect to [`~trl.GRPOTrainer`]: `_compute_loss` (adds the divergence),
     `_generate_and_score_completions` (adds teacher prompts and references to the batch), `_tokenize_prompts` (takes
