@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PATIENCE = 120_000  # milliseconds; the machine may do other things
 SIZES: dict[str, dict[str, Any]] = {
     "desk": {"viewport": {"width": 1280, "height": 900}},
     "phone": {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True},
@@ -51,7 +52,7 @@ def browser() -> Iterator[Any]:
     if chromium is None:
         pytest.skip("no Chromium: install it (Debian: apt install chromium), or set CHROMIUM=/path/to/it")
     with api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium)
+        browser = driver.chromium.launch(executable_path=chromium, timeout=PATIENCE)
         yield browser
         browser.close()
 
@@ -62,6 +63,7 @@ def open_tab(browser) -> Iterator[Callable[..., Tab]]:
 
     def open_it(address: str, size: str = "desk", **options: Any) -> Tab:
         contexts.append(browser.new_context(**SIZES[size] | options))
+        contexts[-1].set_default_timeout(PATIENCE)
         tab = Tab(contexts[-1].new_page())
         tab.page.goto(address)
         return tab
