@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from ..ledger import LedgerEntry, owning
 from .figures import HUES, Chart, empty_figure, label
 
 Row = Mapping[str, Any]
+
+MOST_TICKS = 8
 
 
 def capacity_charts(capacity: Row, ledger: Sequence[Row]) -> list[Chart]:
@@ -45,7 +48,7 @@ def capacity_charts(capacity: Row, ledger: Sequence[Row]) -> list[Chart]:
     )
     plot.update_layout(barmode="stack", hovermode="x unified")
     plot.update_xaxes(type="category")
-    plot.update_yaxes(rangemode="tozero", tickformat="d")
+    plot.update_yaxes(rangemode="tozero", dtick=math.ceil(room / MOST_TICKS))  # there is no half expert
     said = "; ".join(f"{name}: {_in_words(count)}" for name, count in counts.items())
     caption = (
         "Experts after each night, by level. Where a bar shrinks, experts of one level became a single one of the next "

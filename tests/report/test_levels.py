@@ -33,6 +33,13 @@ def test_experts_are_counted_after_each_night() -> None:
     assert capacity_charts(CAPACITY, LIFE[:1]) == [] == capacity_charts({}, LIFE)  # nothing to compare; an old run
 
 
+def test_there_is_no_half_expert_on_the_axis() -> None:
+    ticks = [
+        capacity_charts({**CAPACITY, "max_experts": room}, LIFE)[0].plot.layout.yaxis.dtick for room in (3, 8, 9, 40)
+    ]
+    assert ticks == [1, 1, 2, 5]
+
+
 def test_an_entry_says_which_one_took_it_in() -> None:
     assert [outcome(entry, LIFE) for entry in LIFE] == ["consolidated in entry-003"] * 2 + ["kept"] * 2
     dropped = [{**entry, "dropped": "now"} if entry.get("holds") else entry for entry in LIFE]
