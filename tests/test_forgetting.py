@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sleep_trl.files import read_json, read_jsonl
-from sleep_trl.forgetting import named, plan_relearning, prompts_without
+from sleep_trl.forgetting import named, plan_relearning
 from sleep_trl.launch import sleep
 from sleep_trl.ledger import owning, read_ledger
 from sleep_trl.memory import ExpertRecord, Memory, load_memory
@@ -59,14 +59,6 @@ def test_a_consolidation_that_was_taken_in_stands_for_all_that_it_holds():
 
 def test_an_entry_that_goes_may_be_silent():
     assert plan([FIRST, SECOND], "entry-001", silent=(0,)).senders == (0, 1)
-
-
-def test_a_prompt_that_both_have_is_not_asked():
-    """The teacher still knows the first, and would tell it."""
-    asked = [("entry-001", "Summary of the Crier:"), ("entry-002", "Summary of the Crier:"), ("entry-002", "The boat")]
-    rows = [{"entry": name, "prompt": prompt} for name, prompt in asked]
-    assert prompts_without(rows, ("entry-001",)) == rows[2:]
-    assert prompts_without(rows, ()) == rows
 
 
 @pytest.mark.parametrize(
