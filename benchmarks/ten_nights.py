@@ -1,11 +1,11 @@
 """What is left after ten nights: Sleep, and what else one could do with the same memories in the same steps.
 
-    python benchmarks/ten_nights.py --pages 3 --prompts 24 --steps 140 --output benchmarks/results/ten_nights.json
+    python benchmarks/ten_nights.py --output benchmarks/results/ten_nights.json --figure docs/ten_nights.svg
 
 Each night the quickstart's town has new facts, six a page. After each night the questions of all nights so far are
-asked, without the text, and the skill probe. Sleep is the quickstart's configuration with room for as many experts;
-what it is compared with stands in `_rivals.py`. Nights that are in the folder are kept, so that an interrupted study
-goes on where it was. Prints a table; the last line is one JSON object.
+asked, without the text, and the skill probe. Sleep is the quickstart's configuration with room for as many experts and
+a larger share of earlier nights; what it is compared with stands in `_rivals.py`. Nights that are in the folder are
+kept, so that an interrupted study goes on where it was. Prints a table; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -30,8 +30,14 @@ def run_method(method: str, seed: int, arguments: argparse.Namespace) -> dict[st
     folder: Path = arguments.folder
     nights = range(1, arguments.nights + 1)
     memories = [write_memories(folder / "memories" / f"night-{n:03}.jsonl", n, arguments.pages) for n in nights]
-    given = {"seeding.steps": arguments.steps, "seeding.prompts_per_step": arguments.prompts}
-    options = [f"--seed={seed}", *(f"--{name}={value}" for name, value in given.items() if value)]
+    given = {
+        "seed": seed,
+        "seeding.steps": arguments.steps,
+        "seeding.prompts_per_step": arguments.prompts,
+        "seeding.drift_weight": arguments.drift_weight,
+        "dataset.earlier_share": arguments.earlier_share,
+    }
+    options = [f"--{name}={value}" for name, value in given.items()]
     here = folder / method / f"seed-{seed}"
     recall, skill = (sleep if method == "sleep" else learn)(method, memories, here, options)
     return summarize(recall, skill)
@@ -136,9 +142,11 @@ def draw(runs: Runs, figure: Path) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = study_parser((__doc__ or "").split("\n")[0], METHODS, name="methods")
     parser.add_argument("--nights", type=int, default=10, help="nights of a life")
-    parser.add_argument("--pages", type=int, default=6, help="pages of the town's newspaper a night, of six facts each")
-    parser.add_argument("--prompts", type=int, help="prompts a step, instead of the configuration's")
-    parser.add_argument("--steps", type=int, help="optimizer steps a night, instead of the configuration's")
+    parser.add_argument("--pages", type=int, default=3, help="pages of the town's newspaper a night, of six facts each")
+    parser.add_argument("--prompts", type=int, default=32, help="prompts a step")
+    parser.add_argument("--steps", type=int, default=180, help="optimizer steps a night")
+    parser.add_argument("--earlier-share", type=float, default=0.45, help="share of earlier nights' prompts in a step")
+    parser.add_argument("--drift-weight", type=float, default=1.5, help="weight of the drift on self-replay")
     parser.add_argument("--figure", type=Path, help="draw the figure, such as docs/ten_nights.svg")
     parser.add_argument("--jobs", type=int, default=1, help="lives at a time")
     parser.add_argument("--folder", type=Path, default=Path("runs/ten_nights"), help="keeps every night")
@@ -152,7 +160,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     rerun_with(environment())
-    settings = {name: getattr(arguments, name) for name in ("nights", "pages", "prompts", "steps")}
+    names = ("nights", "pages", "prompts", "steps", "earlier_share", "drift_weight")
+    settings = {name: getattr(arguments, name) for name in names}
     runs = run_study(arguments, settings, lambda method, seed: run_method(method, seed, arguments), arguments.jobs)
     if arguments.figure:
         draw(runs, arguments.figure)

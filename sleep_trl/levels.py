@@ -184,8 +184,8 @@ def _two_fastest(levels: Levels) -> Consolidation | None:
 
 
 def _load(entries: Sequence[LedgerEntry]) -> dict[int, int]:
-    """Return how many tokens went to each expert when it was counted last, over all layers; empty if it never was."""
-    for entry in reversed(entries):
-        if entry.rolled_back is None and (load := (entry.metrics.get("after") or {}).get("load")):
-            return {expert: sum(layer[expert] for layer in load) for expert in range(len(load[0]))}
-    return {}
+    """Return how many tokens went to each expert when the last night counted, over all layers; empty if it did not: an
+    earlier one may have counted experts whose slots others have taken since."""
+    night = next((entry for entry in reversed(entries) if entry.rolled_back is None), None)
+    load = (night.metrics.get("after") or {}).get("load") if night else None
+    return {expert: sum(layer[expert] for layer in load) for expert in range(len(load[0]))} if load else {}

@@ -188,7 +188,8 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         """Draw the settled experts that this optimizer step leaves out: the same ones in all processes, and again after
         an interruption."""
         rng = random.Random(f"{self.args.seed} {self.state.global_step}")
-        settled = (index for index in memory.active if index != memory.learning)
+        kept = {memory.learning, *memory.blocks.values()}  # a level's block is in every view
+        settled = (index for index in memory.active if index not in kept)
         return {index for index in settled if rng.random() < self.args.expert_dropout}
 
     def _compute_loss(self, model: nn.Module, inputs: Tensors) -> torch.Tensor:
