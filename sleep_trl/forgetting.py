@@ -7,9 +7,9 @@ model as it was. Of the entries that go nothing is asked, and their experts are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .ledger import LedgerEntry, leaning, owners, sharing, standing, with_held
 
@@ -91,3 +91,17 @@ def plan_relearning(
         )
     dropped = tuple(entry.id for entry in there if entry.id in gone or entry.holds)
     return Relearning(tuple(sorted(gone)), holds, dropped, senders, max(experts[index].level for index in senders))
+
+
+def prompts_without(rows: Iterable[dict[str, Any]], gone: Collection[str]) -> list[dict[str, Any]]:
+    """Return the prompts of earlier nights that a night may ask which takes entries back: none of theirs, nor one that
+    is worded as theirs is, such as the request for a summary of a source which both have read from. The teacher still
+    knows what goes, and would tell it there.
+
+    Args:
+        rows (`Iterable[dict]`): of `prompts.jsonl`.
+        gone (`Collection[str]`): entries that are taken back.
+    """
+    rows = list(rows)
+    theirs = {row["prompt"] for row in rows if row["entry"] in gone}
+    return [row for row in rows if row["prompt"] not in theirs]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sleep_trl.files import read_json, read_jsonl
-from sleep_trl.forgetting import named, plan_relearning
+from sleep_trl.files import read_json, read_jsonl, write_jsonl
+from sleep_trl.forgetting import named, plan_relearning, prompts_without
 from sleep_trl.launch import sleep
 from sleep_trl.ledger import owning, read_ledger
 from sleep_trl.memory import ExpertRecord, Memory, load_memory
@@ -61,6 +61,14 @@ def test_an_entry_that_goes_may_be_silent():
     assert plan([FIRST, SECOND], "entry-001", silent=(0,)).senders == (0, 1)
 
 
+def test_a_prompt_that_both_have_is_not_asked():
+    """The teacher still knows the first, and would tell it."""
+    asked = [("entry-001", "Summary of the Crier:"), ("entry-002", "Summary of the Crier:"), ("entry-002", "The boat")]
+    rows = [{"entry": name, "prompt": prompt} for name, prompt in asked]
+    assert prompts_without(rows, ("entry-001",)) == rows[2:]
+    assert prompts_without(rows, ()) == rows
+
+
 @pytest.mark.parametrize(
     ("names", "silent", "says"),
     [
@@ -89,8 +97,16 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def lived(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("lives") / "life"
-    assert sleep.main(life(model, folder, "one", "two", **{"memory.max_experts": 4})) == 0
+    words = life(model, folder, "one", "two", **{"memory.max_experts": 4})
+    tell_otherwise(folder.parent / "two.jsonl")
+    assert sleep.main(words) == 0
     return folder / "night-002"
+
+
+def tell_otherwise(memories: Path) -> None:
+    """Let a night be about other texts than those before it, so that the model asks other questions."""
+    rows = [{**row, "text": " ".join(reversed(row["text"].split()))} for row in read_jsonl(memories)]
+    write_jsonl(memories, rows)
 
 
 def forget(model: Path, lived: Path, folder: Path, memories: str = "forget:entry-001", **options: object) -> list[str]:
@@ -146,6 +162,7 @@ def test_a_night_goes_on_from_there(model, forgot):
 
 def test_a_life_can_forget_between_two_nights(model, tmp_path):
     words = life(model, tmp_path / "life", "one", "two", **{"memory.max_experts": 4})
+    tell_otherwise(tmp_path / "two.jsonl")
     nights = [str(tmp_path / f"{name}.jsonl") for name in ("one", "two")]
     nights.append("forget:entry-001")
     words = [word for word in words if not word.startswith("--nights")]
@@ -163,7 +180,7 @@ def test_records_of_a_buffer_wait_again(model, tmp_path):
         with WakeBuffer(path) as buffer:
             buffer.add([WakeRecord(MemoryText(f"r{number}", "talk", text), now())])
         folder = tmp_path / f"night{number}"
-        given = {"memory.max_experts": 4} | ({"continue_from": before} if before else {})
+        given = {"memory.max_experts": 4, "seed": number} | ({"continue_from": before} if before else {})
         words = [w for w in arguments(model, folder, **given) if not w.startswith("--memories")]
         assert sleep.main([*words, f"--memories=wake:{path}", "--no-report"]) == 0
         before = folder

@@ -14,6 +14,7 @@ from ..dataset import (
     write_general,
 )
 from ..files import read_jsonl
+from ..forgetting import prompts_without
 from ..memories import read_memories
 from ..progress import bar, say
 from ..rollout import Engine
@@ -64,8 +65,7 @@ def write_dataset(room: Bedroom) -> dict[str, Any]:
                 written += write_general(room.engine, room.prompter, count, tokens, next(seeds), texts, step)
     if config.continue_from and (data.earlier_share > 0 or room.consolidations or room.relearning):
         gone = room.relearning.forgotten if room.relearning else ()
-        rows = read_jsonl(config.continue_from / "adapter" / "prompts.jsonl")
-        prompts = [row for row in rows if row["entry"] not in gone]
+        prompts = prompts_without(read_jsonl(config.continue_from / "adapter" / "prompts.jsonl"), gone)
         with bar("Answering earlier prompts", len(prompts)) as step:
             options = (data.max_new_tokens, data.temperature, next(seeds), data.keep_truncated)
             written += write_earlier(prompts, room.engine, *options, step)
