@@ -4,6 +4,7 @@ TRL imports vLLM where it is installed, and vLLM imports Ray, which takes its to
 """
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ import pytest
 from sleep_trl.cluster import prepare
 
 prepare()
+
+# What a shell starts in its background inherits SIGINT ignored, and hands that on; some tests send it to children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests.runs import write_memories, write_model  # noqa: E402  (may import TRL)
 
