@@ -114,7 +114,7 @@ def draw(runs: Runs, figure: Path) -> None:
 
     from sleep_trl.evaluation.retention import average
 
-    axes = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True)[1]
+    page, axes = pyplot.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
     titles = ("recall of all nights so far, %", "base skill, %")
     for axis, title in zip(axes, titles, strict=True):
         for name, by_seed in runs.items():
@@ -133,10 +133,9 @@ def draw(runs: Runs, figure: Path) -> None:
             )
         axis.set(title=title, xlabel="after night", ylim=(-3, 103))
         axis.grid(alpha=0.3)
-    axes[0].legend(loc="lower left")
-    pyplot.tight_layout()
+    page.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(runs))
     figure.parent.mkdir(parents=True, exist_ok=True)
-    pyplot.savefig(figure, metadata={"Date": None})
+    page.savefig(figure, metadata={"Date": None})
 
 
 def parse_arguments() -> argparse.Namespace:
