@@ -49,8 +49,8 @@ def test_three_sleeps_are_those_of_one_process(model, sharded, tmp_path):
         torch.testing.assert_close(torch.tensor(first[close]), torch.tensor(alone[close]), rtol=1e-3, atol=1e-4)
     theirs, ours = (load_file(folder / "adapter" / "experts.safetensors") for folder in (tmp_path, sharded))
     assert len(theirs) == 18
-    for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    for name, value in theirs.items():  # Adam makes as large a step along a gradient of rounding as along any other
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=5e-4, msg=name)
 
 
 def test_each_process_holds_its_part_of_the_base(sharded):
