@@ -99,29 +99,29 @@ def prepare(config: RunConfig) -> Bedroom:
     tokens = sum(map(prompter.count_tokens, texts))
     names = named(config.memories)
     relearning = plan_relearning(names, earlier, memory.records) if names else None
-    size = memory.spec.max_experts
-    due = [] if relearning else due_consolidations(config.levels, earlier, memory.records, size, tokens)
+    held = earlier, memory.records, memory.spec.max_experts
+    due = [] if relearning else due_consolidations(config.levels, *held, tokens)
     new = 1 + len(due) + min(len(due), len(due_updates(config.levels, earlier, tokens)))  # an updated block is new too
     engine, which = make_engine(config.rollout, memory, tokenizer, config.evaluation.batch_size, new)
     say(which)
     engines = [TransformersEngine(teacher, tokenizer, config.evaluation.batch_size) for teacher in teachers]
     found = Bedroom(
-        config,
-        model,
-        tokenizer,
-        memory,
-        engine,
-        engines,
-        prompter,
-        memories,
-        windows,
-        contexts,
-        context,
-        tokens,
-        earlier,
-        due,
-        relearning,
-        _accumulated(config),
+        config=config,
+        model=model,
+        tokenizer=tokenizer,
+        memory=memory,
+        engine=engine,
+        teachers=engines,
+        prompter=prompter,
+        memories=memories,
+        windows=windows,
+        contexts=contexts,
+        context=context,
+        tokens=tokens,
+        earlier=earlier,
+        consolidations=due,
+        relearning=relearning,
+        accumulated=_accumulated(config),
     )
     found.serve()
     return found

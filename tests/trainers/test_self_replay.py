@@ -5,9 +5,10 @@ import torch
 from datasets import Dataset
 
 from sleep_trl.memory import Memory, MemorySpec, attach
-from sleep_trl.trainers import KnowledgeSeedingConfig, KnowledgeSeedingTrainer
+from sleep_trl.trainers import KnowledgeSeedingConfig
 from sleep_trl.trainers.knowledge_seeding.parts import PARTS
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model
+from tests.trainers import seedings
 
 ROWS = [
     {"prompt": "the cat of Mira", "teacher_prompt": "the cat is Tolu the cat of Mira", "reference": "is called Tolu"},
@@ -33,36 +34,12 @@ def grown():
 
 
 def trainer(tmp_path, data, reward=None, **options):
-    return KnowledgeSeedingTrainer(
-        grown(),
-        reward or (lambda completions, **_: [0.0] * len(completions)),
-        args=KnowledgeSeedingConfig(
-            str(tmp_path),
-            **{
-                "per_device_train_batch_size": 2 * len(data),
-                "num_generations": 2,
-                "max_completion_length": 4,
-                "learning_rate": 1e-2,
-                "logging_steps": 1,
-                "report_to": "none",
-                "bf16": False,
-                "gradient_checkpointing": False,
-                "use_cpu": True,
-                "save_strategy": "no",
-                "disable_tqdm": True,
-                "shuffle_dataset": False,
-                **options,
-            },
-        ),
-        train_dataset=data,
-        processing_class=tiny_tokenizer(),
+    given = {"num_generations": 2, "max_completion_length": 4, "shuffle_dataset": False} | options
+    reward = reward or (lambda completions, **_: [0.0] * len(completions))
+    size = 2 * len(data)
+    return seedings.trainer(
+        tmp_path, model=grown(), data=data, reward_funcs=reward, per_device_train_batch_size=size, **given
     )
-
-
-def first_batch(t):
-    t.model.train()
-    t.current_gradient_accumulation_steps = 1
-    return t._prepare_inputs(next(iter(t.get_train_dataloader())))
 
 
 def hidden(t, batch, prompt, kind="reference"):
@@ -75,7 +52,7 @@ def hidden(t, batch, prompt, kind="reference"):
 
 def test_the_pretrained_model_teaches_general_samples_and_last_nights_model_the_rest(tmp_path):
     t = trainer(tmp_path, rows("memory", "general", "earlier"))
-    batch, memory = first_batch(t), Memory.of(t.model)
+    batch, memory = seedings.first_batch(t), Memory.of(t.model)
     lessons = t._teach(batch, batch["reference_ids"], batch["reference_mask"])
     with torch.no_grad(), memory.as_base():
         base = hidden(t, batch, "teacher_prompt")
@@ -97,7 +74,7 @@ def test_drift_is_the_plain_formula_and_counts_on_self_replay_alone(tmp_path):
     losses = {}
     for weight in (0.0, 3.0):
         t = trainer(tmp_path, data, alpha=1.0, lmbda=0.25, replay_weight=0.5, drift_weight=weight)
-        batch = first_batch(t)
+        batch = seedings.first_batch(t)
         losses[weight] = t._compute_loss(t.model, batch).item()
     memory, part = Memory.of(t.model), batch["part"]
     expected = 0.0
