@@ -1,14 +1,18 @@
-"""The quickstart's town for the studies of dreaming: its memories, its sentences as tasks, nights of its model."""
+"""The quickstart's town for the studies: its memories, its sentences as tasks, nights and lives of its model."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from _report import ROOT
+
+if TYPE_CHECKING:
+    from sleep_trl.ledger import LedgerEntry
 
 QUICKSTART = ROOT / "examples" / "quickstart"
 sys.path[:0] = [str(ROOT), str(QUICKSTART)]
@@ -94,6 +98,35 @@ def sleep(folder: Path, memories: Path, options: dict[str, Any]) -> Path:
         if done.returncode:
             raise RuntimeError(f"A night failed: {' '.join(command)}\n{done.stderr[-2000:]}")
     return folder
+
+
+def sleep_life(folder: Path, nights: Sequence[Path], options: dict[str, Any]) -> list[LedgerEntry]:
+    """Sleep night after night in a fresh process. Nights that the folder holds already are kept, an interrupted one is
+    gone on with.
+
+    Args:
+        folder (`Path`):
+            The life's `output_dir`.
+        nights (`Sequence[Path]`):
+            Each night's memories.
+        options (`dict`):
+            What differs from the quickstart's configuration, by dotted name.
+
+    Returns:
+        `list[LedgerEntry]`: the last night's ledger.
+
+    Raises:
+        `RuntimeError`: if a night fails; what it said stands on standard error.
+    """
+    from sleep_trl.ledger import read_ledger
+
+    said = {"nights": json.dumps([str(path.absolute()) for path in nights]), "output_dir": folder.absolute(), **options}
+    words = ["--config", str(QUICKSTART / "config.yaml"), *(f"--{name}={value}" for name, value in said.items())]
+    command = [sys.executable, "launch/sleep.py", "--no-report", "--resume", *words]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise RuntimeError(f"A night in {folder} failed with exit code {done.returncode}; see above.")
+    return read_ledger(folder / f"night-{len(nights):03}" / "ledger.jsonl")
 
 
 def routed_memory(folder: Path, nights: Sequence[int], steps: int) -> Path:

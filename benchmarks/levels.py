@@ -2,11 +2,13 @@
 
     python benchmarks/levels.py --output benchmarks/results/levels.json
 
-Six days of the quickstart's town are slept over in one night, in three and in six, with one level or with two, where
-the experts of level 1 become one of level 2 after every third day. All variants take the same number of optimizer steps
-in all, those of consolidations included. Two worlds: `town` asks for every fact. `needles` is multi-key: all facts of a
-page are about one kind of thing (whose boat is whose), one in three is asked for, and the others are keys beside it.
-Prints a table; the last line is one JSON object.
+Six days of the quickstart's town are slept over in one night, in three and in six, each with the same optimizer steps
+in all; in one night with the steps of one of the six; and in six with two levels, where the experts of level 1 become
+one of level 2 after every third day, in as many steps again as a night has. Two worlds: `town` asks for every fact.
+`needles` is multi-key: all facts of a page are about one kind of thing (whose boat is whose), one in three is asked
+for, and the others are keys beside it. Recall is that of all days after the last one and, as one may want an answer on
+any evening, the mean over the days' ends of what was heard until then. Nights that are in the folder are kept. Prints a
+table; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from _report import ROOT, Row, Runs, cell, report_study, run_study, study_parser
-from _town import QUICKSTART, memories_of, sleep
+from _report import ROOT, Row, Runs, cell, environment, report_study, rerun_with, run_study, study_parser
+from _town import QUICKSTART, memories_of, sleep_life
 
 DAYS = 6
 FACTS = 6  # of a page
@@ -34,20 +37,21 @@ class Variant:
 
     Args:
         sleeps (`int`): nights, of as many days each.
+        steps (`int`, *optional*, defaults to `1`): steps of a night, and of a consolidation, in `--steps`.
         chunk (`int`, *optional*): days after which level 1 is consolidated into level 2. Default: one level.
-        seedings (`int`): nights and consolidations in all, which share the steps.
     """
 
     sleeps: int
-    seedings: int
+    steps: int = 1
     chunk: int | None = None
 
 
 VARIANTS = {
-    "one sleep": Variant(1, 1),
-    "three sleeps": Variant(3, 3),
-    "six sleeps": Variant(6, 6),
-    "six sleeps, two levels": Variant(6, 8, chunk=3),
+    "one short sleep": Variant(1),
+    "one sleep": Variant(1, steps=6),
+    "three sleeps": Variant(3, steps=2),
+    "six sleeps": Variant(6),
+    "six sleeps, two levels": Variant(6, chunk=3),
 }
 
 
@@ -96,70 +100,91 @@ def chunks_of(days: list[list[dict[str, Any]]], every: int) -> str:
     return f"[1,{chunk},{chunk * (len(ends) + 1)}]"
 
 
+def recall_by_day(recall: Sequence[Sequence[float]]) -> float:
+    """Return what is known of all that was heard, a mean over the ends of the days.
+
+    Args:
+        recall (`Sequence[Sequence[float]]`): of each night's questions after each night, of a life over all days.
+    """
+    nights_until = [day * len(recall) // DAYS for day in range(1, DAYS + 1)]
+    days_of_a_night = DAYS / len(recall)
+    known = [days_of_a_night * sum(recall[n - 1]) / day for day, n in enumerate(nights_until, 1) if n]
+    return sum(known) / DAYS
+
+
 def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Sleep over the days, and ask about all of them."""
     from world import write_records
 
-    from sleep_trl.ledger import owning, read_ledger
+    from sleep_trl.evaluation.retention import average, describe_life
+    from sleep_trl.ledger import owning
 
     world, variant = name.split(": ")
     how, days = VARIANTS[variant], days_of(world, arguments.pages)
     here = arguments.folder / world / variant.replace(" ", "-").replace(",", "") / f"seed-{seed}"
     here.mkdir(parents=True, exist_ok=True)
+    each = DAYS // how.sleeps
+    memories = [here / f"{night}.jsonl" for night in range(how.sleeps)]
+    for night, path in enumerate(memories):
+        write_records(path, [row for day in days[night * each : (night + 1) * each] for row in day])
+    steps = arguments.steps * how.steps
     options: dict[str, Any] = {
         "seed": seed,
-        "seeding.steps": arguments.steps // how.seedings,
+        "seeding.steps": steps,
         "seeding.prompts_per_step": arguments.prompts,
+        "seeding.drift_weight": arguments.drift_weight,
+        "dataset.earlier_share": arguments.earlier_share,
         "memory.max_experts": DAYS,
         "evaluation.max_questions": 360,
     }
     if how.chunk:
         options["levels.chunks"] = chunks_of(days, how.chunk)
-    each, folder, seconds = DAYS // how.sleeps, Path(), 0.0
-    for night in range(how.sleeps):
-        heard = [row for day in days[night * each : (night + 1) * each] for row in day]
-        write_records(here / f"{night}.jsonl", heard)
-        more = {"continue_from": folder} if night else {}
-        folder = sleep(here / f"night-{night}", here / f"{night}.jsonl", options | more)
-        results = json.loads((folder / "results.json").read_text("utf-8"))
-        seconds += results["seconds"]["total"]
-    ledger = read_ledger(folder / "ledger.jsonl")
-    last = {**results["retention"], "": {"after": results["recall"]["after"]}}
+    ledger = sleep_life(here / "life", memories, options)
+    life = describe_life(ledger)
+    nights = [json.loads(path.read_text("utf-8")) for path in sorted((here / "life").glob("night-*/results.json"))]
     return {
-        "recall": sum(night["after"] for night in last.values()) / how.sleeps,
-        "base_skill": results["base_skill"]["after"],
+        "steps": steps * (len(nights) + sum(len(night["consolidations"]) for night in nights)),
+        "recall": average(life["recall"]),
+        "recall_by_day": recall_by_day(life["recall"]),
+        "base_skill": life["base_skill"][-1],
         "experts": len(owning(ledger)),
-        "seconds": round(seconds),
+        "seconds": round(sum(night["seconds"]["total"] for night in nights)),
+        "life": life["recall"],
     }
 
 
 def tabulate(runs: Runs) -> list[Row]:
     """Return recall and skill in percent, the experts in use at the end, and what it took."""
-    table: list[Row] = [("days", "recall of all days", "base skill", "experts", "seconds")]
+    shares, counts = ("recall", "recall_by_day", "base_skill"), ("experts", "steps", "seconds")
+    table: list[Row] = [("days", "recall after the last", "recall on all evenings", "base skill", *counts)]
     for name, by_seed in runs.items():
         done = list(by_seed.values())
-        shares = [cell([100 * run[key] for run in done]) for key in ("recall", "base_skill")]
-        table.append((name, *shares, *(cell([run[key] for run in done], 0) for key in ("experts", "seconds"))))
+        percent = (cell([100 * run[key] for run in done]) for key in shares)
+        table.append((name, *percent, *(cell([run[key] for run in done], 0) for key in counts)))
     return table
 
 
 def parse_arguments() -> argparse.Namespace:
     names = [f"{world}: {variant}" for world in WORLDS for variant in VARIANTS]
     parser = study_parser((__doc__ or "").split("\n")[0], names)
-    parser.add_argument("--pages", type=int, default=2, help="pages a day, of six facts each")
-    parser.add_argument("--steps", type=int, default=360, help="optimizer steps of all nights together")
+    parser.add_argument("--pages", type=int, default=1, help="pages a day, of six facts each")
+    parser.add_argument("--steps", type=int, default=90, help="optimizer steps a day, and of a consolidation")
     parser.add_argument("--prompts", type=int, default=24, help="prompts a step")
+    parser.add_argument("--earlier-share", type=float, default=0.45, help="share of earlier nights' prompts in a step")
+    parser.add_argument("--drift-weight", type=float, default=1.5, help="weight of the drift on self-replay")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "levels", help="keeps every night")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.seeds, arguments.pages, arguments.steps = 1, 1, 24
+        arguments.seeds, arguments.steps = 1, 5
         arguments.folder = arguments.folder / "quick"
     return arguments
 
 
 def main() -> None:
     arguments = parse_arguments()
-    settings = {name: getattr(arguments, name) for name in ("pages", "steps", "prompts")}
+    rerun_with(environment())
+    names = ("pages", "steps", "prompts", "earlier_share", "drift_weight")
+    settings = {name: getattr(arguments, name) for name in names}
     runs = run_study(arguments, settings, lambda variant, seed: run(variant, seed, arguments))
     report_study(tabulate(runs), settings, runs, arguments.json)
 

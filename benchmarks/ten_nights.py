@@ -11,14 +11,13 @@ kept, so that an interrupted study goes on where it was. Prints a table; the las
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from _report import ROOT, Row, Runs, cell, environment, report_study, rerun_with, run_study, study_parser
-from _town import QUICKSTART, write_memories
+from _report import Row, Runs, cell, environment, report_study, rerun_with, run_study, study_parser
+from _town import QUICKSTART, sleep_life, write_memories
+
+Options = dict[str, Any]  # by dotted name
 
 METHODS = ("sleep", "sft", "replay", "lora", "ewc")
 KEPT_AT_LEAST = 0.95  # of what each night was right after itself
@@ -30,49 +29,33 @@ def run_method(method: str, seed: int, arguments: argparse.Namespace) -> dict[st
     folder: Path = arguments.folder
     nights = range(1, arguments.nights + 1)
     memories = [write_memories(folder / "memories" / f"night-{n:03}.jsonl", n, arguments.pages) for n in nights]
-    given = {
+    options = {
         "seed": seed,
         "seeding.steps": arguments.steps,
         "seeding.prompts_per_step": arguments.prompts,
         "seeding.drift_weight": arguments.drift_weight,
         "dataset.earlier_share": arguments.earlier_share,
     }
-    options = [f"--{name}={value}" for name, value in given.items()]
     here = folder / method / f"seed-{seed}"
     recall, skill = (sleep if method == "sleep" else learn)(method, memories, here, options)
     return summarize(recall, skill)
 
 
-def sleep(_: str, memories: list[Path], folder: Path, options: list[str]) -> tuple[list[list[float]], list[float]]:
-    """Sleep a night after each day, in a process of its own."""
+def sleep(_: str, memories: list[Path], folder: Path, options: Options) -> tuple[list[list[float]], list[float]]:
+    """Sleep a night after each day."""
     from sleep_trl.evaluation.retention import describe_life
-    from sleep_trl.ledger import read_ledger
 
-    command = [
-        sys.executable,
-        "launch/sleep.py",
-        "--config",
-        str(QUICKSTART / "config.yaml"),
-        "--no-report",
-        "--resume",
-    ]
-    nights = json.dumps([str(path.absolute()) for path in memories])
-    room = f"--memory.max_experts={len(memories)}"
-    given = [*options, room, f"--nights={nights}"]
-    done = subprocess.run([*command, *given, f"--output_dir={folder.absolute()}"], cwd=ROOT, stdout=subprocess.DEVNULL)
-    if done.returncode:
-        raise RuntimeError(f"A night in {folder} failed with exit code {done.returncode}; see above.")
-    life = describe_life(read_ledger(folder / f"night-{len(memories):03}" / "ledger.jsonl"))
+    life = describe_life(sleep_life(folder, memories, options | {"memory.max_experts": len(memories)}))
     return life["recall"], life["base_skill"]
 
 
-def learn(method: str, memories: list[Path], folder: Path, options: list[str]) -> tuple[list[list[float]], list[float]]:
+def learn(method: str, memories: list[Path], folder: Path, options: Options) -> tuple[list[list[float]], list[float]]:
     """Let one model go on learning, night after night."""
     from _rivals import RIVALS, live
 
     from sleep_trl.settings import parse
 
-    config = parse(["--config", str(QUICKSTART / "config.yaml"), *options])
+    config = parse(["--config", str(QUICKSTART / "config.yaml"), *(f"--{k}={v}" for k, v in options.items())])
     before, *after = live(RIVALS[method], config, memories, folder, folder.parents[1] / "written" / folder.name)
     return [night["recall"] for night in after], [night["skill"] for night in (before, *after)]
 
