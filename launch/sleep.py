@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for night in nights[: len(nights) - len(waiting)]:
         _tell(f"{night.output_dir} is finished.")
     for night in waiting:
-        if (code := _sleep(night)) != DONE or config.dry_run:
+        if (code := _sleep(night, is_of_life=bool(config.nights))) != DONE or config.dry_run:
             return code
     if config.nights and _is_first_process():
         from sleep_trl.evaluation.retention import render_life
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def _sleep(config: RunConfig) -> int:
+def _sleep(config: RunConfig, is_of_life: bool) -> int:
     """Check a night, then sleep it, and return the exit code."""
     try:
         from sleep_trl.preflight import preflight, render
@@ -87,7 +87,8 @@ def _sleep(config: RunConfig) -> int:
 
     _check_processes()
 
-    from sleep_trl.night import run_night
+    from sleep_trl.life import set_aside
+    from sleep_trl.night import NothingUsable, run_night
     from sleep_trl.plan import where_routed
     from sleep_trl.progress import say
     from sleep_trl.results import render_results
@@ -108,6 +109,8 @@ def _sleep(config: RunConfig) -> int:
         _tell_of_night(error)
         if isinstance(error, RewardError):
             _tell("Correct the reward, and go on with the same command and --resume.")
+        if isinstance(error, NothingUsable) and is_of_life and _is_first_process():
+            _tell(f"The night is no part of this life; what there is of it lies in {set_aside(config.output_dir)}.")
         return MISTAKE
     except KeyboardInterrupt:
         if (config.output_dir / "config.json").is_file():

@@ -51,6 +51,19 @@ def begun(life: Path) -> list[str]:
     return memories
 
 
+def set_aside(night: Path) -> Path:
+    """Move a night that cannot be finished out of its life, with what is in it, and return where it lies now. The next
+    one takes its number."""
+    aside = night.parent / f"aside-{len(nights_aside(night.parent)) + 1:03}"
+    night.rename(aside)
+    return aside
+
+
+def nights_aside(life: Path) -> list[Path]:
+    """Return the folders of the nights that were set aside, oldest first."""
+    return sorted(life.glob("aside-*"))
+
+
 def is_finished(folder: Path) -> bool:
     """Tell whether a night was slept to its end."""
     return (folder / "results.json").is_file()

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from .files import read_json, write_json
 
@@ -42,10 +43,9 @@ class Phases:
             work (`Callable[[], Any]`):
                 Does it, on every process; returns plain data, of which the main process's is written.
         """
-        path = self.folder / f"{name}.json"
-        PartialState().wait_for_everyone()
-        if not path.exists():
-            is_writer = PartialState().is_main_process
+        path, is_writer = self.folder / f"{name}.json", PartialState().is_main_process
+        [is_done] = broadcast_object_list([path.exists()])  # the first process says it, before any begins
+        if not is_done:
             watch = Stopwatch(self.folder / f"{name}.seconds") if is_writer else None
             with watch or nullcontext():
                 result = work()

@@ -19,6 +19,7 @@ WORDS = {
     "nothing new": "The hour has come, but nothing new was heard: no night.",
     "night": "{night} begins, try {try}: {why}",
     "slept": "{night} is slept: {entry}, {records:,} records, {seconds:,.0f} s",
+    "aside": "Nothing usable was written about {records:,} records ({night}); they wait for what is heard after them.",
     "failed": "{night} failed with exit code {exit_code}",
     "over": "All {nights} nights are slept.",
     "stopped": "Stopped. The same command goes on from here.",
@@ -74,7 +75,7 @@ def live(
     habits = Habits(after_tokens, _hour(at), nights, check_every, tries, pause)
     launcher = Launcher.read(launch, sys.stderr if json else None)
     model, life, about = _run(context.args, f"{PREFIX}{buffer}" if buffer else memories)
-    listener = Listener(Path(about.removeprefix(PREFIX)), load_tokenizer(model) if after_tokens else None)
+    listener = Listener(Path(about.removeprefix(PREFIX)), load_tokenizer(model) if after_tokens else None, life)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # service managers stop by it what Ctrl-C stops elsewhere
     try:
         code = Supervisor(life, about, context.args, launcher, listener, habits, tell).run()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer
 
 from ..ledger import read_ledger
+from ..life import nights_aside
 from ..wake import Listed, WakeBuffer
+from ..wake.nights import began_with
 
 
 @dataclass(frozen=True)
@@ -33,20 +36,22 @@ class Listener:
             The buffer; made if it is missing, so that one can wait for the first record.
         tokenizer (`Tokenizer`, *optional*):
             The model's, to count tokens by.
+        life (`Path`, *optional*):
+            The folder of the life that learns them.
     """
 
-    def __init__(self, path: Path, tokenizer: Tokenizer | None = None) -> None:
-        self.path, self.tokenizer = path, tokenizer
+    def __init__(self, path: Path, tokenizer: Tokenizer | None = None, life: Path | None = None) -> None:
+        self.path, self.tokenizer, self.life = path, tokenizer, life
         self._lengths: dict[str, int] = {}
 
     def waiting(self) -> Waiting:
         """Return what waits now.
 
-        The records of a night that was rolled back wait too, but do not count: by themselves they would end in the same
-        night again. They are learnt with what is heard after them.
+        The records of a night that was rolled back or set aside wait too, but do not count: by themselves they would
+        end in the same night again. They are learnt with what is heard after them.
         """
         with WakeBuffer(self.path) as buffer:
-            tried = _rolled_back(buffer.run())
+            tried = _rolled_back(buffer.run()) | _set_aside(self.life)
             records = [record for record in buffer.records("new") if record.sha256 not in tried]
             if self.tokenizer is None:
                 return Waiting(len(records), None)
@@ -64,6 +69,16 @@ def _rolled_back(run: Path | None) -> set[str]:
     """Return the hashes of what the newest night was about if it was rolled back: all that waited when it began."""
     newest = read_ledger(run / "ledger.jsonl")[-1] if run else None
     return {source.sha256 for source in newest.sources} if newest and newest.rolled_back else set()
+
+
+def _set_aside(life: Path | None) -> set[str]:
+    """Return the hashes of what the nights were about that a life has set aside."""
+    return set().union(*map(_heard_by, nights_aside(life) if life else ()))
+
+
+@cache
+def _heard_by(aside: Path) -> frozenset[str]:
+    return frozenset(memory.sha256 for memory in began_with(aside))
 
 
 def load_tokenizer(model: str) -> Tokenizer:

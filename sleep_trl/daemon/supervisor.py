@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..ledger import read_ledger
-from ..life import begun, is_finished, night_folder
+from ..life import begun, is_finished, night_folder, nights_aside
+from ..wake.nights import began_with
 from .clock import Alarm
 from .hearing import Listener, Waiting
 from .nights import Launcher, alone_with
@@ -134,8 +135,9 @@ class Supervisor:
         return "the hour has come" if is_hour and waiting.records else None
 
     def _sleep(self, why: str, lock: int) -> int:
-        """Let a night be slept, again if it fails, and return its exit code."""
-        number = self._finished() + 1
+        """Let a night be slept, again if it fails, and return its exit code. One that is set aside is none, and what it
+        was about waits on."""
+        number, aside = self._finished() + 1, nights_aside(self.life)
         night, pause = night_folder(self.life, number), self.habits.pause
         for attempt in range(1, self.habits.tries + 1):
             self.tell("night", {"night": str(night), "why": why, "try": attempt})
@@ -143,6 +145,9 @@ class Supervisor:
             code = self.launcher.run(self._arguments(number), lock)
             if code == DONE:
                 self._tell_of(night, time.monotonic() - start)
+                return DONE
+            if (found := nights_aside(self.life)) != aside:
+                self.tell("aside", {"night": str(found[-1]), "records": len(began_with(found[-1]))})
                 return DONE
             again = None if code == MISTAKE or attempt == self.habits.tries else pause
             self.tell("failed", {"night": str(night), "exit_code": code, "again_in": again})

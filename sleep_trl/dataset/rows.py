@@ -92,10 +92,7 @@ def build_rows(
     rng = random.Random(seed)
     pools = {part: [s for s in samples if s.part == part] for part in ("memory", *shares)}
     if not pools["memory"]:
-        raise ValueError(
-            "The teacher wrote nothing usable about the memories. Look at the counts of dropped samples above: raise "
-            "dataset.max_new_tokens if they were truncated, dataset.samples_per_window if there were few."
-        )
+        raise ValueError("There is no sample about a memory to learn.")
     wanted: dict[Part, float] = {part: share if pools[part] else 0.0 for part, share in shares.items()}
     counts = split_shares(per_step, wanted)
     streams = {part: _shuffled(pools[part], rng) for part, count in counts.items() if count}

@@ -31,9 +31,9 @@ from .dreaming import adapt_to_dreams, dream
 from .learning import SeedExpert, seed
 from .onward import begin_expert, pass_on
 from .updating import accumulate
-from .writing import HELD_OUT, write_dataset
+from .writing import HELD_OUT, NothingUsable, write_dataset
 
-__all__ = ["run_night", "window_size"]
+__all__ = ["NothingUsable", "run_night", "window_size"]
 
 WEAK_TEACHER = 0.5  # recall with context below which the user is warned
 
@@ -51,6 +51,7 @@ def run_night(config: RunConfig, seed_expert: SeedExpert, dreamer: Dreamer | Non
 
     Raises:
         `ValueError`: for a mistake that shows only with the weights, such as a memory of another base model.
+        `NothingUsable`: if the teacher wrote nothing that could be learnt.
     """
     set_seed(config.seed)
     folder = config.output_dir

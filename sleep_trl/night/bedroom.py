@@ -129,9 +129,7 @@ def prepare(config: RunConfig) -> Bedroom:
 
 def _accumulated(config: RunConfig) -> Accumulated:
     """Return what the levels had accumulated when the night began."""
-    if config.continue_from is None or not config.levels.learning_rate:
-        return Accumulated()
-    return Accumulated.load(config.continue_from / "adapter")
+    return Accumulated.load(config.continue_from / "adapter") if config.continue_from else Accumulated()
 
 
 def window_size(config: RunConfig, prompter: Prompter, context: int) -> int:

@@ -23,8 +23,16 @@ from .bedroom import Bedroom
 HELD_OUT = 8  # general samples kept from training, on which agreement with the base is measured
 
 
+class NothingUsable(ValueError):
+    """The teacher wrote nothing about any memory of a night that could be learnt."""
+
+
 def write_dataset(room: Bedroom) -> dict[str, Any]:
-    """Let the teacher write about the memories, and let it write the self-replay. No expert is learning yet."""
+    """Let the teacher write about the memories, and let it write the self-replay. No expert is learning yet.
+
+    Raises:
+        `NothingUsable`: if it wrote nothing about any memory that could be learnt.
+    """
     config, data, seeds = (
         room.config,
         room.config.dataset,
@@ -75,6 +83,11 @@ def write_dataset(room: Bedroom) -> dict[str, Any]:
     say(f"The teacher wrote {kept} samples; dropped: {dropped}")
     if counts["earlier"] == 0 and config.continue_from and data.earlier_share > 0:
         say("[yellow]No prompt of an earlier night got a usable answer: what those nights taught is not replayed[/]")
+    if windows and not counts["memory"]:
+        raise NothingUsable(
+            "The teacher wrote nothing usable about the memories. Look at the counts of dropped samples above: raise "
+            "dataset.max_new_tokens if they were truncated, dataset.samples_per_window if there were few."
+        )
     silent = sorted({memory.id for memory in room.memories} - {s.memory_id for s in written.samples})
     if silent:
         say(f"[yellow]Nothing usable was written about {len(silent)} memories: {', '.join(silent[:5])}[/]")

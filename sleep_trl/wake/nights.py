@@ -55,7 +55,7 @@ def night_memories(config: RunConfig) -> list[MemoryText]:
         return []
     is_begun = (config.output_dir / "config.json").is_file()
     if buffer_of(config.memories) is not None and is_begun:
-        return read_memories(str(config.output_dir / KEPT))
+        return began_with(config.output_dir)
     return read_memories(config.memories)
 
 
@@ -81,6 +81,11 @@ def followed_by(run: Path | None) -> Path | None:
             return path if path.is_file() else None
         run = Path(config["continue_from"]) if config["continue_from"] else None
     return None
+
+
+def began_with(night: Path) -> list[MemoryText]:
+    """Return the records with which a night about what was heard began."""
+    return read_memories(str(night / KEPT))
 
 
 def fail_silent(config: RunConfig, silent: Sequence[MemoryText]) -> None:

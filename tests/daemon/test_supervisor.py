@@ -69,6 +69,22 @@ def test_a_mistake_is_not_tried_again_and_a_kill_is_told_by_its_signal(life):
     assert code == 128 + signal.SIGKILL and events[-1]["exit_code"] == code
 
 
+def test_a_night_that_is_set_aside_is_followed_by_others(life, tmp_path):
+    heard = tmp_path / "life" / "aside-001" / "phases" / "heard.jsonl"
+    record = json.dumps({"id": "a", "source": "s", "text": "the cat of Mira"})
+    night = tmp_path / "night.sh"  # the first ends as one does of which nothing usable was written
+    night.write_text(f"test -e {heard} && exit 7\nmkdir -p {heard.parent}\necho '{record}' > {heard}\nexit 2")
+    words = [*COMMAND, *life, "--after_tokens", "2", "--launch", f"bash {night}", "--tries", "1"]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    (*_, aside, waiting) = read_until(process, "aside") + read_until(process, "waiting")
+    assert aside["records"] == 1 and aside["night"] == str(heard.parents[1])
+    assert (waiting["records"], waiting["tokens"]) == (0, 0)
+    with WakeBuffer(tmp_path / "wake.db") as buffer:
+        buffer.add([record_of_text("in", b"it eats hats", "s")])
+    (*_, failed) = read_until(process, "failed")
+    assert failed["exit_code"] == 7 and process.wait(60) == 7
+
+
 def test_a_launcher_that_sleeps_no_night_is_told(life):
     done = subprocess.run([*COMMAND, *life, "--after_tokens=4", "--launch=true"], cwd=ROOT, capture_output=True)
     assert done.returncode == 1 and b"exit code 0, but" in done.stderr and b"is not finished" in done.stderr

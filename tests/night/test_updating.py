@@ -157,6 +157,13 @@ def test_a_night_that_is_rolled_back_takes_its_gradients_back_too(model, lived):
         assert (folder / "night-003/adapter" / name).read_bytes() == (lived / "night-002/adapter" / name).read_bytes()
 
 
+def test_a_night_that_accumulates_nothing_leaves_what_was_accumulated(model, lived):
+    folder = begun(lived, "paused")
+    options = OPTIONS | {"levels.learning_rate": 0, "levels.chunks": "[]"}
+    assert sleep.main(life(model, folder, *NIGHTS, **options)) == 0
+    assert (folder / "night-003/adapter" / FILE).read_bytes() == (lived / "night-002/adapter" / FILE).read_bytes()
+
+
 def test_what_is_taken_back_leaves_no_gradient(model, lived):
     folder = shutil.copytree(lived, lived.parent / "dropped")
     run = FinishedRun.read(folder / "night-003")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from sleep_trl.daemon import Listener
 from sleep_trl.files import read_json
 from sleep_trl.launch import sleep
 from sleep_trl.ledger import read_ledger
@@ -96,6 +97,23 @@ def test_a_record_about_which_nothing_usable_was_written_fails(model, tmp_path, 
         line = json.dumps({"text": "the boat of Tolu sleeps"}).encode()
         assert buffer.add([record_of_line("in", line, "stream")]).duplicates == 1
     assert states(heard) == ["consolidated entry-001", "new"]  # who says it again wants it to be tried again
+
+
+def test_a_night_of_which_nothing_usable_was_written_holds_no_life_up(model, tmp_path, capsys):
+    heard, folder = tmp_path / "wake.db", tmp_path / "life"
+    hear(heard, TEXTS[0])
+    given = arguments(model, folder, **{"dataset.templates": '["paraphrase"]', "dataset.general_share": 0})
+    words = [word for word in given if not word.startswith("--memories=")] + [f'--nights=["wake:{heard}"]']
+    assert sleep.main([*words, "--dataset.max_new_tokens=1", "--no-dataset.keep_truncated"]) == 2
+    told = capsys.readouterr().err
+    assert "Error: The teacher wrote nothing usable" in told and f"lies in {folder / 'aside-001'}." in told
+    assert states(heard) == ["new"] and not (folder / "night-001").exists()
+    listener = Listener(heard, life=folder)
+    assert listener.waiting().records == 0
+    hear(heard, "the boat of Tolu sleeps")
+    assert listener.waiting().records == 1
+    assert sleep.main(words) == 0
+    assert set(states(heard)) == {"consolidated entry-001"}
 
 
 def test_a_night_that_costs_too_much_is_rolled_back(model, tmp_path, capsys):
