@@ -101,8 +101,8 @@ def unfinished(nights: list[RunConfig]) -> list[RunConfig]:
 
 
 def check_room(waiting: list[RunConfig]) -> None:
-    """Raise if the memory has less room than the nights to come need: each an expert, or, where experts become one in
-    between (`levels`), a free one to begin with."""
+    """Raise if the memory has less room than the nights to come need: each an expert, those that take entries back only
+    for as long as they take; or, where experts become one in between (`levels`), a free one to begin with."""
     from .memory.storage import read_description  # loads torch, which a waiting daemon does without
 
     first = waiting[0]
@@ -114,12 +114,13 @@ def check_room(waiting: list[RunConfig]) -> None:
             size = description["spec"]["max_experts"]
     missing, free = len(missing_blocks(first.levels, experts)), needed_free(first.levels)
     blocks, used = missing + sum(bool(expert.get("is_block")) for expert in experts), missing + len(experts)
-    if used + len(waiting) <= size:
+    new = sum(not named(night.memories) for night in waiting) + bool(named(waiting[-1].memories))
+    if used + new <= size:
         return
     if first.levels.when_full == "stop" and not first.levels.chunks:
         raise ValueError(
-            f"nights: {len(waiting)} nights to sleep need as many experts, but the memory has room for {size} and "
-            f"holds {used}. Give --memory.max_experts {used + len(waiting)} or more. {MAKE_ROOM}"
+            f"nights: the {len(waiting)} to sleep need {new} experts, but the memory has room for {size} and holds "
+            f"{used}. Give --memory.max_experts {used + new} or more. {MAKE_ROOM}"
         )
     least = blocks + LEAST_ROOM - 1 + free
     if size < (needed := max(used + free, least)):

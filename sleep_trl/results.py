@@ -32,8 +32,8 @@ def collect_results(
     """Put the figures of a night together as plain data, the content of `results.json`.
 
     `fold_difference` is `None` if the experts are routed; `load` is there (tokens by layer and expert) if the model
-    itself then answered; `dreams` is there if the night dreamt, `rolled_back` if it was, and says why. `capacity` is
-    the room for experts, and how many each level has; `consolidations` are the entries that took others in.
+    itself then answered; `dreams` is there if the night dreamt, `rolled_back` if it was, and says why. For `capacity`
+    see [`measure_capacity`]; `consolidations` are the entries that took others in.
     """
     has_probe = before["skill"] is not None
     results: dict[str, Any] = {
@@ -47,7 +47,7 @@ def collect_results(
         "retention": {e: {"before": before["earlier"][e], "after": after["earlier"][e]} for e in before["earlier"]},
         "life": life,
         "parameters": memory.count_parameters(),
-        "capacity": {"max_experts": memory.spec.max_experts, "by_level": count_by_level(memory)},
+        "capacity": measure_capacity(memory),
         "consolidations": committed.get("consolidations", []),
         "dataset": {"samples": written["counts"], "dropped": written["dropped"]},
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
@@ -64,10 +64,13 @@ def collect_results(
     return results | {name: value for name, value in optional.items() if value is not None}
 
 
-def count_by_level(memory: Memory) -> dict[str, int]:
-    """Count the active experts of each level, fast to slow."""
-    counts = Counter(record.level for record in memory.records.values())
-    return {str(level): counts[level] for level in sorted(counts)}
+def measure_capacity(memory: Memory) -> dict[str, Any]:
+    """Return the room for experts (`max_experts`), how many each level has (`by_level`, fast to slow), and how many
+    places the levels' own blocks take (`blocks`)."""
+    blocks = memory.blocks.values()
+    counts = Counter(record.level for index, record in memory.records.items() if index not in blocks)
+    by_level = {str(level): counts[level] for level in sorted(counts)}
+    return {"max_experts": memory.spec.max_experts, "by_level": by_level, "blocks": len(blocks)}
 
 
 def render_results(results: dict[str, Any]) -> Table:
@@ -95,7 +98,7 @@ def render_results(results: dict[str, Any]) -> Table:
     table.add_section()
     capacity = results["capacity"]
     levels = ", ".join(f"{count} of level {level}" for level, count in capacity["by_level"].items()) or "none"
-    table.add_row(f"experts, with room for {capacity['max_experts']}", "", levels)
+    table.add_row(f"experts, with room for {capacity['max_experts'] - capacity.get('blocks', 0)}", "", levels)
     table.add_row("parameters", f"{total - parameters['trainable']:,}", f"{total:,}")
     for phase, value in results["seconds"].items():
         table.add_row(f"seconds: {phase.replace('_', ' ')}", "", f"{value:.1f}")

@@ -161,7 +161,7 @@ def test_a_night_goes_on_from_there(model, forgot):
 
 
 def test_a_life_can_forget_between_two_nights(model, tmp_path):
-    words = life(model, tmp_path / "life", "one", "two", **{"memory.max_experts": 4})
+    words = life(model, tmp_path / "life", "one", "two", **{"memory.max_experts": 3})
     tell_otherwise(tmp_path / "two.jsonl")
     nights = [str(tmp_path / f"{name}.jsonl") for name in ("one", "two")]
     nights.append("forget:entry-001")

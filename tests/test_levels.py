@@ -234,7 +234,7 @@ def test_a_full_memory_becomes_smaller_in_the_same_way(model, lived, policy, lev
     assert [e.level for e in made] == [1, 1, level, 1] and made[2].holds == ("entry-001", "entry-002")
     results = read_json(folder / "night-003" / "results.json")
     by_level = {"1": 2} if level == 1 else {"1": 1, "2": 1}
-    assert results["capacity"] == {"max_experts": 3, "by_level": by_level}
+    assert results["capacity"] == {"max_experts": 3, "by_level": by_level, "blocks": 0}
     assert results["consolidations"] == [{"entry": "entry-003", "level": level, "holds": ["entry-001", "entry-002"]}]
 
 

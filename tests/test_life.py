@@ -114,10 +114,21 @@ def test_what_is_wrong_is_said_before_the_first_night(model, lived, tmp_path) ->
     assert not list((tmp_path / "life").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("order", "needed"), [(("one", "forget:entry-001", "two"), 2), (("one", "two", "forget:x"), 3)]
+)
+def test_a_night_that_takes_back_needs_its_expert_only_meanwhile(model, tmp_path, order, needed) -> None:
+    words = [word for word in life(model, tmp_path / "life", "one", "two") if not word.startswith("--nights")]
+    nights = json.dumps([name if name.startswith("forget") else str(tmp_path / f"{name}.jsonl") for name in order])
+    assert len(plan(*words, f"--nights={nights}", f"--memory.max_experts={needed}")) == 3
+    with pytest.raises(ValueError, match=rf"--memory\.max_experts {needed} or more"):
+        plan(*words, f"--nights={nights}", f"--memory.max_experts={needed - 1}")
+
+
 def test_a_finished_night_stays_what_it_was_about(model, lived, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"night-001 was about .*one\.jsonl, which is now given as .*two\.jsonl"):
         plan(*life(model, lived, "two", "one"))
-    with pytest.raises(ValueError, match="need as many experts, but the memory has room for 3 and holds 3"):
+    with pytest.raises(ValueError, match="need 1 experts, but the memory has room for 3 and holds 3"):
         plan(*life(model, lived, "one", "two", "three", "four"))
 
 

@@ -27,7 +27,7 @@ def capacity_charts(capacity: Row, ledger: Sequence[Row]) -> list[Chart]:
     if len(nights) < 2:
         return []
     counts = {entry.id: _count(entries[: place + 1], entry.date) for place, entry in nights}
-    names, room = [label(name) for name in counts], capacity["max_experts"]
+    names, room = [label(name) for name in counts], capacity["max_experts"] - capacity.get("blocks", 0)
     plot = empty_figure(x="night", y="experts")
     for number, level in enumerate(sorted({level for count in counts.values() for level in count})):
         plot.add_bar(
@@ -52,7 +52,7 @@ def capacity_charts(capacity: Row, ledger: Sequence[Row]) -> list[Chart]:
     said = "; ".join(f"{name}: {_in_words(count)}" for name, count in counts.items())
     caption = (
         "Experts after each night, by level. Where a bar shrinks, experts of one level became a single one of the next "
-        "and their slots are free again. The dashed line is the room of the memory."
+        "and their slots are free again. The dashed line is the room of the memory, without the levels' own blocks."
     )
     return [Chart("capacity", "Capacity by level", caption, plot, f"{said}; room for {room}")]
 

@@ -145,7 +145,8 @@ def facts(results: Row) -> Iterator[tuple[str, str, str]]:
     yield "Parameters added", f"{added:,}", f"{percent(added / base)} of the base's {base:,}{trained}"
     if capacity := results.get("capacity"):
         levels = " · ".join(f"{count} of level {level}" for level, count in capacity["by_level"].items()) or "none"
-        yield "Experts", f"{sum(capacity['by_level'].values())} of {capacity['max_experts']}", levels
+        room = capacity["max_experts"] - capacity.get("blocks", 0)  # which results of old nights lack
+        yield "Experts", f"{sum(capacity['by_level'].values())} of {room}", levels
     if load := results.get("load"):
         tokens = [sum(layer[index] for layer in load) for index in range(len(load[0]))]
         shares = " · ".join(percent(count / max(1, sum(tokens))) for count in tokens if count)

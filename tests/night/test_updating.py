@@ -109,6 +109,8 @@ def test_the_consolidation_took_the_old_block_with_its_senders(model, lived):
     assert onward.holds == ("entry-001", "entry-002") and after.fingerprint(onward.expert) == onward.fingerprint
     blocks = set(after.blocks.values())
     assert set(after.records) == {onward.expert, own.expert, *blocks} and len(blocks) == 2
+    capacity = read_json(lived / "night-003" / "results.json")["capacity"]
+    assert capacity == {"max_experts": 7, "by_level": {"1": 1, "2": 1}, "blocks": 2}
     left = Accumulated.load(lived / "night-003" / "adapter")
     earlier = Accumulated.load(lived / "night-002" / "adapter")
     assert set(left.tokens) == {2} and left.tokens[2] > earlier.tokens[2]  # level 1 begins its next chunk
