@@ -71,7 +71,7 @@ def plan_relearning(
         if name not in owned:
             raise ValueError(
                 f"memories: {PREFIX}{name} was given, but the run to continue has no entry {name!r} that could be "
-                f"taken back. It has {', '.join(owned) or 'none'}."
+                f"taken back. It has {', '.join(owned) or 'none'}. Name several as {PREFIX}entry-001{BETWEEN}entry-002."
             )
     gone = with_held(entries, names).intersection(owned)
     affected = sharing(entries, names)

@@ -73,6 +73,7 @@ def test_a_prompt_that_both_have_is_not_asked():
     ("names", "silent", "says"),
     [
         (("entry-009",), (), "no entry 'entry-009' that could be taken back"),
+        (("entry-001,entry-002",), (), r"Name several as forget:entry-001\+entry-002"),
         (("entry-003",), (), "sleep-trl memory drop RUN entry-003"),
         (("entry-001",), (1,), "entry-002 would have to be learnt anew, but is disabled"),
     ],

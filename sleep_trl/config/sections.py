@@ -122,7 +122,7 @@ class SeedingConfig(Section):
     """Edit distance above which that part of the reward is 0 (Eq. 4): tokens, or a share of the length if below 1."""
 
     replay_weight: float = Field(1.0, ge=0)
-    """Weight of the divergence on self-replay rows, against 1 for the memory's."""
+    """Weight of the self-replay rows, in divergence and drift, against 1 for the memory's."""
 
     drift_weight: float = Field(0.0, ge=0)
     """Weight of the drift of hidden states on self-replay rows, beside their divergence. It protects what the model

@@ -29,7 +29,7 @@ class KnowledgeSeedingConfig(GRPOConfig):
             Levenshtein distance above which the other part of that reward is 0 (Eq. 4), in tokens, or as a share of the
             longer sequence if below 1.
         replay_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the divergence on rows whose `part` is not `"memory"` (ours).
+            Weight of the rows whose `part` is not `"memory"`, in divergence and drift (ours).
         drift_weight (`float`, *optional*, defaults to `0.0`):
             Weight of the drift of the last hidden states on those rows, beside their divergence: squared distance from
             the model's own as a teacher, by squared length (ours).
@@ -50,7 +50,7 @@ class KnowledgeSeedingConfig(GRPOConfig):
     divergence_beta: float = field(default=0.0, metadata={"help": "0: forward KL, 1: reverse KL, between: JSD."})
     gamma: float = field(default=0.5, metadata={"help": "Weight of the judge in the imitation reward, in [0, 1]."})
     z0: float | None = field(default=None, metadata={"help": "Edit distance above which its reward is 0."})
-    replay_weight: float = field(default=1.0, metadata={"help": "Weight of the divergence on self-replay rows."})
+    replay_weight: float = field(default=1.0, metadata={"help": "Weight of the self-replay rows, against 1."})
     drift_weight: float = field(default=0.0, metadata={"help": "Weight of the drift of hidden states there."})
     expert_dropout: float = field(default=0.0, metadata={"help": "Chance that a step leaves a settled expert out."})
     reference_passes: int = field(default=1, metadata={"help": "Passes, by length, that read the references."})
