@@ -241,8 +241,10 @@ def test_a_full_memory_becomes_smaller_in_the_same_way(model, lived, policy, lev
 def test_a_night_that_is_rolled_back_takes_its_consolidation_back_too(model, lived) -> None:
     folder = begun(lived, "ruinous")
     ruinous = {"retention.max_skill_loss": 0.01, "seeding.learning_rate": 1.0}
-    assert sleep.main(life(model, folder, *NIGHTS, **CHUNKS, **ruinous)) == 0
+    assert sleep.main(life(model, folder, *NIGHTS, **CHUNKS, **ruinous, **{"levels.steps": 3})) == 0
     before, after = (folder / night for night in ("night-002", "night-003"))
+    own, onward = (read_json(after / "phases" / f"{name}.json")["result"] for name in ("seed", "seed_level_2"))
+    assert max(row["step"] for row in own) == 2 and max(row["step"] for row in onward) == 3
     for name in ("experts.safetensors", "memory.json", "prompts.jsonl", "questions.jsonl"):
         assert (after / "adapter" / name).read_bytes() == (before / "adapter" / name).read_bytes(), name
     entries = read_ledger(after / "ledger.jsonl")

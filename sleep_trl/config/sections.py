@@ -239,6 +239,10 @@ class LevelsConfig(Section):
     onward: the fastest level with two experts or more becomes one expert of the next. merge: the two least used
     experts of the fullest level become one of it."""
 
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps in which experts become one. Default: as many as a night's own. One that takes in several nights
+    has their memories to learn together, and deserves more."""
+
     learning_rate: float = Field(0.0, ge=0)
     """Size of the step that each level takes at the end of its chunk, along the gradients of all that was heard since
     the last one (Eq. 2). Above 0 each level has a block of its own for that, which takes one of memory.max_experts."""

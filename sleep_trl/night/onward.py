@@ -80,7 +80,8 @@ def begin_expert(room: Bedroom, samples: list[Sample]) -> tuple[int, list[Sample
 
 def _consolidate(room: Bedroom, phases: Phases, lesson: list[Sample], seed_expert: SeedExpert, name: str) -> None:
     """Let the new expert learn what those that it replaces say."""
-    work = partial(seed, room, lesson, seed_expert, name=f"seeded_{name}", is_own_teacher=True)
+    steps = room.config.levels.steps
+    work = partial(seed, room, lesson, seed_expert, steps, name=f"seeded_{name}", is_own_teacher=True)
     phases.once(f"seed_{name}", work)
     load_experts(room.memory, phases.folder / f"seeded_{name}")
 
