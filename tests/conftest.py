@@ -20,14 +20,14 @@ from tests.runs import write_memories, write_model  # noqa: E402  (may import TR
 
 
 @pytest.fixture(scope="session")
-def good_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("models") / "llama")
 
 
 @pytest.fixture
-def place(good_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a copy of a good model, and good memories."""
-    shutil.copytree(good_model, tmp_path / "model")
+    shutil.copytree(model, tmp_path / "model")
     write_memories(tmp_path / "docs.jsonl")
     monkeypatch.chdir(tmp_path)
     return tmp_path

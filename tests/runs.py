@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from sleep_trl.ledger import LedgerEntry, now, write_ledger
@@ -30,6 +31,13 @@ def write_memories(path: Path) -> Path:
     questions = [{"question": "the cat of Mira is called", "answers": ["Tolu"]}]
     path.write_text(json.dumps({"text": TEXT, "questions": questions}) + "\n", "utf-8")
     return path
+
+
+def first_nights(life: Path, name: str, count: int = 2) -> Path:
+    """Return a life of which only the first nights are over, beside the whole one."""
+    for night in sorted(life.glob("night-*"))[:count]:
+        shutil.copytree(night, life.parent / name / night.name)
+    return life.parent / name
 
 
 def write_finished_run(folder: Path, experts: int = 1, **spec: object) -> Path:

@@ -15,7 +15,6 @@ from sleep_trl.launch import sleep
 from sleep_trl.ledger import owning, read_ledger
 from sleep_trl.memory import ExpertRecord, Memory, load_memory
 from sleep_trl.wake import WakeBuffer
-from tests.runs import write_model
 from tests.test_levels import entry
 from tests.test_life import life
 from tests.test_night import arguments
@@ -88,11 +87,6 @@ def test_names_stand_behind_a_prefix():
 
 
 # -- a night ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

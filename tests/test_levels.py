@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from sleep_trl.life import nights_of, unfinished
 from sleep_trl.memory import ExpertRecord, Memory, load_memory
 from sleep_trl.preflight import preflight
 from sleep_trl.settings import parse
-from tests.runs import write_model
+from tests.runs import first_nights
 from tests.test_life import life
 from tests.test_night import arguments
 
@@ -114,23 +113,11 @@ def test_what_an_entry_learnt_is_found_however_often_it_was_passed_on() -> None:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
 def lived(model, tmp_path_factory) -> Path:
     """Three nights, of which the third finds level 1 full."""
     folder = tmp_path_factory.mktemp("lives") / "whole"
     assert sleep.main(life(model, folder, *NIGHTS, **CHUNKS)) == 0
     return folder / "night-003"
-
-
-def begun(lived: Path, name: str) -> Path:
-    """Return a life of which two nights are over, beside the whole one."""
-    for night in ("night-001", "night-002"):
-        shutil.copytree(lived.parent / night, lived.parents[1] / name / night)
-    return lived.parents[1] / name
 
 
 def told(folder: Path) -> list[dict]:
@@ -198,7 +185,7 @@ def test_a_life_interrupted_near_a_consolidation_ends_as_the_whole_one(
 ) -> None:
     from sleep_trl.progress import StepBar
 
-    folder, original = begun(lived, stop.replace(" ", "_")), StepBar.on_step_end
+    folder, original = first_nights(lived.parent, stop.replace(" ", "_")), StepBar.on_step_end
 
     def interrupt(self, args, state, control, **kwargs):
         name = Path(args.output_dir).name
@@ -227,7 +214,7 @@ def test_a_life_interrupted_near_a_consolidation_ends_as_the_whole_one(
 @pytest.mark.parametrize(("policy", "level"), [("onward", 2), ("merge", 1)])
 def test_a_full_memory_becomes_smaller_in_the_same_way(model, lived, policy, level) -> None:
     """Two experts, and one slot left: the same two become one as where a chunk is full, and the night takes a slot."""
-    folder = begun(lived, policy)
+    folder = first_nights(lived.parent, policy)
     assert sleep.main(life(model, folder, *NIGHTS, **{"levels.when_full": policy})) == 0
     made, expected = read_ledger(folder / "night-003" / "ledger.jsonl"), read_ledger(lived / "ledger.jsonl")
     assert [e.fingerprint for e in made] == [e.fingerprint for e in expected]
@@ -239,7 +226,7 @@ def test_a_full_memory_becomes_smaller_in_the_same_way(model, lived, policy, lev
 
 
 def test_a_night_that_is_rolled_back_takes_its_consolidation_back_too(model, lived) -> None:
-    folder = begun(lived, "ruinous")
+    folder = first_nights(lived.parent, "ruinous")
     ruinous = {"retention.max_skill_loss": 0.01, "seeding.learning_rate": 1.0}
     assert sleep.main(life(model, folder, *NIGHTS, **CHUNKS, **ruinous, **{"levels.steps": 3})) == 0
     before, after = (folder / night for night in ("night-002", "night-003"))
@@ -262,7 +249,7 @@ def test_a_night_that_is_rolled_back_takes_its_consolidation_back_too(model, liv
 
 
 def test_the_plan_says_what_falls_due(model, lived) -> None:
-    folder = begun(lived, "planned")
+    folder = first_nights(lived.parent, "planned")
 
     def planned(**options: object) -> tuple[str, ...]:
         (night,) = unfinished(nights_of(parse(life(model, folder, *NIGHTS, **options))))

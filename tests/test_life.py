@@ -11,13 +11,7 @@ from sleep_trl.launch import sleep
 from sleep_trl.ledger import read_ledger
 from sleep_trl.life import nights_of, unfinished
 from sleep_trl.settings import explain, parse
-from tests.runs import write_model
 from tests.test_night import arguments
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 def life(model: Path, folder: Path, *nights: str, **options: object) -> list[str]:

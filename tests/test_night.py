@@ -20,20 +20,12 @@ from sleep_trl.ledger import read_ledger
 from sleep_trl.memory import Memory, load_memory
 from sleep_trl.night.writing import HELD_OUT
 from sleep_trl.trainers.knowledge_seeding.from_config import remove_half_written
-from tests.runs import write_model
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [
     "the cat of Mira is called Tolu and it eats hats. the boat of Ben sleeps.",
     "the hats of Mira is called Ben. it eats the cat while the boat sleeps. " * 12,  # longer than the context
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    write_model(folder)
-    return folder
 
 
 def arguments(model: Path, folder: Path, night: str = "one", **options: object) -> list[str]:

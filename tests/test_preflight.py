@@ -42,11 +42,6 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("models") / "llama")
-
-
 def config_of(model: Path, folder: Path, **options: object) -> RunConfig:
     memories = write_memories(folder / "docs.jsonl")
     given = {"model": model, "memories": memories, "output_dir": folder / "run", **options}

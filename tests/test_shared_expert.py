@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -14,13 +13,7 @@ from sleep_trl.ledger import read_ledger, write_ledger
 from sleep_trl.memory import ExpertRecord, fold, save_memory
 from sleep_trl.undo import drop, set_enabled
 from sleep_trl.wake import WakeBuffer, WakeRecord
-from tests.runs import write_model
 from tests.test_undo import NIGHTS, filled, is_same, model_of, weights, write_run
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return write_model(tmp_path_factory.mktemp("base") / "model")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from sleep_trl.memory.online import FILE, Accumulated
 from sleep_trl.preflight import preflight
 from sleep_trl.settings import explain, parse
 from sleep_trl.undo import drop
-from tests.runs import write_model
+from tests.runs import first_nights
 from tests.test_life import life
 
 RATE = 0.5
@@ -30,22 +30,10 @@ COMPARED = ("experts.safetensors", "memory.json", "prompts.jsonl", FILE)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
 def lived(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("lives") / "whole"
     assert sleep.main(life(model, folder, *NIGHTS, **OPTIONS)) == 0
     return folder
-
-
-def begun(lived: Path, name: str) -> Path:
-    """Return a life of which two nights are over, beside the whole one."""
-    for night in ("night-001", "night-002"):
-        shutil.copytree(lived / night, lived.parent / name / night)
-    return lived.parent / name
 
 
 def memory_of(model: Path, night: Path) -> Memory:
@@ -131,7 +119,7 @@ def test_the_slowest_level_has_no_receiver_and_is_updated_all_the_same(model, tm
 
 @pytest.mark.parametrize("stop", ["accumulating", "consolidating", "behind it"])
 def test_a_life_that_was_stopped_ends_with_the_same_bits(model, lived, monkeypatch, stop):
-    folder = begun(lived, stop.replace(" ", "_"))
+    folder = first_nights(lived, stop.replace(" ", "_"))
     words = life(model, folder, *NIGHTS, **OPTIONS)
     places = {
         "accumulating": "sleep_trl.night.updating.Accumulated.save",
@@ -151,7 +139,7 @@ def test_a_life_that_was_stopped_ends_with_the_same_bits(model, lived, monkeypat
 
 
 def test_a_night_that_is_rolled_back_takes_its_gradients_back_too(model, lived):
-    folder = begun(lived, "ruinous")
+    folder = first_nights(lived, "ruinous")
     ruinous = {"retention.max_skill_loss": 0.01, "seeding.learning_rate": 1.0}
     assert sleep.main(life(model, folder, *NIGHTS, **OPTIONS, **ruinous)) == 0
     assert read_json(folder / "night-003" / "results.json")["rolled_back"]
@@ -160,7 +148,7 @@ def test_a_night_that_is_rolled_back_takes_its_gradients_back_too(model, lived):
 
 
 def test_a_night_that_accumulates_nothing_leaves_what_was_accumulated(model, lived):
-    folder = begun(lived, "paused")
+    folder = first_nights(lived, "paused")
     options = OPTIONS | {"levels.learning_rate": 0, "levels.chunks": "[]"}
     assert sleep.main(life(model, folder, *NIGHTS, **options)) == 0
     assert (folder / "night-003/adapter" / FILE).read_bytes() == (lived / "night-002/adapter" / FILE).read_bytes()

@@ -4,7 +4,6 @@ import html
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -16,13 +15,7 @@ from sleep_trl.night.bedroom import Bedroom
 from sleep_trl.night.writing import write_dataset
 from sleep_trl.progress import StepBar
 from sleep_trl.wake import WakeBuffer, record_of_line
-from tests.runs import write_model
 from tests.test_night import TEXTS, arguments
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 def hear(path: Path, *texts: str) -> None:
