@@ -33,7 +33,7 @@ class LedgerEntry(BaseModel):
         level (`int`): memory level of the expert.
         fingerprint (`str`): SHA-256 of the expert's weights.
         base (`str`): fingerprint of the base model.
-        parents (`tuple[str, ...]`): entries that were active when it was made.
+        parents (`tuple[str, ...]`): entries that were not silent when it was made.
         sources (`tuple[Source, ...]`): the memories.
         metrics (`dict`): recall and base skill before and after; empty for a consolidation of entries.
         tokens (`int`): tokens of a night's memories, by which levels fall due. 0 in ledgers of earlier versions.

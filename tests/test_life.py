@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from sleep_trl.files import read_json
+from sleep_trl.finished_run import FinishedRun
 from sleep_trl.launch import sleep
 from sleep_trl.ledger import read_ledger
 from sleep_trl.life import nights_of, unfinished
 from sleep_trl.settings import explain, parse
+from sleep_trl.undo import set_enabled
+from tests.runs import first_nights
 from tests.test_night import arguments
 
 
@@ -124,6 +127,15 @@ def test_a_finished_night_stays_what_it_was_about(model, lived, tmp_path) -> Non
         plan(*life(model, lived, "two", "one"))
     with pytest.raises(ValueError, match="need 1 experts, but the memory has room for 3 and holds 3"):
         plan(*life(model, lived, "one", "two", "three", "four"))
+
+
+def test_a_night_does_not_lean_on_what_is_silent(model, lived) -> None:
+    folder = first_nights(lived, "silent")
+    run = FinishedRun.read(folder / "night-002")
+    set_enabled(run, run.entries[0], False)
+    assert sleep.main(life(model, folder, "one", "two", "three")) == 0
+    parents = [entry.parents for entry in read_ledger(folder / "night-003" / "ledger.jsonl")]
+    assert parents == [(), ("entry-001",), ("entry-002",)]
 
 
 def test_a_gap_in_a_life_is_refused(model, lived, tmp_path) -> None:

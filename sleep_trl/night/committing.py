@@ -96,18 +96,19 @@ def _write_entries(
     lost: str | None,
 ) -> list[LedgerEntry]:
     """Return the ledger with the night's entries: those of its consolidations in their order, and its own last."""
-    ledger, when = list(room.earlier), now()
+    ledger, when, experts = list(room.earlier), now(), room.memory.records
     fate = {"dropped": when if lost else None, "rolled_back": lost}
+    silent = {index for index, record in experts.items() if not record.is_enabled}
 
     def write(expert: int, sources: Iterable[Source], **what: Any) -> None:
         entry = LedgerEntry(
             id=f"entry-{len(ledger) + 1:03}",
             date=when,
             expert=expert,
-            level=room.memory.records[expert].level,
+            level=experts[expert].level,
             fingerprint=room.memory.fingerprint(expert),
             base=base_fingerprint(room.memory),
-            parents=tuple(e.id for e in owning(ledger) if e.id not in what.get("holds", ())),
+            parents=tuple(e.id for e in owning(ledger) if e.expert not in silent and e.id not in what.get("holds", ())),
             sources=tuple(sources),
             **what,
             **fate,
