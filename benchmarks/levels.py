@@ -4,11 +4,11 @@
 
 Six days of the quickstart's town are slept over in one night, in three and in six, each with the same optimizer steps
 in all; in one night with the steps of one of the six; and in six with two levels, where the experts of level 1 become
-one of level 2 after every third day, in as many steps again as a night has. Two worlds: `town` asks for every fact.
-`needles` is multi-key: all facts of a page are about one kind of thing (whose boat is whose), one in three is asked
-for, and the others are keys beside it. Recall is that of all days after the last one and, as one may want an answer on
-any evening, the mean over the days' ends of what was heard until then. Nights that are in the folder are kept. Prints a
-table; the last line is one JSON object.
+one of level 2 after every third day, in as many steps again as a night has. Two worlds: in the `town` facts are about
+ten kinds of things; `needles` is multi-key: all facts of a page are about one kind (whose boat is whose), so that the
+others are keys beside the one that is asked for. Recall is that of all days after the last one and, as one may want an
+answer on any evening, the mean over the days' ends of what was heard until then. Nights that are in the folder are
+kept. Prints a table; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from _town import QUICKSTART, memories_of, sleep_life
 
 DAYS = 6
 FACTS = 6  # of a page
-ASKED = 2  # of a page of needles
 WORLDS = ("town", "needles")
 
 
@@ -56,7 +55,7 @@ VARIANTS = {
 
 
 def needles(day: int, pages: int) -> list[dict[str, Any]]:
-    """Return a day's pages of one kind of thing each, with questions about some of its facts."""
+    """Return a day's pages, each about one kind of thing."""
     from world import FIRST_SYLLABLES, RELATIONS, SECOND_SYLLABLES, Fact, Passage, record
 
     rows = []
@@ -66,8 +65,7 @@ def needles(day: int, pages: int) -> list[dict[str, Any]]:
         names = [first + rng.choice(SECOND_SYLLABLES) for first in rng.sample(FIRST_SYLLABLES, 2 * FACTS)]
         pairs = zip(names[::2], names[1::2], strict=True)
         passage = Passage(tuple(Fact(s, relation, t, rng.choice(relation.quirks)) for s, t in pairs))
-        row = record(passage, f"day{day}-{page}", "The Town Crier")
-        rows.append(row | {"questions": rng.sample(row["questions"], ASKED)})
+        rows.append(record(passage, f"day{day}-{page}", "The Town Crier"))
     return rows
 
 
