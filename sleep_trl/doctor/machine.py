@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from importlib.util import find_spec
+from pathlib import Path
 
 from .case import Case
 from .child import import_error
@@ -79,7 +81,10 @@ def use_loopback(case: Case) -> Finding:
 
 
 def find_compiler(case: Case) -> Finding:
-    """Look for what DeepSpeed compiles with."""
+    """Look for what DeepSpeed compiles with, and for what a build that was killed has left: the next ones wait for it
+    for ever."""
+    from torch.utils.cpp_extension import get_default_build_root
+
     from ..sharding import check_compiler
 
     if not case.launch.is_deepspeed:
@@ -90,4 +95,10 @@ def find_compiler(case: Case) -> Finding:
         check_compiler()
     except ValueError as error:
         return mistake(str(error))
+    builds = Path(os.environ.get("TORCH_EXTENSIONS_DIR", get_default_build_root()))
+    if lock := next(builds.rglob("lock"), None):
+        return fault(
+            f"{lock} is there: something is being compiled, or was when it was killed, and DeepSpeed waits for it",
+            f"If nothing is at work there: rm {lock}",
+        )
     return ok("C++ compiler and ninja are there, or a GPU")

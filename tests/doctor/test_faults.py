@@ -77,6 +77,14 @@ def no_compiler(place: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
     return {"config_file": "zero3.yaml"}
 
 
+def killed_build(place: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(place / "extensions"))
+    (place / "extensions" / "shm").mkdir(parents=True)
+    (place / "extensions" / "shm" / "lock").touch()
+    (place / "zero3.yaml").write_text("{distributed_type: DEEPSPEED, num_processes: 2, main_process_port: 0}")
+    return {"config_file": "zero3.yaml"}
+
+
 def instruct(place: Path) -> Options:
     (place / "model").rename(place / "Tiny-1B-Instruct")
     return {"model": "Tiny-1B-Instruct"}
@@ -136,6 +144,7 @@ if find_spec("vllm") is None:
     )
 if CPU:
     FAULTS["no compiler"] = (no_compiler, "compiler", r"not found: \S*\+\+", r"Install g\+\+")
+    FAULTS["killed build"] = (killed_build, "compiler", r"shm/lock is there: something is", r"rm \S*lock")
 
 
 @pytest.mark.parametrize("name", FAULTS)
