@@ -157,6 +157,6 @@ def test_parts_without_samples_give_their_share_to_the_memory():
     assert {row["part"] for row in rows} == {"memory"}
 
 
-def test_nothing_about_the_memory_is_an_error_with_advice():
-    with pytest.raises(ValueError, match=r"dataset\.max_new_tokens"):
+def test_nothing_about_the_memory_is_an_error():
+    with pytest.raises(ValueError, match="no sample about a memory to learn"):
         build_rows([sample("general", 1)], tiny_tokenizer(), prefix_share=0.0, **ROWS)
