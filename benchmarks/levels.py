@@ -136,7 +136,7 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "evaluation.max_questions": 360,
     }
     if how.chunk:
-        options["levels.chunks"] = chunks_of(days, how.chunk)
+        options |= {"levels.chunks": chunks_of(days, how.chunk), "levels.steps": steps}
     ledger = sleep_life(here / "life", memories, options)
     life = describe_life(ledger)
     nights = [json.loads(path.read_text("utf-8")) for path in sorted((here / "life").glob("night-*/results.json"))]

@@ -240,8 +240,8 @@ class LevelsConfig(Section):
     experts of the fullest level become one of it."""
 
     steps: int | None = Field(None, ge=1)
-    """Optimizer steps in which experts become one. Default: as many as a night's own. One that takes in several nights
-    has their memories to learn together, and deserves more."""
+    """Optimizer steps in which experts become one. Default: as many as a night's own for each of them, since one
+    has to learn what all of them did."""
 
     learning_rate: float = Field(0.0, ge=0)
     """Size of the step that each level takes at the end of its chunk, along the gradients of all that was heard since

@@ -54,7 +54,7 @@ def pass_on(room: Bedroom, phases: Phases, samples: list[Sample], seed_expert: S
             continue
         blocks = prospective(room, updates.pop(0)) if level in updates else ()
         expert = room.memory.activate(what.receiver, (*what.senders, *blocks[:1]), blocks[1:])
-        _consolidate(room, phases, lesson, seed_expert, f"level_{what.receiver}")
+        _consolidate(room, phases, what, lesson, seed_expert)
         room.memory.learn(None)  # the senders are pruned: the next expert may take a slot of theirs
         done.append(PassedOn(what, expert, tuple(sorted({owner.id for owner in owned.values()}))))
     for level in updates:
@@ -78,9 +78,11 @@ def begin_expert(room: Bedroom, samples: list[Sample]) -> tuple[int, list[Sample
     return room.memory.activate(what.level, (*what.senders, *room.memory.blocks.values())), lesson
 
 
-def _consolidate(room: Bedroom, phases: Phases, lesson: list[Sample], seed_expert: SeedExpert, name: str) -> None:
+def _consolidate(
+    room: Bedroom, phases: Phases, what: Consolidation, lesson: list[Sample], seed_expert: SeedExpert
+) -> None:
     """Let the new expert learn what those that it replaces say."""
-    steps = room.config.levels.steps
+    name, steps = f"level_{what.receiver}", room.config.levels.steps or len(what.senders) * room.config.seeding.steps
     work = partial(seed, room, lesson, seed_expert, steps, name=f"seeded_{name}", is_own_teacher=True)
     phases.once(f"seed_{name}", work)
     load_experts(room.memory, phases.folder / f"seeded_{name}")
