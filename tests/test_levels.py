@@ -294,5 +294,5 @@ def test_a_life_that_makes_room_needs_three_slots(model, tmp_path) -> None:
         ValueError, match=r"room for 6 and 2 free to begin with, but .* 5 and holds 2\. Give .*experts 6"
     ):
         checked(5, **blocks)
-    with pytest.raises(ValueError, match=r"6 nights to sleep need as many .* Or let experts become one .*onward"):
+    with pytest.raises(ValueError, match=r"the 6 to sleep need 6 experts, .* Or let experts become one .*onward"):
         checked(5)
