@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from ..ledger import read_ledger
 from ..life import nights_aside
 from ..wake import Listed, WakeBuffer
-from ..wake.nights import began_with
+from ..wake.nights import KEPT, began_with
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ def _rolled_back(run: Path | None) -> set[str]:
 
 
 def _set_aside(life: Path | None) -> set[str]:
-    """Return the hashes of what the nights were about that a life has set aside."""
-    return set().union(*map(_heard_by, nights_aside(life) if life else ()))
+    """Return the hashes of what was heard by the nights that a life has set aside; some were about files."""
+    nights = nights_aside(life) if life else []
+    return set().union(*(_heard_by(night) for night in nights if (night / KEPT).is_file()))
 
 
 @cache

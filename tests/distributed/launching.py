@@ -33,7 +33,7 @@ def launch(configuration: str, *script: object) -> str:
     """Run a script to its end and return what it printed."""
     process = start(configuration, *script)
     try:
-        output, _ = process.communicate(timeout=400)
+        output, _ = process.communicate(timeout=900)
     finally:
         process.kill()
     assert process.returncode == 0, output[-8000:]
