@@ -64,6 +64,11 @@ def _names(question: str) -> set[str]:
     return {word for word in _words(question)[1:] if word[0].isupper()}
 
 
+def words_of(options: dict[str, Any]) -> list[str]:
+    """Return the arguments of launch/sleep.py for the quickstart's configuration with other options, by dotted name."""
+    return ["--config", str(QUICKSTART / "config.yaml"), *(f"--{name}={value}" for name, value in options.items())]
+
+
 def sleep(folder: Path, memories: Path, options: dict[str, Any]) -> Path:
     """Run a night of the quickstart's model in a fresh process, unless the folder holds its results already.
 
@@ -85,8 +90,7 @@ def sleep(folder: Path, memories: Path, options: dict[str, Any]) -> Path:
     from sleep_trl.run_folder import changed_options
     from sleep_trl.settings import parse
 
-    said = {"memories": memories.absolute(), "output_dir": folder.absolute(), **options}
-    words = ["--config", str(QUICKSTART / "config.yaml"), *(f"--{name}={value}" for name, value in said.items())]
+    words = words_of({"memories": memories.absolute(), "output_dir": folder.absolute(), **options})
     is_begun, is_done = (folder / "config.json").exists(), (folder / "results.json").exists()
     if is_begun and (changed := changed_options(parse(words), folder / "config.json")):
         raise ValueError(
@@ -120,8 +124,8 @@ def sleep_life(folder: Path, nights: Sequence[Path], options: dict[str, Any]) ->
     """
     from sleep_trl.ledger import read_ledger
 
-    said = {"nights": json.dumps([str(path.absolute()) for path in nights]), "output_dir": folder.absolute(), **options}
-    words = ["--config", str(QUICKSTART / "config.yaml"), *(f"--{name}={value}" for name, value in said.items())]
+    about = json.dumps([str(path.absolute()) for path in nights])
+    words = words_of({"nights": about, "output_dir": folder.absolute(), **options})
     command = [sys.executable, "launch/sleep.py", "--no-report", "--resume", *words]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     if done.returncode:

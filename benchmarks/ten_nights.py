@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from _report import Row, Runs, cell, environment, report_study, rerun_with, run_study, study_parser
-from _town import QUICKSTART, sleep_life, write_memories
+from _town import sleep_life, words_of, write_memories
 
 Options = dict[str, Any]  # by dotted name
 
@@ -55,7 +55,7 @@ def learn(method: str, memories: list[Path], folder: Path, options: Options) -> 
 
     from sleep_trl.settings import parse
 
-    config = parse(["--config", str(QUICKSTART / "config.yaml"), *(f"--{k}={v}" for k, v in options.items())])
+    config = parse(words_of(options))
     before, *after = live(RIVALS[method], config, memories, folder, folder.parents[1] / "written" / folder.name)
     return [night["recall"] for night in after], [night["skill"] for night in (before, *after)]
 
