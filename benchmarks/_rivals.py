@@ -24,21 +24,12 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from sleep_trl.config import RunConfig
-from sleep_trl.dataset import (
-    Prompter,
-    Sample,
-    Template,
-    Window,
-    build_rows,
-    split_windows,
-    write_about,
-    write_general,
-)
+from sleep_trl.data import Prompter, Sample, Template, Window, build_rows, split_windows, write_about, write_general
+from sleep_trl.data.documents import read_memories, read_skill
 from sleep_trl.evaluation.recall import Quiz, ask
-from sleep_trl.files import read_json, write_json
-from sleep_trl.memories import read_memories, read_skill
-from sleep_trl.models import load_model, load_tokenizer
+from sleep_trl.models.loading import load_model, load_tokenizer
 from sleep_trl.rollout import TransformersEngine
+from sleep_trl.runs.files import read_json, write_json
 
 Rows = list[dict[str, Any]]
 Penalty = Callable[[PreTrainedModel], torch.Tensor]

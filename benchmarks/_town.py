@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from _report import ROOT
 
 if TYPE_CHECKING:
-    from sleep_trl.ledger import LedgerEntry
+    from sleep_trl.runs.ledger import LedgerEntry
 
 QUICKSTART = ROOT / "examples" / "quickstart"
 sys.path[:0] = [str(ROOT), str(QUICKSTART)]
@@ -42,7 +42,7 @@ def sentence_tasks(
     memories: Sequence[dict[str, Any]], count_tokens: Callable[[str], int], most: int | None = None
 ) -> list[dict[str, Any]]:
     """Return a task of [`DreamingTrainer`] for each sentence, with the questions whose answers and names it holds."""
-    from sleep_trl.dataset import split_windows
+    from sleep_trl.data import split_windows
 
     rows = []
     for memory in memories:
@@ -87,8 +87,8 @@ def sleep(folder: Path, memories: Path, options: dict[str, Any]) -> Path:
         `ValueError`: if the folder holds a night with other options.
         `RuntimeError`: if the night fails, with the end of what it said.
     """
-    from sleep_trl.run_folder import changed_options
-    from sleep_trl.settings import parse
+    from sleep_trl.config.command_line import parse
+    from sleep_trl.planning.output_dir import changed_options
 
     words = words_of({"memories": memories.absolute(), "output_dir": folder.absolute(), **options})
     is_begun, is_done = (folder / "config.json").exists(), (folder / "results.json").exists()
@@ -122,7 +122,7 @@ def sleep_life(folder: Path, nights: Sequence[Path], options: dict[str, Any]) ->
     Raises:
         `RuntimeError`: if a night fails; what it said stands on standard error.
     """
-    from sleep_trl.ledger import read_ledger
+    from sleep_trl.runs.ledger import read_ledger
 
     about = json.dumps([str(path.absolute()) for path in nights])
     words = words_of({"nights": about, "output_dir": folder.absolute(), **options})

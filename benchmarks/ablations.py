@@ -37,8 +37,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def run_one(overrides: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run one night in this process and return its results."""
-    from sleep_trl.night import run_night
-    from sleep_trl.settings import parse
+    from sleep_trl.config.command_line import parse
+    from sleep_trl.night.run import run_night
     from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert
 
     options = [f"--{key}={value}" for key, value in overrides.items() if key != "expand"]

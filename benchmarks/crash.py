@@ -54,7 +54,7 @@ COMPARED = (
     "adapter/questions.jsonl",
     "model/model.safetensors",
 )
-PRELOADED = ["sleep_trl.launch.sleep", "sleep_trl.night", "sleep_trl.preflight", "sleep_trl.report"]
+PRELOADED = ["sleep_trl.launch.sleep", "sleep_trl.night.run", "sleep_trl.planning.preflight", "sleep_trl.report"]
 PRELOADED += ["sleep_trl.trainers.knowledge_seeding.from_config", "sleep_trl.trainers.dreaming.from_config"]
 
 
@@ -153,7 +153,7 @@ class Life:
 
     def difference(self, other: Life) -> str:
         """Return in what the life ended otherwise than another, nothing if in nothing."""
-        from sleep_trl.ledger import read_ledger
+        from sleep_trl.runs.ledger import read_ledger
 
         for night in ("night-001", "night-002"):
             mine, others = (life.folder / "life" / night for life in (self, other))
@@ -169,7 +169,7 @@ class Life:
 
     def lost(self) -> int:
         """Return how many records are not in exactly one entry, or still wait for a night."""
-        from sleep_trl.ledger import read_ledger, standing
+        from sleep_trl.runs.ledger import read_ledger, standing
         from sleep_trl.wake import WakeBuffer
 
         entries = standing(read_ledger(self.folder / "life" / "night-002" / "ledger.jsonl"))
@@ -182,7 +182,7 @@ class Life:
 
 def hear(buffer: Path, day: int) -> None:
     """Store what is heard on a day."""
-    from sleep_trl.memories import read_memories
+    from sleep_trl.data.documents import read_memories
     from sleep_trl.wake import WakeBuffer, WakeRecord
     from sleep_trl.wake.records import now
 

@@ -88,7 +88,7 @@ def make_dreams(count: int, vocabulary: int) -> list[Any]:
     """Make dreams of 40 to 60 random tokens, 50 on average."""
     import torch
 
-    from sleep_trl.dreams.batches import Dream
+    from sleep_trl.batched_lora.batches import Dream
 
     generator = torch.Generator().manual_seed(0)
     lengths = [40 + (13 * i) % 21 for i in range(count)]
@@ -99,14 +99,14 @@ def make_dreams(count: int, vocabulary: int) -> list[Any]:
 def lora_config(args: argparse.Namespace, model: Any) -> Any:
     from peft import LoraConfig
 
-    from sleep_trl.dreams.adapters import find_targets
+    from sleep_trl.batched_lora.adapters import find_targets
 
     names = [target.name for target in find_targets(model, spec(args))]
     return LoraConfig(r=args.rank, lora_alpha=2 * args.rank, lora_dropout=0.0, target_modules=names)
 
 
 def spec(args: argparse.Namespace) -> Any:
-    from sleep_trl.dreams.adapters import LoraSpec
+    from sleep_trl.batched_lora.adapters import LoraSpec
 
     return LoraSpec(args.rank, 2 * args.rank)
 
@@ -124,8 +124,8 @@ def now(model: Any) -> float:
 
 def run_farm(args: argparse.Namespace, model: Any, dreams: list[Any]) -> tuple[float, dict[str, Any]]:
     """Train all dreams together; return seconds and weights by dream."""
-    from sleep_trl.dreams.farm import train_adapters
-    from sleep_trl.dreams.inner_loop import InnerLoop
+    from sleep_trl.batched_lora.api import train_adapters
+    from sleep_trl.batched_lora.inner_loop import InnerLoop
 
     start = now(model)
     outcomes = train_adapters(model, dreams, spec(args), InnerLoop(steps=args.steps), chunk=args.chunk)
@@ -140,7 +140,7 @@ def run_peft(args: argparse.Namespace, model: Any, dreams: list[Any]) -> tuple[f
     import torch
     from peft import get_peft_model
 
-    from sleep_trl.dreams.adapters import find_targets, initial_adapter
+    from sleep_trl.batched_lora.adapters import find_targets, initial_adapter
 
     config, targets = lora_config(args, model), find_targets(model, spec(args))
     seconds, weights = 0.0, {}
@@ -241,7 +241,7 @@ def operations(args: argparse.Namespace, model: Any, dreams: list[Any]) -> float
     query, key and value need not; per token and adapter weight two forward and four backward, less two likewise. The
     last token of a dream is only predicted. Attention's own are less than a hundredth and left out.
     """
-    from sleep_trl.dreams.adapters import find_targets
+    from sleep_trl.batched_lora.adapters import find_targets
 
     total = 0
     for target in find_targets(model, spec(args)):

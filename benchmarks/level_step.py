@@ -34,9 +34,9 @@ def parse() -> argparse.Namespace:
 
 def quizzes(run: Path, heard: list[Any], skill: Path | None) -> dict[str, list[Any]]:
     """Return what is asked: about what is heard, about earlier nights, and about texts in context."""
+    from sleep_trl.data.documents import read_skill
     from sleep_trl.evaluation.recall import Quiz
-    from sleep_trl.files import read_jsonl
-    from sleep_trl.memories import read_skill
+    from sleep_trl.runs.files import read_jsonl
 
     rows = read_jsonl(run / "adapter" / "questions.jsonl")
     probe = read_skill(skill) if skill else []
@@ -51,14 +51,14 @@ def measure(run: Path, memories: str, rates: tuple[float, ...]) -> dict[str, dic
     """Return by learning rate the loss of what was heard, and the share of right answers to each kind of question."""
     import torch
 
-    from sleep_trl.dataset import Prompter
+    from sleep_trl.data import Prompter
+    from sleep_trl.data.documents import read_memories
     from sleep_trl.evaluation.recall import ask
-    from sleep_trl.finished_run import FinishedRun
-    from sleep_trl.memories import read_memories
     from sleep_trl.memory import load_memory
-    from sleep_trl.memory.online import Accumulated, summed_loss, write_updated
-    from sleep_trl.models import context_limit, load_model, load_tokenizer
+    from sleep_trl.memory.accumulated_gradients import Accumulated, summed_loss, write_updated
+    from sleep_trl.models.loading import context_limit, load_model, load_tokenizer
     from sleep_trl.rollout import TransformersEngine
+    from sleep_trl.runs.finished import FinishedRun
 
     config, heard = FinishedRun.read(run).config, read_memories(memories)
     model, tokenizer = load_model(config), load_tokenizer(config)

@@ -115,7 +115,7 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     from world import write_records
 
     from sleep_trl.evaluation.retention import average, describe_life
-    from sleep_trl.ledger import owning
+    from sleep_trl.runs.ledger import owning
 
     world, variant = name.split(": ")
     how, days = VARIANTS[variant], days_of(world, arguments.pages)

@@ -53,7 +53,7 @@ def learn(method: str, memories: list[Path], folder: Path, options: Options) -> 
     """Let one model go on learning, night after night."""
     from _rivals import RIVALS, live
 
-    from sleep_trl.settings import parse
+    from sleep_trl.config.command_line import parse
 
     config = parse(words_of(options))
     before, *after = live(RIVALS[method], config, memories, folder, folder.parents[1] / "written" / folder.name)

@@ -53,7 +53,7 @@ def recall(model: Path, questions: dict[str, list[Any]], config: Any) -> Recall:
     """Return the recall of each entry's questions, without context."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sleep_trl.dataset import Prompter
+    from sleep_trl.data import Prompter
     from sleep_trl.evaluation.recall import ask
     from sleep_trl.rollout import TransformersEngine
 
@@ -68,12 +68,12 @@ def recall(model: Path, questions: dict[str, list[Any]], config: Any) -> Recall:
 
 def measure(folder: Path, work: Path) -> dict[str, Recall]:
     """Drop each entry that stands in a copy of its own, and ask."""
+    from sleep_trl.data.documents import read_skill
     from sleep_trl.evaluation.recall import Quiz
-    from sleep_trl.files import read_jsonl
-    from sleep_trl.finished_run import FinishedRun
-    from sleep_trl.ledger import standing
-    from sleep_trl.memories import read_skill
-    from sleep_trl.undo import drop
+    from sleep_trl.publish.unlearn import drop
+    from sleep_trl.runs.files import read_jsonl
+    from sleep_trl.runs.finished import FinishedRun
+    from sleep_trl.runs.ledger import standing
 
     run = FinishedRun.read(folder)
     entries = standing(run.entries)

@@ -19,7 +19,7 @@ if importlib.util.find_spec("sleep_trl") is None:  # run as a file from a clone,
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sleep_trl.config import RunConfig
-from sleep_trl.settings import explain, parse
+from sleep_trl.config.command_line import explain, parse
 
 DONE, COULD_NOT, MISTAKE, STOPPED = 0, 1, 2, 130
 WAIT_FOR_POOL = timedelta(days=1)  # the others give up after ten minutes otherwise, on GPUs, and it draws for longer
@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse(sys.argv[1:] if argv is None else argv)
         _find_processes(config)  # torch and transformers come from here on
         if config.starts_ray:
-            from sleep_trl.cluster import prepare
+            from sleep_trl.distributed.ray import prepare
 
             prepare()  # before TRL imports what imports Ray
-        from sleep_trl.life import nights_of, unfinished
+        from sleep_trl.planning.chain import nights_of, unfinished
 
         nights = nights_of(config)
         waiting = unfinished(nights) if config.nights else nights
@@ -58,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (code := _sleep(night, is_of_life=bool(config.nights))) != DONE or config.dry_run:
             return code
     if config.nights and _is_first_process():
+        from sleep_trl.distributed.progress import say
         from sleep_trl.evaluation.retention import render_life
-        from sleep_trl.files import read_json
-        from sleep_trl.progress import say
+        from sleep_trl.runs.files import read_json
 
         say(render_life(read_json(nights[-1].output_dir / "results.json")["life"]))
     return DONE
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _sleep(config: RunConfig, is_of_life: bool) -> int:
     """Check a night, then sleep it, and return the exit code."""
     try:
-        from sleep_trl.preflight import preflight, render
+        from sleep_trl.planning.preflight import preflight, render
 
         plan = preflight(config, check_rewards)
     except ValueError as error:
@@ -87,13 +87,13 @@ def _sleep(config: RunConfig, is_of_life: bool) -> int:
 
     _check_processes()
 
-    from sleep_trl.life import set_aside
-    from sleep_trl.night import NothingUsable, run_night
-    from sleep_trl.plan import where_routed
-    from sleep_trl.progress import say
-    from sleep_trl.results import render_results
+    from sleep_trl.distributed.progress import say
+    from sleep_trl.night.results import render_results
+    from sleep_trl.night.run import NothingUsable, run_night
+    from sleep_trl.planning.chain import set_aside
+    from sleep_trl.planning.output_dir import disk_trouble
+    from sleep_trl.planning.plan import where_routed
     from sleep_trl.rewards import RewardError
-    from sleep_trl.run_folder import disk_trouble
     from sleep_trl.trainers.dreaming.from_config import dream
     from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert
 
@@ -134,7 +134,7 @@ def _sleep(config: RunConfig, is_of_life: bool) -> int:
 
 def check_rewards(config: RunConfig) -> None:
     """Raise `ValueError` for a reward that cannot be made or called; load no weights."""
-    from sleep_trl.dataset import rows
+    from sleep_trl.data import rows
     from sleep_trl.night import dream_tasks
     from sleep_trl.rewards import check
 
@@ -150,7 +150,7 @@ def _find_processes(config: RunConfig) -> None:
     from accelerate import PartialState
     from torch import accelerator
 
-    from sleep_trl.sharding import expect_no_gpu, is_deepspeed
+    from sleep_trl.distributed.zero3 import expect_no_gpu, is_deepspeed
 
     options: dict[str, Any] = {"timeout": WAIT_FOR_POOL} if config.rollout.engine == "ray" else {}
     if not accelerator.is_available():

@@ -1,6 +1,6 @@
 """Rewards: what a night's rollouts are worth. Importing this loads no torch."""
 
-from sleep_trl.reward_spec import RewardSpec
+from sleep_trl.config.reward import RewardSpec
 from sleep_trl.rewards.guard import GuardedReward, RewardError, RewardFunc, guard
 from sleep_trl.rewards.imitation import ImitationReward, imitation_reward, levenshtein_reward
 from sleep_trl.rewards.judges import JUDGES, Judge, judge, make_judge

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from sleep_trl.reward_spec import RewardSpec
+from sleep_trl.config.reward import RewardSpec
 from sleep_trl.rewards.guard import GuardedReward, RewardFunc, guard
 from sleep_trl.rewards.params import check_params, check_required, parameter_names
 

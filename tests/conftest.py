@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from sleep_trl.cluster import prepare
+from sleep_trl.distributed.ray import prepare
 
 prepare()
 
 # What a shell starts in its background inherits SIGINT ignored, and hands that on; some tests send it to children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from tests.runs import write_memories, write_model  # noqa: E402  (may import TRL)
+from tests.tiny_runs import write_memories, write_model  # noqa: E402  (may import TRL)
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from transformers.trainer import SCHEDULER_NAME
 from trl import GRPOTrainer
 
+from sleep_trl.distributed.zero3 import shard_everything, takes_part_in_saving, withdraw
 from sleep_trl.memory import Memory, load_experts, save_memory
-from sleep_trl.sharding import shard_everything, takes_part_in_saving, withdraw
 
 
 class ExpertCheckpoints(GRPOTrainer):

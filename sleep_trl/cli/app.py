@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
-from ..committed import newest_night
-from ..files import read_json
-from ..schedule import LADDER, Schedule
+from ..config.schedule import LADDER, Schedule
+from ..runs.committed import newest_night
+from ..runs.files import read_json
 from . import grown, memory, wake
 from .doctor import SETTINGS, doctor
 from .live import live
@@ -39,7 +39,7 @@ app.command(context_settings=SETTINGS)(live)
 
 def _tell_version(is_asked: bool) -> None:
     if is_asked:
-        from ..settings import version
+        from ..config.command_line import version
 
         typer.echo(version())
         raise typer.Exit
@@ -127,7 +127,7 @@ def night(context: typer.Context) -> None:
 
 def _outcome(words: Sequence[str]) -> Row:
     """Return what the newest night of a run has come to, or that none was slept."""
-    from ..settings import parse
+    from ..config.command_line import parse
 
     config = parse(words)
     if config.dry_run:

@@ -52,16 +52,16 @@ def doctor(
 
 def _case(arguments: list[str]) -> Case:
     """Return what is to be looked at: of a life, the night that is to be slept next."""
+    from ..config.command_line import explain, parse
     from ..doctor import Case
     from ..launch import sleep
-    from ..settings import explain, parse
 
     if not arguments:
         return Case()
     try:
         config = parse(arguments)
         if config.nights:
-            from ..life import nights_of, unfinished
+            from ..planning.chain import nights_of, unfinished
 
             nights = nights_of(config)
             config = (unfinished(nights) or nights)[0]

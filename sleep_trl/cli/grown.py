@@ -67,8 +67,8 @@ def export(
     json: Json = False,
 ) -> None:
     """Write the newest committed model into a folder of its own, with a model card."""
-    from ..export import check_repository, push
-    from ..export import export as write
+    from ..publish.export import check_repository, push
+    from ..publish.export import export as write
 
     if public and not push_to_hub:
         raise ValueError("--public says who may see what --push_to_hub uploads. Give both, or neither.")

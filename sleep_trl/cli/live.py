@@ -91,7 +91,7 @@ def _run(arguments: list[str], memories: str | None) -> tuple[str, Path, str]:
     Raises:
         `ValueError`: for a mistake in the options of a run, or if it is not about a wake buffer.
     """
-    from ..settings import explain, parse
+    from ..config.command_line import explain, parse
 
     try:
         config = parse([*arguments, *([f"--memories={memories}"] if memories else [])])

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..committed import newest_night
-from ..finished_run import FinishedRun, compare_entries, compare_runs, describe
+from ..runs.committed import newest_night
+from ..runs.finished import FinishedRun, compare_entries, compare_runs, describe
 from ..wake import WakeBuffer
 from .output import Json, Row, change, chatter_to_stderr, show, table
 
@@ -95,7 +95,7 @@ def drop(
     path = buffer or (Path(spec.removeprefix("wake:")) if spec.startswith("wake:") else None)
 
     with chatter_to_stderr(), WakeBuffer(path) if path else nullcontext() as opened:
-        from ..undo import drop as take_back
+        from ..publish.unlearn import drop as take_back
 
         done = take_back(found, names, opened, source, later, model)
     row = {
@@ -140,7 +140,7 @@ def _enable(run: Path, name: str, is_enabled: bool, model: str | None, as_json: 
         does = "speak" if is_enabled else "fall silent"
         typer.echo(f"{', '.join(together)} shares an expert with {name}: they {does} together.", err=True)
     with chatter_to_stderr():
-        from ..undo import set_enabled
+        from ..publish.unlearn import set_enabled
 
         set_enabled(found, entry, is_enabled, model)
     if not is_enabled and (leaning := found.leaning_on([name, *together])):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..finished_run import FinishedRun
+from ..runs.finished import FinishedRun
 from ..wake import Form, State, Tally, WakeBuffer, add_path, add_stream, follow
 from ..wake.reading import form_of
 from .output import Json, show

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ..reward_spec import RewardSpec
+from .reward import RewardSpec
 from .sections import Section
 
 

@@ -7,8 +7,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ..reward_spec import RewardSpec
 from .dreaming import DreamConfig
+from .reward import RewardSpec
 from .sections import (
     DatasetConfig,
     EvaluationConfig,

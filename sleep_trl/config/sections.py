@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..schedule import Schedule
+from .schedule import Schedule
 
 
 class Section(BaseModel):

@@ -12,12 +12,12 @@ from datetime import time as Hour
 from pathlib import Path
 from typing import Any
 
-from ..ledger import read_ledger
-from ..life import begun, is_finished, night_folder, nights_aside
-from ..wake.nights import began_with
+from ..planning.chain import begun, is_finished, night_folder, nights_aside
+from ..planning.night_source import began_with
+from ..runs.ledger import read_ledger
 from .clock import Alarm
-from .hearing import Listener, Waiting
-from .nights import Launcher, alone_with
+from .pending import Listener, Waiting
+from .subprocess_night import Launcher, alone_with
 
 DONE, MISTAKE = 0, 2
 LONGEST_PAUSE = 3600.0  # seconds between two tries of a night

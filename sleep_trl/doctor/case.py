@@ -13,9 +13,9 @@ from .launcher import Launch
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from ..dataset import Prompter
-    from ..memories import MemoryText
-    from ..plan import Plan
+    from ..data import Prompter
+    from ..data.documents import MemoryText
+    from ..planning.plan import Plan
     from ..rollout.choice import Choice
 
 
@@ -58,38 +58,38 @@ class Case:
 
     @cached_property
     def plan(self) -> Plan:
-        from ..preflight import preflight
+        from ..planning.preflight import preflight
 
         return preflight(self.run)
 
     @cached_property
     def model_config(self) -> PretrainedConfig:
-        from ..checkpoint import read_config
+        from ..models.inspection import read_config
 
         return read_config(self.run.model)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from ..checkpoint import read_tokenizer
+        from ..models.inspection import read_tokenizer
 
         return read_tokenizer(self.run, int(self.model_config.get_text_config().vocab_size))
 
     @cached_property
     def prompter(self) -> Prompter:
-        from ..dataset import Prompter
+        from ..data import Prompter
 
         return Prompter(self.tokenizer, self.run.chat_template_kwargs)
 
     @cached_property
     def memories(self) -> list[MemoryText]:
-        from ..wake.nights import night_memories
+        from ..planning.night_source import night_memories
 
         return night_memories(self.run)
 
     @cached_property
     def windows(self) -> list[list[str]]:
         """The memories as the teacher reads them."""
-        from ..dataset import split_all
+        from ..data import split_all
 
         texts = [memory.text for memory in self.memories]
         return split_all(texts, self.prompter.count_tokens, self.plan.window, self.run.dataset.window_overlap)
@@ -97,9 +97,9 @@ class Case:
     @cached_property
     def engine(self) -> Choice:
         """What the run will generate with."""
-        from ..checkpoint import build_without_weights
         from ..memory.hosts import find_hosts
-        from ..preflight import find_room
+        from ..models.inspection import build_without_weights
+        from ..planning.preflight import find_room
         from ..rollout.choice import choose
 
         hosts = find_hosts(build_without_weights(self.run.model, self.model_config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..settings import read_yaml
+from ..config.command_line import read_yaml
 
 DEFAULT_PORT = 29500  # of accelerate and torchrun, where the file names none
 

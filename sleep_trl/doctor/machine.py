@@ -85,7 +85,7 @@ def find_compiler(case: Case) -> Finding:
     for ever."""
     from torch.utils.cpp_extension import get_default_build_root
 
-    from ..sharding import check_compiler
+    from ..distributed.zero3 import check_compiler
 
     if not case.launch.is_deepspeed:
         return skipped("not launched with DeepSpeed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ..plan import MIB
+from ..planning.plan import MIB
 from .case import Case
 from .finding import Finding, fault, ok, warning
 

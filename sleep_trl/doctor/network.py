@@ -12,7 +12,7 @@ SERVE_PORT = 8000  # of `sleep-trl serve`
 CONNECT_WITHIN = 5.0  # seconds
 JOIN_WITHIN = 60.0
 
-JOIN = "import sys; from sleep_trl.cluster import connect; connect(sys.argv[1])"
+JOIN = "import sys; from sleep_trl.distributed.ray import connect; connect(sys.argv[1])"
 
 
 def join_ray(case: Case) -> Finding:
@@ -30,7 +30,7 @@ def join_ray(case: Case) -> Finding:
             f"nothing listens at {address}: {error}",
             f"Start a Ray there (`ray start --head --port {port}`), correct rollout.ray_address, or leave it out.",
         )
-    from ..cluster import LOOPBACK
+    from ..distributed.ray import LOOPBACK
 
     try:
         run_python("-c", JOIN, address, deadline=JOIN_WITHIN)

@@ -21,7 +21,7 @@ def read_options(case: Case) -> Finding:
 
 def write_to_folder(case: Case) -> Finding:
     """Look whether the run may have its folder, and try to write where it will be."""
-    from ..run_folder import check_output
+    from ..planning.output_dir import check_output
 
     check_output(case.run)
     folder = case.run.output_dir.absolute()
@@ -76,7 +76,7 @@ def make_plan(case: Case) -> Finding:
 
 def compare_prompts(case: Case) -> Finding:
     """Make the prompts of teacher and student: the memory has to stand in one, and not in the other."""
-    from ..dataset import Template
+    from ..data import Template
 
     window = case.windows[0][0]
     for name in case.run.dataset.templates:
@@ -92,7 +92,7 @@ def compare_prompts(case: Case) -> Finding:
 
 def fit_memories(case: Case) -> Finding:
     """Look whether all text of all memories is read, and every prompt and answer fits the context."""
-    from ..dataset import Template
+    from ..data import Template
 
     config, plan = case.run, case.plan
     for memory, windows in zip(case.memories, case.windows, strict=True):

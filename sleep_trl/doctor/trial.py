@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch.nn.functional import kl_div
 
-from .. import cluster
 from ..config import RolloutConfig
+from ..distributed import ray as cluster
 from ..memory import Memory, MemorySpec, attach
 from ..rollout import Completion, Engine, Sampling
 from ..rollout.choice import make_engine

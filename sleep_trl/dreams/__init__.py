@@ -1,18 +1,18 @@
 """Dreams: what the model writes for itself, how it is chosen, tried out and rewarded (method 3.4)."""
 
-from .adapters import Adapter, LoraSpec
-from .batches import Dream
-from .export import export_adapter
-from .farm import train_adapters, view
+from ..batched_lora.adapters import Adapter, LoraSpec
+from ..batched_lora.api import train_adapters, view
+from ..batched_lora.batches import Dream
+from ..batched_lora.export import export_adapter
+from ..batched_lora.inner_loop import InnerLoop, Outcome
+from ..batched_lora.ray_workers import Workers
+from .answerers import Respondents
+from .evaluator import Doubt, Rehearsal, Trial
 from .gradients import Text, gradient_scores, reference_gradient
-from .inner_loop import InnerLoop, Outcome
-from .measures import Custom, HeldoutLoss, Measure, Questions, Task
+from .measure import Custom, HeldoutLoss, Measure, Questions, Task
 from .quiz import write_quiz
-from .rehearsal import Doubt, Rehearsal, Trial
-from .respondents import Respondents
-from .selection import Selected, Selection, select
+from .select import Selected, Selection, select
 from .significance import Gain, paired_gain
-from .workers import Workers
 
 __all__ = [
     "Adapter",

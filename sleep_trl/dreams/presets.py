@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .adapters import LoraSpec
-from .batches import Dream
-from .inner_loop import InnerLoop
+from ..batched_lora.adapters import LoraSpec
+from ..batched_lora.batches import Dream
+from ..batched_lora.inner_loop import InnerLoop
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ..dataset import Prompter, Template
+from ..data import Prompter, Template
 from ..evaluation.metrics import normalize_answer
 from ..evaluation.recall import Quiz
 from ..rollout import Engine, Progress, Sampling
-from .measures import Task
+from .measure import Task
 
 
 @dataclass

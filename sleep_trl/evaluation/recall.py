@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..dataset import Prompter, Template
+from ..data import Prompter, Template
 from ..memory import Memory
 from ..rollout import Engine, Progress, Sampling
 from .metrics import contains, exact_match, f1

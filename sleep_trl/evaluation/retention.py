@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from ..config import RetentionConfig
-from ..ledger import LedgerEntry
+from ..runs.ledger import LedgerEntry
 
 Scores = Sequence[float | None]
 Matrix = Sequence[Scores]

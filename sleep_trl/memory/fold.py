@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from ..sharding import is_sharded, serve, sharding, withdraw
-from .assembly import assemble
+from ..distributed.zero3 import is_sharded, serve, sharding, withdraw
+from .fold_sharded import assemble
 from .memory import Memory
 from .wide import widen
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..sharding import whole_shape
+from ..distributed.zero3 import whole_shape
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..sharding import gathered, whole_size
+from ..distributed.zero3 import gathered, whole_size
 from .experts import Expert
 from .hosts import Host, find_hosts
 from .pools import DensePool, ExpertPool, View, hook

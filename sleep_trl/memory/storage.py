@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from ..files import read_json, write_json
-from ..sharding import gathered, whole_shape, writes_files
+from ..distributed.zero3 import gathered, whole_shape, writes_files
+from ..runs.files import read_json, write_json
 from .memory import ExpertRecord, Memory, attach
 from .spec import MemorySpec
 

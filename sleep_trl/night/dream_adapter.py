@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from ..config import RunConfig
-from ..dataset import Sample
+from ..data import Sample
 from ..dreams import Dream, InnerLoop, LoraSpec, export_adapter, train_adapters
 
 FOLDER = "dream_adapter"

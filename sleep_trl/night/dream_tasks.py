@@ -17,12 +17,12 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import RunConfig
-from ..dataset import Prompter, Sample, Template, Window
-from ..dreams.measures import Task
+from ..data import Prompter, Sample, Template, Window
+from ..data.documents import MemoryText
+from ..distributed.progress import bar, say
+from ..dreams.measure import Task
 from ..dreams.quiz import WrittenQuiz, write_quiz
 from ..evaluation.recall import Quiz
-from ..memories import MemoryText
-from ..progress import bar, say
 from ..rollout import Engine
 
 COLUMNS = (

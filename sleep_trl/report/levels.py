@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..ledger import LedgerEntry, owning
+from ..runs.ledger import LedgerEntry, owning
 from .figures import HUES, Chart, empty_figure, label
 
 Row = Mapping[str, Any]

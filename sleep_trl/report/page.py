@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..files import read_json, read_jsonl, write_text
+from ..runs.files import read_json, read_jsonl, write_text
 from .dreams import browse
 from .figures import PARTS, Chart, charts
 from .levels import capacity_charts

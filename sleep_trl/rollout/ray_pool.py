@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import torch
 
-from .. import cluster
+from ..distributed import ray as cluster
 from .engine import Completion, Progress, Sampling
 from .replica import ReplicaSpec
 from .weights import Region, Values, digest, verify

@@ -16,8 +16,8 @@ from typing import Literal
 
 import httpx
 
-from ..committed import Committed
-from ..files import read_json
+from ..runs.committed import Committed
+from ..runs.files import read_json
 from .model_server import PATIENCE
 
 Kind = Literal["vllm", "transformers"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..committed import Committed, newest
+from ..runs.committed import Committed, newest
 from .backend import Backend, Kind
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import uvicorn
 
-from ..committed import newest
+from ..runs.committed import newest
 from .backend import LOOK, Kind, choose_kind
 from .keeper import Keeper
 from .proxy import Proxy

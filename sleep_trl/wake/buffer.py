@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ..ledger import LedgerEntry, read_ledger, standing
-from ..memories import MemoryText, Question
+from ..data.documents import MemoryText, Question
+from ..runs.ledger import LedgerEntry, read_ledger, standing
 from .database import open_database, transaction
 from .records import STATES, Listed, Position, Rejection, State, Tally, WakeRecord, now, rejection
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from ..memories import TEXT_SUFFIXES, text_files
+from ..data.documents import TEXT_SUFFIXES, text_files
 from .buffer import WakeBuffer
 from .records import (
     MOST_BYTES,

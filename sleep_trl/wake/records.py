@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
-from ..memories import MemoryText, Row, check_row
+from ..data.documents import MemoryText, Row, check_row
 
 MOST_BYTES = 8 * 2**20
 """Longest record that is taken, in bytes: some 1,500 pages. It bounds what a reader holds in memory."""

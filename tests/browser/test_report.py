@@ -9,9 +9,9 @@ import pytest
 from sleep_trl.launch import sleep
 from sleep_trl.report import write_report
 from sleep_trl.report.words import visible
+from tests.planning.test_chain import life
 from tests.report.pages import HOSTILE, make_entry, make_life, make_results, make_sample, write_run
-from tests.runs import write_model
-from tests.test_life import life
+from tests.tiny_runs import write_model
 
 pytestmark = pytest.mark.browser
 

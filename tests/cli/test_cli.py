@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from sleep_trl.cli import main
-from sleep_trl.files import write_json
-from sleep_trl.ledger import read_ledger
+from sleep_trl.runs.files import write_json
+from sleep_trl.runs.ledger import read_ledger
 from sleep_trl.wake import WakeBuffer
+from tests.publish.test_unlearn import write_run
 from tests.report.pages import make_results
-from tests.runs import arguments, write_finished_run, write_memories, write_model
-from tests.test_undo import write_run
+from tests.tiny_runs import arguments, write_finished_run, write_memories, write_model
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "sleep_trl.cli"]

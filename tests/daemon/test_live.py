@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sleep_trl.committed import newest
-from sleep_trl.ledger import read_ledger
+from sleep_trl.runs.committed import newest
+from sleep_trl.runs.ledger import read_ledger
 from sleep_trl.wake import WakeBuffer, record_of_text
 from tests.daemon.test_supervisor import wait_for
-from tests.runs import write_model
-from tests.test_night import arguments
+from tests.night.test_run import arguments
+from tests.tiny_runs import write_model
 
 pytestmark = pytest.mark.slow
 

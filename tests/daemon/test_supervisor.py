@@ -15,11 +15,11 @@ import pytest
 
 from sleep_trl.cli import main
 from sleep_trl.daemon import Habits, Launcher, Listener, Supervisor
-from sleep_trl.daemon.nights import LOCK
-from sleep_trl.files import write_json
+from sleep_trl.daemon.subprocess_night import LOCK
+from sleep_trl.runs.files import write_json
 from sleep_trl.wake import WakeBuffer, record_of_text
-from tests.runs import write_finished_run
 from tests.tiny import tiny_tokenizer
+from tests.tiny_runs import write_finished_run
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "sleep_trl.cli", "live", "--json", "--check_every", "0.1"]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from sleep_trl import cluster
 from sleep_trl.config import RunConfig
+from sleep_trl.distributed import ray as cluster
 from sleep_trl.launch.sleep import _find_processes
 from sleep_trl.rollout.choice import make_engine
 from tests.rollout.engines import GREEDY, PROMPTS, grown_model, on_the_model_itself, teach

@@ -16,9 +16,9 @@ from accelerate import PartialState
 from transformers import PrinterCallback
 
 from sleep_trl.config import RunConfig
+from sleep_trl.distributed.zero3 import is_sharded, serve, takes_part_in_saving
 from sleep_trl.memory import MemorySpec, attach, base_fingerprint, fold, load_experts, save_memory
-from sleep_trl.models import load_model
-from sleep_trl.sharding import is_sharded, serve, takes_part_in_saving
+from sleep_trl.models.loading import load_model
 from sleep_trl.trainers import KnowledgeSeedingConfig, KnowledgeSeedingTrainer
 from tests.tiny import tiny_tokenizer
 from tests.trainers.seedings import OPTIONS, length_reward, rows

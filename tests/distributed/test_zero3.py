@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from sleep_trl.ledger import read_ledger
 from sleep_trl.memory import load_memory
+from sleep_trl.runs.ledger import read_ledger
 from tests.distributed.launching import launch, needs_deepspeed, start
 from tests.distributed.sleeps import IDS, three_sleeps
-from tests.runs import write_model
-from tests.test_night import arguments, results_of
+from tests.night.test_run import arguments, results_of
+from tests.tiny_runs import write_model
 
 pytestmark = needs_deepspeed
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from sleep_trl.cli import main
-from tests.mistakes import Options, file, make_arguments, options, without
+from tests.planning.mistakes import Options, file, make_arguments, options, without
 
 Plant = Callable[[Path, pytest.MonkeyPatch], Options]
 ROOT = Path(__file__).parents[2]

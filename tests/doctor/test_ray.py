@@ -14,7 +14,7 @@ from sleep_trl.config import RunConfig
 from sleep_trl.doctor import Case
 from sleep_trl.doctor.network import join_ray
 from sleep_trl.doctor.proof import prove
-from tests.runs import write_memories, write_model
+from tests.tiny_runs import write_memories, write_model
 
 pytestmark = [
     pytest.mark.slow,

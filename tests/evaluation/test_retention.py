@@ -17,7 +17,7 @@ from sleep_trl.evaluation.retention import (
     forward_transfer,
     render_life,
 )
-from sleep_trl.ledger import LedgerEntry
+from sleep_trl.runs.ledger import LedgerEntry
 
 MATRIX = [[0.8], [0.9, 0.7], [0.5, 0.6, 1.0]]
 

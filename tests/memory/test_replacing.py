@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sleep_trl.files import read_json
 from sleep_trl.memory import Memory, MemorySpec, attach, load_experts, load_memory, save_memory
+from sleep_trl.runs.files import read_json
 from tests.memory.test_memory import fill, logits
 from tests.tiny import FORMS, tiny_model
 

@@ -13,8 +13,8 @@ from sleep_trl.rollout import TransformersEngine, choice
 from sleep_trl.rollout.choice import choose, gpus_per_engine, make_engine
 from sleep_trl.rollout.synced import SyncedEngine
 from sleep_trl.rollout.weights import GrownWeights, RoutedWeights
-from tests.runs import arguments, write_memories, write_model
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny_runs import arguments, write_memories, write_model
 
 
 @pytest.fixture

@@ -5,12 +5,14 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from sleep_trl import cluster
+from sleep_trl.distributed import ray as cluster
 from sleep_trl.launch import sleep
 from sleep_trl.rollout import Sampling
 from sleep_trl.rollout.ray_pool import RayPool
 from sleep_trl.rollout.synced import InThisProcess, SyncedEngine
 from sleep_trl.rollout.weights import Region, WeightMismatch
+from tests.night.test_run import arguments as night
+from tests.night.test_run import results_of
 from tests.rollout.engines import (
     LONG,
     PROMPTS,
@@ -22,9 +24,7 @@ from tests.rollout.engines import (
     teach,
     weights_of,
 )
-from tests.runs import write_model
-from tests.test_night import arguments as night
-from tests.test_night import results_of
+from tests.tiny_runs import write_model
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: make setup installs it")
 

@@ -11,6 +11,8 @@ from sleep_trl.rollout.replica import ReplicaSpec, TransformersReplica
 from sleep_trl.rollout.routed import LEARNING, Router, routed_config
 from sleep_trl.rollout.synced import InThisProcess, SyncedEngine
 from sleep_trl.rollout.weights import RoutedWeights, WeightMismatch
+from tests.night.test_run import arguments as night
+from tests.night.test_run import results_of
 from tests.rollout.engines import (
     GREEDY,
     PROMPTS,
@@ -21,10 +23,8 @@ from tests.rollout.engines import (
     teach,
     weights_of,
 )
-from tests.runs import write_model
-from tests.test_night import arguments as night
-from tests.test_night import results_of
 from tests.tiny import FORMS, tiny_model, tiny_tokenizer
+from tests.tiny_runs import write_model
 
 SHORT = torch.tensor([[1, 5, 7, 9, 11, 4], [1, 6, 6, 6, 8, 9]])
 

@@ -21,10 +21,10 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sleep_trl.files import write_json
+from sleep_trl.runs.files import write_json
 from sleep_trl.wake import WakeBuffer
-from tests.runs import write_finished_run
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny_runs import write_finished_run
 
 ROOT = Path(__file__).parents[2]
 KEY = "a key for tests"

@@ -14,14 +14,14 @@ import psutil
 import pytest
 
 from sleep_trl.cli import main
-from sleep_trl.committed import newest
-from sleep_trl.files import write_json
+from sleep_trl.runs.committed import newest
+from sleep_trl.runs.files import write_json
 from sleep_trl.serving.backend import Backend
 from sleep_trl.serving.protocol import CHAT, COMPLETIONS, ApiError, error_of, for_backend
 from sleep_trl.serving.proxy import events
 from sleep_trl.serving.recording import Recorder, as_row
 from sleep_trl.wake import WakeBuffer
-from tests.runs import write_finished_run
+from tests.tiny_runs import write_finished_run
 
 USER = {"role": "user", "content": "a"}
 ANSWERED = {"role": "assistant", "content": "b"}

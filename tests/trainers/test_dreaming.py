@@ -6,16 +6,16 @@ import pytest
 import torch
 from datasets import Dataset
 
-from sleep_trl.dataset import Prompter
-from sleep_trl.dreams.adapters import LoraSpec
+from sleep_trl.batched_lora.adapters import LoraSpec
+from sleep_trl.batched_lora.inner_loop import InnerLoop
+from sleep_trl.config.command_line import parse
+from sleep_trl.data import Prompter
+from sleep_trl.dreams.evaluator import Doubt, Rehearsal
 from sleep_trl.dreams.gradients import Text
-from sleep_trl.dreams.inner_loop import InnerLoop
-from sleep_trl.dreams.measures import Questions
-from sleep_trl.dreams.rehearsal import Doubt, Rehearsal
+from sleep_trl.dreams.measure import Questions
 from sleep_trl.memory import Memory, MemorySpec, attach
-from sleep_trl.models import load_tokenizer
+from sleep_trl.models.loading import load_tokenizer
 from sleep_trl.rollout import TransformersEngine
-from sleep_trl.settings import parse
 from sleep_trl.trainers import DreamingConfig, DreamingTrainer
 
 TOWN = (

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sleep_trl.ledger import LedgerEntry, Source, read_ledger, write_ledger
-from sleep_trl.memories import MemoryText, Question
+from sleep_trl.data.documents import MemoryText, Question
+from sleep_trl.runs.ledger import LedgerEntry, Source, read_ledger, write_ledger
 from sleep_trl.wake import Tally, WakeBuffer, WakeRecord, record_of_line
 
 TIME = "2026-07-10T08:00:00+00:00"

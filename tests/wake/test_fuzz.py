@@ -6,9 +6,9 @@ import string
 from collections import Counter
 from pathlib import Path
 
-from sleep_trl.ledger import LedgerEntry, Source
-from sleep_trl.memories import MemoryText
+from sleep_trl.data.documents import MemoryText
 from sleep_trl.report.page import render_page
+from sleep_trl.runs.ledger import LedgerEntry, Source
 from sleep_trl.wake import WakeBuffer, add_path
 
 COUNT = 1_000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sleep_trl.memories import read_memories
+from sleep_trl.data.documents import read_memories
 from sleep_trl.wake import (
     MOST_BYTES,
     Rejection,

@@ -23,7 +23,7 @@ class DreamingConfig(GRPOConfig):
         em_epochs (`int`, *optional*, defaults to `1`):
             Passes over the dreams of a round in its M-step. Ours: the paper does not say.
         selection (`str`, *optional*, defaults to `"gradient_norm"`):
-            What dreams are selected by before they are tried out, see [`~sleep_trl.dreams.selection.Selection`].
+            What dreams are selected by before they are tried out, see [`~sleep_trl.dreams.select.Selection`].
         top_k (`int`, *optional*, defaults to `4`):
             Best dreams of a task that are tried out.
         random_k (`int`, *optional*, defaults to `1`):

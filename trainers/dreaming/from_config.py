@@ -12,10 +12,10 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from sleep_trl.config import RunConfig
-from sleep_trl.dataset import Prompter, Sample
+from sleep_trl.data import Prompter, Sample
+from sleep_trl.distributed.progress import StepBar
 from sleep_trl.dreams import Doubt, InnerLoop, LoraSpec, Questions, Rehearsal, Workers
 from sleep_trl.dreams.gradients import Text, reference_gradient
-from sleep_trl.progress import StepBar
 from sleep_trl.rewards import resolve
 from sleep_trl.rollout import TransformersEngine, plain_generation
 
@@ -80,7 +80,7 @@ def dream(
 
     Args:
         rows (`list[dict]`):
-            The tasks, see `sleep_trl.night.dream_tasks.Dreamer`. With several processes, those that do not share out
+            The tasks, see `sleep_trl.night.dream_tasks.Dreamer`. With several processes, what does not share out
             evenly are left out.
         samples (`list[Sample]`):
             What was consolidated before, for selection by alignment.

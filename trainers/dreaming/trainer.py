@@ -13,12 +13,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from trl.trainer.utils import get_config_model_id
 
-from sleep_trl.dreams.batches import Dream
+from sleep_trl.batched_lora.batches import Dream
+from sleep_trl.dreams.answerers import Respondents
+from sleep_trl.dreams.evaluator import Rehearsal, Trial
 from sleep_trl.dreams.gradients import Text
-from sleep_trl.dreams.measures import Task
-from sleep_trl.dreams.rehearsal import Rehearsal, Trial
-from sleep_trl.dreams.respondents import Respondents
-from sleep_trl.dreams.selection import Selected, Selection, select
+from sleep_trl.dreams.measure import Task
+from sleep_trl.dreams.select import Selected, Selection, select
 from sleep_trl.evaluation.recall import Quiz
 from sleep_trl.memory import Memory
 from sleep_trl.rewards import resolve

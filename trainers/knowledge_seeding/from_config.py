@@ -15,16 +15,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from sleep_trl.checkpoint import read_header
 from sleep_trl.config import RunConfig
-from sleep_trl.files import read_json
+from sleep_trl.distributed.progress import StepBar, say
+from sleep_trl.distributed.zero3 import sharding
 from sleep_trl.memory.storage import read_description
-from sleep_trl.progress import StepBar, say
+from sleep_trl.models.inspection import read_header
 from sleep_trl.rewards import GuardedReward, resolve
 from sleep_trl.rollout import Engine, plain_generation
 from sleep_trl.rollout.in_trl import roll_out_with
 from sleep_trl.rollout.synced import SyncedEngine
-from sleep_trl.sharding import sharding
+from sleep_trl.runs.files import read_json
 
 from .config import KnowledgeSeedingConfig
 from .trainer import KnowledgeSeedingTrainer

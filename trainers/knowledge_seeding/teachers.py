@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from trl.models import prepare_deepspeed
 
+from sleep_trl.distributed.zero3 import withdraw
 from sleep_trl.memory import Memory
-from sleep_trl.sharding import withdraw
 
 from .ensemble import ensemble_divergence
 from .loss import Head, divergence_per_token

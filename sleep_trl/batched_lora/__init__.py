@@ -1,0 +1,1 @@
+"""Many isolated LoRAs trained together over one frozen model, and answered by together."""

@@ -1,0 +1,167 @@
+"""Adapters that are on the device together, and their training step by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .adapters import LoraSpec, initial_adapter
+from .batches import Dream, Pass, Row, data_order, make_passes
+from .head import Head, installed_head
+from .inner_loop import InnerLoop, Outcome
+from .kernels import Site, Stack, Window, from_row, layout, to_row
+
+
+@dataclass
+class _Learner:
+    """A dream on its way."""
+
+    dream: Dream
+    rows: list[Row]
+    order: Iterator[tuple[int, ...]]
+    steps: int
+    learning_rate: float
+    parameter: nn.Parameter  # (size,), a row of the stack
+    losses: list[float] = field(default_factory=list)
+    updates: int = 0
+
+    def ends(self, loop: InnerLoop) -> bool:
+        """Return whether the last loss ends the dream, without an update."""
+        if loop.stop_loss is not None and self.losses[-1] <= loop.stop_loss:
+            return True
+        best = self.losses.index(min(self.losses))
+        return loop.patience is not None and len(self.losses) - 1 - best >= loop.patience
+
+
+class Chunk:
+    """Adapters that are on the device together.
+
+    Weights and gradients of all adapters are two matrices, `(m, size)`, and each row is one parameter of an ordinary
+    `torch.optim.AdamW`. So every adapter has its own step count, moments and learning rate, in one fused update; a
+    tensor for each target, `(m, ...)`, would share one step count among all adapters.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sites: list[Site],
+        dreams: list[Dream],
+        spec: LoraSpec,
+        loop: InnerLoop,
+        tokens: int | None,
+    ) -> None:
+        self.model, self.sites, self.spec, self.loop, self.tokens = model, sites, spec, loop, tokens
+        targets = [target for site in sites for target in site.targets]
+        self.weights = torch.empty(len(dreams), sites[-1].stop, device=model.device)
+        for row, dream in zip(self.weights, dreams, strict=True):
+            row.copy_(to_row(sites, initial_adapter(targets, spec, loop.seed, dream.id)))
+        self.grads = torch.zeros_like(self.weights)
+        self.learners = [
+            _Learner(
+                dream,
+                dream.rows(),
+                data_order(dream, loop.batch_size, loop.seed),
+                dream.steps or loop.steps,
+                dream.learning_rate or loop.learning_rate,
+                nn.Parameter(row),
+            )
+            for dream, row in zip(dreams, self.weights, strict=True)
+        ]
+        self.optimizer = self._make_optimizer()
+        self.outcomes: dict[str, Outcome] = {}
+        self._planned: tuple[list[list[Row]], list[Pass]] = ([], [])
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        alike: dict[tuple[int, float], list[nn.Parameter]] = {}
+        for learner, grad in zip(self.learners, self.grads, strict=True):
+            learner.parameter.grad = grad
+            alike.setdefault((learner.steps, learner.learning_rate), []).append(learner.parameter)
+        loop = self.loop
+        return torch.optim.AdamW(
+            [{"params": alike[steps, rate], "steps": steps, "lr": rate, "highest": rate} for steps, rate in alike],
+            betas=loop.betas,
+            eps=loop.eps,
+            weight_decay=loop.weight_decay,
+            fused=True,
+        )
+
+    def train(self) -> dict[str, Outcome]:
+        stack = Stack(self.sites, self.spec.scale)
+        step = 0
+        output = self.model.get_output_embeddings()
+        is_target = any(target.module is output for site in self.sites for target in site.targets)
+        with installed_head(self.model, is_target) as head, stack.installed():
+            while self.learners:
+                self._end(self._step(stack, head))
+                if self.learners:
+                    self._update(step)
+                step += 1
+                self._end([n for n, learner in enumerate(self.learners) if learner.updates == learner.steps])
+        return self.outcomes
+
+    def _step(self, stack: Stack, head: Head) -> list[int]:
+        """Compute losses and gradients of one step; return the learners that end without an update."""
+        batches = [[learner.rows[n] for n in next(learner.order)] for learner in self.learners]
+        if self._planned[0] != batches:
+            self._planned = (batches, make_passes(self.model, batches, self.tokens))
+        losses = torch.zeros(len(self.learners), device=self.model.device)
+        # Where each adapter has its rows side by side in one pass, gradients are written once and need no zeros.
+        layouts = [layout(rows.owners) for rows in self._planned[1]]
+        is_single = sum(len(set(rows.owners)) for rows in self._planned[1]) == len(self.learners)
+        is_first = is_single and all(isinstance(index, slice) for index, _ in layouts)
+        if not is_first:
+            self.grads.zero_()
+        for rows, (index, repeats) in zip(self._planned[1], layouts, strict=True):
+            weights, grads = self.weights[index], self.grads[index]
+            stack.show(Window(weights.to(self.model.dtype), grads, repeats, is_first))
+            terms = head.learn(rows)  # (counted,)
+            if stack.open:
+                raise RuntimeError(
+                    f"{stack.open} targets got no gradient, so adapters would have learnt only in part. Name only "
+                    f"targets on which the logits depend."
+                )
+            losses.index_add_(0, rows.label_owners, terms)
+            if not isinstance(index, slice):  # then `grads` is a copy
+                self.grads.index_add_(0, torch.tensor(index, device=grads.device), grads)
+        for learner, loss in zip(self.learners, losses.tolist(), strict=True):
+            learner.losses.append(loss)
+        return [n for n, a in enumerate(self.learners) if not math.isfinite(a.losses[-1]) or a.ends(self.loop)]
+
+    def _update(self, step: int) -> None:
+        if self.loop.max_grad_norm is not None:
+            norms = torch.linalg.vector_norm(self.grads, dim=1, keepdim=True)  # (m, 1)
+            self.grads.mul_((self.loop.max_grad_norm / (norms + 1e-6)).clamp(max=1))  # as clip_grad_norm_ does
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["highest"] * self.loop.factor(step, group["steps"])
+        self.optimizer.step()
+        for learner in self.learners:
+            learner.updates += 1
+
+    def _end(self, ended: list[int]) -> None:
+        """Report learners that are through, and close the gaps, so that they cost nothing from here on."""
+        if not ended:
+            return
+        for n in ended:
+            learner, adapter, error = self.learners[n], None, None
+            if not math.isfinite(learner.losses[-1]):
+                error = f"dream {learner.dream.id!r}: loss {learner.losses[-1]} in step {len(learner.losses)}"
+            elif not math.isfinite(float(torch.linalg.vector_norm(learner.parameter.detach(), ord=torch.inf))):
+                error = f"dream {learner.dream.id!r}: weights not finite after step {learner.updates}"
+            else:
+                adapter = from_row(self.sites, self.spec, learner.parameter)
+            losses = tuple(learner.losses)
+            self.outcomes[learner.dream.id] = Outcome(learner.dream.id, adapter, error, losses, learner.updates)
+            self.optimizer.state.pop(learner.parameter, None)
+        gone = {id(self.learners[n].parameter) for n in ended}
+        self.learners = [learner for learner in self.learners if id(learner.parameter) not in gone]
+        kept = [n for n in range(len(self.weights)) if n not in set(ended)]
+        self.weights, self.grads = self.weights[kept], self.grads[kept]
+        for learner, row, grad in zip(self.learners, self.weights, self.grads, strict=True):
+            learner.parameter.data, learner.parameter.grad = row, grad
+        for group in self.optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in gone]

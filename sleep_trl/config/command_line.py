@@ -1,0 +1,264 @@
+"""The command line: a YAML file, dotted overrides on top, one `RunConfig` out. Imports no torch.
+
+The command line is stronger than the YAML file, and the file than the defaults. No environment
+variable is read. Paths are relative to the working directory.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+
+from . import RunConfig
+from .reward import RewardSpec
+
+USAGE = "sleep.py [--config FILE.yaml] --model MODEL --memories MEMORIES [--SECTION.OPTION VALUE ...]"
+EPILOG = """\
+Lists and objects are JSON, as in --rewards '["imitation", {"name": "my.py:f", "weight": 0.2}]'.
+`null` means none. A YAML file has the same names, sections as mappings; the command line wins."""
+
+ONE_OR_MANY = ("memories", "nights")
+"""Either of them on the command line takes the place of both in the file."""
+
+
+class _CommandLine(BaseSettings, RunConfig):
+    """`RunConfig` as pydantic-settings wants to see it. Only its fields are used."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"Command line: {message}. See --help.")
+
+
+class _OneOfEachKey(yaml.SafeLoader):
+    """YAML where a key given twice is an error and not a silent choice of the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse(argv: Sequence[str]) -> RunConfig:
+    """Read a run's configuration from command line arguments.
+
+    Args:
+        argv (`Sequence[str]`):
+            Arguments without the program's name: `--config FILE`, dotted options, `--version`.
+
+    Returns:
+        `RunConfig`: validated; `model_fields_set` says what was given.
+
+    Raises:
+        `ValueError`: if an argument or the file cannot be read, or a value is unknown or not
+            allowed. [`explain`] puts it into words.
+    """
+    parser = _Parser(
+        prog="sleep.py",
+        usage=USAGE,
+        description=RunConfig.__doc__,
+        epilog=EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=version())
+    parser.add_argument("--config", metavar="PATH", help="YAML file of options; those given here override it.")
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        _CommandLine,
+        root_parser=parser,
+        cli_parse_none_str="null",
+        cli_implicit_flags=True,
+        add_argument_method=_add_argument,
+    )
+    arguments, unknown = parser.parse_known_args(list(argv))
+    if unknown:
+        raise ValueError(_unknown_argument(unknown[0]))
+    from_file = read_yaml(Path(arguments.config)) if arguments.config else {}
+    given = _given(source, arguments)
+    if not given.keys().isdisjoint(ONE_OR_MANY):
+        from_file = {name: value for name, value in from_file.items() if name not in ONE_OR_MANY}
+    return RunConfig.model_validate(_merged(from_file, given))
+
+
+def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
+    """Read the mapping in a YAML file, which an option names.
+
+    Raises:
+        `ValueError`: if the file is missing, is no YAML, or holds something else than a mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _OneOfEachKey)
+    except FileNotFoundError:
+        raise ValueError(f"{option}: {path} does not exist. Give the path of a YAML file.") from None
+    except OSError as error:
+        raise ValueError(f"{option}: {path} cannot be read: {error.strerror}.") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{option}: {path} is not valid YAML: {reason}. Correct it.") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{option}: {path} holds a {type(content).__name__}; it must hold a mapping of "
+            f"options, such as `model: NAME`."
+        )
+    return {str(key): value for key, value in content.items()}
+
+
+def options(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every option by its dotted name, those of sections included."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from options(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def explain(error: Exception) -> str:
+    """Put a user's mistake into words: what was given, what is allowed, what to do.
+
+    Args:
+        error (`ValueError`):
+            From [`parse`] or from preflight; of a pydantic `ValidationError` each part is a line.
+    """
+    if not isinstance(error, ValidationError):
+        return str(error)
+    parts = error.errors(include_url=False)
+    inner = {part["loc"][:depth] for part in parts for depth in range(1, len(part["loc"]))}
+    return "\n".join(_explain_part(part) for part in parts if part["loc"] not in inner)
+
+
+def _explain_part(part: Mapping[str, Any]) -> str:
+    name, message = ".".join(str(key) for key in part["loc"]), str(part["msg"])
+    if part["type"] == "missing":
+        return f"{name} is missing. Give it with --{name} or in the config file."
+    if part["type"] == "extra_forbidden":
+        return f"{name} is not an option. {_did_you_mean(name)}See --help."
+    if part["type"] == "value_error":
+        message = message.removeprefix("Value error, ").rstrip(".")
+        return f"{name}: {message}." if name else f"{message}."
+    given = repr(part["input"])
+    given = given if len(given) <= 80 else f"{given[:77]}..."
+    message = message.replace("Input should be", "it must be")
+    message = message[:1].lower() + message[1:]
+    return f"{name}: {given} was given, but {message}. Change it (--{name} or the config file)."
+
+
+def _unknown_argument(argument: str) -> str:
+    if not argument.startswith("-"):
+        return f"Command line: {argument!r} is no option, and none takes it as a value. See --help."
+    name = argument.lstrip("-").partition("=")[0]
+    return f"Command line: --{name} is not an option. {_did_you_mean(name, '--')}See --help."
+
+
+def _did_you_mean(name: str, dashes: str = "") -> str:
+    """Return a suggestion: an option of the same last part, or one that is spelt alike."""
+    names = [option for option, _ in options()] + list(RunConfig.model_fields)
+    names += ["config"] if dashes else []
+    stem, _, last = name.rpartition(".")
+    if stem.startswith("rewards."):
+        names = [f"{stem}.{option}" for option in RewardSpec.model_fields]
+    same_last = [option for option in names if option.rpartition(".")[2] == last]
+    close = same_last or get_close_matches(name, names, n=1, cutoff=0.6)
+    close = close or [o for o in names if get_close_matches(last, [o.rpartition(".")[2]], cutoff=0.7)]
+    return f"Did you mean {' or '.join(dashes + option for option in close[:2])}? " if close else ""
+
+
+def _given(source: CliSettingsSource[Any], arguments: Namespace) -> dict[str, Any]:
+    """Return what the command line gives, nested as in the YAML file."""
+    flat = {key: value for key, value in vars(arguments).items() if key != "config"}
+    try:
+        return source(parsed_args=flat)()
+    except SettingsError as error:
+        reason = str(error).removeprefix("Parsing error encountered for ")
+        raise ValueError(f"Command line: cannot read {reason}. Lists and objects are written as JSON.") from None
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one nested mapping over another; lists and single values are replaced."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            merged[key] = _merged(below, value)
+        elif below is None or not isinstance(value, dict):
+            merged[key] = value  # a section that is no mapping stays, for validation to refuse
+    return merged
+
+
+# -- help ------------------------------------------------------------------------------------------
+
+
+def _add_argument(group: Any, *names: str, **settings: Any) -> Any:
+    """Add an option, with its docstring, range and default for help."""
+    field = dict(options()).get(settings["dest"])
+    if field is None:  # a whole section as JSON: read, but one does not need to know
+        settings["help"] = SUPPRESS
+    else:
+        settings["help"] = _help_text(field).replace("%", "%%")
+        if settings.get("metavar"):
+            settings["metavar"] = _kind_of_value(field.annotation)
+    return ArgumentParser.add_argument(group, *names, **settings)
+
+
+def _help_text(field: FieldInfo) -> str:
+    notes = [_range(field)] if _range(field) else []
+    if field.is_required():
+        notes.append("required")
+    elif field.default is not None:
+        notes.append(f"default: {_shown(field.default)}")
+    text = " ".join((field.description or "").split())
+    return f"{text} ({'; '.join(notes)})" if notes else text
+
+
+def _range(field: FieldInfo) -> str:
+    limits = {
+        name: f"{getattr(limit, name):g}"
+        for limit in field.metadata
+        for name in ("ge", "gt", "le")
+        if hasattr(limit, name)
+    }
+    if "ge" in limits and "le" in limits:
+        return f"{limits['ge']} to {limits['le']}"
+    words = {"ge": "at least", "gt": "above", "le": "at most"}
+    return ", ".join(f"{words[name]} {limit}" for name, limit in limits.items())
+
+
+def _kind_of_value(annotation: Any) -> str:
+    """Return the placeholder of a value: its type in one word, or the words that it can be."""
+    if get_origin(annotation) is Literal:
+        return "{" + ",".join(map(str, get_args(annotation))) + "}"
+    kinds = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
+    plain = [kinds[kind] for kind in (annotation, *get_args(annotation)) if kind in kinds]
+    is_collection = get_origin(annotation) in (tuple, list, dict)
+    return "JSON" if is_collection or not plain else plain[0]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(str(getattr(item, "name", item)) for item in value)
+    return json.dumps(value) if isinstance(value, dict | bool) else str(value)
+
+
+def version() -> str:
+    try:
+        return f"sleep-trl {metadata.version('sleep-trl')}"
+    except metadata.PackageNotFoundError:
+        return "sleep-trl, not installed (run from a clone)"

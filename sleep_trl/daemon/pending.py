@@ -1,0 +1,107 @@
+"""What waits in a wake buffer for the next night, in records and in tokens of the model that will learn it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from tokenizers import Tokenizer
+
+from ..planning.chain import nights_aside
+from ..planning.night_source import KEPT, began_with
+from ..runs.ledger import read_ledger
+from ..wake import Listed, WakeBuffer
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What waits for a night.
+
+    Args:
+        records (`int`): number of records.
+        tokens (`int`, *optional*): of their texts, without prompts around them; `None` if they are not counted.
+    """
+
+    records: int
+    tokens: int | None
+
+
+class Listener:
+    """Counts what waits in a wake buffer; each text is read and counted once.
+
+    Args:
+        path (`Path`):
+            The buffer; made if it is missing, so that one can wait for the first record.
+        tokenizer (`Tokenizer`, *optional*):
+            The model's, to count tokens by.
+        life (`Path`, *optional*):
+            The folder of the life that learns them.
+    """
+
+    def __init__(self, path: Path, tokenizer: Tokenizer | None = None, life: Path | None = None) -> None:
+        self.path, self.tokenizer, self.life = path, tokenizer, life
+        self._lengths: dict[str, int] = {}
+
+    def waiting(self) -> Waiting:
+        """Return what waits now.
+
+        The records of a night that was rolled back or set aside wait too, but do not count: by themselves they would
+        end in the same night again. They are learnt with what is heard after them.
+        """
+        with WakeBuffer(self.path) as buffer:
+            tried = _rolled_back(buffer.run()) | _set_aside(self.life)
+            records = [record for record in buffer.records("new") if record.sha256 not in tried]
+            if self.tokenizer is None:
+                return Waiting(len(records), None)
+            self._lengths = {record.sha256: self._length(buffer, record) for record in records}
+        return Waiting(len(records), sum(self._lengths.values()))
+
+    def _length(self, buffer: WakeBuffer, record: Listed) -> int:
+        if (known := self._lengths.get(record.sha256)) is not None:
+            return known
+        assert self.tokenizer
+        return len(self.tokenizer.encode(buffer.text(record.id), add_special_tokens=False))
+
+
+def _rolled_back(run: Path | None) -> set[str]:
+    """Return the hashes of what the newest night was about if it was rolled back: all that waited when it began."""
+    newest = read_ledger(run / "ledger.jsonl")[-1] if run else None
+    return {source.sha256 for source in newest.sources} if newest and newest.rolled_back else set()
+
+
+def _set_aside(life: Path | None) -> set[str]:
+    """Return the hashes of what was heard by the nights that a life has set aside; some were about files."""
+    nights = nights_aside(life) if life else []
+    return set().union(*(_heard_by(night) for night in nights if (night / KEPT).is_file()))
+
+
+@cache
+def _heard_by(aside: Path) -> frozenset[str]:
+    return frozenset(memory.sha256 for memory in began_with(aside))
+
+
+def load_tokenizer(model: str) -> Tokenizer:
+    """Load a model's tokenizer by itself: transformers would bring torch along, for weeks of waiting.
+
+    Args:
+        model (`str`):
+            A folder, or a name on the Hugging Face hub.
+
+    Raises:
+        `ValueError`: if the model has no `tokenizer.json`, or it cannot be loaded.
+    """
+    is_here = Path(model).is_dir()
+    try:
+        path = Path(model, "tokenizer.json") if is_here else Path(hf_hub_download(model, "tokenizer.json"))
+        tokenizer = Tokenizer.from_str(path.read_text("utf-8"))
+    except Exception as error:  # the hub's are of several kinds, and tokenizers raises nothing narrower
+        raise ValueError(
+            f"model: {model} has no tokenizer.json by which to count what was heard "
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Save it with transformers: "
+            f"AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER); or sleep at an hour, with --at alone."
+        ) from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

@@ -1,0 +1,327 @@
+"""Reading memories: JSON lines, a folder of text files, or a data set, each checked as it is read.
+
+No message of this module holds a memory's text; it names the file, the line and the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+log = logging.getLogger(__name__)
+
+TEXT_SUFFIXES = (".txt", ".md")
+SAVED_DATASET = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a document, asked before and after the night and never trained on.
+
+    Args:
+        question (`str`):
+            The question, as a user would ask it.
+        answers (`tuple[str, ...]`):
+            Answers that count as right; at least one.
+        form (`str`, *optional*, defaults to `"plain"`):
+            What kind of question it is, so that figures can be given for each kind.
+    """
+
+    question: str
+    answers: tuple[str, ...]
+    form: str = "plain"
+
+
+@dataclass(frozen=True)
+class MemoryText:
+    """One memory before it is learnt: a text, where it came from, questions about it.
+
+    Args:
+        id (`str`):
+            Unique among the documents of a run.
+        source (`str`):
+            Where the text comes from, for people: a title, an address, a file name.
+        text (`str`):
+            What is to be remembered.
+        questions (`tuple[Question, ...]`, *optional*):
+            Used only for evaluation.
+    """
+
+    id: str
+    source: str
+    text: str
+    questions: tuple[Question, ...] = ()
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the text in UTF-8, a hexadecimal string."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+class Row(NamedTuple):
+    """A row before it is checked: its place for messages, and what holds where it gives nothing."""
+
+    place: str
+    default_id: str
+    default_source: str
+    values: Any
+
+
+def read_memories(spec: str) -> list[MemoryText]:
+    """Read the documents that a night is about.
+
+    Args:
+        spec (`str`):
+            A .jsonl file, a folder of .txt and .md files (subfolders too, in order of their paths),
+            a folder written by `Dataset.save_to_disk`, the name of a data set, or `wake:` and the
+            path of a wake buffer, for what is new there. Rows have `text` and optionally `id`,
+            `source` and `questions`, a list of `question`, `answers` and optionally `form`; other
+            keys are left out.
+
+    Returns:
+        `list[MemoryText]`: at least one. Ids that were not given are made from the source and the
+        position in it, or from the file's name, and are the same on each reading.
+
+    Raises:
+        `ValueError`: if nothing can be read, with the file, the line and the key.
+    """
+    if spec.startswith("wake:"):
+        from ..planning.night_source import read_new
+
+        return read_new(Path(spec.removeprefix("wake:")))
+    path = Path(spec)
+    if path.is_dir():
+        rows = _rows_of_folder(path)
+    elif path.is_file():
+        rows = _rows_of_file(path)
+    elif _looks_like_a_path(spec):
+        raise ValueError(
+            f"Memories: {spec} does not exist. Give a .jsonl file, a folder of .txt and .md files, or a data set."
+        )
+    else:
+        rows = _rows_of_dataset(spec, _load_dataset(spec))
+    return _documents(spec, rows)
+
+
+def read_skill(path: Path) -> list[MemoryText]:
+    """Read the probe of base skill: rows like those of memories, with questions about their text.
+
+    Raises:
+        `ValueError`: as for [`read_memories`], or if a row has no questions.
+    """
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"Skill: {path} {found}. Give a .jsonl file.")
+    documents = _documents(str(path), _rows_of_file(path))
+    for document in documents:
+        if not document.questions:
+            raise ValueError(
+                f"{path}: row {document.id!r} has no `questions`, by which skill is measured. "
+                f"Add some, or remove the row."
+            )
+    return documents
+
+
+# -- where rows come from --------------------------------------------------------------------------
+
+
+def _rows_of_file(path: Path) -> Iterator[Row]:
+    if path.suffix.lower() != ".jsonl":
+        raise ValueError(f"{path} is not a .jsonl file. Give JSON lines, or the folder that holds .txt and .md files.")
+    # Not splitlines(): that also splits at U+2028 and the like, which may stand in a JSON string.
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        place = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{place}: not valid JSON: {error.msg} (column {error.colno}). Each line must be one JSON object."
+            ) from None
+        yield Row(place, f"{path.name}:{number}", path.name, values)
+
+
+def _rows_of_folder(folder: Path) -> Iterator[Row]:
+    if any((folder / name).is_file() for name in SAVED_DATASET):
+        yield from _rows_of_dataset(folder.name, _load_saved_dataset(folder))
+        return
+    for path in text_files(folder):
+        name = path.relative_to(folder).as_posix()
+        yield Row(str(path), name, name, {"text": _read_text(path)})
+
+
+def text_files(folder: Path) -> list[Path]:
+    """Return the .txt and .md files of a folder and its subfolders, in order of their paths.
+
+    Raises:
+        `ValueError`: if there are none.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    texts = [path for path in files if path.suffix.lower() in TEXT_SUFFIXES]
+    others = len(files) - len(texts)
+    if not texts:
+        raise ValueError(
+            f"The folder {folder} holds no .txt or .md files and no saved data set, but {others} "
+            f"other files. Put the texts there, or give the path of a .jsonl file."
+        )
+    if others:
+        log.info("%s: %d files that are neither .txt nor .md are left out.", folder, others)
+    return texts
+
+
+def _rows_of_dataset(name: str, dataset: Any) -> Iterator[Row]:
+    if "text" not in dataset.column_names:
+        raise ValueError(
+            f"The data set {name} has no column `text`, but {', '.join(dataset.column_names)}. "
+            f"Rename one with `rename_column` and save the data set to a folder."
+        )
+    for number, values in enumerate(dataset):
+        yield Row(f"{name}, row {number}", f"{name}:{number}", name, values)
+
+
+def _load_saved_dataset(folder: Path) -> Any:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except (OSError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"The data set saved in {folder} cannot be read ({_reason(error)}). Save it anew with `save_to_disk`."
+        ) from None
+    return _one_split(str(folder), loaded)
+
+
+def _load_dataset(name: str) -> Any:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name)
+    except (OSError, ValueError, RuntimeError) as error:  # unknown, offline, or a loading script
+        raise ValueError(
+            f"Memories: {name!r} is no file or folder here, and no data set of that name could be "
+            f"loaded ({_reason(error)}). Check the spelling and the network, or give a local path."
+        ) from None
+    return _one_split(name, loaded)
+
+
+def _one_split(name: str, loaded: Any) -> Any:
+    if not hasattr(loaded, "keys"):  # a Dataset, not a DatasetDict
+        return loaded
+    split = "train" if "train" in loaded else next(iter(loaded)) if len(loaded) == 1 else None
+    if split is None:
+        raise ValueError(
+            f"{name} has the splits {', '.join(loaded)} and no `train`. Save the split that you "
+            f"mean to a folder with `save_to_disk` and give that folder."
+        )
+    log.info("%s: the split %r is read.", name, split)
+    return loaded[split]
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+
+
+def _looks_like_a_path(spec: str) -> bool:
+    """Tell a mistyped path from the name of a data set, which is `name` or `owner/name`."""
+    suffixes = (*TEXT_SUFFIXES, ".jsonl", ".json", ".csv", ".parquet", "/")
+    is_deep = spec.startswith((".", "/", "~")) or spec.count("/") > 1
+    return is_deep or spec.lower().endswith(suffixes)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of a text
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text (byte {error.start}: {error.reason}). Convert it, for example with iconv."
+        ) from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from None
+
+
+# -- what a row must be ----------------------------------------------------------------------------
+
+
+def _documents(spec: str, rows: Iterable[Row]) -> list[MemoryText]:
+    documents: list[MemoryText] = []
+    places: dict[str, str] = {}
+    for row in rows:
+        document = check_row(row)
+        if document.id in places:
+            raise ValueError(
+                f"{row.place}: the id {document.id!r} was given before, in {places[document.id]}. "
+                f"Make ids unique, or leave them out."
+            )
+        places[document.id] = row.place
+        documents.append(document)
+    if not documents:
+        raise ValueError(f"{spec} is empty. Give at least one row with `text`.")
+    return documents
+
+
+def check_row(row: Row) -> MemoryText:
+    """Make one memory of a row.
+
+    Raises:
+        `ValueError`: if the row is not what a memory must be, with its place and the key.
+    """
+    place, values = row.place, _mapping(row.place, row.values)
+    questions = [] if values.get("questions") is None else values["questions"]
+    if not isinstance(questions, list):
+        raise ValueError(f"{place}: `questions` must be a list of objects, not {_kind(questions)}.")
+    return MemoryText(
+        id=_optional_text(place, values, "id", row.default_id),
+        source=_optional_text(place, values, "source", row.default_source),
+        text=_text(place, values, "text"),
+        questions=tuple(_question(f"{place}, questions[{i}]", q) for i, q in enumerate(questions)),
+    )
+
+
+def _question(place: str, question: Any) -> Question:
+    values = _mapping(place, question)
+    answers = values.get("answers")
+    if answers is None or answers == []:
+        raise ValueError(f"{place}: `answers` is missing or empty. Give a list of right answers.")
+    if not isinstance(answers, list):
+        raise ValueError(f"{place}: `answers` must be a list of strings, not {_kind(answers)}.")
+    named = {f"answers[{i}]": answer for i, answer in enumerate(answers)}
+    return Question(
+        question=_text(place, values, "question"),
+        answers=tuple(_text(place, named, key) for key in named),
+        form=_optional_text(place, values, "form", Question.form),
+    )
+
+
+def _mapping(place: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{place}: must be a JSON object, not {_kind(value)}.")
+    return value
+
+
+def _optional_text(place: str, values: dict[str, Any], key: str, default: str) -> str:
+    return default if values.get(key) is None else _text(place, values, key)
+
+
+def _text(place: str, values: dict[str, Any], key: str) -> str:
+    if key not in values:
+        raise ValueError(f"{place}: the key `{key}` is missing, which every row needs. Add it.")
+    value = values[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: `{key}` must be a string, not {_kind(value)}.")
+    if not value.strip():
+        raise ValueError(f"{place}: `{key}` is empty. Fill it in, or remove the row.")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{place}: `{key}` holds half a surrogate pair. Write it as UTF-8.")
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    return "null" if value is None else names.get(type(value), "a number")

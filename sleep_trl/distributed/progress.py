@@ -1,0 +1,84 @@
+"""What a user sees while a night runs: a bar with the time left for each phase, and a line when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate import PartialState
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..rollout import Progress as Advance
+
+console = Console(stderr=False, highlight=False)
+
+
+def say(message: RenderableType) -> None:
+    """Print a line or a table, on the main process only."""
+    if PartialState().is_main_process:
+        console.print(message)
+
+
+@contextmanager
+def bar(description: str, total: int) -> Iterator[Advance]:
+    """Show a progress bar with the time left, on the main process only.
+
+    Args:
+        description (`str`):
+            What is being done.
+        total (`int`):
+            Units of work of all processes together; each process's report counts for all of them.
+    """
+    state = PartialState()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    is_seen = state.is_main_process and console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not is_seen) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda done: progress.update(task, advance=done * state.num_processes)
+
+
+class StepBar(TrainerCallback):
+    """Trainer callback that turns optimizer steps into a progress bar or, off a terminal, into lines."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self._bar = bar(self.description, state.max_steps)
+        self._advance = self._bar.__enter__()
+        self._processes = PartialState().num_processes
+        self._advance(state.global_step / self._processes)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        if not console.is_terminal and logs and "loss" in logs:
+            reward = f", reward {float(logs['reward']):.3f}" if "reward" in logs else ""
+            step = f"step {state.global_step} of {state.max_steps}"
+            say(f"{self.description}: {step}, loss {float(logs['loss']):.4f}{reward}")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self._advance(1 / self._processes)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self._bar.__exit__(None, None, None)

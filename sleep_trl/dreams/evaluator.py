@@ -1,0 +1,229 @@
+"""Rehearsal: learn each dream in isolation and see whether its task gets better (method 3.4, steps 3 and 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..batched_lora.adapters import LoraSpec
+from ..batched_lora.api import train_adapters
+from ..batched_lora.batches import Dream, divide_dreams
+from ..batched_lora.inner_loop import InnerLoop
+from ..batched_lora.ray_workers import Workers
+from ..rollout import TransformersEngine
+from .answerers import Respondents
+from .measure import Measure, Task
+from .significance import Gain, Test, paired_gain
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """When a gain is believed (ours; the paper takes the bare sign of one measurement).
+
+    Args:
+        test (`str`, *optional*, defaults to `"bootstrap"`):
+            See [`~sleep_trl.dreams.significance.paired_gain`].
+        confidence (`float`, *optional*, defaults to `0.95`):
+            Of the test and the interval, in (0, 1).
+        repeats (`int`, *optional*, defaults to `1`):
+            Most often that a dream whose sign is uncertain is learnt again, each time from other first weights and in
+            another order; the scores of an item are averaged. Still uncertain, the dream abstains.
+    """
+
+    test: Test = "bootstrap"
+    confidence: float = 0.95
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {self.repeats}.")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one dream.
+
+    Args:
+        id (`str`):
+            The dream's.
+        gain (`Gain`, *optional*):
+            Scores after against before; `None` if the dream could not be tried out.
+        error (`str`, *optional*):
+            Why it could not.
+        learnt (`int`, *optional*, defaults to `0`):
+            How often it was learnt.
+    """
+
+    id: str
+    gain: Gain | None
+    error: str | None = None
+    learnt: int = 0
+
+    @property
+    def reward(self) -> float | None:
+        """1 if the task got better, 0 if it got worse or stayed as it was, `None` if that is uncertain or unknown
+        (Eq. 5; ours: an uncertain dream abstains and counts as no failure)."""
+        if self.gain is None:
+            return None
+        if self.gain.verdict == "uncertain":
+            changed = self.gain.mean != 0 or self.gain.low != 0 or self.gain.high != 0
+            return None if changed else 0.0
+        return float(self.gain.verdict == "better")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One dream learnt once: its scores item by item, or why there are none."""
+
+    scores: list[float] | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Attempting:
+    """Learns and scores dreams with a model, wherever that is."""
+
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int
+    measure: Measure
+    spec: LoraSpec
+    loop: InnerLoop
+
+    def __call__(self, model: PreTrainedModel, chunk: Sequence[tuple[Dream, Task]]) -> list[Attempt]:
+        outcomes = train_adapters(model, [dream for dream, _ in chunk], self.spec, self.loop)
+        learnt = [i for i, outcome in enumerate(outcomes) if outcome.adapter is not None]
+        engine = TransformersEngine(model, self.tokenizer, self.batch_size)
+        respondents = Respondents(engine, [outcomes[i].adapter for i in learnt])
+        scores = self.measure([chunk[i][1] for i in learnt], respondents) if learnt else []
+        attempts = [Attempt(None, outcome.error) for outcome in outcomes]
+        for i, row in zip(learnt, scores, strict=True):
+            is_whole = all(map(math.isfinite, row))
+            attempts[i] = Attempt(row) if is_whole else Attempt(None, f"dream {outcomes[i].id!r}: scores {row}")
+        return attempts
+
+
+class Rehearsal:
+    """Tries out dreams: m adapters are trained together, and scored together on their tasks.
+
+    Args:
+        engine (`TransformersEngine`):
+            The model and how it generates.
+        measure (`Measure`):
+            τ.
+        spec (`LoraSpec`, *optional*):
+            Size and place of the adapters.
+        loop (`InnerLoop`, *optional*):
+            How a dream is learnt.
+        doubt (`Doubt`, *optional*):
+            When a gain is believed.
+        chunk (`int`, *optional*):
+            Dreams learnt and scored at a time, which bounds the memory; by default all.
+        workers (`Workers`, *optional*):
+            Who works on the chunks; by default this process, one after the other. The results are the same.
+
+    Raises:
+        `ValueError`: if there are workers and no `chunk` to divide dreams by.
+    """
+
+    def __init__(
+        self,
+        engine: TransformersEngine,
+        measure: Measure,
+        spec: LoraSpec | None = None,
+        loop: InnerLoop | None = None,
+        doubt: Doubt | None = None,
+        chunk: int | None = None,
+        workers: Workers | None = None,
+    ) -> None:
+        if workers is not None and chunk is None:
+            raise ValueError("Workers need chunks of dreams to share. Give `chunk`, the number of dreams in each.")
+        self.engine, self.measure, self.chunk, self.workers = engine, measure, chunk, workers
+        self.spec, self.loop, self.doubt = spec or LoraSpec(), loop or InnerLoop(), doubt or Doubt()
+
+    def try_out(self, dreams: Sequence[Dream], tasks: Sequence[Task]) -> list[Trial]:
+        """
+        Learn dreams and measure what each does for its task.
+
+        Args:
+            dreams (`Sequence[Dream]`):
+                Dreams with distinct ids.
+            tasks (`Sequence[Task]`):
+                The task of each dream.
+
+        Returns:
+            `list[Trial]`: one for each dream, in the order given. A dream's trial does not depend on the others.
+
+        Raises:
+            `ValueError`: if a task has nothing to measure.
+        """
+        before = self.score_as_is(tasks)
+        totals = [[0.0] * len(scores) for scores in before]
+        trials = [Trial(dream.id, None) for dream in dreams]
+        undecided = list(range(len(dreams)))
+        for repeat in range(self.doubt.repeats):
+            attempts = self.attempt([dreams[i] for i in undecided], [tasks[i] for i in undecided], repeat)
+            for i, attempt in zip(undecided, attempts, strict=True):
+                if attempt.scores is None:
+                    trials[i] = Trial(dreams[i].id, None, attempt.error, repeat)
+                    continue
+                totals[i] = [total + score for total, score in zip(totals[i], attempt.scores, strict=True)]
+                means = [total / (repeat + 1) for total in totals[i]]
+                gain = paired_gain(before[i], means, test=self.doubt.test, confidence=self.doubt.confidence)
+                trials[i] = Trial(dreams[i].id, gain, None, repeat + 1)
+            undecided = [i for i in undecided if trials[i].gain is not None and trials[i].reward is None]
+            if not undecided:
+                break
+        return trials
+
+    def attempt(self, dreams: Sequence[Dream], tasks: Sequence[Task], repeat: int = 0) -> list[Attempt]:
+        """
+        Learn and score each dream once, chunk by chunk.
+
+        Args:
+            dreams (`Sequence[Dream]`):
+                Dreams with distinct ids.
+            tasks (`Sequence[Task]`):
+                The task of each dream.
+            repeat (`int`, *optional*, defaults to `0`):
+                Which of several tries this is; each draws by a seed of its own.
+
+        Returns:
+            `list[Attempt]`: one for each dream, in the order given.
+        """
+        loop = replace(self.loop, seed=self.loop.seed + repeat)
+        work = Attempting(self.engine.tokenizer, self.engine.batch_size, self.measure, self.spec, loop)
+        parts = divide_dreams(dreams, self.chunk)
+        chunks = [[(dreams[i], tasks[i]) for i in part] for part in parts]
+        if self.workers is None:
+            done = [work(self.engine.model, chunk) for chunk in chunks]
+        else:
+            done = self.workers.run(self.engine.model, work, chunks)
+        found = {
+            i: attempt
+            for part, attempts in zip(parts, done, strict=True)
+            for i, attempt in zip(part, attempts, strict=True)
+        }
+        return [found[i] for i in range(len(dreams))]
+
+    def score_as_is(self, tasks: Sequence[Task]) -> list[list[float]]:
+        """Score each task with the model as it is, tasks that come several times once.
+
+        Raises:
+            `ValueError`: if a task has nothing to measure, or a score is not a finite number.
+        """
+        distinct = list({task.id: task for task in tasks}.values())
+        scores = self.measure(distinct, Respondents(self.engine, [None] * len(distinct)))
+        by_task = {task.id: row for task, row in zip(distinct, scores, strict=True)}
+        if empty := [name for name, row in by_task.items() if not row]:
+            raise ValueError(
+                f"Task {empty[0]!r} has nothing to measure: it has no questions. Give it some, or leave it out."
+            )
+        if unscored := [name for name, row in by_task.items() if not all(map(math.isfinite, row))]:
+            raise ValueError(
+                f"Task {unscored[0]!r} has a score that is not a finite number, with the model as it is. Check the "
+                f"measure, and the model's weights."
+            )
+        return [by_task[task.id] for task in tasks]

@@ -1,0 +1,153 @@
+"""τ, the measure of a task: what a model that learnt a dream is asked, and how its replies are scored (method 3.4).
+
+A measure gives each task a list of scores, one an item (a question, a piece of text), always the same items in the same
+order, so that scores before and after can be paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..data import Prompter, Template
+from ..evaluation.recall import METRICS, Quiz
+from ..rollout.stopping import first_stop
+from .gradients import Text
+
+
+@dataclass(frozen=True)
+class Task:
+    """A context to dream about, and what is measured afterwards.
+
+    Args:
+        id (`str`):
+            Unique among the tasks of a run.
+        context (`str`):
+            What the dreamer sees.
+        questions (`tuple[Quiz, ...]`, *optional*):
+            Questions for the measures `qa` and, once the model wrote them, `quiz`.
+        heldout (`str`, *optional*):
+            Text that the dreamer does not see, for the measure `heldout_loss`.
+    """
+
+    id: str
+    context: str
+    questions: tuple[Quiz, ...] = ()
+    heldout: str | None = None
+
+
+class Respondent(Protocol):
+    """One model, or several side by side: row i of a call is answered by the model of owner i."""
+
+    def answer(self, prompts: Sequence[list[int]], owners: Sequence[int], max_new_tokens: int) -> list[str]:
+        """Reply to prompts (token ids) by greedy decoding."""
+        ...
+
+    def token_losses(self, texts: Sequence[Text], owners: Sequence[int]) -> list[list[float]]:
+        """Return the loss, in nats, of each token that counts, in the order of the texts."""
+        ...
+
+
+class Measure(Protocol):
+    """Scores tasks; task i is put to the model of owner i."""
+
+    def __call__(self, tasks: Sequence[Task], respondent: Respondent) -> list[list[float]]: ...
+
+
+class Questions:
+    """Ask a task's questions without its context, by greedy decoding: the measures `qa` and `quiz`.
+
+    Args:
+        prompter (`Prompter`):
+            Makes the prompts, by the `question_answer` template.
+        metric (`str` or `Callable`, *optional*, defaults to `"exact"`):
+            `"exact"`, `"contains"`, `"f1"`, or a judge: a function of a reply and its accepted answers that returns a
+            score in [0, 1].
+        max_new_tokens (`int`, *optional*, defaults to `32`):
+            Longest reply, in tokens.
+    """
+
+    def __init__(
+        self,
+        prompter: Prompter,
+        metric: str | Callable[[str, list[str]], float] = "exact",
+        max_new_tokens: int = 32,
+    ) -> None:
+        if isinstance(metric, str) and metric not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(METRICS)} or a function, got {metric!r}.")
+        self.prompter, self.max_new_tokens = prompter, max_new_tokens
+        self.metric = METRICS[metric] if isinstance(metric, str) else metric
+
+    def __call__(self, tasks: Sequence[Task], respondent: Respondent) -> list[list[float]]:
+        template = Template.load("question_answer")
+        asked = [(owner, quiz) for owner, task in enumerate(tasks) for quiz in task.questions]
+        prompts = [self.prompter(template.respond, request=quiz.question) for _, quiz in asked]
+        replies = respondent.answer([ids for ids, _, _ in prompts], [owner for owner, _ in asked], self.max_new_tokens)
+        scores: list[list[float]] = [[] for _ in tasks]
+        for (owner, quiz), (_, _, stop), reply in zip(asked, prompts, replies, strict=True):
+            scores[owner].append(float(self.metric(reply[: first_stop(reply, stop)], list(quiz.answers))))
+        return scores
+
+
+class HeldoutLoss:
+    """Minus the mean loss on a task's withheld text, piece by piece, in nats a token: the measure `heldout_loss`.
+
+    Args:
+        prompter (`Prompter`):
+            Tokenizes the text.
+        piece (`int`, *optional*, defaults to `16`):
+            Tokens in an item. Neighbouring tokens are not independent, so that single ones would make too narrow an
+            interval.
+    """
+
+    def __init__(self, prompter: Prompter, piece: int = 16) -> None:
+        if piece < 1:
+            raise ValueError(f"piece must be at least 1 token, got {piece}.")
+        self.prompter, self.piece = prompter, piece
+
+    def __call__(self, tasks: Sequence[Task], respondent: Respondent) -> list[list[float]]:
+        if missing := [task.id for task in tasks if not task.heldout]:
+            raise ValueError(f"Task {missing[0]!r} has no withheld text, which heldout_loss measures. Give `heldout`.")
+        start, _, _ = self.prompter.general()
+        texts = [Text.behind(start, self.prompter.ids(str(task.heldout))) for task in tasks]
+        losses = respondent.token_losses(texts, range(len(tasks)))
+        return [[-sum(p) / len(p) for p in _pieces(row, self.piece)] for row in losses]
+
+
+class Custom:
+    """A user's measure: a function of a task and of a way to ask.
+
+    Args:
+        function (`Callable[[Task, Callable[[list[str]], list[str]]], list[float]]`):
+            Called for each task with the task and `ask`, which takes prompts and returns greedy replies; returns one
+            score an item, always of the same items in the same order.
+        prompter (`Prompter`):
+            Tokenizes the prompts, as they are.
+        max_new_tokens (`int`, *optional*, defaults to `32`):
+            Longest reply, in tokens.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Task, Callable[[list[str]], list[str]]], list[float]],
+        prompter: Prompter,
+        max_new_tokens: int = 32,
+    ) -> None:
+        self.function, self.prompter, self.max_new_tokens = function, prompter, max_new_tokens
+
+    def __call__(self, tasks: Sequence[Task], respondent: Respondent) -> list[list[float]]:
+        scores = []
+        for owner, task in enumerate(tasks):
+
+            def ask(prompts: list[str], owner: int = owner) -> list[str]:
+                start, _, _ = self.prompter.general()
+                ids = [start + self.prompter.ids(prompt) for prompt in prompts]
+                return respondent.answer(ids, [owner] * len(ids), self.max_new_tokens)
+
+            scores.append([float(score) for score in self.function(task, ask)])
+        return scores
+
+
+def _pieces(values: list[float], size: int) -> list[list[float]]:
+    return [values[i : i + size] for i in range(0, len(values), size)]

@@ -1,0 +1,1 @@
+"""Models and tokenizers: what they are, read without weights, and loading them."""

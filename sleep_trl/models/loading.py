@@ -1,0 +1,48 @@
+"""Loading models and tokenizers: safetensors only, no remote code."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from ..config import RunConfig
+from ..distributed.zero3 import expect_no_gpu, sharding
+
+transformers_logging.disable_progress_bar()  # the night shows its own
+
+
+def choose_dtype(dtype: str) -> torch.dtype:
+    """Return the dtype of the frozen base: bfloat16 where a GPU has it, float32 elsewhere, or what is asked for."""
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def load_model(config: RunConfig, name: str | None = None) -> PreTrainedModel:
+    """Load the base model (or another one by its name) onto this process's device, in evaluation mode; under DeepSpeed
+    ZeRO-3 this process's shard of it."""
+    expect_no_gpu()
+    dtype = choose_dtype(config.dtype)
+    with sharding(dtype):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            name or config.model, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    return model.to(PartialState().device).eval()
+
+
+def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
+    """Load the tokenizer, padding on the left, with the end-of-sequence token for padding where it has none."""
+    tokenizer = AutoTokenizer.from_pretrained(config.model, padding_side="left", trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def context_limit(model: PreTrainedModel, config: RunConfig) -> int:
+    """Return the tokens of context to use: what was asked for, or the model's limit."""
+    text = model.config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2048
+    return min(config.max_context or int(limit), int(limit))

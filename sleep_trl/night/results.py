@@ -1,0 +1,119 @@
+"""What a night has come to: `results.json` and the table at its end."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections import Counter
+from typing import Any
+
+from accelerate import PartialState
+from rich.table import Table
+
+from ..config import RunConfig
+from ..memory import Memory
+
+AGREEMENT = "greedy agreement with the base"  # share of next tokens, on general samples kept from training
+PACKAGES = ("sleep-trl", "torch", "transformers", "trl", "accelerate", "datasets", "vllm", "ray", "deepspeed")
+
+
+def collect_results(
+    config: RunConfig,
+    memory: Memory,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    written: dict[str, Any],
+    history: list[dict[str, Any]],
+    dreams: dict[str, Any] | None,
+    committed: dict[str, Any],
+    life: dict[str, Any],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Put the figures of a night together as plain data, the content of `results.json`.
+
+    `fold_difference` is `None` if the experts are routed; `load` is there (tokens by layer and expert) if the model
+    itself then answered; `dreams` is there if the night dreamt, `rolled_back` if it was, and says why. For `capacity`
+    see [`measure_capacity`]; `consolidations` are the entries that took others in.
+    """
+    has_probe = before["skill"] is not None
+    results: dict[str, Any] = {
+        "recall": {"before": before["recall"], "with_context": before["with_context"], "after": after["recall"]},
+        "base_skill": {
+            "before": before["skill"] if has_probe else before["agreement"],
+            "after": after["skill"] if has_probe else after["agreement"],
+            "measure": "answers from context on the skill probe" if has_probe else AGREEMENT,
+        },
+        "agreement": {"before": before["agreement"], "after": after["agreement"]},
+        "retention": {e: {"before": before["earlier"][e], "after": after["earlier"][e]} for e in before["earlier"]},
+        "life": life,
+        "parameters": memory.count_parameters(),
+        "capacity": measure_capacity(memory),
+        "consolidations": committed.get("consolidations", []),
+        "dataset": {"samples": written["counts"], "dropped": written["dropped"]},
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
+        "entry": committed["entry"],
+        "fold_difference": committed["fold_difference"],
+        "history": history,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "processes": PartialState().num_processes,
+        "device": str(PartialState().device),
+        "seed": config.seed,
+        "config": config.model_dump(mode="json"),
+    }
+    optional = {"load": after.get("load"), "dreams": dreams, "rolled_back": committed.get("rolled_back")}
+    return results | {name: value for name, value in optional.items() if value is not None}
+
+
+def measure_capacity(memory: Memory) -> dict[str, Any]:
+    """Return the room for experts (`max_experts`), how many each level has (`by_level`, fast to slow), and how many
+    places the levels' own blocks take (`blocks`)."""
+    blocks = memory.blocks.values()
+    counts = Counter(record.level for index, record in memory.records.items() if index not in blocks)
+    by_level = {str(level): counts[level] for level in sorted(counts)}
+    return {"max_experts": memory.spec.max_experts, "by_level": by_level, "blocks": len(blocks)}
+
+
+def render_results(results: dict[str, Any]) -> Table:
+    """Return the final table of a night."""
+    fate = " (rolled back)" if "rolled_back" in results else ""
+    table = Table(title=f"One night: {results['entry']}{fate}", show_header=True, header_style="bold")
+    table.add_column("")
+    for column in ("before", "after"):
+        table.add_column(column, justify="right")
+    recall, skill, parameters = results["recall"], results["base_skill"], results["parameters"]
+    table.add_row("recall without context", _percent(recall["before"]), _percent(recall["after"]))
+    table.add_row("recall with context", _percent(recall["with_context"]), "")
+    table.add_row(f"base skill ({skill['measure']})", _percent(skill["before"]), _percent(skill["after"]))
+    if skill["measure"] != AGREEMENT and results["agreement"]["before"] is not None:
+        agreement = results["agreement"]
+        table.add_row(AGREEMENT, _percent(agreement["before"]), _percent(agreement["after"]))
+    for entry, values in results["retention"].items():
+        table.add_row(f"recall of {entry}", _percent(values["before"]), _percent(values["after"]))
+    for number, made in enumerate(results.get("dreams", {}).get("rounds", ()), start=1):
+        helped = f"{made['rewarded']} of {made['tried']}"
+        table.add_row(f"dreams that helped, round {number} (of those tried)", "", helped)
+    for made in results["consolidations"]:
+        table.add_row(f"{made['entry']}, of level {made['level']}, holds", "", ", ".join(made["holds"]))
+    total = parameters["base"] + parameters["added"]
+    table.add_section()
+    capacity = results["capacity"]
+    levels = ", ".join(f"{count} of level {level}" for level, count in capacity["by_level"].items()) or "none"
+    table.add_row(f"experts, with room for {capacity['max_experts'] - capacity.get('blocks', 0)}", "", levels)
+    table.add_row("parameters", f"{total - parameters['trainable']:,}", f"{total:,}")
+    for phase, value in results["seconds"].items():
+        table.add_row(f"seconds: {phase.replace('_', ' ')}", "", f"{value:.1f}")
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "no questions" if value is None else f"{100 * value:.1f} %"
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found

@@ -1,0 +1,103 @@
+"""One night: read the memories, ask before, write the teacher's data set, pass on the levels that are due, seed a new
+expert, ask after, commit.
+
+Each phase leaves its result on disk before the next begins (see `phases.py`), so that an interrupted night goes on
+where it was. The trainer comes in as an argument: the core knows no trainer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import set_seed
+
+from ..config import RunConfig
+from ..data import Sample
+from ..distributed.progress import say
+from ..evaluation.recall import agreement
+from ..evaluation.retention import breach, describe_life
+from ..memory import load_experts
+from ..planning.night_source import begin_night
+from ..runs.files import write_json
+from ..runs.ledger import read_ledger
+from ..runs.phases import Phases
+from .accumulate import accumulate
+from .commit import commit
+from .consolidate import begin_expert, pass_on
+from .context import prepare, window_size
+from .dream import adapt_to_dreams, dream
+from .dream_tasks import Dreamer
+from .evaluate import evaluate, evaluate_after
+from .generate_data import HELD_OUT, NothingUsable, write_dataset
+from .results import collect_results
+from .seed import SeedExpert, seed
+
+__all__ = ["NothingUsable", "run_night", "window_size"]
+
+WEAK_TEACHER = 0.5  # recall with context below which the user is warned
+
+
+def run_night(config: RunConfig, seed_expert: SeedExpert, dreamer: Dreamer | None = None) -> dict[str, Any]:
+    """Run one night, or go on with it, and return what `results.json` says.
+
+    Args:
+        config (`RunConfig`):
+            The run; checked by `preflight` before.
+        seed_expert (`SeedExpert`):
+            Trains the new expert, see `sleep_trl.trainers.knowledge_seeding.from_config`.
+        dreamer (`Dreamer`, *optional*):
+            Dreams with it, see `sleep_trl.trainers.dreaming.from_config`; needed if `config.dream.rounds` is not 0.
+
+    Raises:
+        `ValueError`: for a mistake that shows only with the weights, such as a memory of another base model.
+        `NothingUsable`: if the teacher wrote nothing that could be learnt.
+    """
+    set_seed(config.seed)
+    folder = config.output_dir
+    room = prepare(config)
+    if PartialState().is_main_process:  # only now is the folder the run's: what `prepare` refuses leaves nothing behind
+        begin_night(config, room.memories)
+        write_json(folder / "config.json", config.model_dump(mode="json"))
+    phases = Phases(folder / "phases")
+    before = phases.once("evaluate_before", lambda: evaluate(room, "before"))
+    if (taught := before["with_context"]) is not None and taught < WEAK_TEACHER:
+        say(
+            f"[yellow]The teacher answers only {taught:.0%} of the questions with the text in its context: it cannot "
+            f"teach what it cannot read. Can this model read these memories, and are the questions about them?[/]"
+        )
+    written = phases.once("write_dataset", lambda: write_dataset(room))
+    samples = [Sample(**row) for row in written["samples"]]
+    held_out = [s.prompt_ids + s.reference_ids for s in samples if s.part == "general"][:HELD_OUT]
+    before["agreement"] = phases.once("agreement_before", lambda: agreement(room.memory, held_out))
+    accumulate(room, phases)
+    passed = pass_on(room, phases, samples, seed_expert)
+    expert, lesson = begin_expert(room, samples)
+    is_own = room.relearning is not None
+    history = phases.once("seed", lambda: seed(room, lesson, seed_expert, is_own_teacher=is_own))
+    load_experts(room.memory, folder / "phases" / "seeded")
+    dreams, kept = None, list[Sample]()
+    if dreamer and config.dream.rounds:
+        dreams, kept = dream(room, phases, samples, seed_expert, dreamer)
+    room.memory.learn(None)
+    if room.relearning:
+        room.begin_blocks()
+    after = phases.once("evaluate_after", lambda: evaluate_after(room))
+    room.engine.close()
+    after["agreement"] = phases.once("agreement_after", lambda: agreement(room.memory, held_out))
+    lost = breach(config.retention, before, after, room.relearning.forgotten if room.relearning else ())
+    committed = phases.once("commit", lambda: commit(room, expert, passed, samples, before, after, lost))
+    if lost:
+        say(f"[red]This night is rolled back, and what it was about waits for another: {lost}[/]")
+        room.restore()
+    else:
+        if kept and config.dream.into == "lora":
+            phases.once("adapt_to_dreams", lambda: adapt_to_dreams(room, kept))
+        room.memory.learn(expert)  # so that the counts say what was trained
+    life = describe_life(read_ledger(folder / "ledger.jsonl"))
+    results = collect_results(
+        config, room.memory, before, after, written, history, dreams, committed, life, phases.seconds
+    )
+    if PartialState().is_main_process:
+        write_json(folder / "results.json", results)
+    return results

@@ -1,0 +1,97 @@
+"""A night that is about what was heard: `--memories wake:PATH`.
+
+The night keeps the records with which it began, so that it resumes to the same end whatever is heard meanwhile, and
+names itself to the buffer. From then on the buffer's states follow the night's ledger, as soon as there is one: a
+record is learnt once, wherever the night is killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..data.documents import MemoryText, read_memories
+from ..runs.files import read_json, write_jsonl
+from ..wake.buffer import WakeBuffer
+from .relearning import named
+
+if TYPE_CHECKING:
+    from ..config import RunConfig
+
+PREFIX = "wake:"
+KEPT = Path("phases", "heard.jsonl")
+
+
+def buffer_of(memories: str) -> Path | None:
+    """Return the path of the wake buffer that `--memories` names, or `None` if it names something else."""
+    return Path(memories.removeprefix(PREFIX)) if memories.startswith(PREFIX) else None
+
+
+def read_new(path: Path) -> list[MemoryText]:
+    """Return the records of a buffer that wait for a night.
+
+    Raises:
+        `ValueError`: if there is no buffer, or nothing waits in it.
+    """
+    if not path.is_file():
+        raise ValueError(f"Memories: there is no wake buffer {path}. Begin one with `sleep-trl wake add`.")
+    with WakeBuffer(path) as buffer:
+        if not (memories := buffer.memories("new")):
+            counts = ", ".join(f"{count} {state}" for state, count in buffer.counts().items())
+            raise ValueError(f"Memories: the wake buffer {path} holds nothing new ({counts}).")
+    return memories
+
+
+def night_memories(config: RunConfig) -> list[MemoryText]:
+    """Return what a night is about: the records with which it began, or if it has not begun, what waits for it now;
+    nothing if it takes entries back.
+
+    Raises:
+        `ValueError`: if nothing can be read.
+    """
+    if named(config.memories):
+        return []
+    is_begun = (config.output_dir / "config.json").is_file()
+    if buffer_of(config.memories) is not None and is_begun:
+        return began_with(config.output_dir)
+    return read_memories(config.memories)
+
+
+def begin_night(config: RunConfig, memories: list[MemoryText]) -> None:
+    """Keep the records of a night about what was heard, and name the night to the buffer. Before config.json is
+    written, and as often as one likes."""
+    path = buffer_of(config.memories)
+    if path is not None:
+        write_jsonl(config.output_dir / KEPT, (asdict(memory) for memory in memories))
+    elif named(config.memories):
+        path = followed_by(config.continue_from)
+    if path is None:
+        return
+    with WakeBuffer(path) as buffer:
+        buffer.register(config.output_dir)
+
+
+def followed_by(run: Path | None) -> Path | None:
+    """Return the buffer that one of these runs was about: this one, the one that it continues, and so on."""
+    while run is not None and (run / "config.json").is_file():
+        config = read_json(run / "config.json")
+        if (path := buffer_of(config["memories"])) is not None:
+            return path if path.is_file() else None
+        run = Path(config["continue_from"]) if config["continue_from"] else None
+    return None
+
+
+def began_with(night: Path) -> list[MemoryText]:
+    """Return the records with which a night about what was heard began."""
+    return read_memories(str(night / KEPT))
+
+
+def fail_silent(config: RunConfig, silent: Sequence[MemoryText]) -> None:
+    """Mark records about which the teacher wrote nothing usable as failed: no later night takes them, unless they are
+    heard again. For a night that has a ledger; as often as one likes."""
+    if (path := buffer_of(config.memories)) is None or not silent:
+        return
+    with WakeBuffer(path) as buffer:
+        buffer.fail((memory.id for memory in silent), f"nothing usable was written about it in {config.output_dir}")

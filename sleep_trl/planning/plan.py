@@ -1,0 +1,190 @@
+"""What a night will be like, in numbers, before it starts. All of it is arithmetic on shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from ..config import RunConfig
+
+if TYPE_CHECKING:
+    from ..memory.hosts import Host
+
+MIB = 2**20
+FLOAT32 = 4  # bytes
+SLACK = 1.2  # other buffers, and what the allocator keeps
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model and its memory the estimates need. Read from a model on the meta device."""
+
+    architecture: str
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    vocabulary: int
+    parameters: int
+    is_gated: bool
+    bytes_per_weight: int
+    is_routed: bool = False
+
+    @staticmethod
+    def of(
+        architecture: str,
+        hosts: Sequence[Host],
+        vocabulary: int,
+        parameters: int,
+        bytes_per_weight: int,
+        is_routed: bool = False,
+    ) -> Shape:
+        """Take the shape from the MLPs that host experts."""
+        first = hosts[0]
+        return Shape(
+            architecture=architecture,
+            layers=len(hosts),
+            hidden_size=first.hidden_size,
+            intermediate_size=first.intermediate_size,
+            vocabulary=vocabulary,
+            parameters=parameters,
+            is_gated=first.form.is_gated,
+            bytes_per_weight=bytes_per_weight,
+            is_routed=is_routed,
+        )
+
+    def expert_parameters(self, width: int) -> int:
+        """Return the parameters of one expert in all layers: gate (if gated), up and down, its row of the router."""
+        router = self.hidden_size + 1 if self.is_routed else 0
+        return self.layers * ((3 if self.is_gated else 2) * self.hidden_size * width + router)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A night that has been checked and not begun.
+
+    Counts of parameters are numbers of values; `peak_memory_mib` is in MiB for one process, sizes
+    on disk in bytes. `samples` is what the teacher writes at most, `rows` are prompts of training,
+    `window` and `memory_tokens` are in tokens. `top_k` is `None` if every expert takes part in every
+    token. `consolidations` say in words which experts become one before the night learns anything.
+    """
+
+    model: str
+    architecture: str
+    dtype: str
+    layers: int
+    hidden_size: int
+    context: int
+    base_parameters: int
+    added_parameters: int
+    width: int
+    experts: int
+    max_experts: int
+    top_k: int | None
+    consolidations: tuple[str, ...]
+    output_dir: str
+    memories: int
+    memory_tokens: int
+    questions: int
+    window: int
+    windows: int
+    samples: int
+    rows: int
+    steps: int
+    rollouts: int
+    peak_memory_mib: float
+    adapter_bytes: int
+    disk_bytes: int
+
+    @property
+    def trainable_share(self) -> float:
+        """Share of the grown model's parameters that this night trains, in [0, 1]."""
+        return self.added_parameters / (self.base_parameters + self.experts * self.added_parameters)
+
+
+def estimate_memory(
+    shape: Shape, config: RunConfig, width: int, max_experts: int, context: int, shards: int = 1
+) -> float:
+    """Estimate the peak memory of training on one device, in MiB (ours; an estimate, not a bound).
+
+    1.2 x (base weights at their dtype + all allocated experts in float32 + gradient and two Adam
+    moments of the one that learns, in float32 + activations). Activations, for a forward pass of
+    b rollouts of T = min(context, 2 x max_completion_length) tokens: each layer keeps
+    8 hidden + 5 intermediate + 5 width values a token at the base's dtype (with gradient
+    checkpointing hidden values, and one layer whole), and logits of the completions are held three
+    times in float32.
+
+    Args:
+        shape (`Shape`):
+            The base model.
+        config (`RunConfig`):
+            The run.
+        width (`int`):
+            Hidden units of an expert.
+        max_experts (`int`):
+            Experts allocated in each layer.
+        context (`int`):
+            Tokens of context in use.
+        shards (`int`, *optional*, defaults to `1`):
+            Processes over which the weights are spread. TRL gathers them for rollouts, unless it is told not to.
+    """
+    if config.seeding.extra.get("ds3_gather_for_generation", True):
+        shards = 1
+    seeding = config.seeding
+    batch = seeding.per_device_batch_size or seeding.prompts_per_step * seeding.num_generations
+    expert = shape.expert_parameters(width)
+    weights = (shape.parameters * shape.bytes_per_weight + max_experts * expert * FLOAT32) / shards
+    training = 3 * expert * FLOAT32
+    tokens = batch * min(context, 2 * seeding.max_completion_length)
+    layer = 8 * shape.hidden_size + 5 * shape.intermediate_size + 5 * width
+    kept = shape.layers * layer
+    if seeding.gradient_checkpointing:
+        kept = shape.layers * shape.hidden_size + layer
+    logits = 3 * batch * seeding.max_completion_length * shape.vocabulary * FLOAT32
+    activations = tokens * kept * shape.bytes_per_weight + logits
+    return SLACK * (weights + training + activations) / MIB
+
+
+def estimate_disk(shape: Shape, width: int, experts: int) -> tuple[int, int]:
+    """Estimate the bytes of `adapter/`, and of all that a night writes.
+
+    That is the grown model (unless it is routed), the adapter, the seeded expert, and two checkpoints
+    of the expert with its two Adam moments.
+    """
+    expert = shape.expert_parameters(width)
+    adapter = experts * expert * FLOAT32
+    model = 0 if shape.is_routed else (shape.parameters + experts * expert) * shape.bytes_per_weight
+    return adapter, model + 2 * adapter + 2 * 3 * expert * FLOAT32
+
+
+def render(plan: Plan) -> Table:
+    """Return the plan as a table of two columns."""
+    table = Table(title="The night, as planned", show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column()
+    share = f"{plan.trainable_share:.2%} of the grown model"
+    routing = "all" if plan.top_k is None else f"{plan.top_k} chosen by a router, and the one that learns"
+    for name, value in {
+        "model": f"{plan.model} ({plan.architecture}, {plan.layers} layers of {plan.hidden_size})",
+        "base parameters": f"{plan.base_parameters:,} in {plan.dtype}, frozen",
+        "parameters added": f"{plan.added_parameters:,}, trainable: {share}",
+        "expert": f"number {plan.experts} of {plan.max_experts}, width {plan.width}",
+        "experts for a token": routing,
+        "levels": "; ".join(plan.consolidations) or "none falls due",
+        "memories": f"{plan.memories}, {plan.memory_tokens:,} tokens, {plan.questions} questions",
+        "windows": f"{plan.windows} of at most {plan.window} of {plan.context} tokens of context",
+        "teacher's samples": f"at most {plan.samples:,}",
+        "training": f"{plan.steps:,} steps, {plan.rows:,} prompts, {plan.rollouts:,} rollouts",
+        "peak memory": f"about {plan.peak_memory_mib:,.0f} MiB a process",
+        "on disk": f"about {plan.disk_bytes / MIB:,.1f} MiB, adapter {plan.adapter_bytes / MIB:,.1f}",
+        "the grown model": f"{plan.output_dir}/model" if plan.top_k is None else where_routed(plan.output_dir),
+    }.items():
+        table.add_row(name, value)
+    return table
+
+
+def where_routed(output_dir: object) -> str:
+    """Return in words where a run's routed experts are and how to load them, since no checkpoint can hold them."""
+    return f"the base with {output_dir}/adapter: sleep_trl.memory.load_memory(base, Path('{output_dir}/adapter'))"

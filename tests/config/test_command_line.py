@@ -1,0 +1,157 @@
+"""The command line and YAML: who wins, what is told, and that nothing else is read."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from sleep_trl.config import RunConfig
+from sleep_trl.config.command_line import explain, options, parse
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDED = ["--model", "m", "--memories", "d.jsonl"]
+CONFIGS = sorted((ROOT / "examples").rglob("*.yaml"))
+
+
+def write_yaml(path: Path, values: object) -> str:
+    path.write_text(yaml.safe_dump(values), "utf-8")
+    return str(path)
+
+
+def told(argv: list[str]) -> str:
+    with pytest.raises(ValueError) as caught:
+        parse(argv)
+    return explain(caught.value)
+
+
+def test_command_line_beats_yaml_beats_defaults(tmp_path: Path) -> None:
+    file = {"model": "m", "memories": "d", "seeding": {"alpha": 0.1, "lmbda": 0.2}, "seed": 1}
+    path = write_yaml(tmp_path / "run.yaml", file)
+    config = parse(["--config", path, "--seeding.alpha", "0.5", "--seed=2", "--dry_run"])
+    assert (config.seeding.alpha, config.seeding.lmbda, config.seed) == (0.5, 0.2, 2)
+    assert (config.seeding.gamma, config.model, config.dry_run) == (0.5, "m", True)
+    assert type(config) is RunConfig
+    assert config.seeding.model_fields_set == {"alpha", "lmbda"}
+    assert config.model_fields_set == {"model", "memories", "seeding", "seed", "dry_run"}
+
+
+def test_lists_objects_null_and_flags(tmp_path: Path) -> None:
+    path = write_yaml(tmp_path / "run.yaml", {"seeding": {"z0": 3, "extra": {"beta": 0.1}}})
+    rewards = '["imitation", {"name": "x.py:f", "weight": 0.2}]'
+    given = ["--config", path, "--rewards", rewards, "--seeding.z0", "null", "--no-report"]
+    config = parse([*NEEDED, *given, "--seeding.extra", '{"report_to": "wandb", "top_k": 3}'])
+    assert [(reward.name, reward.weight) for reward in config.rewards] == [
+        ("imitation", 1.0),
+        ("x.py:f", 0.2),
+    ]
+    assert config.seeding.z0 is None
+    assert config.report is False
+    assert config.seeding.extra == {"beta": 0.1, "report_to": "wandb", "top_k": 3}
+
+
+def test_number_that_yaml_takes_for_text(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("seeding: {learning_rate: 2e-4}\n", "utf-8")
+    assert yaml.safe_load(path.read_text("utf-8"))["seeding"]["learning_rate"] == "2e-4"
+    assert parse([*NEEDED, "--config", str(path)]).seeding.learning_rate == 2e-4
+
+
+def test_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SEED", "seed", "SEEDING__STEPS", "seeding.steps", "SEEDING.STEPS"):
+        monkeypatch.setenv(name, "7")
+    config = parse(NEEDED)
+    assert (config.seed, config.seeding.steps) == (42, 100)
+
+
+@pytest.mark.parametrize(
+    ("given", "suggested"),
+    [
+        (["--seeding.alfa", "1"], "--seeding.alfa is not an option. Did you mean --seeding.alpha?"),
+        (["--alpha=1"], "--alpha is not an option. Did you mean --seeding.alpha?"),
+        (["--sede", "1"], "--sede is not an option. Did you mean --seed?"),
+        (["--confg", "x"], "--confg is not an option. Did you mean --config?"),
+        (["--seeding", '{"stepps": 1}'], "seeding.stepps is not an option. Did you mean seeding.s"),
+        (["--rewards", '[{"name": "a", "wieght": 1}]'], "Did you mean rewards.0.weight?"),
+        (["--zzz"], "--zzz is not an option. See --help."),
+        (["--mod", "x"], "--mod is not an option."),  # no abbreviations
+    ],
+)
+def test_unknown_option_gets_a_suggestion(given: list[str], suggested: str) -> None:
+    message = told([*NEEDED, *given])
+    assert suggested in message
+    assert "\n" not in message
+
+
+def test_each_mistake_is_one_line() -> None:
+    lines = told(["--seeding.alpha", "2", "--memory.width", "0"]).splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "model",
+        "memories",
+        "memory.width:",
+        "seeding.alpha:",
+    ]
+    assert lines[0] == "model is missing. Give it with --model or in the config file."
+    assert "'2' was given, but it must be less than or equal to 1" in lines[3]
+
+
+def test_long_values_are_cut() -> None:
+    message = told([*NEEDED, "--seed", "9" * 500 + "x"])
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_numbers_are_finite(value: str) -> None:
+    assert "finite number" in told([*NEEDED, "--seeding.learning_rate", value])
+
+
+def test_config_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        parse(NEEDED).seed = 1
+
+
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(["--help"])
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, field in options():
+        assert f" --{name}" in text or f" --no-{name}" in text, name
+        assert field.description, f"{name} has no docstring"
+        assert " ".join(field.description.split()) in text, name
+        assert field.is_required() or field.default is None or "default: " in text
+    for shown in ("(0 to 1; default: 0.7)", "(above 0; default: 0.0002)", "default: imitation"):
+        assert shown in text
+
+
+def test_help_is_fast_and_light() -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'launch'); sys.argv = ['sleep.py', '--help']\n"
+        "import runpy\n"
+        "try: runpy.run_path('launch/sleep.py', run_name='__main__')\n"
+        "except SystemExit as stopped: print(stopped.code, file=sys.stderr)\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    start = time.process_time()
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert time.process_time() - start < 2
+    code_line, *modules = done.stderr.split()
+    assert code_line == "0"
+    assert "sleep_trl.config" in modules
+    assert not {"torch", "transformers", "trl", "datasets"} & set(modules)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith("sleep-trl")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_shipped_config_loads(path: Path) -> None:
+    parse(["--config", str(path)])

@@ -1,0 +1,75 @@
+"""What counts as waiting: tokens of the model, each record once, and not what a rolled back night was about."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from sleep_trl.daemon import Listener, Waiting, load_tokenizer
+from sleep_trl.runs.ledger import Source, read_ledger, write_ledger
+from sleep_trl.wake import WakeBuffer, record_of_line
+from tests.tiny import tiny_tokenizer
+from tests.tiny_runs import write_finished_run
+
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart" / "model"
+
+
+def hear(path: Path, *texts: str) -> None:
+    with WakeBuffer(path) as buffer:
+        buffer.add([record_of_line("in", json.dumps({"text": text}).encode(), "s") for text in texts])
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    return load_tokenizer(str(tmp_path / "model"))
+
+
+def test_tokens_are_the_models(tmp_path):
+    text = "Mira has a goat. It is called Tolu, and eats hats.\n" * 40
+    expected = len(AutoTokenizer.from_pretrained(QUICKSTART)(text, add_special_tokens=False)["input_ids"])
+    hear(tmp_path / "wake.db", text)
+    assert Listener(tmp_path / "wake.db", load_tokenizer(str(QUICKSTART))).waiting() == Waiting(1, expected)
+
+
+def test_what_is_new_counts(tmp_path, tokenizer):
+    heard = tmp_path / "wake.db"
+    listener = Listener(heard, tokenizer)
+    assert listener.waiting() == Waiting(0, 0) and heard.is_file()
+    hear(heard, "the cat of Mira", "it eats hats")
+    assert listener.waiting() == Waiting(2, 7)
+    hear(heard, "the cat of Mira", "the boat")
+    assert listener.waiting() == Waiting(3, 9)
+    with WakeBuffer(heard) as buffer:
+        buffer.forget("s")
+    assert listener.waiting() == Waiting(0, 0)
+    hear(heard, "Ben sleeps")
+    assert Listener(heard).waiting() == Waiting(1, None)
+
+
+def test_a_rolled_back_night_is_not_slept_again_for_its_own_sake(tmp_path, tokenizer):
+    heard = tmp_path / "wake.db"
+    hear(heard, "the cat of Mira", "it eats hats")
+    run = write_finished_run(tmp_path / "night-001")
+    (entry,) = read_ledger(run / "ledger.jsonl")
+    with WakeBuffer(heard) as buffer:
+        sources = tuple(Source(id=m.id, source=m.source, sha256=m.sha256) for m in buffer.memories())
+        buffer.register(run)
+    undone = {"sources": sources, "dropped": entry.date, "rolled_back": "the base skill fell"}
+    write_ledger(run / "ledger.jsonl", [entry.model_copy(update=undone)])
+    listener = Listener(heard, tokenizer)
+    assert listener.waiting() == Waiting(0, 0)
+    hear(heard, "the boat")
+    assert listener.waiting() == Waiting(1, 2)
+    write_ledger(run / "ledger.jsonl", [entry.model_copy(update=undone | {"rolled_back": None})])
+    assert listener.waiting() == Waiting(3, 9), "what a user takes back is queued again"
+
+
+@pytest.mark.parametrize("name", ["empty", "broken"])
+def test_a_model_without_tokenizer_is_refused(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=rf"{name} has no tokenizer.json .* or sleep at an hour, with --at alone"):
+        load_tokenizer(str(tmp_path / name))

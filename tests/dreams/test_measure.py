@@ -1,0 +1,164 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sleep_trl.batched_lora.adapters import LoraSpec
+from sleep_trl.batched_lora.api import train_adapters
+from sleep_trl.batched_lora.batches import Dream
+from sleep_trl.batched_lora.inner_loop import InnerLoop
+from sleep_trl.data import Prompter
+from sleep_trl.dreams.answerers import Respondents
+from sleep_trl.dreams.evaluator import Doubt, Rehearsal
+from sleep_trl.dreams.gradients import Text
+from sleep_trl.dreams.measure import Custom, HeldoutLoss, Questions, Task
+from sleep_trl.dreams.quiz import write_quiz
+from sleep_trl.evaluation.recall import Quiz
+from sleep_trl.rollout import Completion, TransformersEngine
+from tests.tiny import tiny_model, tiny_tokenizer
+
+QUESTIONS = (Quiz("the cat of Mira", ("Tolu",)), Quiz("the boat of Ben", ("sleeps",)))
+SAYS = "Tolu and it eats hats"
+
+
+@pytest.fixture
+def engine():
+    return TransformersEngine(tiny_model(), tiny_tokenizer(), batch_size=4)
+
+
+@pytest.fixture
+def prompter():
+    return Prompter(tiny_tokenizer())
+
+
+def learnt(engine, prompter, text, dream="a"):
+    """Train an adapter until it says a text after any of the questions."""
+    sequences = []
+    for quiz in QUESTIONS:
+        ids = prompter(load("question_answer").respond, request=quiz.question)[0]
+        sequences.append((*ids, *prompter.ids(text), 2))
+    loop = InnerLoop(steps=30, learning_rate=2e-2, batch_size=2)
+    (outcome,) = train_adapters(engine.model, [Dream(dream, tuple(sequences))], LoraSpec(rank=4), loop)
+    return outcome.adapter
+
+
+def load(name):
+    from sleep_trl.data import Template
+
+    return Template.load(name)
+
+
+def test_each_row_is_answered_by_its_own_adapter(engine, prompter):
+    """Three models in one batch say what each says alone."""
+    adapters = [learnt(engine, prompter, "Tolu"), None, learnt(engine, prompter, "sleeps", "b")]
+    prompts = [prompter(load("question_answer").respond, request=q.question)[0] for q in QUESTIONS] * 3
+    owners = [0, 2, 1, 0, 2, 1]
+    together = Respondents(engine, adapters).answer(prompts, owners, 6)
+    alone = [
+        Respondents(engine, [adapters[owner]]).answer([prompt], [0], 6)[0]
+        for prompt, owner in zip(prompts, owners, strict=True)
+    ]
+    assert together == alone
+    assert together[0] == "Tolu" and together[1] == "sleeps" and together[2] != together[0]
+
+
+def test_token_losses_are_those_of_each_adapter(engine, prompter):
+    adapters = [None, learnt(engine, prompter, "Tolu")]
+    texts = [Text.behind([1, 4, 5], [6, 7, 8]), Text.behind([1], [9, 10]), Text.behind([1, 4], [11])]
+    losses = Respondents(engine, adapters).token_losses(texts, [0, 1, 0])
+    with torch.no_grad():
+        logits = engine.model(input_ids=torch.tensor([texts[0].ids])).logits[0]
+    expected = F.cross_entropy(logits[2:5], torch.tensor([6, 7, 8]), reduction="none").tolist()
+    assert losses[0] == pytest.approx(expected, rel=1e-4)
+    assert [len(row) for row in losses] == [3, 2, 1]
+    plain = Respondents(engine, [None]).token_losses(texts[1:2], [0])
+    assert losses[1] != pytest.approx(plain[0], rel=1e-3)
+
+
+def test_a_dream_that_answers_the_questions_is_rewarded_and_one_that_does_not_is_not(engine, prompter):
+    task = Task("t", "", QUESTIONS[:1] * 4)
+    prompt = prompter(load("question_answer").respond, request=QUESTIONS[0].question)[0]
+    good = Dream("good", ((*prompt, *prompter.ids("Tolu"), 2),))
+    bad = Dream("bad", ((*prompt, *prompter.ids("sleeps"), 2),))
+    broken = Dream("broken", ((1, 500),))
+    loop = InnerLoop(steps=30, learning_rate=2e-2)
+    rehearsal = Rehearsal(engine, Questions(prompter, "exact", 4), LoraSpec(rank=4), loop, Doubt(repeats=2))
+    trials = {trial.id: trial for trial in rehearsal.try_out([good, bad, broken], [task] * 3)}
+    assert trials["good"].reward == 1 and trials["good"].gain.mean == 1 and trials["good"].learnt == 1
+    assert trials["bad"].reward == 0
+    assert trials["broken"].reward is None and "500" in (trials["broken"].error or "")
+    again = {trial.id: trial for trial in rehearsal.try_out([broken, good], [task] * 2)}
+    assert again["good"] == trials["good"]  # whatever else is tried out
+
+
+def test_what_stays_uncertain_is_learnt_again_and_then_abstains(engine, prompter):
+    """One of two questions answered: a bootstrap of two items cannot exclude 0."""
+    task = Task("t", "", QUESTIONS)
+    dream = Dream("half", ((*prompter(load("question_answer").respond, request=QUESTIONS[0].question)[0], 10, 2),))
+    assert prompter.ids("Tolu") == [10]
+    loop = InnerLoop(steps=30, learning_rate=2e-2)
+    sign = Rehearsal(engine, Questions(prompter, "exact", 4), LoraSpec(rank=4), loop, Doubt("sign"))
+    careful = Rehearsal(engine, Questions(prompter, "exact", 4), LoraSpec(rank=4), loop, Doubt(repeats=3))
+    (believed,), (doubted,) = sign.try_out([dream], [task]), careful.try_out([dream], [task])
+    assert believed.reward == 1 and believed.gain.mean == 0.5
+    assert doubted.reward is None and doubted.learnt == 3 and doubted.gain.verdict == "uncertain"
+
+
+def test_heldout_loss_falls_for_who_has_read_it(engine, prompter):
+    task = Task("t", "", heldout="the cat of Mira is called Tolu and it eats hats")
+    ids = prompter.ids(task.heldout)
+    loop = InnerLoop(steps=30, learning_rate=1e-2)
+    (read,) = train_adapters(engine.model, [Dream("a", ((1, *ids),))], LoraSpec(rank=4), loop)
+    measure = HeldoutLoss(prompter, piece=4)
+    before, after = measure([task, task], Respondents(engine, [None, read.adapter]))
+    assert len(before) == len(after) == math.ceil(len(ids) / 4)
+    assert all(a > b for a, b in zip(after, before, strict=True))
+    with pytest.raises(ValueError, match="no withheld text"):
+        measure([Task("t", "")], Respondents(engine, [None]))
+
+
+def test_a_users_measure_asks_for_itself(engine, prompter):
+    def says_tolu(task, ask):
+        return [float("Tolu" in reply) for reply in ask([f"Question: {task.context}\nAnswer:"] * 2)]
+
+    measure = Custom(says_tolu, prompter, 4)
+    tasks = [Task("a", "the cat of Mira"), Task("b", "the cat of Mira")]
+    scores = measure(tasks, Respondents(engine, [None, learnt(engine, prompter, "Tolu")]))
+    assert scores == [[0.0, 0.0], [1.0, 1.0]]
+
+
+class Script:
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def generate(self, prompts, sampling, progress=None):
+        return [self.answers.pop(0) for _ in prompts]
+
+
+def said(text, reason="eos"):
+    return Completion([9, 2], text, reason)
+
+
+def test_a_quiz_keeps_what_is_answered_the_same_each_time(prompter):
+    engine = Script(
+        *(said(text) for text in ("Who?", "who?", "Where?", "When?", "What?", "")),
+        *(said(text) for text in ("Ben", "ben.", "Tolu", "Mira", "", "a", "now", "now")),
+    )
+    written = write_quiz(
+        [Task("t", "the cat of Mira")],
+        engine,
+        prompter,
+        questions_per_task=6,
+        answers_per_question=2,
+        max_new_tokens=8,
+    )
+    assert [(q.question, q.answers) for q in written.tasks[0].questions] == [("Who?", ("Ben",)), ("What?", ("now",))]
+    assert written.dropped == {"duplicate": 1, "empty": 1, "disputed": 1, "unanswered": 1}
+
+
+def test_questions_need_a_known_metric_and_tasks_need_questions(engine, prompter):
+    with pytest.raises(ValueError, match="exact, contains, f1"):
+        Questions(prompter, "bleu")
+    with pytest.raises(ValueError, match="nothing to measure"):
+        Rehearsal(engine, Questions(prompter)).try_out([Dream("a", ((1, 4, 5),))], [Task("t", "")])

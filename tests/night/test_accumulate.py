@@ -1,0 +1,178 @@
+"""Levels that accumulate and update (Eq. 2), in lives of nights: when, by how much, and what takes it back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sleep_trl.config.command_line import explain, parse
+from sleep_trl.launch import sleep
+from sleep_trl.memory import Memory, MemorySpec, attach, load_memory
+from sleep_trl.memory.accumulated_gradients import FILE, Accumulated
+from sleep_trl.planning.chain import nights_of, unfinished
+from sleep_trl.planning.preflight import preflight
+from sleep_trl.publish.unlearn import drop
+from sleep_trl.runs.files import read_json
+from sleep_trl.runs.finished import FinishedRun
+from sleep_trl.runs.ledger import read_ledger
+from tests.planning.test_chain import life
+from tests.tiny_runs import first_nights
+
+RATE = 0.5
+NIGHTS = ("one", "two", "three")  # of some 230 tokens each: level 1 is full in the third
+OPTIONS = {"levels.chunks": "100,500,1000", "levels.learning_rate": RATE, "memory.max_experts": 7}
+COMPARED = ("experts.safetensors", "memory.json", "prompts.jsonl", FILE)
+
+
+@pytest.fixture(scope="module")
+def lived(model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("lives") / "whole"
+    assert sleep.main(life(model, folder, *NIGHTS, **OPTIONS)) == 0
+    return folder
+
+
+def memory_of(model: Path, night: Path) -> Memory:
+    return load_memory(AutoModelForCausalLM.from_pretrained(model), night / "adapter")
+
+
+def fresh(model: Path) -> Memory:
+    """Return the memory as the first night finds it."""
+    memory = attach(AutoModelForCausalLM.from_pretrained(model), MemorySpec(width=8, max_experts=7, seed=42))
+    for level in (1, 2):
+        memory.add_block(level)
+    return memory
+
+
+def gradient(model: Path, memory: Memory, level: int, night: str, folder: Path) -> tuple[dict[str, torch.Tensor], int]:
+    """Return the gradient of the summed loss of a night's texts, by plain back-propagation, and their tokens."""
+    tokenizer, count = AutoTokenizer.from_pretrained(model), 0
+    memory.learn(memory.blocks[level])
+    for line in (folder / f"{night}.jsonl").read_text().splitlines():
+        ids = tokenizer(json.loads(line)["text"], return_tensors="pt").input_ids
+        for part in ids.split(128, dim=1):  # the model's context
+            count += part.shape[1] - 1
+            (memory.model(input_ids=part, labels=part).loss * (part.shape[1] - 1)).backward()
+    return {name: p.grad for name, p in memory.expert_parameters(memory.blocks[level])}, count
+
+
+def test_nothing_is_applied_between_boundaries(model, lived):
+    first = fresh(model)
+    for number in (1, 2):
+        memory = memory_of(model, lived / f"night-00{number}")
+        assert memory.blocks == first.blocks == {1: 0, 2: 1}
+        for index in (0, 1):
+            assert memory.fingerprint(index) == first.fingerprint(index)
+        assert set(Accumulated.load(lived / f"night-00{number}" / "adapter").tokens) == {1, 2}
+
+
+def test_a_boundary_applies_what_plain_gradient_descent_over_the_chunk_would(model, lived):
+    """Each night's texts are read by the model as it was when they were heard."""
+    before = [fresh(model), *(memory_of(model, lived / f"night-00{number}") for number in (1, 2))]
+    total, tokens = dict[str, torch.Tensor](), 0
+    for memory, night in zip(before, NIGHTS, strict=True):
+        found, count = gradient(model, memory, 1, night, lived.parent)
+        total = {name: total.get(name, 0) + value for name, value in found.items()}
+        tokens += count
+    mean = {name: value / tokens for name, value in total.items()}
+    norm = torch.cat([value.flatten() for value in mean.values()]).norm()
+    scale = RATE * min(1.0, 1.0 / norm.item())  # seeding.max_grad_norm is 1
+
+    after = memory_of(model, lived / "night-003")
+    old, new = before[0].blocks[1], after.blocks[1]
+    updated, moved = dict(after.expert_parameters(new)), 0.0
+    for name, parameter in before[0].expert_parameters(old):
+        assert (updated[name] - (parameter - scale * mean[name])).abs().max() <= 1e-6
+        moved += (updated[name] - parameter).abs().sum().item()
+    assert moved > 1e-2
+
+
+def test_the_consolidation_took_the_old_block_with_its_senders(model, lived):
+    after = memory_of(model, lived / "night-003")
+    *_, onward, own = read_ledger(lived / "night-003" / "ledger.jsonl")
+    assert onward.holds == ("entry-001", "entry-002") and after.fingerprint(onward.expert) == onward.fingerprint
+    blocks = set(after.blocks.values())
+    assert set(after.records) == {onward.expert, own.expert, *blocks} and len(blocks) == 2
+    capacity = read_json(lived / "night-003" / "results.json")["capacity"]
+    assert capacity == {"max_experts": 7, "by_level": {"1": 1, "2": 1}, "blocks": 2}
+    left = Accumulated.load(lived / "night-003" / "adapter")
+    earlier = Accumulated.load(lived / "night-002" / "adapter")
+    assert set(left.tokens) == {2} and left.tokens[2] > earlier.tokens[2]  # level 1 begins its next chunk
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        folded = AutoModelForCausalLM.from_pretrained(lived / "night-003" / "model")(input_ids=ids).logits
+        assert (after.model.eval()(input_ids=ids).logits - folded).abs().max() <= 1e-4
+
+
+def test_the_slowest_level_has_no_receiver_and_is_updated_all_the_same(model, tmp_path):
+    options = OPTIONS | {"levels.chunks": "100,200"}
+    assert sleep.main(life(model, tmp_path / "life", "one", **options)) == 0
+    after, before = memory_of(model, tmp_path / "life" / "night-001"), fresh(model)
+    assert after.blocks == {1: 0} and after.fingerprint(0) != before.fingerprint(0)
+    assert not (tmp_path / "life" / "night-001" / "adapter" / FILE).exists()
+    assert len(read_ledger(tmp_path / "life" / "night-001" / "ledger.jsonl")) == 1
+
+
+@pytest.mark.parametrize("stop", ["accumulating", "consolidating", "behind it"])
+def test_a_life_that_was_stopped_ends_with_the_same_bits(model, lived, monkeypatch, stop):
+    folder = first_nights(lived, stop.replace(" ", "_"))
+    words = life(model, folder, *NIGHTS, **OPTIONS)
+    places = {
+        "accumulating": "sleep_trl.night.accumulate.Accumulated.save",
+        "consolidating": "sleep_trl.night.consolidate.seed",
+        "behind it": "sleep_trl.night.consolidate.load_experts",
+    }
+
+    def never(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(places[stop], never)
+        assert sleep.main(words) == 130
+    assert sleep.main([*words, "--resume"]) == 0
+    for name in COMPARED:
+        assert (folder / "night-003/adapter" / name).read_bytes() == (lived / "night-003/adapter" / name).read_bytes()
+
+
+def test_a_night_that_is_rolled_back_takes_its_gradients_back_too(model, lived):
+    folder = first_nights(lived, "ruinous")
+    ruinous = {"retention.max_skill_loss": 0.01, "seeding.learning_rate": 1.0}
+    assert sleep.main(life(model, folder, *NIGHTS, **OPTIONS, **ruinous)) == 0
+    assert read_json(folder / "night-003" / "results.json")["rolled_back"]
+    for name in COMPARED:
+        assert (folder / "night-003/adapter" / name).read_bytes() == (lived / "night-002/adapter" / name).read_bytes()
+
+
+def test_a_night_that_accumulates_nothing_leaves_what_was_accumulated(model, lived):
+    folder = first_nights(lived, "paused")
+    options = OPTIONS | {"levels.learning_rate": 0, "levels.chunks": "[]"}
+    assert sleep.main(life(model, folder, *NIGHTS, **options)) == 0
+    assert (folder / "night-003/adapter" / FILE).read_bytes() == (lived / "night-002/adapter" / FILE).read_bytes()
+
+
+def test_what_is_taken_back_leaves_no_gradient(model, lived):
+    folder = shutil.copytree(lived, lived.parent / "dropped")
+    run = FinishedRun.read(folder / "night-003")
+    assert set(run.enabled) == {entry.expert for entry in run.entries[-2:]}  # blocks belong to no entry
+    drop(run, [run.entries[-1].id])
+    memory = memory_of(model, folder / "night-003")
+    assert memory.blocks == {} and list(memory.records) == [run.entries[-2].expert]
+    assert not (folder / "night-003" / "adapter" / FILE).exists()
+    (night,) = unfinished(nights_of(parse(life(model, folder, *NIGHTS, "four", **OPTIONS))))
+    assert preflight(night).experts == 1 + 2 + 1  # what is left, two new blocks, and its own
+
+
+def test_what_blocks_cannot_be_given_is_refused_before_weights_are_loaded(model, tmp_path):
+    def refused(**options: object) -> str:
+        with pytest.raises(ValueError) as told:
+            (night,) = nights_of(parse(life(model, tmp_path / "life", "one", **OPTIONS | options)))
+            preflight(night)
+        return explain(told.value)
+
+    assert "give --levels.chunks, such as 1000,5000,10000" in refused(**{"levels.chunks": "[]"})
+    assert "the experts are routed" in refused(**{"memory.routing": "topk"})
+    assert "Give --memory.max_experts 3 or more" in refused(**{"memory.max_experts": 2})

@@ -1,0 +1,225 @@
+"""Preflight: the plan's numbers are the model's, and a good run passes whatever its shape."""
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from sleep_trl.config import RunConfig
+from sleep_trl.config.command_line import parse
+from sleep_trl.launch import sleep
+from sleep_trl.launch.sleep import check_rewards
+from sleep_trl.memory import MemorySpec, attach
+from sleep_trl.models.inspection import read_header
+from sleep_trl.planning.output_dir import changed_options
+from sleep_trl.planning.plan import Shape, estimate_memory, render
+from sleep_trl.planning.preflight import preflight
+from sleep_trl.runs.files import write_json
+from tests.tiny import tiny_model
+from tests.tiny_runs import arguments, write_finished_run, write_memories, write_model
+
+SHAPE = Shape(
+    architecture="",
+    layers=2,
+    hidden_size=32,
+    intermediate_size=48,
+    vocabulary=97,
+    parameters=10**6,
+    is_gated=True,
+    bytes_per_weight=4,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        pytest.fail("weights were loaded")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+
+
+def config_of(model: Path, folder: Path, **options: object) -> RunConfig:
+    memories = write_memories(folder / "docs.jsonl")
+    given = {"model": model, "memories": memories, "output_dir": folder / "run", **options}
+    return parse(arguments(**given))
+
+
+@pytest.mark.parametrize("form", ["llama", "phi3", "gpt2"])
+def test_plan_counts_what_a_memory_counts(tmp_path: Path, form: str) -> None:
+    plan = preflight(config_of(write_model(tmp_path / "model", form), tmp_path), check_rewards)
+    memory = attach(tiny_model(form), MemorySpec(width=8, max_experts=2))
+    memory.activate()
+    counted = memory.count_parameters()
+    assert plan.base_parameters == counted["base"]
+    assert plan.added_parameters == counted["trainable"] == counted["added"]
+    assert plan.trainable_share == counted["added"] / (counted["base"] + counted["added"])
+    assert plan.adapter_bytes == 4 * counted["added"]
+    assert (plan.layers, plan.hidden_size, plan.context) == (2, 32, 128)
+    assert plan.architecture == type(memory.model).__name__
+    assert not (tmp_path / "run").exists()
+
+
+def test_plan_counts_windows_samples_and_rollouts(model: Path, tmp_path: Path) -> None:
+    config = config_of(
+        model,
+        tmp_path,
+        dataset__window=16,
+        dataset__window_overlap=0,
+        seeding__steps=10,
+        max_context=100,
+    )
+    text = "the cat sleeps. " * 12  # 48 tokens: a full stop is one, as a word is
+    Path(config.memories).write_text(json.dumps({"text": text}), "utf-8")
+    plan = preflight(config)
+    assert (plan.memories, plan.memory_tokens, plan.windows) == (1, 48, 3)
+    assert plan.samples == 3 * 4 * 16
+    assert (plan.steps, plan.rows, plan.rollouts) == (10, 80, 320)
+    assert (plan.context, plan.window) == (100, 16)
+
+
+def test_estimate_of_memory_is_its_formula() -> None:
+    config = RunConfig.model_validate(
+        {
+            "model": "m",
+            "memories": "d",
+            "seeding": {"prompts_per_step": 2, "num_generations": 2, "max_completion_length": 10},
+        }
+    )
+    expert = 2 * 3 * 32 * 8  # layers x maps x hidden x width
+    kept = 4 * 20 * 2 * (8 * 32 + 5 * 48 + 5 * 8)  # rollouts x tokens x layers x values
+    logits = 3 * 4 * 10 * 97
+    values = 10**6 + 5 * expert + 3 * expert + kept + logits
+    estimate = estimate_memory(SHAPE, config, width=8, max_experts=5, context=128)
+    assert estimate == pytest.approx(1.2 * 4 * values / 2**20)
+    seeding = config.seeding.model_copy(update={"gradient_checkpointing": True})
+    saving = config.model_copy(update={"seeding": seeding})
+    assert estimate_memory(SHAPE, saving, 8, 5, 128) < estimate
+    assert estimate_memory(SHAPE, config, 8, 5, 128, shards=2) == estimate  # TRL puts the model together for rollouts
+    apart = config.seeding.model_copy(update={"extra": {"ds3_gather_for_generation": False}})
+    spread = estimate_memory(SHAPE, config.model_copy(update={"seeding": apart}), 8, 5, 128, shards=2)
+    expert = SHAPE.expert_parameters(8)
+    held = SHAPE.parameters * SHAPE.bytes_per_weight + 5 * expert * 4
+    assert estimate - spread == pytest.approx(1.2 * held / 2 / 2**20)
+
+
+def test_a_routed_plan_counts_the_router_and_says_where_the_experts_will_be(model: Path, tmp_path: Path) -> None:
+    config = config_of(model, tmp_path, memory__routing="topk")
+    plan, dense = preflight(config, check_rewards), preflight(config_of(model, tmp_path))
+    memory = attach(tiny_model(), MemorySpec(width=8, max_experts=2, routing="topk"))
+    memory.activate()
+    assert plan.added_parameters == memory.count_parameters()["added"] == dense.added_parameters + 2 * (32 + 1)
+    assert (plan.top_k, dense.top_k) == (2, None)
+    assert plan.disk_bytes == (2 + 2 * 3) * 4 * plan.added_parameters  # two adapters, two checkpoints with moments
+    console = Console(width=400, record=True, file=StringIO())
+    console.print(render(plan))
+    shown = console.export_text()
+    assert "2 chosen by a router, and the one that learns" in shown
+    assert f"load_memory(base, Path('{config.output_dir}/adapter'))" in shown
+    assert str(config.output_dir / "model") not in shown
+    first = write_finished_run(tmp_path / "night1", max_experts=3, routing="topk")
+    options: dict[str, object] = {"memory__width": None, "memory__max_experts": None, "continue_from": first}
+    assert preflight(config_of(model, tmp_path, **options)).top_k == 2
+
+
+def test_second_night_takes_size_and_room_from_the_first(model: Path, tmp_path: Path) -> None:
+    first = write_finished_run(tmp_path / "night1")
+    options: dict[str, object] = {"memory__width": None, "memory__max_experts": None, "continue_from": first}
+    plan = preflight(config_of(model, tmp_path, **options))
+    assert (plan.width, plan.experts, plan.max_experts) == (8, 2, 2)
+    full = write_finished_run(tmp_path / "night2", experts=2)
+    options |= {"continue_from": full, "memory__max_experts": 3}
+    plan = preflight(config_of(model, tmp_path, **options))
+    assert (plan.width, plan.experts, plan.max_experts) == (8, 3, 3)
+
+
+def test_resume_allows_what_changes_nothing(model: Path, tmp_path: Path) -> None:
+    begun = config_of(model, tmp_path)
+    path = tmp_path / "run" / "config.json"
+    path.parent.mkdir()
+    path.write_text(begun.model_dump_json(), "utf-8")
+    (path.parent / "phases").mkdir()
+    now = config_of(model, tmp_path, resume=True, dry_run=True, seeding__logging_steps=1)
+    assert changed_options(now, path) == []
+    preflight(now)
+    other = config_of(model, tmp_path, seeding__steps=7, seeding__extra='{"top_k": 2}')
+    assert changed_options(other, path) == []  # nothing has been seeded yet
+    (path.parent / "checkpoints" / "checkpoint-5").mkdir(parents=True)
+    assert changed_options(other, path) == [
+        "seeding.steps (then 100, now 7)",
+        "seeding.extra (then {}, now {'top_k': 2})",
+    ]
+
+
+def test_resume_knows_options_that_are_new(model: Path, tmp_path: Path) -> None:
+    begun = json.loads(config_of(model, tmp_path).model_dump_json())
+    del begun["dream"]["workers"], begun["memory"]["routing"]
+    path = tmp_path / "run" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(begun), "utf-8")
+    assert changed_options(config_of(model, tmp_path), path) == []
+    now = config_of(model, tmp_path, memory__routing="topk")
+    assert "memory.routing (then 'dense', now 'topk')" in changed_options(now, path)
+
+
+def test_later_processes_leave_the_folder_to_the_first(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(model, tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}", "utf-8")
+    monkeypatch.setenv("RANK", "1")
+    preflight(config)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="unfinished run"):
+        preflight(config)
+
+
+def test_header_gives_shapes(model: Path) -> None:
+    shapes = read_header(model / "model.safetensors")
+    expected = {name: tuple(value.shape) for name, value in tiny_model().state_dict().items()}
+    assert shapes == expected
+
+
+def test_extra_may_hold_what_trl_knows(model: Path, tmp_path: Path) -> None:
+    preflight(config_of(model, tmp_path, seeding__extra='{"report_to": "none", "top_k": 5}'))
+
+
+def test_plan_is_shown_in_full(model: Path, tmp_path: Path) -> None:
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(render(preflight(config_of(model, tmp_path))))
+    text = console.export_text()
+    for shown in ("LlamaForCausalLM, 2 layers of 32", "21,728 in float32", "1,536, trainable: 6.60%"):
+        assert shown in text
+
+
+def test_dry_run_prints_and_writes_nothing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    memories = write_memories(tmp_path / "docs.jsonl")
+    run = tmp_path / "run"
+    given = arguments(model=model, memories=memories, output_dir=run, dry_run=True)
+    assert sleep.main(given) == 0
+    assert "The night, as planned" in capsys.readouterr().out
+    assert sorted(tmp_path.iterdir()) == [memories]
+
+
+def test_stopped_run_says_how_to_go_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(config: RunConfig, *_: object) -> None:
+        write_json(config.output_dir / "config.json", {})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sleep_trl.night.run.run_night", stop)
+    memories = write_memories(tmp_path / "docs.jsonl")
+    assert sleep.main(arguments(model=model, memories=memories, output_dir=tmp_path / "run")) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_meta_model_takes_no_memory(model: Path) -> None:
+    from sleep_trl.models.inspection import build_without_weights, read_config
+
+    built = build_without_weights(str(model), read_config(str(model)))
+    assert {parameter.device for parameter in built.parameters()} == {torch.device("meta")}

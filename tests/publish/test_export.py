@@ -1,0 +1,244 @@
+"""Exporting: what is written loads with plain libraries, holds no texts, and reaches the hub as it should."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sleep_trl.memory import load_memory
+from sleep_trl.publish.export import check_repository, export
+from sleep_trl.runs.committed import newest_run
+from sleep_trl.runs.files import read_json, write_json
+from sleep_trl.runs.ledger import LedgerEntry, Source
+from sleep_trl.runs.model_card import model_card
+from tests.publish.test_unlearn import IDS, write_run
+from tests.tiny import tiny_model
+from tests.tiny_runs import write_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """Three nights, the second silenced."""
+    base = write_model(tmp_path_factory.mktemp("base") / "model")
+    run = write_run(tmp_path_factory.mktemp("runs"), base)
+    description = read_json(run / "adapter" / "memory.json")
+    description["experts"][1]["is_enabled"] = False
+    write_json(run / "adapter" / "memory.json", description)
+    return run
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+def test_checkpoint_is_the_folded_model(run, tmp_path):
+    folder = export(run, "checkpoint", tmp_path / "out")
+    assert (load_file(folder / "model.safetensors").keys()) == load_file(run / "model" / "model.safetensors").keys()
+    found = logits(AutoModelForCausalLM.from_pretrained(folder))
+    assert torch.equal(found, logits(AutoModelForCausalLM.from_pretrained(run / "model")))
+    assert AutoTokenizer.from_pretrained(folder).vocab_size == 97
+
+
+def test_adapter_holds_what_speaks_and_nothing_else(run, tmp_path):
+    folder = export(run, "adapter", tmp_path / "out")
+    assert {path.name for path in folder.iterdir()} == {"README.md", "experts.safetensors", "memory.json"}
+    assert {name.split(".")[1] for name in load_file(folder / "experts.safetensors")} == {"0", "2"}
+    ours, theirs = tiny_model(), tiny_model()
+    load_memory(ours, folder)
+    load_memory(theirs, run / "adapter")
+    assert torch.equal(logits(ours), logits(theirs)), "a silenced expert says nothing, there or not"
+    assert not torch.equal(logits(ours), logits(tiny_model()))
+
+
+def test_no_form_holds_texts(run, tmp_path):
+    for form in ("checkpoint", "adapter"):
+        folder = export(run, form, tmp_path / form)
+        content = b"".join(path.read_bytes() for path in folder.rglob("*") if path.suffix != ".safetensors")
+        assert b"the boat of Ben" not in content and str(run).encode() not in content
+
+
+def test_peft_is_refused_with_the_reason(run, tmp_path):
+    with pytest.raises(ValueError, match=r"hidden units.*--to adapter"):
+        export(run, "peft", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_leave_nothing_behind(run, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(ValueError, match="is there already"):
+        export(run, "checkpoint", tmp_path / "full")
+    with pytest.raises(ValueError, match="no committed night"):
+        export(tmp_path, "checkpoint", tmp_path / "out")
+    with pytest.raises(ValueError, match="is no folder"):
+        export(tmp_path / "nowhere", "checkpoint", tmp_path / "out")
+    routed = write_run(tmp_path / "routed", write_model(tmp_path / "base"), routing="topk")
+    with pytest.raises(ValueError, match="routed experts do not fold"):
+        export(routed, "checkpoint", tmp_path / "out")
+    description = read_json(routed / "adapter" / "memory.json")
+    silent = [expert | {"is_enabled": False} for expert in description["experts"]]
+    write_json(routed / "adapter" / "memory.json", description | {"experts": silent})
+    with pytest.raises(ValueError, match="this is the base model"):
+        export(routed, "adapter", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "full", "routed"]
+
+
+def test_the_newest_night_of_a_life(tmp_path):
+    for name in ("night-002", "night-010", "night-011"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ledger.jsonl").touch()
+    for name in ("night-002", "night-010"):
+        (tmp_path / name / "results.json").touch()
+    assert newest_run(tmp_path) == tmp_path / "night-010", "11 has begun, and is not committed"
+    assert newest_run(tmp_path / "night-002") == tmp_path / "night-002"
+
+
+# -- the card --------------------------------------------------------------------------------------
+
+
+def entry(number: int, sources: tuple[str, ...], after: dict, **values) -> LedgerEntry:
+    return LedgerEntry(
+        id=f"entry-{number:03}",
+        date="2026-07-10T08:00:00+00:00",
+        expert=number - 1,
+        level=1,
+        fingerprint="",
+        base="",
+        parents=(),
+        sources=tuple(Source(id=str(i), source=source, sha256="") for i, source in enumerate(sources)),
+        metrics={"before": {"recall": 0.05, "skill": 0.9}, "after": after},
+        **values,
+    )
+
+
+def test_card_says_what_was_learnt():
+    entries = [
+        entry(1, ("letters",) * 3, {"recall": 1.0}),
+        entry(2, ("taken back",), {"recall": 1.0}, dropped="2026-07-11"),
+        entry(3, ("a", "b", "c", "d", "e"), {"recall": 1.0}),
+        entry(4, ("silenced",), {"recall": 0.5, "skill": 0.895, "earlier": {"entry-001": 0.975}}),
+    ]
+    card = model_card("Qwen/Qwen3-0.6B", entries, {0, 2}, "checkpoint")
+    _, head, body = card.split("---\n", 2)
+    assert yaml.safe_load(head) == {
+        "base_model": "Qwen/Qwen3-0.6B",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["sleep-trl", "continual-learning"],
+    }
+    table = [line for line in body.splitlines() if line.startswith("| entry-")]
+    assert table == [
+        "| entry-001 | 2026-07-10 | 3 | letters | 5.0 % | 100.0 % | 97.5 % |",
+        "| entry-003 | 2026-07-10 | 5 | a; b; c; d and 1 more | 5.0 % | 100.0 % | – |",
+    ]
+    assert "90.0 %" in body and "89.5 %" in body and "1 further nights" in body
+    assert "taken back" not in body and "silenced |" not in body
+
+
+@pytest.mark.parametrize("place", ["/secret/place/model", "secret/place/model"])
+def test_card_leaves_labels_without_power(place):
+    hostile = "x|y`](http://evil) <script>alert(1)</script>\n# head" + "z" * 600
+    card = model_card(place, [entry(1, (hostile,), {"recall": 1.0})], {0}, "adapter")
+    line = next(line for line in card.splitlines() if line.startswith("| entry-001"))
+    assert "<script>" not in card and "\\|" in line and "\\`" in line and len(line) < 250
+    assert "secret/place" not in card and "base_model:" not in card and "`model`" in card
+
+
+# -- the hub ---------------------------------------------------------------------------------------
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the hub does at its HTTP boundary, and remembers what it was asked."""
+
+    asked: list[tuple[str, str, bytes]]
+    refuses = False
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.asked.append((self.path, self.headers.get("Authorization", ""), body))
+        if self.path.endswith("/preupload/main"):
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+            ]
+            self.answer({"files": files})
+        elif self.path == "/api/repos/create" and not self.refuses:
+            self.answer({"url": f"http://{self.headers['Host']}/me/grown"})
+        elif self.path == "/api/validate-yaml":
+            self.answer({"errors": [], "warnings": []})
+        elif self.path.endswith("/commit/main"):
+            self.answer({"commitUrl": f"http://{self.headers['Host']}/me/grown/commit/1", "commitOid": "1"})
+        else:
+            self.answer({"error": "no"}, 401)
+
+    def answer(self, value: dict, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(value).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[tuple[str, type[Hub]]]:
+    handler = type("AskedHub", (Hub,), {"asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def call(endpoint: str, *arguments: object) -> subprocess.CompletedProcess:
+    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-m", "sleep_trl.cli", "export", *map(str, arguments), "--json"]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_pushes_to_a_private_repository(run, tmp_path, hub):
+    endpoint, handler = hub
+    done = call(endpoint, run, "--to", "adapter", "--output", tmp_path / "out", "--push_to_hub", "me/grown")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "written": str(tmp_path / "out"),
+        "to": "adapter",
+        "pushed": f"{endpoint}/me/grown",
+    }
+    created = json.loads(handler.asked[0][2])
+    assert handler.asked[0][0] == "/api/repos/create" and created["name"] == "grown" and created["organization"] == "me"
+    assert created.get("private") is True or created.get("visibility") == "private"
+    assert {token for _, token, _ in handler.asked} == {"Bearer hf_test"}
+    [commit] = [body for path, _, body in handler.asked if path == "/api/models/me/grown/commit/main"]
+    lines = [json.loads(line) for line in commit.splitlines()]
+    files = {line["value"]["path"] for line in lines if line["key"] == "file"}
+    assert files == {"README.md", "experts.safetensors", "memory.json"}
+
+
+def test_what_the_hub_refuses_is_told(run, tmp_path, hub):
+    endpoint, handler = hub
+    handler.refuses = True
+    done = call(endpoint, run, "--to", "adapter", "--output", tmp_path / "out", "--push_to_hub", "me/grown")
+    assert done.returncode == 1 and "was not pushed to me/grown" in done.stderr and "hf_test" not in done.stderr
+    assert ". Log in with `hf auth login`" in done.stderr
+    assert (tmp_path / "out" / "README.md").is_file()
+    with pytest.raises(ValueError, match="NAMESPACE/NAME"):
+        check_repository("../grown")

@@ -1,0 +1,375 @@
+"""Taking nights back, on finished runs of a tiny model: what is left is exactly the model without the expert."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from sleep_trl.config import RunConfig
+from sleep_trl.data.documents import MemoryText
+from sleep_trl.memory import MemorySpec, attach, base_fingerprint, fold, load_memory, save_memory
+from sleep_trl.models.loading import load_tokenizer
+from sleep_trl.planning.preflight import preflight
+from sleep_trl.publish.unlearn import drop, set_enabled
+from sleep_trl.runs.files import read_json, read_jsonl, write_json, write_jsonl
+from sleep_trl.runs.finished import FinishedRun, compare_entries, compare_runs, describe
+from sleep_trl.runs.ledger import LedgerEntry, Source, read_ledger, write_ledger
+from sleep_trl.wake import WakeBuffer
+from tests.tiny import tiny_model
+from tests.tiny_runs import write_model
+
+IDS = torch.randint(3, 97, (2, 16), generator=torch.Generator().manual_seed(1))
+EXCHANGES = 8  # of files in a drop: model out, ledger, prompts, questions, records, experts, records, model in
+NIGHTS = [
+    [MemoryText("a", "letters", "the cat of Mira"), MemoryText("b", "contract-17.pdf", "the boat of Ben")],
+    [MemoryText("c", "contract-17.pdf", "it eats hats"), MemoryText("d", "letters", "the boat sleeps")],
+    [MemoryText("e", "letters", "Tolu sleeps")],
+]
+
+
+def filled(experts: tuple[int, ...], **spec: object):
+    """Return the tiny model with these of three experts, each with the weights that its night gave it."""
+    memory = attach(tiny_model(), MemorySpec(**{"width": 8, "max_experts": 3, "top_k": 1, **spec}))
+    for index in range(3):
+        assert memory.activate() == index
+        draw = torch.Generator().manual_seed(index)
+        with torch.no_grad():
+            for _, parameter in memory.expert_parameters(index):
+                parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.2)
+    for index in range(3):
+        if index not in experts:
+            memory.reset(index)
+    memory.learn(None)
+    return memory
+
+
+def write_run(folder: Path, base: Path, **spec: object) -> Path:
+    """Write what three nights leave behind."""
+    memory = filled((0, 1, 2), **spec)
+    run = folder / "night3"
+    config = RunConfig(model=str(base), memories=str(folder / "memories.jsonl"), output_dir=run)
+    entries = [
+        LedgerEntry(
+            id=f"entry-{number + 1:03}",
+            date="2026-07-10T08:00:00+00:00",
+            expert=number,
+            level=1,
+            fingerprint=memory.fingerprint(number),
+            base=base_fingerprint(memory),
+            parents=tuple(f"entry-{n + 1:03}" for n in range(number)),
+            sources=tuple(Source(id=m.id, source=m.source, sha256=m.sha256) for m in memories),
+            metrics={"before": {"recall": 0.0}, "after": {"recall": 0.5}},
+        )
+        for number, memories in enumerate(NIGHTS)
+    ]
+    rows = [{"id": m.id, "source": m.source, "text": m.text} for memories in NIGHTS for m in memories]
+    write_jsonl(folder / "memories.jsonl", rows)
+    write_json(run / "config.json", config.model_dump(mode="json"))
+    write_json(run / "results.json", {"seed": 1})
+    save_memory(memory, run / "adapter")
+    for name in ("prompts.jsonl", "questions.jsonl"):
+        write_jsonl(run / "adapter" / name, ({"entry": entry.id, "question": "?"} for entry in entries for _ in "ab"))
+    if not memory.spec.is_routed:
+        fold(memory, run / "model")
+        load_tokenizer(config).save_pretrained(run / "model")
+    write_ledger(run / "ledger.jsonl", entries)
+    for work in ("checkpoints/checkpoint-2/experts.safetensors", "phases/write_dataset.json", "dream_adapter/x"):
+        (run / work).parent.mkdir(parents=True, exist_ok=True)
+        (run / work).write_text("the boat of Ben")
+    return run
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def template(base, tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs"), base).parent
+
+
+@pytest.fixture
+def run(template, tmp_path) -> FinishedRun:
+    """A copy of the three nights."""
+    shutil.copytree(template, tmp_path / "runs")
+    config = read_json(tmp_path / "runs" / "night3" / "config.json")
+    config["memories"] = str(tmp_path / "runs" / "memories.jsonl")
+    write_json(tmp_path / "runs" / "night3" / "config.json", config)
+    return FinishedRun.read(tmp_path / "runs" / "night3")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def model_of(experts: tuple[int, ...], folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of the folded model that never had the other experts."""
+    fold(filled(experts), folder)
+    return weights(folder)
+
+
+def is_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def names_in(run: FinishedRun) -> set[str]:
+    return {path.name for path in run.folder.iterdir()}
+
+
+@pytest.mark.parametrize("dropped", [0, 1, 2])
+def test_a_dropped_entry_leaves_exactly_the_model_without_its_expert(run, base, tmp_path, dropped):
+    kept = tuple(index for index in range(3) if index != dropped)
+    name = f"entry-{dropped + 1:03}"
+    drop(run, [name], later="keep")
+    assert is_same(weights(run.folder / "model"), model_of(kept, tmp_path / "expected"))
+    assert (run.folder / "model" / "tokenizer.json").is_file()
+    card = (run.folder / "model" / "README.md").read_text("utf-8")
+    assert [f"| entry-{index + 1:03} |" in card for index in range(3)] == [index != dropped for index in range(3)]
+    after = FinishedRun.read(run.folder)
+    assert [after.state(entry) == "dropped" for entry in after.entries] == [index == dropped for index in range(3)]
+    assert list(after.enabled) == list(kept)
+    for file in ("prompts.jsonl", "questions.jsonl"):
+        assert name not in {row["entry"] for row in read_jsonl(run.folder / "adapter" / file)}
+    assert not any(
+        key.startswith(f"experts.{dropped}.") for key in load_file(run.folder / "adapter/experts.safetensors")
+    )
+    memory = load_memory(AutoModelForCausalLM.from_pretrained(base), run.folder / "adapter")
+    assert memory.activate() == dropped, "the slot is free for a later night"
+    assert memory.fingerprint(dropped) != run.entries[dropped].fingerprint
+
+
+def test_later_entries_lean_on_earlier_ones_and_one_has_to_choose(run, tmp_path):
+    with pytest.raises(ValueError, match=r"entry-002, entry-003 in .* was learnt beside entry-001 .*--later drop"):
+        drop(run, ["entry-001"])
+    assert is_same(weights(run.folder / "model"), model_of((0, 1, 2), tmp_path / "whole"))
+    with WakeBuffer(tmp_path / "wake.db") as buffer:
+        done = drop(run, ["entry-002"], buffer, later="drop")
+        assert (done.entries, done.queued) == (("entry-002", "entry-003"), ("c", "d", "e"))
+    assert is_same(weights(run.folder / "model"), model_of((0,), tmp_path / "expected"))
+    drop(FinishedRun.read(run.folder), ["entry-001"])  # none that stands leans on it any more
+    assert is_same(weights(run.folder / "model"), model_of((), tmp_path / "base"))
+
+
+def test_a_night_can_continue_a_run_of_which_every_entry_was_dropped(run, base, tmp_path):
+    drop(run, ["entry-001"], later="drop")
+    config = RunConfig(
+        model=str(base),
+        memories=run.config.memories,
+        output_dir=tmp_path / "next",
+        continue_from=run.folder,
+        report=False,
+        dataset={"max_new_tokens": 8, "general_max_new_tokens": 8},
+        seeding={"max_completion_length": 8},
+        evaluation={"max_new_tokens": 8},
+    )
+    plan = preflight(config)
+    assert (plan.experts, plan.max_experts, plan.width) == (1, 3, 8)
+
+
+def test_nothing_of_the_dropped_texts_is_left_in_the_runs_work(run):
+    drop(run, ["entry-001"], later="keep")
+    assert names_in(run) == {"adapter", "config.json", "ledger.jsonl", "model", "results.json"}
+    for path in run.folder.rglob("*"):
+        assert path.is_dir() or b"the boat of Ben" not in path.read_bytes(), path
+
+
+def test_a_disabled_entry_is_silent_and_comes_back_bit_for_bit(run, tmp_path):
+    before = weights(run.folder / "model")
+    with pytest.raises(ValueError, match="dream_adapter fits the model"):
+        set_enabled(run, run.entry("entry-002"), False)
+    (run.folder / "dream_adapter").rename(tmp_path / "dream_adapter")
+    set_enabled(run, run.entry("entry-002"), False)
+    assert is_same(weights(run.folder / "model"), model_of((0, 2), tmp_path / "expected"))
+    silenced = FinishedRun.read(run.folder)
+    assert [silenced.state(entry) for entry in silenced.entries] == ["enabled", "disabled", "enabled"]
+    with pytest.raises(ValueError, match="entry-002 is disabled already"):
+        set_enabled(silenced, silenced.entry("entry-002"), False)
+    set_enabled(silenced, silenced.entry("entry-002"), True)
+    assert is_same(weights(run.folder / "model"), before)
+    assert names_in(run) >= {"checkpoints", "phases"}  # only a drop removes what a run has left
+
+
+def test_a_routed_memory_is_taken_back_too(base, tmp_path):
+    run = FinishedRun.read(write_run(tmp_path, base, routing="topk"))
+    drop(run, ["entry-002"], later="keep")
+    memory = load_memory(AutoModelForCausalLM.from_pretrained(base).eval(), run.folder / "adapter")
+    expected = filled((0, 2), routing="topk")
+    with torch.no_grad():
+        assert torch.equal(memory.model(input_ids=IDS).logits, expected.model(input_ids=IDS).logits)
+    assert not (run.folder / "model").exists()
+
+
+# -- records that wait again -----------------------------------------------------------------------
+
+
+def states(buffer: WakeBuffer) -> dict[str, str]:
+    return {record.id: f"{record.state} {record.detail}".strip() for record in buffer.records()}
+
+
+def test_forgetting_a_source_drops_what_holds_it_and_queues_the_rest(run, tmp_path):
+    """The buffer has never seen these memories: their texts come from where the run read them."""
+    names = [entry.id for entry in run.holding("contract-17.pdf")]
+    assert names == ["entry-001", "entry-002"]
+    with WakeBuffer(tmp_path / "wake.db") as buffer:
+        done = drop(run, names, buffer, without="contract-17.pdf", later="keep")
+        assert (done.queued, done.lost) == (("a", "d"), ())
+        assert states(buffer) == {"a": "new", "d": "new"}
+        assert [memory.text for memory in buffer.memories()] == ["the cat of Mira", "the boat sleeps"]
+
+
+def test_records_of_the_buffer_follow_the_ledger(run, tmp_path):
+    from sleep_trl.wake import WakeRecord
+
+    with WakeBuffer(tmp_path / "wake.db") as buffer:
+        buffer.add([WakeRecord(memory, "2026-07-10") for memories in NIGHTS for memory in memories])
+        buffer.register(run.folder)
+        buffer.settle()
+        first, second, third = (f"consolidated entry-00{number}" for number in (1, 2, 3))
+        assert states(buffer) == {"a": first, "b": first, "c": second, "d": second, "e": third}
+        drop(run, ["entry-001", "entry-002"], buffer, without="contract-17.pdf", later="keep")
+        assert states(buffer) == {"a": "new", "b": "forgotten", "c": "forgotten", "d": "new", "e": third}
+
+
+def test_a_buffer_that_follows_a_later_run_is_not_turned_back(run, tmp_path):
+    later = tmp_path / "runs" / "night4"
+    shutil.copytree(run.folder, later)
+    with WakeBuffer(tmp_path / "wake.db") as buffer:
+        buffer.register(later)
+        done = drop(run, ["entry-002"], buffer, later="keep")
+        assert buffer.run() == later and done.queued == ()
+        assert states(buffer) == {"c": "consolidated entry-002", "d": "consolidated entry-002"}
+
+
+def test_a_buffer_that_follows_an_earlier_run_goes_on_to_this_one(run, tmp_path):
+    later = tmp_path / "runs" / "night4"
+    shutil.copytree(run.folder, later)
+    write_json(later / "config.json", read_json(run.folder / "config.json") | {"continue_from": str(run.folder)})
+    with WakeBuffer(tmp_path / "wake.db") as buffer:
+        buffer.register(run.folder)
+        assert drop(FinishedRun.read(later), ["entry-003"], buffer).queued == ("e",)
+        assert buffer.run() == later and states(buffer) == {"e": "new"}
+
+
+def test_a_text_that_is_nowhere_is_named(run, tmp_path):
+    (run.folder.parent / "memories.jsonl").write_text(json.dumps({"id": "d", "text": "the boat sleeps"}) + "\n")
+    with WakeBuffer(tmp_path / "wake.db") as buffer:
+        done = drop(run, ["entry-002"], buffer, later="keep")
+    assert (done.queued, done.lost) == (("d",), ("c",))
+
+
+def test_runs_that_hold_the_entry_too_are_named(run, base, tmp_path):
+    later = tmp_path / "runs" / "night4"
+    shutil.copytree(run.folder, later)
+    write_json(later / "config.json", read_json(run.folder / "config.json") | {"continue_from": str(run.folder)})
+    done = drop(FinishedRun.read(later), ["entry-003"])
+    assert done.also_in == (run.folder,)
+    assert read_ledger(run.folder / "ledger.jsonl")[2].dropped is None
+
+
+# -- cut short -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", range(EXCHANGES + 1))
+def test_a_drop_that_is_cut_short_is_finished_by_the_same_command(run, tmp_path, monkeypatch, step):
+    """Stopped before any of the exchanges of files, nothing is left that promises more than there is."""
+    left = step
+
+    def stopping(original):
+        def exchange(self, target):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return original(self, target)
+
+        return exchange
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace"):
+            patch.setattr(Path, name, stopping(getattr(Path, name)))
+        with contextlib.suppress(KeyboardInterrupt):
+            drop(run, ["entry-002"], later="keep")
+    if left < 0:
+        cut = FinishedRun.read(run.folder)
+        has_model = (run.folder / "model").is_dir()
+        assert not (has_model and cut.entry("entry-002").dropped), "the old model stands beside the new ledger"
+        load_memory(tiny_model(), run.folder / "adapter")  # it can be loaded at any moment
+        drop(cut, ["entry-002"], later="keep")
+    else:
+        assert step == EXCHANGES
+    assert is_same(weights(run.folder / "model"), model_of((0, 2), tmp_path / "expected"))
+    after = FinishedRun.read(run.folder)
+    assert after.state(after.entry("entry-002")) == "dropped" and list(after.enabled) == [0, 2]
+    assert not names_in(run) & {"model.partial", "model.replaced"}
+
+
+def test_an_old_model_that_was_left_behind_is_removed_by_the_same_command(run):
+    drop(run, ["entry-002"], later="keep")
+    shutil.copytree(run.folder / "model", run.folder / "model.replaced")  # killed before it was gone
+    drop(FinishedRun.read(run.folder), ["entry-002"], later="keep")
+    assert not (run.folder / "model.replaced").exists()
+
+
+def test_a_model_that_cannot_be_folded_changes_nothing(run, monkeypatch):
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("differs")
+
+    monkeypatch.setattr("sleep_trl.publish.unlearn.fold", fail)
+    with pytest.raises(RuntimeError, match="differs"):
+        drop(run, ["entry-001"], later="keep")
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+
+
+# -- mistakes --------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_told(run, tmp_path):
+    with pytest.raises(ValueError, match="has no entry 'entry-009', but entry-001"):
+        drop(run, ["entry-009"])
+    drop(run, ["entry-001"], later="keep")
+    after = FinishedRun.read(run.folder)
+    with pytest.raises(ValueError, match="entry-001 was dropped already, on"):
+        drop(after, ["entry-001"], later="keep")
+    with pytest.raises(ValueError, match=r"was dropped on .* its expert is gone"):
+        set_enabled(after, after.entry("entry-001"), True)
+    config = read_json(run.folder / "config.json")
+    write_json(run.folder / "config.json", config | {"model": str(tmp_path / "moved")})
+    moved = FinishedRun.read(run.folder)
+    with pytest.raises(ValueError, match=r"needs its base model.*does not exist.*Or give --model"):
+        drop(moved, ["entry-002"], later="keep")
+    drop(moved, ["entry-002"], later="keep", model=config["model"])
+    with pytest.raises(ValueError, match=r"lacks config\.json, ledger\.jsonl, results\.json, adapter"):
+        FinishedRun.read(tmp_path)
+
+
+def test_another_base_is_refused(run, tmp_path):
+    tiny_model(seed=1).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="another base model"):
+        drop(run, ["entry-001"], later="keep", model=str(tmp_path / "other"))
+
+
+# -- looking ---------------------------------------------------------------------------------------
+
+
+def test_entries_and_runs_are_compared(run, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "before")
+    drop(run, ["entry-002"], later="keep")
+    before, after = FinishedRun.read(tmp_path / "before"), FinishedRun.read(run.folder)
+    rows = compare_runs(before, after)
+    assert [(row["entry"], row["first"], row["second"]) for row in rows][1] == ("entry-002", "enabled", "dropped")
+    assert all(row["same_expert"] for row in rows)
+    difference = compare_entries(*before.entries[:2])
+    assert (difference["only_first"], difference["only_second"], difference["both"]) == (["a", "b"], ["c", "d"], [])
+    assert difference["metrics"]["recall"] == [[0.0, 0.5], [0.0, 0.5]] and not difference["same_expert"]
+    row = describe(after, after.entries[1])
+    assert (row["state"], row["records"], row["sources"]) == ("dropped", 2, ["contract-17.pdf", "letters"])
