@@ -65,20 +65,20 @@ def main() -> None:
     context.set_forkserver_preload(PRELOADED)
     draws = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
-        whole = Life(Path(folder, "whole"), context)
+        whole = Chain(Path(folder, "whole"), context)
         whole.live()  # the first one also waits for the imports
-        whole = Life(Path(folder, "undisturbed"), context)
+        whole = Chain(Path(folder, "undisturbed"), context)
         seconds = whole.live()
         progress(f"Two undisturbed nights take {seconds:.1f} seconds")
         outcomes: list[dict[str, Any]] = []
         while (left := arguments.kills - sum(len(outcome["killed"]) for outcome in outcomes)) > 0:
-            life = Life(Path(folder, "killed"), context)
+            chain = Chain(Path(folder, "killed"), context)
             moments = [draws.uniform(0, seconds / 2) for _ in range(min(left, KILLS))]
-            took = life.live(1 + len(outcomes) % 2, moments)
-            seconds = seconds if life.killed else min(seconds, took)  # the machine has become faster
-            outcomes.append({"killed": life.killed, "difference": life.difference(whole), "lost": life.lost()})
+            took = chain.live(1 + len(outcomes) % 2, moments)
+            seconds = seconds if chain.killed else min(seconds, took)  # the machine has become faster
+            outcomes.append({"killed": chain.killed, "difference": chain.difference(whole), "lost": chain.lost()})
             progress(json.dumps(outcomes[-1]))
-            shutil.rmtree(life.folder)
+            shutil.rmtree(chain.folder)
     places = Counter(place for outcome in outcomes for place in outcome["killed"])
     result = {
         "kills": places.total(),
@@ -93,7 +93,7 @@ def main() -> None:
     report(f"{told}; lost records: {result['lost_records']}", rows, result, arguments.json)
 
 
-class Life:
+class Chain:
     """A life of two nights about what was heard into one wake buffer, a day before each night.
 
     Args:
@@ -151,12 +151,12 @@ class Life:
         written = f" and {steps} checkpoints" if last == "agreement_before" and steps else ""
         return f"night {day}, after {last}{written}"
 
-    def difference(self, other: Life) -> str:
+    def difference(self, other: Chain) -> str:
         """Return in what the life ended otherwise than another, nothing if in nothing."""
         from sleep_trl.runs.ledger import read_ledger
 
         for night in ("night-001", "night-002"):
-            mine, others = (life.folder / "life" / night for life in (self, other))
+            mine, others = (chain.folder / "life" / night for chain in (self, other))
             for name in COMPARED:
                 if (mine / name).read_bytes() != (others / name).read_bytes():
                     return f"{night}/{name}"
@@ -169,10 +169,10 @@ class Life:
 
     def lost(self) -> int:
         """Return how many records are not in exactly one entry, or still wait for a night."""
-        from sleep_trl.runs.ledger import read_ledger, standing
+        from sleep_trl.runs.ledger import active_entries, read_ledger
         from sleep_trl.wake import WakeBuffer
 
-        entries = standing(read_ledger(self.folder / "life" / "night-002" / "ledger.jsonl"))
+        entries = active_entries(read_ledger(self.folder / "life" / "night-002" / "ledger.jsonl"))
         learnt = Counter(source.sha256 for entry in entries for source in entry.sources)
         with WakeBuffer(self.buffer) as buffer:
             records = list(buffer.records())

@@ -88,12 +88,12 @@ def make_dreams(count: int, vocabulary: int) -> list[Any]:
     """Make dreams of 40 to 60 random tokens, 50 on average."""
     import torch
 
-    from sleep_trl.batched_lora.batches import Dream
+    from sleep_trl.batched_lora.batches import LoraJob
 
     generator = torch.Generator().manual_seed(0)
     lengths = [40 + (13 * i) % 21 for i in range(count)]
     ids = [torch.randint(3, vocabulary, (length,), generator=generator).tolist() for length in lengths]
-    return [Dream(f"dream {i}", (tuple(sequence),)) for i, sequence in enumerate(ids)]
+    return [LoraJob(f"dream {i}", (tuple(sequence),)) for i, sequence in enumerate(ids)]
 
 
 def lora_config(args: argparse.Namespace, model: Any) -> Any:
@@ -356,7 +356,7 @@ def main() -> None:
     if args.cuda:
         found = compare_cuda(args)
         rows: list[Row] = [("", "0.8b"), *((key, f"{value:.3g}") for key, value in found.items())]
-        report(f"Dream farm: {setting}", rows, {**found, "setting": setting}, args.json)
+        report(f"LoraJob farm: {setting}", rows, {**found, "setting": setting}, args.json)
         return
     by_model = {name: compare(args, name) for name in args.models}
     result: dict[str, object] = {}
@@ -372,7 +372,7 @@ def main() -> None:
             bound = BOUNDS["" if name == "bundled" else f"_at_{name}"][key]
             cells.append(f">= {bound} {'met' if values[key] >= bound else 'MISSED'}")
         table.append((f"bound of {key}", *cells))
-    report(f"Dream farm: {setting}", table, {**result, "setting": setting}, args.json)
+    report(f"LoraJob farm: {setting}", table, {**result, "setting": setting}, args.json)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from _report import ROOT, Row, Runs, cell, report_study, run_study, study_parser
-from _town import QUICKSTART, memories_of, routed_memory, sentence_tasks
+from _synthetic_world import QUICKSTART, memories_of, routed_memory, sentence_tasks
 
 sys.path.insert(0, str(ROOT))
 
@@ -63,7 +63,7 @@ def make_trainer(options: dict[str, Any], seed: int, arguments: argparse.Namespa
     from transformers import AutoTokenizer
 
     from sleep_trl.data import Prompter
-    from sleep_trl.dreams import Doubt, InnerLoop, LoraSpec, Questions, Rehearsal
+    from sleep_trl.dreams import DreamEvaluator, InnerLoop, LoraSpec, Questions, SignificanceTest
     from sleep_trl.rollout import TransformersEngine
     from sleep_trl.trainers import DreamingConfig, DreamingTrainer
 
@@ -79,14 +79,14 @@ def make_trainer(options: dict[str, Any], seed: int, arguments: argparse.Namespa
     if options.get("improvement") == "grpo":  # as many dreams and steps as ReST-EM has
         options |= {"generation_batch_size": dreams, "num_train_epochs": arguments.rounds, "num_iterations": 2}
 
-    def rehearsal(trainer: DreamingTrainer) -> Rehearsal:
+    def evaluator(trainer: DreamingTrainer) -> DreamEvaluator:
         loop = InnerLoop(steps=10, learning_rate=5e-3, seed=seed)
         engine = TransformersEngine(trainer.model, tokenizer, 256)
-        return Rehearsal(engine, Questions(prompter, "exact", 8), LoraSpec(rank=8), loop, Doubt("sign"))
+        return DreamEvaluator(engine, Questions(prompter, "exact", 8), LoraSpec(rank=8), loop, SignificanceTest("sign"))
 
     return DreamingTrainer(
         model,
-        rehearsal,
+        evaluator,
         args=DreamingConfig(
             folder,
             rounds=arguments.rounds,
@@ -115,7 +115,7 @@ def make_trainer(options: dict[str, Any], seed: int, arguments: argparse.Namespa
 
 
 def run(variant: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Dream for some rounds, then about fresh sentences; return what became of the dreams of each."""
+    """LoraJob for some rounds, then about fresh sentences; return what became of the dreams of each."""
     from sleep_trl.dreams import Selection
 
     with tempfile.TemporaryDirectory() as folder:

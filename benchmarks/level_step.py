@@ -32,18 +32,18 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def quizzes(run: Path, heard: list[Any], skill: Path | None) -> dict[str, list[Any]]:
+def items(run: Path, heard: list[Any], skill: Path | None) -> dict[str, list[Any]]:
     """Return what is asked: about what is heard, about earlier nights, and about texts in context."""
     from sleep_trl.data.documents import read_skill
-    from sleep_trl.evaluation.recall import Quiz
+    from sleep_trl.evaluation.recall import QAItem
     from sleep_trl.runs.files import read_jsonl
 
     rows = read_jsonl(run / "adapter" / "questions.jsonl")
     probe = read_skill(skill) if skill else []
     return {
-        "heard": [Quiz(q.question, q.answers) for memory in heard for q in memory.questions],
-        "earlier": [Quiz(row["question"], tuple(row["answers"])) for row in rows],
-        "skill": [Quiz(q.question, q.answers, memory.text) for memory in probe for q in memory.questions],
+        "heard": [QAItem(q.question, q.answers) for memory in heard for q in memory.questions],
+        "earlier": [QAItem(row["question"], tuple(row["answers"])) for row in rows],
+        "skill": [QAItem(q.question, q.answers, memory.text) for memory in probe for q in memory.questions],
     }
 
 
@@ -70,7 +70,7 @@ def measure(run: Path, memories: str, rates: tuple[float, ...]) -> dict[str, dic
     first = {name: parameter.detach().clone() for name, parameter in memory.expert_parameters(block)}
     accumulated = Accumulated()
     tokens = accumulated.add(memory, parts)
-    asked = quizzes(run, heard, config.evaluation.skill)
+    asked = items(run, heard, config.evaluation.skill)
     options = {"metric": config.evaluation.metric, "max_new_tokens": config.evaluation.max_new_tokens}
     engine, prompter = TransformersEngine(model, tokenizer), Prompter(tokenizer, config.chat_template_kwargs)
     result: dict[str, dict[str, float | None]] = {}

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from _report import ROOT, Row, Runs, cell, environment, report_study, rerun_with, run_study, study_parser
-from _town import QUICKSTART, memories_of, sleep_life
+from _synthetic_world import QUICKSTART, memories_of, run_chain
 
 DAYS = 6
 FACTS = 6  # of a page
@@ -114,8 +114,8 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Sleep over the days, and ask about all of them."""
     from world import write_records
 
-    from sleep_trl.evaluation.retention import average, describe_life
-    from sleep_trl.runs.ledger import owning
+    from sleep_trl.evaluation.retention import average, describe_chain
+    from sleep_trl.runs.ledger import expert_owners
 
     world, variant = name.split(": ")
     how, days = VARIANTS[variant], days_of(world, arguments.pages)
@@ -137,17 +137,17 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if how.chunk:
         options |= {"levels.chunks": chunks_of(days, how.chunk), "levels.steps": steps}
-    ledger = sleep_life(here / "life", memories, options)
-    life = describe_life(ledger)
+    ledger = run_chain(here / "life", memories, options)
+    chain = describe_chain(ledger)
     nights = [json.loads(path.read_text("utf-8")) for path in sorted((here / "life").glob("night-*/results.json"))]
     return {
         "steps": steps * (len(nights) + sum(len(night["consolidations"]) for night in nights)),
-        "recall": average(life["recall"]),
-        "recall_by_day": recall_by_day(life["recall"]),
-        "base_skill": life["base_skill"][-1],
-        "experts": len(owning(ledger)),
+        "recall": average(chain["recall"]),
+        "recall_by_day": recall_by_day(chain["recall"]),
+        "base_skill": chain["base_skill"][-1],
+        "experts": len(expert_owners(ledger)),
         "seconds": round(sum(night["seconds"]["total"] for night in nights)),
-        "life": life["recall"],
+        "life": chain["recall"],
     }
 
 

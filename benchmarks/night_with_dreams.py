@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from _report import ROOT, Row, Runs, cell, report_study, run_study, study_parser
-from _town import QUICKSTART, memories_of, sleep, write_memories
+from _synthetic_world import QUICKSTART, memories_of, sleep, write_memories
 
 FIRST_NIGHT, SECOND_NIGHT = 1, 2
 FORMS = ("forward", "paraphrase", "reversed")  # the first are the memories' own questions
@@ -84,7 +84,7 @@ def ask_about(folder: Path, night: int) -> dict[str, float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from sleep_trl.data import Prompter
-    from sleep_trl.evaluation.recall import Quiz, ask
+    from sleep_trl.evaluation.recall import QAItem, ask
     from sleep_trl.memory import load_memory
     from sleep_trl.rollout import TransformersEngine
 
@@ -95,8 +95,8 @@ def ask_about(folder: Path, night: int) -> dict[str, float]:
     rows = [row for memory in memories_of(night) for row in memory["questions"] + memory["other_words"]]
     shares = {}
     for form in FORMS:
-        quizzes = [Quiz(row["question"], tuple(row["answers"])) for row in rows if row["form"] == form]
-        score = ask(quizzes, engine, prompter, with_context=False, metric="exact", max_new_tokens=8)
+        items = [QAItem(row["question"], tuple(row["answers"])) for row in rows if row["form"] == form]
+        score = ask(items, engine, prompter, with_context=False, metric="exact", max_new_tokens=8)
         assert score is not None
         shares[form] = round(score, 4)
     return shares

@@ -6,7 +6,7 @@ resident set of the process (with --cuda the peak allocated on the device) over 
 side pays, are in it. Time is the median over the steps of several rounds, in which the sides take turns; the first
 steps are not counted.
 
-Sides (`_sides.py` says exactly what each does):
+Sides (`_trainers.py` says exactly what each does):
   seeding             Knowledge Seeding on the rollouts alone (lambda 1), the same tokens as its peers
   seeding jsd         the same with GKD's default divergence (beta 0.5)
   seeding references  Knowledge Seeding by default (lambda 0.5): a reference for each prompt too
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from _report import Row, argument_parser, environment, progress, report, verdict
-from _sides import SIDES, SIZES
+from _trainers import SIDES, SIZES
 
 # key: (our side, the peer, the bound if it has one)
 MEMORY_RATIOS = {
@@ -58,7 +58,7 @@ class Side:
         env = environment(args.threads)
         if args.cuda:  # one device: with several, the trainers would spread the batch
             env["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-        command = [sys.executable, str(Path(__file__).with_name("_sides.py")), name, *flags]
+        command = [sys.executable, str(Path(__file__).with_name("_trainers.py")), name, *flags]
         self.process = subprocess.Popen(
             command + [part for size in SIZES for part in (f"--{size}", str(getattr(args, size)))],
             stdin=subprocess.PIPE,

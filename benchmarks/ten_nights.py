@@ -4,7 +4,7 @@
 
 Each night the quickstart's town has new facts, six a page. After each night the questions of all nights so far are
 asked, without the text, and the skill probe. Sleep is the quickstart's configuration with room for as many experts and
-a larger share of earlier nights; what it is compared with stands in `_rivals.py`. Nights that are in the folder are
+a larger share of earlier nights; what it is compared with stands in `_baselines.py`. Nights that are in the folder are
 kept, so that an interrupted study goes on where it was. Prints a table; the last line is one JSON object.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from _report import Row, Runs, cell, environment, report_study, rerun_with, run_study, study_parser
-from _town import sleep_life, words_of, write_memories
+from _synthetic_world import run_chain, words_of, write_memories
 
 Options = dict[str, Any]  # by dotted name
 
@@ -43,20 +43,20 @@ def run_method(method: str, seed: int, arguments: argparse.Namespace) -> dict[st
 
 def sleep(_: str, memories: list[Path], folder: Path, options: Options) -> tuple[list[list[float]], list[float]]:
     """Sleep a night after each day."""
-    from sleep_trl.evaluation.retention import describe_life
+    from sleep_trl.evaluation.retention import describe_chain
 
-    life = describe_life(sleep_life(folder, memories, options | {"memory.max_experts": len(memories)}))
-    return life["recall"], life["base_skill"]
+    chain = describe_chain(run_chain(folder, memories, options | {"memory.max_experts": len(memories)}))
+    return chain["recall"], chain["base_skill"]
 
 
 def learn(method: str, memories: list[Path], folder: Path, options: Options) -> tuple[list[list[float]], list[float]]:
     """Let one model go on learning, night after night."""
-    from _rivals import RIVALS, live
+    from _baselines import BASELINES, live
 
     from sleep_trl.config.command_line import parse
 
     config = parse(words_of(options))
-    before, *after = live(RIVALS[method], config, memories, folder, folder.parents[1] / "written" / folder.name)
+    before, *after = live(BASELINES[method], config, memories, folder, folder.parents[1] / "written" / folder.name)
     return [night["recall"] for night in after], [night["skill"] for night in (before, *after)]
 
 
@@ -83,9 +83,9 @@ def tabulate(runs: Runs) -> list[Row]:
     keys = ("after_own_night", "after_last_night", "kept", "forgetting", "base_skill_lost")
     table: list[Row] = [("method", *(key.replace("_", " ") for key in keys), "bounds")]
     for method, by_seed in runs.items():
-        lives = by_seed.values()
-        holds = all(r["kept"] >= KEPT_AT_LEAST and r["base_skill_lost"] <= SKILL_LOST_AT_MOST for r in lives)
-        figures = (cell([100 * (run[key] or 0.0) for run in lives]) for key in keys)
+        chains = by_seed.values()
+        holds = all(r["kept"] >= KEPT_AT_LEAST and r["base_skill_lost"] <= SKILL_LOST_AT_MOST for r in chains)
+        figures = (cell([100 * (run[key] or 0.0) for run in chains]) for key in keys)
         table.append((method, *figures, "met" if holds else "MISSED"))
     return table
 
@@ -102,14 +102,14 @@ def draw(runs: Runs, figure: Path) -> None:
     for axis, title in zip(axes, titles, strict=True):
         for name, by_seed in runs.items():
             if axis is axes[0]:
-                lives = [
+                chains = [
                     [average(run["recall"][: n + 1]) for n in range(len(run["recall"]))] for run in by_seed.values()
                 ]
             else:
-                lives = [run["base_skill"] for run in by_seed.values()]
+                chains = [run["base_skill"] for run in by_seed.values()]
             first = 1 if axis is axes[0] else 0
-            nights = range(first, first + len(lives[0]))
-            by_night = [[100 * value for value in values] for values in zip(*lives, strict=True)]
+            nights = range(first, first + len(chains[0]))
+            by_night = [[100 * value for value in values] for values in zip(*chains, strict=True)]
             [line] = axis.plot(nights, [sum(values) / len(values) for values in by_night], label=name)
             axis.fill_between(
                 nights, list(map(min, by_night)), list(map(max, by_night)), alpha=0.2, color=line.get_color()

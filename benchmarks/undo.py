@@ -69,20 +69,20 @@ def recall(model: Path, questions: dict[str, list[Any]], config: Any) -> Recall:
 def measure(folder: Path, work: Path) -> dict[str, Recall]:
     """Drop each entry that stands in a copy of its own, and ask."""
     from sleep_trl.data.documents import read_skill
-    from sleep_trl.evaluation.recall import Quiz
+    from sleep_trl.evaluation.recall import QAItem
     from sleep_trl.publish.unlearn import drop
     from sleep_trl.runs.files import read_jsonl
     from sleep_trl.runs.finished import FinishedRun
-    from sleep_trl.runs.ledger import standing
+    from sleep_trl.runs.ledger import active_entries
 
     run = FinishedRun.read(folder)
-    entries = standing(run.entries)
+    entries = active_entries(run.entries)
     questions: dict[str, list[Any]] = {entry.id: [] for entry in entries}
     for row in read_jsonl(folder / "adapter" / "questions.jsonl"):
-        questions[row["entry"]].append(Quiz(row["question"], tuple(row["answers"])))
+        questions[row["entry"]].append(QAItem(row["question"], tuple(row["answers"])))
     if run.config.evaluation.skill:
         texts = read_skill(run.config.evaluation.skill)
-        questions[SKILL] = [Quiz(q.question, q.answers, m.text) for m in texts for q in m.questions]
+        questions[SKILL] = [QAItem(q.question, q.answers, m.text) for m in texts for q in m.questions]
     progress("asking the whole model")
     result: dict[str, Recall] = {
         "own_level": {entry.id: entry.metrics["before"]["recall"] for entry in entries},
@@ -93,7 +93,7 @@ def measure(folder: Path, work: Path) -> dict[str, Recall]:
         shutil.copytree(folder, copy := work / entry.id)
         drop(FinishedRun.read(copy), [entry.id], later="keep")
         result[f"without {entry.id}"] = recall(copy / "model", questions, run.config)
-        if run.leaning_on([entry.id]):
+        if run.dependents_of([entry.id]):
             progress(f"learning anew without {entry.id}")
             relearn(run, entry.id, work / f"forgot-{entry.id}")
             relearnt = recall(work / f"forgot-{entry.id}" / "model", questions, run.config)

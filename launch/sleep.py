@@ -47,36 +47,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         nights = nights_of(config)
         waiting = unfinished(nights) if config.nights else nights
     except ValueError as error:
-        _tell(f"Error: {explain(error)}")
+        _print_error(f"Error: {explain(error)}")
         return MISTAKE
     except KeyboardInterrupt:
-        _tell("Stopped before anything was begun.")
+        _print_error("Stopped before anything was begun.")
         return STOPPED
     for night in nights[: len(nights) - len(waiting)]:
-        _tell(f"{night.output_dir} is finished.")
+        _print_error(f"{night.output_dir} is finished.")
     for night in waiting:
-        if (code := _sleep(night, is_of_life=bool(config.nights))) != DONE or config.dry_run:
+        if (code := _sleep(night, is_in_chain=bool(config.nights))) != DONE or config.dry_run:
             return code
     if config.nights and _is_first_process():
-        from sleep_trl.distributed.progress import say
-        from sleep_trl.evaluation.retention import render_life
+        from sleep_trl.distributed.progress import echo
+        from sleep_trl.evaluation.retention import render_chain
         from sleep_trl.runs.files import read_json
 
-        say(render_life(read_json(nights[-1].output_dir / "results.json")["life"]))
+        echo(render_chain(read_json(nights[-1].output_dir / "results.json")["chain"]))
     return DONE
 
 
-def _sleep(config: RunConfig, is_of_life: bool) -> int:
+def _sleep(config: RunConfig, is_in_chain: bool) -> int:
     """Check a night, then sleep it, and return the exit code."""
     try:
         from sleep_trl.planning.preflight import preflight, render
 
         plan = preflight(config, check_rewards)
     except ValueError as error:
-        _tell(f"Error: {explain(error)}")
+        _print_error(f"Error: {explain(error)}")
         return MISTAKE
     except KeyboardInterrupt:
-        _tell("Stopped before anything was begun.")
+        _print_error("Stopped before anything was begun.")
         return STOPPED
     if config.dry_run:
         from rich import print as show
@@ -87,10 +87,10 @@ def _sleep(config: RunConfig, is_of_life: bool) -> int:
 
     _check_processes()
 
-    from sleep_trl.distributed.progress import say
+    from sleep_trl.distributed.progress import echo
     from sleep_trl.night.results import render_results
     from sleep_trl.night.run import NothingUsable, run_night
-    from sleep_trl.planning.chain import set_aside
+    from sleep_trl.planning.chain import quarantine
     from sleep_trl.planning.output_dir import disk_trouble
     from sleep_trl.planning.plan import where_routed
     from sleep_trl.rewards import RewardError
@@ -106,29 +106,33 @@ def _sleep(config: RunConfig, is_of_life: bool) -> int:
     except (ValueError, RewardError) as error:
         if sys.flags.dev_mode:
             raise
-        _tell_of_night(error)
+        _print_night_error(error)
         if isinstance(error, RewardError):
-            _tell("Correct the reward, and go on with the same command and --resume.")
-        if isinstance(error, NothingUsable) and is_of_life and _is_first_process():
-            _tell(f"The night is no part of this life; what there is of it lies in {set_aside(config.output_dir)}.")
+            _print_error("Correct the reward, and go on with the same command and --resume.")
+        if isinstance(error, NothingUsable) and is_in_chain and _is_first_process():
+            _print_error(
+                f"The night is no part of this life; what there is of it lies in {quarantine(config.output_dir)}."
+            )
         return MISTAKE
     except KeyboardInterrupt:
         if (config.output_dir / "config.json").is_file():
-            _tell(f"Stopped. Go on with the same command and --resume ({config.output_dir}).")
+            _print_error(f"Stopped. Go on with the same command and --resume ({config.output_dir}).")
         else:
-            _tell("Stopped before anything was begun.")
+            _print_error("Stopped before anything was begun.")
         return STOPPED
     except Exception as error:
         if sys.flags.dev_mode or (trouble := disk_trouble(config.output_dir, error)) is None:
             raise
-        _tell(f"Error: {trouble}. Then go on with the same command and --resume: what is finished is on the disk.")
+        _print_error(
+            f"Error: {trouble}. Then go on with the same command and --resume: what is finished is on the disk."
+        )
         return COULD_NOT
-    say(render_results(results))
+    echo(render_results(results))
     model = "model/, " if (is_folded := results["fold_difference"] is not None) else ""
     report = ", report.html" if config.report else ""
-    say(f"Written to {config.output_dir}: {model}adapter/, ledger.jsonl, results.json{report}")
+    echo(f"Written to {config.output_dir}: {model}adapter/, ledger.jsonl, results.json{report}")
     if not is_folded:
-        say(f"The experts are routed and do not fold. The grown model is {where_routed(config.output_dir)}")
+        echo(f"The experts are routed and do not fold. The grown model is {where_routed(config.output_dir)}")
     return DONE
 
 
@@ -188,13 +192,13 @@ def _rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
 
 
-def _tell_of_night(error: Exception) -> None:
+def _print_night_error(error: Exception) -> None:
     """Tell of a mistake that showed during the night, on every process: it may be one process's alone."""
     where = "" if _is_first_process() else f"Process {_rank()}: "
     print(f"{where}Error: {explain(error)}\nTo see where it was raised, set PYTHONDEVMODE=1.", file=sys.stderr)
 
 
-def _tell(message: str) -> None:
+def _print_error(message: str) -> None:
     if _is_first_process():
         print(message, file=sys.stderr)
 

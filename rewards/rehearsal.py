@@ -1,4 +1,4 @@
-"""Rehearsal rewards: what a dream is worth, by what it did to its task and by how it reads (3.4, Eq. 5).
+"""DreamEvaluator rewards: what a dream is worth, by what it did to its task and by how it reads (3.4, Eq. 5).
 
 The first two read columns that `DreamingTrainer` adds once dreams were tried out; the others read the text alone.
 """

@@ -33,11 +33,11 @@ def write_memories(path: Path) -> Path:
     return path
 
 
-def first_nights(life: Path, name: str, count: int = 2) -> Path:
+def first_nights(chain: Path, name: str, count: int = 2) -> Path:
     """Return a life of which only the first nights are over, beside the whole one."""
-    for night in sorted(life.glob("night-*"))[:count]:
-        shutil.copytree(night, life.parent / name / night.name)
-    return life.parent / name
+    for night in sorted(chain.glob("night-*"))[:count]:
+        shutil.copytree(night, chain.parent / name / night.name)
+    return chain.parent / name
 
 
 def write_finished_run(folder: Path, experts: int = 1, **spec: object) -> Path:

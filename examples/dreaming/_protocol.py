@@ -71,7 +71,7 @@ def load(args: argparse.Namespace) -> Setup:
 
 
 def train_dreamer(
-    args: argparse.Namespace, setup: Setup, rows: list[dict[str, Any]], rehearsal: Any, **options: Any
+    args: argparse.Namespace, setup: Setup, rows: list[dict[str, Any]], evaluator: Any, **options: Any
 ) -> list[dict[str, Any]]:
     """Let the dreamer get better by ReST-EM; return a record of each dream."""
     import torch
@@ -84,7 +84,7 @@ def train_dreamer(
     with tempfile.TemporaryDirectory() as folder, plain_generation(setup.model):
         trainer = DreamingTrainer(
             setup.model,
-            lambda _: rehearsal,
+            lambda _: evaluator,
             args=DreamingConfig(
                 folder,
                 rounds=args.rounds,

@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from sleep_trl.data import Prompter
-from sleep_trl.dreams import Doubt, InnerLoop, LoraSpec, Questions, Rehearsal
+from sleep_trl.dreams import DreamEvaluator, InnerLoop, LoraSpec, Questions, SignificanceTest
 from sleep_trl.rollout import TransformersEngine
 from sleep_trl.trainers import DreamingConfig, DreamingTrainer
 
@@ -20,17 +20,19 @@ rows = [{"prompt": text, "task_id": text, "context": text, "questions": [{"quest
         for text, (question, answer) in TASKS.items()]  # fmt: skip
 
 
-def rehearse(trainer: DreamingTrainer) -> Rehearsal:
+def evaluate_dreams(trainer: DreamingTrainer) -> DreamEvaluator:
     """Learn a dream in 10 steps, and ask the task's question before and after."""
     engine = TransformersEngine(trainer.model, trainer.processing_class, batch_size=64)
     measure = Questions(Prompter(trainer.processing_class), "exact", max_new_tokens=8)
-    return Rehearsal(engine, measure, LoraSpec(rank=8), InnerLoop(steps=10, learning_rate=5e-3), Doubt("sign"))
+    return DreamEvaluator(
+        engine, measure, LoraSpec(rank=8), InnerLoop(steps=10, learning_rate=5e-3), SignificanceTest("sign")
+    )
 
 
 options = {"num_generations": 16, "per_device_train_batch_size": 32, "max_completion_length": 24, "selection": "all"}
 options |= {"use_cpu": True, "bf16": False, "report_to": "none", "learning_rate": 1e-4}  # the first two: without a GPU
 config = DreamingConfig("runs/dreams", rounds=3, em_epochs=2, **options)
-trainer = DreamingTrainer(MODEL, rehearse, args=config, train_dataset=Dataset.from_list(rows))
+trainer = DreamingTrainer(MODEL, evaluate_dreams, args=config, train_dataset=Dataset.from_list(rows))
 trainer.train()
 for record in trainer.trials:
     if record["rewarded"]:

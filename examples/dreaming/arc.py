@@ -117,28 +117,28 @@ def learn(args: argparse.Namespace, setup: Setup, task: dict[str, Any], recipe: 
     return dream
 
 
-def make_rehearsal(args: argparse.Namespace, setup: Setup, tasks: dict[str, dict[str, Any]]) -> Any:
+def make_evaluator(args: argparse.Namespace, setup: Setup, tasks: dict[str, dict[str, Any]]) -> Any:
     """Return what tries dreams out; what is no recipe fails, and has no reward."""
     from dataclasses import replace
 
-    from sleep_trl.dreams import Doubt, Rehearsal, Trial
+    from sleep_trl.dreams import DreamEvaluator, SignificanceTest, Trial
     from sleep_trl.dreams.presets import SEAL_ARC
 
     prompter = setup.prompter  # what travels to workers with `solve`: no model
 
-    def solve(asked: Any, respondent: Any) -> list[list[float]]:
+    def solve(asked: Any, answerer: Any) -> list[list[float]]:
         """Ask for every test grid of each task; right is only the whole grid."""
         pairs = [(owner, pair) for owner, task in enumerate(asked) for pair in tasks[task.id]["test"]]
         known = [tuple(tasks[task.id]["train"]) for task in asked]
         prompts = [prompt_ids(prompter, write_task(known[owner], given)) for owner, (given, _) in pairs]
         longest = max(len(prompter.ids(write_grid(wanted))) for _, (_, wanted) in pairs) + 8
-        replies = respondent.answer(prompts, [owner for owner, _ in pairs], longest)
+        replies = answerer.answer(prompts, [owner for owner, _ in pairs], longest)
         scores: list[list[float]] = [[] for _ in asked]
         for (owner, (_, wanted)), reply in zip(pairs, replies, strict=True):
             scores[owner].append(float(read_grid(reply) == wanted))
         return scores
 
-    class ByRecipe(Rehearsal):
+    class ByRecipe(DreamEvaluator):
         def try_out(self, dreams: Any, asked: Any) -> Any:
             done, good = {}, []
             for dream, task in zip(dreams, asked, strict=True):
@@ -152,7 +152,7 @@ def make_rehearsal(args: argparse.Namespace, setup: Setup, tasks: dict[str, dict
             return [done[dream.id] for dream in dreams]
 
     loop = replace(SEAL_ARC.loop, seed=args.seed)
-    return ByRecipe(setup.engine, solve, SEAL_ARC.spec, loop, Doubt("sign"), args.chunk, setup.workers)
+    return ByRecipe(setup.engine, solve, SEAL_ARC.spec, loop, SignificanceTest("sign"), args.chunk, setup.workers)
 
 
 def train(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]]:
@@ -161,25 +161,25 @@ def train(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]]:
     rows = [{"prompt": dream_prompt(setup, task), "task_id": name, "context": ""} for name, task in tasks.items()]
     options = {"selection": args.selection, "top_k": args.top_k, "random_k": args.random_k}
     options |= {"num_generations": args.dreams, "max_completion_length": args.max_dream_tokens, "temperature": 0.8}
-    return train_dreamer(args, setup, rows, make_rehearsal(args, setup, tasks), **options)
+    return train_dreamer(args, setup, rows, make_evaluator(args, setup, tasks), **options)
 
 
 def evaluate(args: argparse.Namespace, setup: Setup) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Dream about held-out tasks, learn by each dream, and ask."""
-    from sleep_trl.dreams import Dream, Task
+    """LoraJob about held-out tasks, learn by each dream, and ask."""
+    from sleep_trl.dreams import LoraJob, Task
     from sleep_trl.rollout import Sampling
 
     tasks = read_tasks(args.tasks, args.limit)
-    rehearsal = make_rehearsal(args, setup, tasks)
+    evaluator = make_evaluator(args, setup, tasks)
     names = [name for name in tasks for _ in range(args.eval_dreams)]
     prompts = []
     for name in names:
         asked = dream_prompt(setup, tasks[name])
         prompts.append(prompt_ids(setup.prompter, asked if isinstance(asked, str) else asked[0]["content"]))
     written = setup.engine.generate(prompts, Sampling(args.max_dream_tokens, 0.8, (), args.seed))
-    dreams = [Dream(f"{name} {i}", (tuple(c.ids),)) for i, (name, c) in enumerate(zip(names, written, strict=True))]
-    trials = rehearsal.try_out(dreams, [Task(name, "") for name in names])
-    before = dict(zip(tasks, rehearsal.score_as_is([Task(name, "") for name in tasks]), strict=True))
+    dreams = [LoraJob(f"{name} {i}", (tuple(c.ids),)) for i, (name, c) in enumerate(zip(names, written, strict=True))]
+    trials = evaluator.try_out(dreams, [Task(name, "") for name in names])
+    before = dict(zip(tasks, evaluator.score_as_is([Task(name, "") for name in tasks]), strict=True))
     solved = [
         None if trial.gain is None else solves(before[name], trial.gain)
         for name, trial in zip(names, trials, strict=True)

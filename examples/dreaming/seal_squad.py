@@ -61,9 +61,11 @@ def read_passages(source: str, split: str, most: int) -> list[Passage]:
 def make_task(passage: Passage) -> Any:
     """Return a passage's task; each question names its subject, as in SEAL."""
     from sleep_trl.dreams import Task
-    from sleep_trl.evaluation.recall import Quiz
+    from sleep_trl.evaluation.recall import QAItem
 
-    questions = [Quiz(f"Topic: {passage['title']}\n{q['question']}", tuple(q["answers"])) for q in passage["questions"]]
+    questions = [
+        QAItem(f"Topic: {passage['title']}\n{q['question']}", tuple(q["answers"])) for q in passage["questions"]
+    ]
     return Task(passage["id"], passage["context"], tuple(questions))
 
 
@@ -73,15 +75,15 @@ def sequences(setup: Setup, passage: Passage, dream: str = "") -> list[tuple[int
     return [tuple(setup.tokenizer(f"{passage['title']}\n{text}", verbose=False)["input_ids"]) for text in texts]
 
 
-def make_rehearsal(args: argparse.Namespace, setup: Setup, preset: Any, passages: list[Passage]) -> Any:
+def make_evaluator(args: argparse.Namespace, setup: Setup, preset: Any, passages: list[Passage]) -> Any:
     """Return what tries dreams out; dreams of the trainer, which are token ids, are cut into lines first."""
     from dataclasses import replace
 
-    from sleep_trl.dreams import Doubt, Questions, Rehearsal
+    from sleep_trl.dreams import DreamEvaluator, Questions, SignificanceTest
 
     by_id = {passage["id"]: passage for passage in passages}
 
-    class ByLine(Rehearsal):
+    class ByLine(DreamEvaluator):
         def try_out(self, dreams: Any, tasks: Any) -> Any:
             texts = [setup.tokenizer.decode(dream.sequences[0], skip_special_tokens=True) for dream in dreams]
             cut = [
@@ -92,7 +94,7 @@ def make_rehearsal(args: argparse.Namespace, setup: Setup, preset: Any, passages
 
     loop = replace(preset.loop, seed=args.seed)
     measure = Questions(setup.prompter, args.metric, 64)  # tokens of an answer, as in SEAL
-    return ByLine(setup.engine, measure, preset.spec, loop, Doubt("sign"), args.chunk, setup.workers)
+    return ByLine(setup.engine, measure, preset.spec, loop, SignificanceTest("sign"), args.chunk, setup.workers)
 
 
 def windows(passages: list[Passage]) -> list[Any]:
@@ -122,11 +124,11 @@ def train(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]]:
         rows = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
     options = {"selection": args.selection, "top_k": args.top_k, "random_k": args.random_k}
     options |= {"num_generations": args.dreams, "max_completion_length": args.max_dream_tokens}
-    return train_dreamer(args, setup, rows, make_rehearsal(args, setup, SEAL_SQUAD, passages), **options)
+    return train_dreamer(args, setup, rows, make_evaluator(args, setup, SEAL_SQUAD, passages), **options)
 
 
 def evaluate(args: argparse.Namespace, setup: Setup) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Dream about the passages, learn the dreams, and ask."""
+    """LoraJob about the passages, learn the dreams, and ask."""
     from sleep_trl.data import Template
     from sleep_trl.dreams import Task
     from sleep_trl.dreams.presets import SEAL_SQUAD, SEAL_SQUAD_MANY
@@ -154,9 +156,9 @@ def evaluate(args: argparse.Namespace, setup: Setup) -> tuple[dict[str, Any], li
             rows = learnt[start * args.dreams : (start + args.n) * args.dreams]
             dreams.append(preset.dream(f"group {start}", [row for own in rows for row in own]))
         owners = tasks
-    rehearsal = make_rehearsal(args, setup, preset, passages)
-    before = rehearsal.score_as_is(tasks)
-    of_alone, of_dreams = rehearsal.attempt(alone, tasks), rehearsal.attempt(dreams, owners)
+    evaluator = make_evaluator(args, setup, preset, passages)
+    before = evaluator.score_as_is(tasks)
+    of_alone, of_dreams = evaluator.attempt(alone, tasks), evaluator.attempt(dreams, owners)
     result = {
         "n": args.n,
         "passages": len(passages),

@@ -123,13 +123,13 @@ def _linears(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear | Conv1D]]
             yield name, module
 
 
-def seeded(seed: int, dream: str, purpose: str) -> torch.Generator:
+def seeded(seed: int, job: str, purpose: str) -> torch.Generator:
     """Return a generator that depends on these three alone, and so not on a dream's place among others."""
-    digest = hashlib.sha256(f"{seed}\n{purpose}\n{dream}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}\n{purpose}\n{job}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def initial_adapter(targets: list[Target], spec: LoraSpec, seed: int, dream: str) -> Adapter:
+def initial_adapter(targets: list[Target], spec: LoraSpec, seed: int, job: str) -> Adapter:
     """Draw a dream's first weights as PEFT does: `A` uniform within `1 / sqrt(in_features)`, `B` zero.
 
     Args:
@@ -145,6 +145,6 @@ def initial_adapter(targets: list[Target], spec: LoraSpec, seed: int, dream: str
     weights = {}
     for target in targets:
         down = torch.empty(spec.rank, target.in_features)
-        nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=seeded(seed, dream, f"lora {target.name}"))
+        nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=seeded(seed, job, f"lora {target.name}"))
         weights[target.name] = (down, torch.zeros(target.out_features, spec.rank))
     return Adapter(spec, weights)

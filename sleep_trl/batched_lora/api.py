@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .adapters import Adapter, LoraSpec, find_targets
-from .batches import Dream, defect, divide_dreams
+from .batches import LoraJob, defect, divide_jobs
 from .inner_loop import InnerLoop, Outcome
 from .kernels import Stack, Window, find_sites, layout, to_row
 from .training import Chunk
@@ -22,7 +22,7 @@ from .training import Chunk
 
 def train_adapters(
     model: PreTrainedModel,
-    dreams: Sequence[Dream],
+    jobs: Sequence[LoraJob],
     spec: LoraSpec,
     loop: InnerLoop,
     *,
@@ -37,7 +37,7 @@ def train_adapters(
     Args:
         model (`PreTrainedModel`):
             A causal language model on one device, with or without a memory attached. It is read in evaluation mode.
-        dreams (`Sequence[Dream]`):
+        dreams (`Sequence[LoraJob]`):
             Dreams with distinct ids.
         spec (`LoraSpec`):
             Size and place of the adapters.
@@ -54,20 +54,20 @@ def train_adapters(
     Raises:
         `ValueError`: if ids repeat, `chunk` or `tokens` is less than 1, or the spec does not fit the model.
     """
-    if len({dream.id for dream in dreams}) < len(dreams):
+    if len({job.id for job in jobs}) < len(jobs):
         raise ValueError("Each dream needs an id of its own: first weights and data order are drawn from it.")
     if (chunk is not None and chunk < 1) or (tokens is not None and tokens < 1):
         raise ValueError(f"chunk and tokens must be at least 1, got {chunk} and {tokens}.")
     found: dict[str, Outcome] = {}
     with _frozen(model), torch.enable_grad():
         sites = find_sites(model, find_targets(model, spec), spec.rank)
-        for dream in dreams:
-            if problem := defect(dream, model):
-                found[dream.id] = Outcome(dream.id, None, f"dream {dream.id!r} cannot be learnt: {problem}")
-        ready = [dream for dream in dreams if dream.id not in found]
-        for part in divide_dreams(ready, chunk):
+        for job in jobs:
+            if problem := defect(job, model):
+                found[job.id] = Outcome(job.id, None, f"dream {job.id!r} cannot be learnt: {problem}")
+        ready = [job for job in jobs if job.id not in found]
+        for part in divide_jobs(ready, chunk):
             found |= Chunk(model, sites, [ready[i] for i in part], spec, loop, tokens).train()
-    return [found[dream.id] for dream in dreams]
+    return [found[job.id] for job in jobs]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ ACTIVATION = {"cpu": 2**18, "cuda": 2**25}
 
 
 @dataclass(frozen=True)
-class Dream:
+class LoraJob:
     """What one adapter learns.
 
     Args:
@@ -63,18 +63,18 @@ class Row:
     labels: tuple[int, ...]
 
 
-def defect(dream: Dream, model: PreTrainedModel) -> str | None:
+def defect(job: LoraJob, model: PreTrainedModel) -> str | None:
     """Return why a dream cannot be learnt by this model, or `None`."""
-    if not dream.sequences or not all(dream.sequences):
+    if not job.sequences or not all(job.sequences):
         return "it has no sequence, or an empty one"
-    if dream.counted is not None and [len(c) for c in dream.counted] != [len(s) for s in dream.sequences]:
+    if job.counted is not None and [len(c) for c in job.counted] != [len(s) for s in job.sequences]:
         return "`counted` has other lengths than `sequences`"
-    if dream.steps is not None and dream.steps < 1:
-        return f"steps must be at least 1, got {dream.steps}"
-    if dream.learning_rate is not None and not (math.isfinite(dream.learning_rate) and dream.learning_rate > 0):
-        return f"learning_rate must be a positive number, got {dream.learning_rate}"
+    if job.steps is not None and job.steps < 1:
+        return f"steps must be at least 1, got {job.steps}"
+    if job.learning_rate is not None and not (math.isfinite(job.learning_rate) and job.learning_rate > 0):
+        return f"learning_rate must be a positive number, got {job.learning_rate}"
     size = model.get_input_embeddings().weight.shape[0]
-    for place, (sequence, row) in enumerate(zip(dream.sequences, dream.rows(), strict=True)):
+    for place, (sequence, row) in enumerate(zip(job.sequences, job.rows(), strict=True)):
         if not row.labels:
             return f"no token of sequence {place} counts behind its first one"
         if min(sequence) < 0 or max(sequence) >= size:
@@ -85,7 +85,7 @@ def defect(dream: Dream, model: PreTrainedModel) -> str | None:
     return None
 
 
-def divide_dreams(dreams: Sequence[Dream], chunk: int | None) -> list[list[int]]:
+def divide_jobs(jobs: Sequence[LoraJob], chunk: int | None) -> list[list[int]]:
     """Divide dreams, by their places, into chunks of at most `chunk`; `None` makes one of all.
 
     The longest come first: dreams of like length then share passes, their adapters lie side by side, and where chunks
@@ -94,19 +94,19 @@ def divide_dreams(dreams: Sequence[Dream], chunk: int | None) -> list[list[int]]
     Raises:
         `ValueError`: if two dreams have one id.
     """
-    if len({dream.id for dream in dreams}) < len(dreams):
+    if len({job.id for job in jobs}) < len(jobs):
         raise ValueError("Each dream needs an id of its own: first weights and data order are drawn from it.")
-    places = sorted(range(len(dreams)), key=lambda i: -max(map(len, dreams[i].sequences), default=0))
+    places = sorted(range(len(jobs)), key=lambda i: -max(map(len, jobs[i].sequences), default=0))
     size = chunk or max(1, len(places))
     return [places[start : start + size] for start in range(0, len(places), size)]
 
 
-def data_order(dream: Dream, batch_size: int, seed: int) -> Iterator[tuple[int, ...]]:
+def data_order(job: LoraJob, batch_size: int, seed: int) -> Iterator[tuple[int, ...]]:
     """Yield the sequences of each step, epoch by epoch in an order of the dream's own; the last of an epoch may be
     smaller."""
-    generator = seeded(seed, dream.id, "order")
+    generator = seeded(seed, job.id, "order")
     while True:
-        order = torch.randperm(len(dream.sequences), generator=generator).tolist()
+        order = torch.randperm(len(job.sequences), generator=generator).tolist()
         for start in range(0, len(order), batch_size):
             yield tuple(order[start : start + batch_size])
 

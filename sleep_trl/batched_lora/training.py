@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .adapters import LoraSpec, initial_adapter
-from .batches import Dream, Pass, Row, data_order, make_passes
+from .batches import LoraJob, Pass, Row, data_order, make_passes
 from .head import Head, installed_head
 from .inner_loop import InnerLoop, Outcome
 from .kernels import Site, Stack, Window, from_row, layout, to_row
@@ -21,7 +21,7 @@ from .kernels import Site, Stack, Window, from_row, layout, to_row
 class _Learner:
     """A dream on its way."""
 
-    dream: Dream
+    job: LoraJob
     rows: list[Row]
     order: Iterator[tuple[int, ...]]
     steps: int
@@ -50,27 +50,27 @@ class Chunk:
         self,
         model: PreTrainedModel,
         sites: list[Site],
-        dreams: list[Dream],
+        jobs: list[LoraJob],
         spec: LoraSpec,
         loop: InnerLoop,
         tokens: int | None,
     ) -> None:
         self.model, self.sites, self.spec, self.loop, self.tokens = model, sites, spec, loop, tokens
         targets = [target for site in sites for target in site.targets]
-        self.weights = torch.empty(len(dreams), sites[-1].stop, device=model.device)
-        for row, dream in zip(self.weights, dreams, strict=True):
-            row.copy_(to_row(sites, initial_adapter(targets, spec, loop.seed, dream.id)))
+        self.weights = torch.empty(len(jobs), sites[-1].stop, device=model.device)
+        for row, job in zip(self.weights, jobs, strict=True):
+            row.copy_(to_row(sites, initial_adapter(targets, spec, loop.seed, job.id)))
         self.grads = torch.zeros_like(self.weights)
         self.learners = [
             _Learner(
-                dream,
-                dream.rows(),
-                data_order(dream, loop.batch_size, loop.seed),
-                dream.steps or loop.steps,
-                dream.learning_rate or loop.learning_rate,
+                job,
+                job.rows(),
+                data_order(job, loop.batch_size, loop.seed),
+                job.steps or loop.steps,
+                job.learning_rate or loop.learning_rate,
                 nn.Parameter(row),
             )
-            for dream, row in zip(dreams, self.weights, strict=True)
+            for job, row in zip(jobs, self.weights, strict=True)
         ]
         self.optimizer = self._make_optimizer()
         self.outcomes: dict[str, Outcome] = {}
@@ -149,13 +149,13 @@ class Chunk:
         for n in ended:
             learner, adapter, error = self.learners[n], None, None
             if not math.isfinite(learner.losses[-1]):
-                error = f"dream {learner.dream.id!r}: loss {learner.losses[-1]} in step {len(learner.losses)}"
+                error = f"dream {learner.job.id!r}: loss {learner.losses[-1]} in step {len(learner.losses)}"
             elif not math.isfinite(float(torch.linalg.vector_norm(learner.parameter.detach(), ord=torch.inf))):
-                error = f"dream {learner.dream.id!r}: weights not finite after step {learner.updates}"
+                error = f"dream {learner.job.id!r}: weights not finite after step {learner.updates}"
             else:
                 adapter = from_row(self.sites, self.spec, learner.parameter)
             losses = tuple(learner.losses)
-            self.outcomes[learner.dream.id] = Outcome(learner.dream.id, adapter, error, losses, learner.updates)
+            self.outcomes[learner.job.id] = Outcome(learner.job.id, adapter, error, losses, learner.updates)
             self.optimizer.state.pop(learner.parameter, None)
         gone = {id(self.learners[n].parameter) for n in ended}
         self.learners = [learner for learner in self.learners if id(learner.parameter) not in gone]

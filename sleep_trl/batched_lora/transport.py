@@ -58,7 +58,7 @@ def weights_of(model: PreTrainedModel) -> dict[str, Weight]:
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         raise ValueError(
             "This model's weights are spread over the processes (ZeRO-3), so that no process can send them to workers. "
-            "Dream without workers, or train without ZeRO-3."
+            "LoraJob without workers, or train without ZeRO-3."
         )
     return {name: Weight.of(tensor) for name, tensor in _named_tensors(model).items()}
 

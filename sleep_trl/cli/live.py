@@ -65,20 +65,20 @@ def live(
     Exit codes: 0 all --nights are slept, 2 a mistake in what was given, 130 stopped; else that of the night that failed
     --tries times.
     """
-    from ..daemon import Habits, Launcher, Listener, Supervisor, load_tokenizer
+    from ..daemon import Launcher, PendingRecords, SleepPolicy, Supervisor, load_tokenizer
 
     def tell(event: str, told: dict[str, Any]) -> None:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         row = {"time": now, "event": event} | told
         typer.echo(jsons.dumps(row, ensure_ascii=False) if json else f"{now}  {_in_words(event, told)}")
 
-    habits = Habits(after_tokens, _hour(at), nights, check_every, tries, pause)
+    policy = SleepPolicy(after_tokens, _hour(at), nights, check_every, tries, pause)
     launcher = Launcher.read(launch, sys.stderr if json else None)
-    model, life, about = _run(context.args, f"{PREFIX}{buffer}" if buffer else memories)
-    listener = Listener(Path(about.removeprefix(PREFIX)), load_tokenizer(model) if after_tokens else None, life)
+    model, chain, about = _run(context.args, f"{PREFIX}{buffer}" if buffer else memories)
+    pending = PendingRecords(Path(about.removeprefix(PREFIX)), load_tokenizer(model) if after_tokens else None, chain)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # service managers stop by it what Ctrl-C stops elsewhere
     try:
-        code = Supervisor(life, about, context.args, launcher, listener, habits, tell).run()
+        code = Supervisor(chain, about, context.args, launcher, pending, policy, tell).run()
     except KeyboardInterrupt:
         tell("stopped", {})
         code = STOPPED

@@ -136,15 +136,15 @@ def diff(
 def _enable(run: Path, name: str, is_enabled: bool, model: str | None, as_json: bool) -> None:
     found = FinishedRun.read(newest_night(run))
     entry = found.entry(name)
-    if together := [other for other in found.sharing_with([name]) if other != name]:
+    if together := [other for other in found.sharing_expert_with([name]) if other != name]:
         does = "speak" if is_enabled else "fall silent"
         typer.echo(f"{', '.join(together)} shares an expert with {name}: they {does} together.", err=True)
     with chatter_to_stderr():
         from ..publish.unlearn import set_enabled
 
         set_enabled(found, entry, is_enabled, model)
-    if not is_enabled and (leaning := found.leaning_on([name, *together])):
-        typer.echo(f"{', '.join(leaning)} was learnt beside {name} and may answer worse without it.", err=True)
+    if not is_enabled and (dependents := found.dependents_of([name, *together])):
+        typer.echo(f"{', '.join(dependents)} was learnt beside {name} and may answer worse without it.", err=True)
     after = FinishedRun.read(found.folder)
     owner = after.owners[name]
     row = {"entry": owner.id, "state": after.state(owner)}

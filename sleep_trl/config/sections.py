@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .schedule import Schedule
 
@@ -234,9 +235,9 @@ class LevelsConfig(Section):
     """Tokens of wake input after which a level is consolidated into the next, the context (level 0) first, such as
     1000,5000,10000; each divides the next. Default: nights learn into level 1, and nothing falls due."""
 
-    when_full: Literal["stop", "onward", "merge"] = "stop"
+    when_full: Literal["stop", "promote", "merge"] = "stop"
     """What happens when a night would take the last free expert. stop: it takes it, and the next one is refused.
-    onward: the fastest level with two experts or more becomes one expert of the next. merge: the two least used
+    promote: the fastest level with two experts or more becomes one expert of the next. merge: the two least used
     experts of the fullest level become one of it."""
 
     steps: int | None = Field(None, ge=1)
@@ -246,6 +247,14 @@ class LevelsConfig(Section):
     learning_rate: float = Field(0.0, ge=0)
     """Size of the step that each level takes at the end of its chunk, along the gradients of all that was heard since
     the last one (Eq. 2). Above 0 each level has a block of its own for that, which takes one of memory.max_experts."""
+
+    @field_validator("when_full", mode="before")
+    @classmethod
+    def _accept_its_former_name(cls, value: Any) -> Any:
+        if value == "onward":
+            warnings.warn("levels.when_full: 'onward' is now 'promote'; the old name goes in 0.3.", FutureWarning, 2)
+            return "promote"
+        return value
 
     @model_validator(mode="after")
     def _has_chunks_that_divide(self) -> Self:

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer
 
-from ..planning.chain import nights_aside
+from ..planning.chain import quarantined_nights
 from ..planning.night_source import KEPT, began_with
 from ..runs.ledger import read_ledger
 from ..wake import Listed, WakeBuffer
@@ -28,7 +28,7 @@ class Waiting:
     tokens: int | None
 
 
-class Listener:
+class PendingRecords:
     """Counts what waits in a wake buffer; each text is read and counted once.
 
     Args:
@@ -40,8 +40,8 @@ class Listener:
             The folder of the life that learns them.
     """
 
-    def __init__(self, path: Path, tokenizer: Tokenizer | None = None, life: Path | None = None) -> None:
-        self.path, self.tokenizer, self.life = path, tokenizer, life
+    def __init__(self, path: Path, tokenizer: Tokenizer | None = None, chain: Path | None = None) -> None:
+        self.path, self.tokenizer, self.chain = path, tokenizer, chain
         self._lengths: dict[str, int] = {}
 
     def waiting(self) -> Waiting:
@@ -51,7 +51,7 @@ class Listener:
         end in the same night again. They are learnt with what is heard after them.
         """
         with WakeBuffer(self.path) as buffer:
-            tried = _rolled_back(buffer.run()) | _set_aside(self.life)
+            tried = _rolled_back(buffer.run()) | _quarantined(self.chain)
             records = [record for record in buffer.records("new") if record.sha256 not in tried]
             if self.tokenizer is None:
                 return Waiting(len(records), None)
@@ -71,15 +71,15 @@ def _rolled_back(run: Path | None) -> set[str]:
     return {source.sha256 for source in newest.sources} if newest and newest.rolled_back else set()
 
 
-def _set_aside(life: Path | None) -> set[str]:
+def _quarantined(chain: Path | None) -> set[str]:
     """Return the hashes of what was heard by the nights that a life has set aside; some were about files."""
-    nights = nights_aside(life) if life else []
-    return set().union(*(_heard_by(night) for night in nights if (night / KEPT).is_file()))
+    nights = quarantined_nights(chain) if chain else []
+    return set().union(*(_ingested_by(night) for night in nights if (night / KEPT).is_file()))
 
 
 @cache
-def _heard_by(aside: Path) -> frozenset[str]:
-    return frozenset(memory.sha256 for memory in began_with(aside))
+def _ingested_by(quarantined: Path) -> frozenset[str]:
+    return frozenset(memory.sha256 for memory in began_with(quarantined))
 
 
 def load_tokenizer(model: str) -> Tokenizer:

@@ -12,11 +12,11 @@ from datetime import time as Hour
 from pathlib import Path
 from typing import Any
 
-from ..planning.chain import begun, is_finished, night_folder, nights_aside
+from ..planning.chain import begun, is_finished, night_folder, quarantined_nights
 from ..planning.night_source import began_with
 from ..runs.ledger import read_ledger
 from .clock import Alarm
-from .pending import Listener, Waiting
+from .pending import PendingRecords, Waiting
 from .subprocess_night import Launcher, alone_with
 
 DONE, MISTAKE = 0, 2
@@ -27,7 +27,7 @@ Tell = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Habits:
+class SleepPolicy:
     """When a life sleeps, and what it does when a night fails.
 
     Args:
@@ -72,9 +72,9 @@ class Supervisor:
             Of launch/sleep.py, without what nights are about.
         launcher (`Launcher`):
             Starts a night.
-        listener (`Listener`):
+        listener (`PendingRecords`):
             Counts what waits.
-        habits (`Habits`):
+        habits (`SleepPolicy`):
             When to sleep.
         tell (`Tell`):
             Is told what happens.
@@ -82,17 +82,17 @@ class Supervisor:
 
     def __init__(
         self,
-        life: Path,
+        chain: Path,
         memories: str,
         arguments: Sequence[str],
         launcher: Launcher,
-        listener: Listener,
-        habits: Habits,
+        pending: PendingRecords,
+        policy: SleepPolicy,
         tell: Tell,
     ) -> None:
-        self.life, self.memories, self.arguments = life, memories, arguments
-        self.launcher, self.listener, self.habits, self.tell = launcher, listener, habits, tell
-        self._alarm = Alarm(habits.at, _now()) if habits.at else None
+        self.chain, self.memories, self.arguments = chain, memories, arguments
+        self.launcher, self.pending, self.policy, self.tell = launcher, pending, policy, tell
+        self._alarm = Alarm(policy.at, _now()) if policy.at else None
         self._told: Waiting | None = None
 
     def run(self) -> int:
@@ -101,34 +101,34 @@ class Supervisor:
         Raises:
             `KeyboardInterrupt`: if it was raised; a night that was being slept has ended, and goes on another time.
         """
-        every = self.habits.check_every
-        with alone_with(self.life, every, lambda: self.tell("held", {"life": str(self.life)})) as lock:
+        every = self.policy.check_every
+        with alone_with(self.chain, every, lambda: self.tell("held", {"life": str(self.chain)})) as lock:
             while not self._is_over():
                 if (why := self._why_now()) is None:
                     time.sleep(every)
                 elif (code := self._sleep(why, lock)) != DONE:
                     return code
-        self.tell("over", {"nights": len(begun(self.life))})
+        self.tell("over", {"nights": len(begun(self.chain))})
         return DONE
 
     def _is_over(self) -> bool:
-        return self.habits.nights is not None and self._finished() >= self.habits.nights
+        return self.policy.nights is not None and self._finished() >= self.policy.nights
 
     def _finished(self) -> int:
         """Count the nights that were slept to their end: all that were begun, or all but the last."""
-        count = len(begun(self.life))
-        return count - (count > 0 and not is_finished(night_folder(self.life, count)))
+        count = len(begun(self.chain))
+        return count - (count > 0 and not is_finished(night_folder(self.chain, count)))
 
     def _why_now(self) -> str | None:
         """Return why it is time to sleep, or `None` if it is not."""
-        if self._finished() < len(begun(self.life)):
+        if self._finished() < len(begun(self.chain)):
             return "a night was interrupted"
         is_hour = self._alarm is not None and self._alarm.rings(_now())
-        waiting = self.listener.waiting()
+        waiting = self.pending.waiting()
         if waiting != self._told:
             self.tell("waiting", {"records": waiting.records, "tokens": waiting.tokens})
             self._told = waiting
-        if self.habits.after_tokens and (waiting.tokens or 0) >= self.habits.after_tokens:
+        if self.policy.after_tokens and (waiting.tokens or 0) >= self.policy.after_tokens:
             return f"{waiting.tokens:,} tokens wait"
         if is_hour and not waiting.records:
             self.tell("nothing new", {})
@@ -137,19 +137,19 @@ class Supervisor:
     def _sleep(self, why: str, lock: int) -> int:
         """Let a night be slept, again if it fails, and return its exit code. One that is set aside is none, and what it
         was about waits on."""
-        number, aside = self._finished() + 1, nights_aside(self.life)
-        night, pause = night_folder(self.life, number), self.habits.pause
-        for attempt in range(1, self.habits.tries + 1):
+        number, quarantined = self._finished() + 1, quarantined_nights(self.chain)
+        night, pause = night_folder(self.chain, number), self.policy.pause
+        for attempt in range(1, self.policy.tries + 1):
             self.tell("night", {"night": str(night), "why": why, "try": attempt})
             start = time.monotonic()
             code = self.launcher.run(self._arguments(number), lock)
             if code == DONE:
                 self._tell_of(night, time.monotonic() - start)
                 return DONE
-            if (found := nights_aside(self.life)) != aside:
+            if (found := quarantined_nights(self.chain)) != quarantined:
                 self.tell("aside", {"night": str(found[-1]), "records": len(began_with(found[-1]))})
                 return DONE
-            again = None if code == MISTAKE or attempt == self.habits.tries else pause
+            again = None if code == MISTAKE or attempt == self.policy.tries else pause
             self.tell("failed", {"night": str(night), "exit_code": code, "again_in": again})
             if again is None:
                 break
@@ -159,7 +159,7 @@ class Supervisor:
 
     def _arguments(self, number: int) -> list[str]:
         """Return the arguments of launch/sleep.py for the next night: those before it stay what they were about."""
-        nights = [*begun(self.life), self.memories][:number]
+        nights = [*begun(self.chain), self.memories][:number]
         return [*self.arguments, f"--nights={json.dumps(nights)}", "--resume"]
 
     def _tell_of(self, night: Path, seconds: float) -> None:

@@ -15,7 +15,7 @@ from ..rollout import Progress as Advance
 console = Console(stderr=False, highlight=False)
 
 
-def say(message: RenderableType) -> None:
+def echo(message: RenderableType) -> None:
     """Print a line or a table, on the main process only."""
     if PartialState().is_main_process:
         console.print(message)
@@ -71,7 +71,7 @@ class StepBar(TrainerCallback):
         if not console.is_terminal and logs and "loss" in logs:
             reward = f", reward {float(logs['reward']):.3f}" if "reward" in logs else ""
             step = f"step {state.global_step} of {state.max_steps}"
-            say(f"{self.description}: {step}, loss {float(logs['loss']):.4f}{reward}")
+            echo(f"{self.description}: {step}, loss {float(logs['loss']):.4f}{reward}")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

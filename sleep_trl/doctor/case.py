@@ -99,8 +99,8 @@ class Case:
         """What the run will generate with."""
         from ..memory.hosts import find_hosts
         from ..models.inspection import build_without_weights
-        from ..planning.preflight import find_room
+        from ..planning.preflight import find_capacity
         from ..rollout.choice import choose
 
         hosts = find_hosts(build_without_weights(self.run.model, self.model_config))
-        return choose(self.run.rollout, self.model_config, hosts, find_room(self.run).top_k is not None)
+        return choose(self.run.rollout, self.model_config, hosts, find_capacity(self.run).top_k is not None)

@@ -2,12 +2,12 @@
 
 from ..batched_lora.adapters import Adapter, LoraSpec
 from ..batched_lora.api import train_adapters, view
-from ..batched_lora.batches import Dream
+from ..batched_lora.batches import LoraJob
 from ..batched_lora.export import export_adapter
 from ..batched_lora.inner_loop import InnerLoop, Outcome
 from ..batched_lora.ray_workers import Workers
-from .answerers import Respondents
-from .evaluator import Doubt, Rehearsal, Trial
+from .answerers import Answerers
+from .evaluator import DreamEvaluator, SignificanceTest, Trial
 from .gradients import Text, gradient_scores, reference_gradient
 from .measure import Custom, HeldoutLoss, Measure, Questions, Task
 from .quiz import write_quiz
@@ -16,20 +16,20 @@ from .significance import Gain, paired_gain
 
 __all__ = [
     "Adapter",
+    "Answerers",
     "Custom",
-    "Doubt",
-    "Dream",
+    "DreamEvaluator",
     "Gain",
     "HeldoutLoss",
     "InnerLoop",
+    "LoraJob",
     "LoraSpec",
     "Measure",
     "Outcome",
     "Questions",
-    "Rehearsal",
-    "Respondents",
     "Selected",
     "Selection",
+    "SignificanceTest",
     "Task",
     "Text",
     "Trial",

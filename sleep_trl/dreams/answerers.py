@@ -15,8 +15,8 @@ from ..rollout import Sampling, TransformersEngine
 from .gradients import Text
 
 
-class Respondents:
-    """Answers for several adapters of one model in shared batches; a [`~sleep_trl.dreams.measure.Respondent`].
+class Answerers:
+    """Answers for several adapters of one model in shared batches; a [`~sleep_trl.dreams.measure.Answerer`].
 
     Args:
         engine (`TransformersEngine`):

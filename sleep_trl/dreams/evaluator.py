@@ -1,4 +1,4 @@
-"""Rehearsal: learn each dream in isolation and see whether its task gets better (method 3.4, steps 3 and 4)."""
+"""DreamEvaluator: learn each dream in isolation and see whether its task gets better (method 3.4, steps 3 and 4)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..batched_lora.adapters import LoraSpec
 from ..batched_lora.api import train_adapters
-from ..batched_lora.batches import Dream, divide_dreams
+from ..batched_lora.batches import LoraJob, divide_jobs
 from ..batched_lora.inner_loop import InnerLoop
 from ..batched_lora.ray_workers import Workers
 from ..rollout import TransformersEngine
-from .answerers import Respondents
+from .answerers import Answerers
 from .measure import Measure, Task
 from .significance import Gain, Test, paired_gain
 
 
 @dataclass(frozen=True)
-class Doubt:
+class SignificanceTest:
     """When a gain is believed (ours; the paper takes the bare sign of one measurement).
 
     Args:
@@ -92,12 +92,12 @@ class Attempting:
     spec: LoraSpec
     loop: InnerLoop
 
-    def __call__(self, model: PreTrainedModel, chunk: Sequence[tuple[Dream, Task]]) -> list[Attempt]:
+    def __call__(self, model: PreTrainedModel, chunk: Sequence[tuple[LoraJob, Task]]) -> list[Attempt]:
         outcomes = train_adapters(model, [dream for dream, _ in chunk], self.spec, self.loop)
         learnt = [i for i, outcome in enumerate(outcomes) if outcome.adapter is not None]
         engine = TransformersEngine(model, self.tokenizer, self.batch_size)
-        respondents = Respondents(engine, [outcomes[i].adapter for i in learnt])
-        scores = self.measure([chunk[i][1] for i in learnt], respondents) if learnt else []
+        answerers = Answerers(engine, [outcomes[i].adapter for i in learnt])
+        scores = self.measure([chunk[i][1] for i in learnt], answerers) if learnt else []
         attempts = [Attempt(None, outcome.error) for outcome in outcomes]
         for i, row in zip(learnt, scores, strict=True):
             is_whole = all(map(math.isfinite, row))
@@ -105,7 +105,7 @@ class Attempting:
         return attempts
 
 
-class Rehearsal:
+class DreamEvaluator:
     """Tries out dreams: m adapters are trained together, and scored together on their tasks.
 
     Args:
@@ -117,7 +117,7 @@ class Rehearsal:
             Size and place of the adapters.
         loop (`InnerLoop`, *optional*):
             How a dream is learnt.
-        doubt (`Doubt`, *optional*):
+        doubt (`SignificanceTest`, *optional*):
             When a gain is believed.
         chunk (`int`, *optional*):
             Dreams learnt and scored at a time, which bounds the memory; by default all.
@@ -134,21 +134,25 @@ class Rehearsal:
         measure: Measure,
         spec: LoraSpec | None = None,
         loop: InnerLoop | None = None,
-        doubt: Doubt | None = None,
+        significance: SignificanceTest | None = None,
         chunk: int | None = None,
         workers: Workers | None = None,
     ) -> None:
         if workers is not None and chunk is None:
             raise ValueError("Workers need chunks of dreams to share. Give `chunk`, the number of dreams in each.")
         self.engine, self.measure, self.chunk, self.workers = engine, measure, chunk, workers
-        self.spec, self.loop, self.doubt = spec or LoraSpec(), loop or InnerLoop(), doubt or Doubt()
+        self.spec, self.loop, self.significance = (
+            spec or LoraSpec(),
+            loop or InnerLoop(),
+            significance or SignificanceTest(),
+        )
 
-    def try_out(self, dreams: Sequence[Dream], tasks: Sequence[Task]) -> list[Trial]:
+    def try_out(self, dreams: Sequence[LoraJob], tasks: Sequence[Task]) -> list[Trial]:
         """
         Learn dreams and measure what each does for its task.
 
         Args:
-            dreams (`Sequence[Dream]`):
+            dreams (`Sequence[LoraJob]`):
                 Dreams with distinct ids.
             tasks (`Sequence[Task]`):
                 The task of each dream.
@@ -163,7 +167,7 @@ class Rehearsal:
         totals = [[0.0] * len(scores) for scores in before]
         trials = [Trial(dream.id, None) for dream in dreams]
         undecided = list(range(len(dreams)))
-        for repeat in range(self.doubt.repeats):
+        for repeat in range(self.significance.repeats):
             attempts = self.attempt([dreams[i] for i in undecided], [tasks[i] for i in undecided], repeat)
             for i, attempt in zip(undecided, attempts, strict=True):
                 if attempt.scores is None:
@@ -171,19 +175,21 @@ class Rehearsal:
                     continue
                 totals[i] = [total + score for total, score in zip(totals[i], attempt.scores, strict=True)]
                 means = [total / (repeat + 1) for total in totals[i]]
-                gain = paired_gain(before[i], means, test=self.doubt.test, confidence=self.doubt.confidence)
+                gain = paired_gain(
+                    before[i], means, test=self.significance.test, confidence=self.significance.confidence
+                )
                 trials[i] = Trial(dreams[i].id, gain, None, repeat + 1)
             undecided = [i for i in undecided if trials[i].gain is not None and trials[i].reward is None]
             if not undecided:
                 break
         return trials
 
-    def attempt(self, dreams: Sequence[Dream], tasks: Sequence[Task], repeat: int = 0) -> list[Attempt]:
+    def attempt(self, dreams: Sequence[LoraJob], tasks: Sequence[Task], repeat: int = 0) -> list[Attempt]:
         """
         Learn and score each dream once, chunk by chunk.
 
         Args:
-            dreams (`Sequence[Dream]`):
+            dreams (`Sequence[LoraJob]`):
                 Dreams with distinct ids.
             tasks (`Sequence[Task]`):
                 The task of each dream.
@@ -195,7 +201,7 @@ class Rehearsal:
         """
         loop = replace(self.loop, seed=self.loop.seed + repeat)
         work = Attempting(self.engine.tokenizer, self.engine.batch_size, self.measure, self.spec, loop)
-        parts = divide_dreams(dreams, self.chunk)
+        parts = divide_jobs(dreams, self.chunk)
         chunks = [[(dreams[i], tasks[i]) for i in part] for part in parts]
         if self.workers is None:
             done = [work(self.engine.model, chunk) for chunk in chunks]
@@ -215,7 +221,7 @@ class Rehearsal:
             `ValueError`: if a task has nothing to measure, or a score is not a finite number.
         """
         distinct = list({task.id: task for task in tasks}.values())
-        scores = self.measure(distinct, Respondents(self.engine, [None] * len(distinct)))
+        scores = self.measure(distinct, Answerers(self.engine, [None] * len(distinct)))
         by_task = {task.id: row for task, row in zip(distinct, scores, strict=True)}
         if empty := [name for name, row in by_task.items() if not row]:
             raise ValueError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..data import Prompter, Template
-from ..evaluation.recall import METRICS, Quiz
+from ..evaluation.recall import METRICS, QAItem
 from ..rollout.stopping import first_stop
 from .gradients import Text
 
@@ -33,11 +33,11 @@ class Task:
 
     id: str
     context: str
-    questions: tuple[Quiz, ...] = ()
+    questions: tuple[QAItem, ...] = ()
     heldout: str | None = None
 
 
-class Respondent(Protocol):
+class Answerer(Protocol):
     """One model, or several side by side: row i of a call is answered by the model of owner i."""
 
     def answer(self, prompts: Sequence[list[int]], owners: Sequence[int], max_new_tokens: int) -> list[str]:
@@ -52,7 +52,7 @@ class Respondent(Protocol):
 class Measure(Protocol):
     """Scores tasks; task i is put to the model of owner i."""
 
-    def __call__(self, tasks: Sequence[Task], respondent: Respondent) -> list[list[float]]: ...
+    def __call__(self, tasks: Sequence[Task], answerer: Answerer) -> list[list[float]]: ...
 
 
 class Questions:
@@ -79,11 +79,11 @@ class Questions:
         self.prompter, self.max_new_tokens = prompter, max_new_tokens
         self.metric = METRICS[metric] if isinstance(metric, str) else metric
 
-    def __call__(self, tasks: Sequence[Task], respondent: Respondent) -> list[list[float]]:
+    def __call__(self, tasks: Sequence[Task], answerer: Answerer) -> list[list[float]]:
         template = Template.load("question_answer")
         asked = [(owner, quiz) for owner, task in enumerate(tasks) for quiz in task.questions]
         prompts = [self.prompter(template.respond, request=quiz.question) for _, quiz in asked]
-        replies = respondent.answer([ids for ids, _, _ in prompts], [owner for owner, _ in asked], self.max_new_tokens)
+        replies = answerer.answer([ids for ids, _, _ in prompts], [owner for owner, _ in asked], self.max_new_tokens)
         scores: list[list[float]] = [[] for _ in tasks]
         for (owner, quiz), (_, _, stop), reply in zip(asked, prompts, replies, strict=True):
             scores[owner].append(float(self.metric(reply[: first_stop(reply, stop)], list(quiz.answers))))
@@ -106,12 +106,12 @@ class HeldoutLoss:
             raise ValueError(f"piece must be at least 1 token, got {piece}.")
         self.prompter, self.piece = prompter, piece
 
-    def __call__(self, tasks: Sequence[Task], respondent: Respondent) -> list[list[float]]:
+    def __call__(self, tasks: Sequence[Task], answerer: Answerer) -> list[list[float]]:
         if missing := [task.id for task in tasks if not task.heldout]:
             raise ValueError(f"Task {missing[0]!r} has no withheld text, which heldout_loss measures. Give `heldout`.")
         start, _, _ = self.prompter.general()
         texts = [Text.behind(start, self.prompter.ids(str(task.heldout))) for task in tasks]
-        losses = respondent.token_losses(texts, range(len(tasks)))
+        losses = answerer.token_losses(texts, range(len(tasks)))
         return [[-sum(p) / len(p) for p in _pieces(row, self.piece)] for row in losses]
 
 
@@ -136,14 +136,14 @@ class Custom:
     ) -> None:
         self.function, self.prompter, self.max_new_tokens = function, prompter, max_new_tokens
 
-    def __call__(self, tasks: Sequence[Task], respondent: Respondent) -> list[list[float]]:
+    def __call__(self, tasks: Sequence[Task], answerer: Answerer) -> list[list[float]]:
         scores = []
         for owner, task in enumerate(tasks):
 
             def ask(prompts: list[str], owner: int = owner) -> list[str]:
                 start, _, _ = self.prompter.general()
                 ids = [start + self.prompter.ids(prompt) for prompt in prompts]
-                return respondent.answer(ids, [owner] * len(ids), self.max_new_tokens)
+                return answerer.answer(ids, [owner] * len(ids), self.max_new_tokens)
 
             scores.append([float(score) for score in self.function(task, ask)])
         return scores

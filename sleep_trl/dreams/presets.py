@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..batched_lora.adapters import LoraSpec
-from ..batched_lora.batches import Dream
+from ..batched_lora.batches import LoraJob
 from ..batched_lora.inner_loop import InnerLoop
 
 
@@ -31,10 +31,10 @@ class Preset:
         counted: Sequence[tuple[bool, ...]] | None = None,
         epochs: int | None = None,
         learning_rate: float | None = None,
-    ) -> Dream:
+    ) -> LoraJob:
         """Return a dream that is learnt for as many steps as its sequences make."""
         steps = (self.epochs if epochs is None else epochs) * math.ceil(len(sequences) / self.loop.batch_size)
-        return Dream(id, tuple(sequences), tuple(counted) if counted else None, steps, learning_rate)
+        return LoraJob(id, tuple(sequences), tuple(counted) if counted else None, steps, learning_rate)
 
 
 _ATTENTION = ("q_proj", "v_proj")  # PEFT's own choice for Qwen and Llama, which SEAL leaves to it

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from ..data import Prompter, Template
 from ..evaluation.metrics import normalize_answer
-from ..evaluation.recall import Quiz
+from ..evaluation.recall import QAItem
 from ..rollout import Engine, Progress, Sampling
 from .measure import Task
 
@@ -84,7 +84,7 @@ def write_quiz(
     prompts = [prompter(template.respond, request=request, context=task.context) for task, request in answers]
     sampling = Sampling(max_new_tokens, temperature, prompts[0][2] if prompts else (), seed + 1)
     completions = engine.generate([ids for ids, _, _ in prompts], sampling, progress)
-    kept: dict[str, list[Quiz]] = {task.id: [] for task in tasks}
+    kept: dict[str, list[QAItem]] = {task.id: [] for task in tasks}
     for i, (task, request) in enumerate(asked_of):
         replies = completions[i * answers_per_question : (i + 1) * answers_per_question]
         texts = {normalize_answer(reply.text) for reply in replies}
@@ -93,5 +93,5 @@ def write_quiz(
         elif len(texts) > 1:
             dropped["disputed"] += 1
         else:
-            kept[task.id].append(Quiz(request, (replies[0].text,), task.context))
+            kept[task.id].append(QAItem(request, (replies[0].text,), task.context))
     return WrittenQuiz([replace(task, questions=tuple(kept[task.id])) for task in tasks], dropped)

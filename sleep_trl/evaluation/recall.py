@@ -17,7 +17,7 @@ METRICS = {"exact": exact_match, "contains": contains, "f1": f1}
 
 
 @dataclass(frozen=True)
-class Quiz:
+class QAItem:
     """One question: its accepted answers, and the text that holds them (for asking with context)."""
 
     question: str
@@ -26,7 +26,7 @@ class Quiz:
 
 
 def ask(
-    quizzes: Sequence[Quiz],
+    items: Sequence[QAItem],
     engine: Engine,
     prompter: Prompter,
     *,
@@ -57,16 +57,16 @@ def ask(
     Returns:
         `float` in [0, 1], or `None` if there is no question.
     """
-    if not quizzes:
+    if not items:
         return None
     template = Template.load("question_answer")
     prompts = [
-        prompter(template.respond, request=q.question, context=q.context if with_context else None) for q in quizzes
+        prompter(template.respond, request=q.question, context=q.context if with_context else None) for q in items
     ]
     sampling = Sampling(max_new_tokens, temperature=0.0, stop=prompts[0][2])
     replies = engine.generate([ids for ids, _, _ in prompts], sampling, progress)
     score = METRICS[metric]
-    scores = [float(score(reply.text, list(q.answers))) for reply, q in zip(replies, quizzes, strict=True)]
+    scores = [float(score(reply.text, list(q.answers))) for reply, q in zip(replies, items, strict=True)]
     return sum(scores) / len(scores)
 
 
@@ -75,12 +75,12 @@ def window_with_answer(windows: Sequence[str], answers: Sequence[str]) -> str:
     return next((w for w in windows if any(a.casefold() in w.casefold() for a in answers)), windows[0])
 
 
-def sample_quizzes(quizzes: Sequence[Quiz], most: int, seed: int) -> list[Quiz]:
+def sample_items(items: Sequence[QAItem], most: int, seed: int) -> list[QAItem]:
     """Return all quizzes, or `most` of them drawn with `seed`, in their order."""
-    if len(quizzes) <= most:
-        return list(quizzes)
-    chosen = random.Random(seed).sample(range(len(quizzes)), most)
-    return [quizzes[i] for i in sorted(chosen)]
+    if len(items) <= most:
+        return list(items)
+    chosen = random.Random(seed).sample(range(len(items)), most)
+    return [items[i] for i in sorted(chosen)]
 
 
 @torch.no_grad()

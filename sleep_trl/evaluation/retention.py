@@ -70,8 +70,8 @@ def forgetting(matrix: Matrix) -> float | None:
     return _mean(_change(last, most) for most, last in zip(best, matrix[-1], strict=False))
 
 
-def describe_life(entries: Sequence[LedgerEntry]) -> dict[str, Any]:
-    """Return what a ledger says of a life as plain data, the part `life` of `results.json`. Nights that were rolled
+def describe_chain(entries: Sequence[LedgerEntry]) -> dict[str, Any]:
+    """Return what a ledger says of a life as plain data, the part `chain` of `results.json`. Nights that were rolled
     back are no part of it, nor are consolidations of earlier entries, which are no nights.
 
     Returns:
@@ -82,21 +82,21 @@ def describe_life(entries: Sequence[LedgerEntry]) -> dict[str, Any]:
     matrix = accuracy_matrix(entries)
     before, after = ([_metrics(entry, when) for entry in entries] for when in ("before", "after"))
     asked = [row.get("recall") for row in before]
-    life = {
+    chain = {
         "entries": [entry.id for entry in entries],
         "recall": matrix,
         "base_skill": [_skill(row) for row in (*before[:1], *after)],
         **dict.fromkeys(MEASURES),
     }
     if entries:
-        life |= {
+        chain |= {
             "average": average(matrix),
             "after_own_night": after_own_night(matrix),
             "forgetting": forgetting(matrix),
             "backward_transfer": backward_transfer(matrix),
             "forward_transfer": forward_transfer(asked, [asked[0], *(row.get("base") for row in before[1:])]),
         }
-    return life
+    return chain
 
 
 def breach(
@@ -129,21 +129,21 @@ def breach(
     return None
 
 
-def render_life(life: dict[str, Any]) -> Table:
+def render_chain(chain: dict[str, Any]) -> Table:
     """Return the matrix and its measures as a table for the terminal.
 
     Args:
-        life (`dict`): from [`describe_life`].
+        life (`dict`): from [`describe_chain`].
     """
-    table = Table(title=f"A life of {len(life['entries'])} nights: recall in percent", header_style="bold")
+    table = Table(title=f"A life of {len(chain['entries'])} nights: recall in percent", header_style="bold")
     table.add_column("after night")
-    for number in range(1, len(life["entries"]) + 1):
+    for number in range(1, len(chain["entries"]) + 1):
         table.add_column(f"of {number}", justify="right")
     table.add_column("base skill", justify="right")
-    for number, (row, skill) in enumerate(zip(life["recall"], life["base_skill"][1:], strict=True), start=1):
-        empty = [""] * (len(life["entries"]) - number)
+    for number, (row, skill) in enumerate(zip(chain["recall"], chain["base_skill"][1:], strict=True), start=1):
+        empty = [""] * (len(chain["entries"]) - number)
         table.add_row(str(number), *map(_percent, row), *empty, _percent(skill))
-    table.caption = "\n".join(f"{name.replace('_', ' ')} {_percent(life[name])}" for name in MEASURES)
+    table.caption = "\n".join(f"{name.replace('_', ' ')} {_percent(chain[name])}" for name in MEASURES)
     return table
 
 

@@ -5,56 +5,56 @@ from __future__ import annotations
 
 from accelerate import PartialState
 
-from ..distributed.progress import say
+from ..distributed.progress import echo
 from ..memory.accumulated_gradients import Accumulated, write_updated
 from ..planning.consolidation import due_updates
 from ..runs.phases import Phases
-from .context import Bedroom
+from .context import NightContext
 
 
-def accumulate(room: Bedroom, phases: Phases) -> None:
+def accumulate(ctx: NightContext, phases: Phases) -> None:
     """Add the gradients of the night's memories to what the levels have accumulated. Every process takes all of them,
     which is cheaper than to share them out: each text is read once."""
-    if not room.config.levels.learning_rate:
+    if not ctx.config.levels.learning_rate:
         return
     folder = phases.folder / "accumulated"
 
     def add() -> dict[str, int]:
-        ids = [room.tokenizer(memory.text)["input_ids"] for memory in room.memories]
-        heard = room.accumulated.add(room.memory, [part for text in ids for part in _parts(text, room.context)])
+        ids = [ctx.tokenizer(memory.text)["input_ids"] for memory in ctx.memories]
+        heard = ctx.accumulated.add(ctx.memory, [part for text in ids for part in _parts(text, ctx.context)])
         if PartialState().is_main_process:
-            room.accumulated.save(folder)
+            ctx.accumulated.save(folder)
         return {"tokens": heard}
 
     phases.once("accumulate", add)
-    room.accumulated = Accumulated.load(folder)
+    ctx.accumulated = Accumulated.load(folder)
 
 
-def levels_to_update(room: Bedroom) -> list[int]:
+def levels_to_update(ctx: NightContext) -> list[int]:
     """Return the levels whose boundary the night passes, slow to fast."""
-    return due_updates(room.config.levels, room.earlier, room.tokens)
+    return due_updates(ctx.config.levels, ctx.earlier, ctx.tokens)
 
 
-def prospective(room: Bedroom, level: int) -> tuple[int, int]:
+def prospective(ctx: NightContext, level: int) -> tuple[int, int]:
     """Put the block of a level as it will be after its update into a free slot, and return the old one and the new
     one."""
-    old = room.memory.blocks[level]
-    new = room.memory.add_block(level)
-    _write(room, level, old, new)
+    old = ctx.memory.blocks[level]
+    new = ctx.memory.add_block(level)
+    _write(ctx, level, old, new)
     return old, new
 
 
-def update(room: Bedroom, level: int) -> None:
+def update(ctx: NightContext, level: int) -> None:
     """Apply a level's update where nothing is consolidated with it, such as at the slowest level, which has no
     receiver."""
-    _write(room, level, room.memory.blocks[level], room.memory.blocks[level])
+    _write(ctx, level, ctx.memory.blocks[level], ctx.memory.blocks[level])
 
 
-def _write(room: Bedroom, level: int, block: int, into: int) -> None:
-    say(f"Updating the block of level {level} by {room.accumulated.tokens[level]:,} tokens")
-    rate, max_norm = room.config.levels.learning_rate, room.config.seeding.max_grad_norm
-    write_updated(room.memory, block, room.accumulated.update(level, rate, max_norm), into)
-    room.accumulated.clear(level)
+def _write(ctx: NightContext, level: int, block: int, into: int) -> None:
+    echo(f"Updating the block of level {level} by {ctx.accumulated.tokens[level]:,} tokens")
+    rate, max_norm = ctx.config.levels.learning_rate, ctx.config.seeding.max_grad_norm
+    write_updated(ctx.memory, block, ctx.accumulated.update(level, rate, max_norm), into)
+    ctx.accumulated.clear(level)
 
 
 def _parts(ids: list[int], size: int) -> list[list[int]]:

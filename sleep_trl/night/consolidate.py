@@ -9,19 +9,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ..data import Sample
-from ..distributed.progress import say
+from ..distributed.progress import echo
 from ..memory import load_experts
 from ..planning.consolidation import Consolidation
 from ..runs.files import read_jsonl
 from ..runs.ledger import owners
 from ..runs.phases import Phases
 from .accumulate import levels_to_update, prospective, update
-from .context import Bedroom
+from .context import NightContext
 from .seed import SeedExpert, seed
 
 
 @dataclass(frozen=True)
-class PassedOn:
+class Promotion:
     """A consolidation that was done.
 
     Args:
@@ -35,34 +35,36 @@ class PassedOn:
     holds: tuple[str, ...]
 
 
-def pass_on(room: Bedroom, phases: Phases, samples: list[Sample], seed_expert: SeedExpert) -> list[PassedOn]:
+def consolidate_levels(
+    ctx: NightContext, phases: Phases, samples: list[Sample], seed_expert: SeedExpert
+) -> list[Promotion]:
     """Do the consolidations and the levels' own updates (Eq. 2) that fall due in a night, slow to fast, each before its
     senders' slots are written to.
 
     A level of which both fall due does them as one (method 3.3): the teacher has its old block and its experts, the
     student the block as it will be, and the receiver's new expert. The block is applied with the pruning.
     """
-    done, updates = [], levels_to_update(room)
-    for what in room.consolidations:
-        level = max(room.memory.records[index].level for index in what.senders)
+    done, updates = [], levels_to_update(ctx)
+    for what in ctx.consolidations:
+        level = max(ctx.memory.records[index].level for index in what.senders)
         while updates and updates[0] > level:
-            update(room, updates.pop(0))
-        say(f"Consolidating: {what}")
-        owned = {name: owner for name, owner in owners(room.earlier).items() if owner.expert in what.senders}
-        if not (lesson := _lesson(room, samples, set(owned))):
-            say("[yellow]No prompt of theirs got a usable answer, so they stay as they are[/]")
+            update(ctx, updates.pop(0))
+        echo(f"Consolidating: {what}")
+        owned = {name: owner for name, owner in owners(ctx.earlier).items() if owner.expert in what.senders}
+        if not (lesson := _teacher_rows(ctx, samples, set(owned))):
+            echo("[yellow]No prompt of theirs got a usable answer, so they stay as they are[/]")
             continue
-        blocks = prospective(room, updates.pop(0)) if level in updates else ()
-        expert = room.memory.activate(what.receiver, (*what.senders, *blocks[:1]), blocks[1:])
-        _consolidate(room, phases, what, lesson, seed_expert)
-        room.memory.learn(None)  # the senders are pruned: the next expert may take a slot of theirs
-        done.append(PassedOn(what, expert, tuple(sorted({owner.id for owner in owned.values()}))))
+        blocks = prospective(ctx, updates.pop(0)) if level in updates else ()
+        expert = ctx.memory.activate(what.receiver, (*what.senders, *blocks[:1]), blocks[1:])
+        _consolidate(ctx, phases, what, lesson, seed_expert)
+        ctx.memory.learn(None)  # the senders are pruned: the next expert may take a slot of theirs
+        done.append(Promotion(what, expert, tuple(sorted({owner.id for owner in owned.values()}))))
     for level in updates:
-        update(room, level)
+        update(ctx, level)
     return done
 
 
-def begin_expert(room: Bedroom, samples: list[Sample]) -> tuple[int, list[Sample]]:
+def begin_expert(ctx: NightContext, samples: list[Sample]) -> tuple[int, list[Sample]]:
     """Activate the night's own expert, and return it with what it is to learn: what the teacher wrote about the
     memories, or, in a night that takes entries back, what those that stay know. The experts that it replaces then, and
     the blocks, which nobody can take an entry out of, are reset when it is committed.
@@ -70,33 +72,33 @@ def begin_expert(room: Bedroom, samples: list[Sample]) -> tuple[int, list[Sample
     Raises:
         `ValueError`: if the teacher cannot answer any prompt of those.
     """
-    if (what := room.relearning) is None:
-        return room.memory.activate(), samples
-    say(f"Taking back {', '.join(what.forgotten)}; learning anew without: {', '.join(what.holds)}")
-    if not (lesson := _lesson(room, samples, set(what.holds))):
+    if (what := ctx.relearning) is None:
+        return ctx.memory.activate(), samples
+    echo(f"Taking back {', '.join(what.forgotten)}; learning anew without: {', '.join(what.holds)}")
+    if not (lesson := _teacher_rows(ctx, samples, set(what.holds))):
         raise ValueError(f"No prompt of {', '.join(what.holds)} got a usable answer, so they cannot be learnt anew.")
-    return room.memory.activate(what.level, (*what.senders, *room.memory.blocks.values())), lesson
+    return ctx.memory.activate(what.level, (*what.senders, *ctx.memory.blocks.values())), lesson
 
 
 def _consolidate(
-    room: Bedroom, phases: Phases, what: Consolidation, lesson: list[Sample], seed_expert: SeedExpert
+    ctx: NightContext, phases: Phases, what: Consolidation, lesson: list[Sample], seed_expert: SeedExpert
 ) -> None:
     """Let the new expert learn what those that it replaces say."""
-    name, steps = f"level_{what.receiver}", room.config.levels.steps or len(what.senders) * room.config.seeding.steps
-    work = partial(seed, room, lesson, seed_expert, steps, name=f"seeded_{name}", is_own_teacher=True)
+    name, steps = f"level_{what.receiver}", ctx.config.levels.steps or len(what.senders) * ctx.config.seeding.steps
+    work = partial(seed, ctx, lesson, seed_expert, steps, name=f"seeded_{name}", is_own_teacher=True)
     phases.once(f"seed_{name}", work)
-    load_experts(room.memory, phases.folder / f"seeded_{name}")
+    load_experts(ctx.memory, phases.folder / f"seeded_{name}")
 
 
-def _lesson(room: Bedroom, samples: list[Sample], names: set[str]) -> list[Sample]:
+def _teacher_rows(ctx: NightContext, samples: list[Sample], names: set[str]) -> list[Sample]:
     """Return what the teacher has written, laid out for a consolidation of these entries: its answers to their prompts,
     which it gave from its weights, are what is to be learnt; other entries' and general samples are replayed. Empty if
     there is nothing to be learnt.
 
     No text is written for it: a night answers the prompts of all earlier entries anyway, before anything changes.
     """
-    assert room.config.continue_from is not None, "a first night has no experts to consolidate"
-    rows = read_jsonl(room.config.continue_from / "adapter" / "prompts.jsonl")
+    assert ctx.config.continue_from is not None, "a first night has no experts to consolidate"
+    rows = read_jsonl(ctx.config.continue_from / "adapter" / "prompts.jsonl")
     theirs = {(row["prompt"], row["template"]) for row in rows if row["entry"] in names}
     lesson = [
         replace(s, part="memory") if s.part == "earlier" and (s.prompt, s.template) in theirs else s

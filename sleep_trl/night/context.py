@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..config import RunConfig
 from ..data import Prompter, Template, split_all
 from ..data.documents import MemoryText
-from ..distributed.progress import say
+from ..distributed.progress import echo
 from ..distributed.zero3 import serve
 from ..memory import Memory, MemorySpec, attach, load_experts, load_memory
 from ..memory.accumulated_gradients import Accumulated
@@ -25,7 +25,7 @@ from ..runs.ledger import LedgerEntry, read_ledger
 
 
 @dataclass
-class Bedroom:
+class NightContext:
     """What a night works with."""
 
     config: RunConfig
@@ -69,15 +69,15 @@ class Bedroom:
             serve(model)
 
 
-def prepare(config: RunConfig) -> Bedroom:
+def prepare(config: RunConfig) -> NightContext:
     """Load the model, attach its memory (or the memory of the run that is continued), and cut the memories."""
-    say(f"Loading {config.model}")
+    echo(f"Loading {config.model}")
     model, tokenizer = load_model(config), load_tokenizer(config)
     earlier: list[LedgerEntry] = []
     if config.continue_from:
         adapter = config.continue_from / "adapter"
-        room = config.memory.max_experts if "max_experts" in config.memory.model_fields_set else None
-        memory = load_memory(model, adapter, max_experts=room)
+        ctx = config.memory.max_experts if "max_experts" in config.memory.model_fields_set else None
+        memory = load_memory(model, adapter, max_experts=ctx)
         earlier = read_ledger(config.continue_from / "ledger.jsonl")
     else:
         memory = attach(model, MemorySpec(**config.memory.model_dump(), seed=config.seed))
@@ -92,10 +92,10 @@ def prepare(config: RunConfig) -> Bedroom:
     texts, overlap = [memory.text for memory in memories], min(config.dataset.window_overlap, size // 2)
     windows = split_all(texts, prompter.count_tokens, size, overlap)
     if overlap < config.dataset.window_overlap and any(len(pieces) > 1 for pieces in windows):
-        say(f"Windows of {size} tokens overlap by {overlap} tokens, not {config.dataset.window_overlap}")
+        echo(f"Windows of {size} tokens overlap by {overlap} tokens, not {config.dataset.window_overlap}")
     contexts = split_all(texts, prompter.count_tokens, largest, overlap)
     pieces = sum(map(len, windows))
-    say(f"Read {len(memories)} memories in {pieces} windows of at most {size} tokens")
+    echo(f"Read {len(memories)} memories in {pieces} windows of at most {size} tokens")
     tokens = sum(map(prompter.count_tokens, texts))
     names = named(config.memories)
     relearning = plan_relearning(names, earlier, memory.records) if names else None
@@ -103,9 +103,9 @@ def prepare(config: RunConfig) -> Bedroom:
     due = [] if relearning else due_consolidations(config.levels, *held, tokens)
     new = 1 + len(due) + min(len(due), len(due_updates(config.levels, earlier, tokens)))  # an updated block is new too
     engine, which = make_engine(config.rollout, memory, tokenizer, config.evaluation.batch_size, new)
-    say(which)
+    echo(which)
     engines = [TransformersEngine(teacher, tokenizer, config.evaluation.batch_size) for teacher in teachers]
-    found = Bedroom(
+    found = NightContext(
         config=config,
         model=model,
         tokenizer=tokenizer,
@@ -146,11 +146,11 @@ def window_size(config: RunConfig, prompter: Prompter, context: int) -> int:
         around = max(around, *lengths)
     request = max(data.max_new_tokens, config.evaluation.max_new_tokens)
     answer = max(data.max_new_tokens, config.seeding.max_completion_length)
-    room = context - around - request - answer
-    if room < 16:
+    ctx = context - around - request - answer
+    if ctx < 16:
         raise ValueError(
-            f"A context of {context} tokens leaves {room} for a memory, beside {around} of prompt, {request} of "
+            f"A context of {context} tokens leaves {ctx} for a memory, beside {around} of prompt, {request} of "
             f"question and {answer} of answer. Lower dataset.max_new_tokens and seeding.max_completion_length, or "
             f"raise max_context."
         )
-    return room
+    return ctx

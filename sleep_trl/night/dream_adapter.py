@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from ..config import RunConfig
 from ..data import Sample
-from ..dreams import Dream, InnerLoop, LoraSpec, export_adapter, train_adapters
+from ..dreams import InnerLoop, LoraJob, LoraSpec, export_adapter, train_adapters
 
 FOLDER = "dream_adapter"
 
@@ -40,7 +40,7 @@ def learn_into_adapter(
     """
     options, folder = config.dream, config.output_dir / FOLDER
     model = AutoModelForCausalLM.from_pretrained(config.output_dir / "model", dtype="auto", use_safetensors=True)
-    learnt = Dream(
+    learnt = LoraJob(
         "dreams",
         tuple((*s.prompt_ids, *s.reference_ids) for s in dreams),
         tuple((False,) * len(s.prompt_ids) + (True,) * len(s.reference_ids) for s in dreams),

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..config import RunConfig
 from ..data import Prompter, Sample, Template, Window
 from ..data.documents import MemoryText
-from ..distributed.progress import bar, say
+from ..distributed.progress import bar, echo
 from ..dreams.measure import Task
 from ..dreams.quiz import WrittenQuiz, write_quiz
-from ..evaluation.recall import Quiz
+from ..evaluation.recall import QAItem
 from ..rollout import Engine
 
 COLUMNS = (
@@ -101,8 +101,8 @@ def find_tasks(memories: Sequence[MemoryText], windows: Sequence[Sequence[str]])
     for memory, texts in zip(memories, windows, strict=True):
         for number, text in enumerate(texts):
             about = [q for q in memory.questions if any(a.casefold() in text.casefold() for a in q.answers)]
-            quizzes = tuple(Quiz(q.question, q.answers, text) for q in about)
-            tasks.append((Window(memory.id, memory.source, text), Task(f"{memory.id} {number + 1}", text, quizzes)))
+            items = tuple(QAItem(q.question, q.answers, text) for q in about)
+            tasks.append((Window(memory.id, memory.source, text), Task(f"{memory.id} {number + 1}", text, items)))
     return tasks
 
 
@@ -146,7 +146,7 @@ def write_tasks(
     ]
     count = sum(len(row["questions"]) for row in rows)
     left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items()))
-    say(f"Dreaming about {len(rows)} of {len(tasks)} windows, measured by {count} questions; dropped: {left_out or 0}")
+    echo(f"Dreaming about {len(rows)} of {len(tasks)} windows, measured by {count} questions; dropped: {left_out or 0}")
     return rows
 
 

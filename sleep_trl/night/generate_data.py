@@ -7,11 +7,11 @@ from typing import Any
 
 from ..data import Template, Window, Written, write_about, write_earlier, write_general
 from ..data.documents import read_memories
-from ..distributed.progress import bar, say
+from ..distributed.progress import bar, echo
 from ..planning.relearning import prompts_without
 from ..rollout import Engine
 from ..runs.files import read_jsonl
-from .context import Bedroom
+from .context import NightContext
 
 HELD_OUT = 8  # general samples kept from training, on which agreement with the base is measured
 
@@ -20,24 +20,24 @@ class NothingUsable(ValueError):
     """The teacher wrote nothing about any memory of a night that could be learnt."""
 
 
-def write_dataset(room: Bedroom) -> dict[str, Any]:
+def write_dataset(ctx: NightContext) -> dict[str, Any]:
     """Let the teacher write about the memories, and let it write the self-replay. No expert is learning yet.
 
     Raises:
         `NothingUsable`: if it wrote nothing about any memory that could be learnt.
     """
     config, data, seeds = (
-        room.config,
-        room.config.dataset,
-        iter(range(room.config.seed + 1, room.config.seed + 1000, 2)),
+        ctx.config,
+        ctx.config.dataset,
+        iter(range(ctx.config.seed + 1, ctx.config.seed + 1000, 2)),
     )
     windows = [
         Window(memory.id, memory.source, text)
-        for memory, texts in zip(room.memories, room.windows, strict=True)
+        for memory, texts in zip(ctx.memories, ctx.windows, strict=True)
         for text in texts
     ]
     written = Written()
-    writers: Sequence[Engine] = room.teachers or [room.engine]
+    writers: Sequence[Engine] = ctx.teachers or [ctx.engine]
     shares = [data.samples_per_window * (k + 1) // len(writers) for k in range(len(writers))]  # up to each writer
     for template in map(Template.load, data.templates) if windows else ():
         with bar(
@@ -48,7 +48,7 @@ def write_dataset(room: Bedroom) -> dict[str, Any]:
                     windows,
                     template,
                     writer,
-                    room.prompter,
+                    ctx.prompter,
                     samples_per_window=upto - before,
                     max_new_tokens=data.max_new_tokens,
                     ask_temperature=data.ask_temperature,
@@ -62,26 +62,26 @@ def write_dataset(room: Bedroom) -> dict[str, Any]:
         with bar("Writing general self-replay", count) as step:
             tokens = data.general_max_new_tokens
             texts = [m.text for m in read_memories(str(data.general_texts))] if data.general_texts else []
-            with room.memory.as_base():  # which teaches them too
-                written += write_general(room.engine, room.prompter, count, tokens, next(seeds), texts, step)
-    if config.continue_from and (data.earlier_share > 0 or room.consolidations or room.relearning):
-        gone = room.relearning.forgotten if room.relearning else ()
+            with ctx.memory.as_base():  # which teaches them too
+                written += write_general(ctx.engine, ctx.prompter, count, tokens, next(seeds), texts, step)
+    if config.continue_from and (data.earlier_share > 0 or ctx.consolidations or ctx.relearning):
+        gone = ctx.relearning.forgotten if ctx.relearning else ()
         prompts = prompts_without(read_jsonl(config.continue_from / "adapter" / "prompts.jsonl"), gone)
         with bar("Answering earlier prompts", len(prompts)) as step:
             options = (data.max_new_tokens, data.temperature, next(seeds), data.keep_truncated)
-            written += write_earlier(prompts, room.engine, *options, step)
+            written += write_earlier(prompts, ctx.engine, *options, step)
     counts = {part: sum(s.part == part for s in written.samples) for part in ("memory", "general", "earlier")}
     kept = ", ".join(f"{count} {part}" for part, count in counts.items())
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(written.dropped.items())) or "none"
-    say(f"The teacher wrote {kept} samples; dropped: {dropped}")
+    echo(f"The teacher wrote {kept} samples; dropped: {dropped}")
     if counts["earlier"] == 0 and config.continue_from and data.earlier_share > 0:
-        say("[yellow]No prompt of an earlier night got a usable answer: what those nights taught is not replayed[/]")
+        echo("[yellow]No prompt of an earlier night got a usable answer: what those nights taught is not replayed[/]")
     if windows and not counts["memory"]:
         raise NothingUsable(
             "The teacher wrote nothing usable about the memories. Look at the counts of dropped samples above: raise "
             "dataset.max_new_tokens if they were truncated, dataset.samples_per_window if there were few."
         )
-    silent = sorted({memory.id for memory in room.memories} - {s.memory_id for s in written.samples})
+    silent = sorted({memory.id for memory in ctx.memories} - {s.memory_id for s in written.samples})
     if silent:
-        say(f"[yellow]Nothing usable was written about {len(silent)} memories: {', '.join(silent[:5])}[/]")
+        echo(f"[yellow]Nothing usable was written about {len(silent)} memories: {', '.join(silent[:5])}[/]")
     return {"counts": counts, "dropped": dict(written.dropped), "samples": [s.as_row() for s in written.samples]}

@@ -26,7 +26,7 @@ def collect_results(
     history: list[dict[str, Any]],
     dreams: dict[str, Any] | None,
     committed: dict[str, Any],
-    life: dict[str, Any],
+    chain: dict[str, Any],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """Put the figures of a night together as plain data, the content of `results.json`.
@@ -45,7 +45,7 @@ def collect_results(
         },
         "agreement": {"before": before["agreement"], "after": after["agreement"]},
         "retention": {e: {"before": before["earlier"][e], "after": after["earlier"][e]} for e in before["earlier"]},
-        "life": life,
+        "chain": chain,
         "parameters": memory.count_parameters(),
         "capacity": measure_capacity(memory),
         "consolidations": committed.get("consolidations", []),

@@ -14,9 +14,9 @@ from accelerate.utils import set_seed
 
 from ..config import RunConfig
 from ..data import Sample
-from ..distributed.progress import say
+from ..distributed.progress import echo
 from ..evaluation.recall import agreement
-from ..evaluation.retention import breach, describe_life
+from ..evaluation.retention import breach, describe_chain
 from ..memory import load_experts
 from ..planning.night_source import begin_night
 from ..runs.files import write_json
@@ -24,7 +24,7 @@ from ..runs.ledger import read_ledger
 from ..runs.phases import Phases
 from .accumulate import accumulate
 from .commit import commit
-from .consolidate import begin_expert, pass_on
+from .consolidate import begin_expert, consolidate_levels
 from .context import prepare, window_size
 from .dream import adapt_to_dreams, dream
 from .dream_tasks import Dreamer
@@ -55,48 +55,48 @@ def run_night(config: RunConfig, seed_expert: SeedExpert, dreamer: Dreamer | Non
     """
     set_seed(config.seed)
     folder = config.output_dir
-    room = prepare(config)
+    ctx = prepare(config)
     if PartialState().is_main_process:  # only now is the folder the run's: what `prepare` refuses leaves nothing behind
-        begin_night(config, room.memories)
+        begin_night(config, ctx.memories)
         write_json(folder / "config.json", config.model_dump(mode="json"))
     phases = Phases(folder / "phases")
-    before = phases.once("evaluate_before", lambda: evaluate(room, "before"))
+    before = phases.once("evaluate_before", lambda: evaluate(ctx, "before"))
     if (taught := before["with_context"]) is not None and taught < WEAK_TEACHER:
-        say(
+        echo(
             f"[yellow]The teacher answers only {taught:.0%} of the questions with the text in its context: it cannot "
             f"teach what it cannot read. Can this model read these memories, and are the questions about them?[/]"
         )
-    written = phases.once("write_dataset", lambda: write_dataset(room))
+    written = phases.once("write_dataset", lambda: write_dataset(ctx))
     samples = [Sample(**row) for row in written["samples"]]
     held_out = [s.prompt_ids + s.reference_ids for s in samples if s.part == "general"][:HELD_OUT]
-    before["agreement"] = phases.once("agreement_before", lambda: agreement(room.memory, held_out))
-    accumulate(room, phases)
-    passed = pass_on(room, phases, samples, seed_expert)
-    expert, lesson = begin_expert(room, samples)
-    is_own = room.relearning is not None
-    history = phases.once("seed", lambda: seed(room, lesson, seed_expert, is_own_teacher=is_own))
-    load_experts(room.memory, folder / "phases" / "seeded")
+    before["agreement"] = phases.once("agreement_before", lambda: agreement(ctx.memory, held_out))
+    accumulate(ctx, phases)
+    passed = consolidate_levels(ctx, phases, samples, seed_expert)
+    expert, lesson = begin_expert(ctx, samples)
+    is_own = ctx.relearning is not None
+    history = phases.once("seed", lambda: seed(ctx, lesson, seed_expert, is_own_teacher=is_own))
+    load_experts(ctx.memory, folder / "phases" / "seeded")
     dreams, kept = None, list[Sample]()
     if dreamer and config.dream.rounds:
-        dreams, kept = dream(room, phases, samples, seed_expert, dreamer)
-    room.memory.learn(None)
-    if room.relearning:
-        room.begin_blocks()
-    after = phases.once("evaluate_after", lambda: evaluate_after(room))
-    room.engine.close()
-    after["agreement"] = phases.once("agreement_after", lambda: agreement(room.memory, held_out))
-    lost = breach(config.retention, before, after, room.relearning.forgotten if room.relearning else ())
-    committed = phases.once("commit", lambda: commit(room, expert, passed, samples, before, after, lost))
+        dreams, kept = dream(ctx, phases, samples, seed_expert, dreamer)
+    ctx.memory.learn(None)
+    if ctx.relearning:
+        ctx.begin_blocks()
+    after = phases.once("evaluate_after", lambda: evaluate_after(ctx))
+    ctx.engine.close()
+    after["agreement"] = phases.once("agreement_after", lambda: agreement(ctx.memory, held_out))
+    lost = breach(config.retention, before, after, ctx.relearning.forgotten if ctx.relearning else ())
+    committed = phases.once("commit", lambda: commit(ctx, expert, passed, samples, before, after, lost))
     if lost:
-        say(f"[red]This night is rolled back, and what it was about waits for another: {lost}[/]")
-        room.restore()
+        echo(f"[red]This night is rolled back, and what it was about waits for another: {lost}[/]")
+        ctx.restore()
     else:
         if kept and config.dream.into == "lora":
-            phases.once("adapt_to_dreams", lambda: adapt_to_dreams(room, kept))
-        room.memory.learn(expert)  # so that the counts say what was trained
-    life = describe_life(read_ledger(folder / "ledger.jsonl"))
+            phases.once("adapt_to_dreams", lambda: adapt_to_dreams(ctx, kept))
+        ctx.memory.learn(expert)  # so that the counts say what was trained
+    chain = describe_chain(read_ledger(folder / "ledger.jsonl"))
     results = collect_results(
-        config, room.memory, before, after, written, history, dreams, committed, life, phases.seconds
+        config, ctx.memory, before, after, written, history, dreams, committed, chain, phases.seconds
     )
     if PartialState().is_main_process:
         write_json(folder / "results.json", results)

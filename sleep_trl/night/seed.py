@@ -13,7 +13,7 @@ from ..data import Sample, build_rows
 from ..distributed.zero3 import takes_part_in_saving
 from ..memory import save_memory
 from ..rollout import Engine
-from .context import Bedroom
+from .context import NightContext
 from .generate_data import HELD_OUT
 
 
@@ -34,7 +34,7 @@ class SeedExpert(Protocol):
 
 
 def seed(
-    room: Bedroom,
+    ctx: NightContext,
     samples: list[Sample],
     seed_expert: SeedExpert,
     steps: int | None = None,
@@ -43,14 +43,14 @@ def seed(
 ) -> list[dict[str, Any]]:
     """Train the new expert on rows made of the samples, and keep its weights under a name. `is_own_teacher`: also where
     other models teach the memories, since what is learnt is the model's own."""
-    config, folder = room.config, room.config.output_dir
+    config, folder = ctx.config, ctx.config.output_dir
     config = config.model_copy(
         update={"seeding": config.seeding.model_copy(update={"steps": steps or config.seeding.steps})}
     )
     general = [s for s in samples if s.part == "general"]
     rows = build_rows(
         [s for s in samples if s.part != "general"] + general[HELD_OUT:],
-        room.tokenizer,
+        ctx.tokenizer,
         steps=config.seeding.steps,
         per_step=config.seeding.prompts_per_step,
         shares={
@@ -63,9 +63,9 @@ def seed(
         seed=config.seed,
     )
     checkpoints = folder / ("checkpoints" if name == "seeded" else f"checkpoints-{name}")
-    teachers = [] if is_own_teacher else [teacher.model for teacher in room.teachers]
-    history = seed_expert(config, room.model, room.tokenizer, rows, checkpoints, room.engine, teachers)
-    room.serve()
-    if takes_part_in_saving(room.model):
-        save_memory(room.memory, folder / "phases" / name)
+    teachers = [] if is_own_teacher else [teacher.model for teacher in ctx.teachers]
+    history = seed_expert(config, ctx.model, ctx.tokenizer, rows, checkpoints, ctx.engine, teachers)
+    ctx.serve()
+    if takes_part_in_saving(ctx.model):
+        save_memory(ctx.memory, folder / "phases" / name)
     return history

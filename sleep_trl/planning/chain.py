@@ -11,14 +11,14 @@ from pathlib import Path
 from ..config import RunConfig
 from ..data.documents import read_memories
 from ..runs.files import read_json
-from .consolidation import LEAST_ROOM, MAKE_ROOM, missing_blocks, needed_free
+from .consolidation import HOW_TO_FREE_EXPERTS, MIN_CAPACITY, missing_blocks, needed_free
 from .night_source import buffer_of
 from .relearning import named
 
 
-def night_folder(life: Path, number: int) -> Path:
+def night_folder(chain: Path, number: int) -> Path:
     """Return the folder of a night, counted from 1."""
-    return life / f"night-{number:03}"
+    return chain / f"night-{number:03}"
 
 
 def nights_of(config: RunConfig) -> list[RunConfig]:
@@ -43,25 +43,25 @@ def nights_of(config: RunConfig) -> list[RunConfig]:
     return nights
 
 
-def begun(life: Path) -> list[str]:
+def begun(chain: Path) -> list[str]:
     """Return what the nights of a life that were begun are about, first to last."""
     memories: list[str] = []
-    while (config := night_folder(life, len(memories) + 1) / "config.json").is_file():
+    while (config := night_folder(chain, len(memories) + 1) / "config.json").is_file():
         memories.append(read_json(config)["memories"])
     return memories
 
 
-def set_aside(night: Path) -> Path:
+def quarantine(night: Path) -> Path:
     """Move a night that cannot be finished out of its life, with what is in it, and return where it lies now. The next
     one takes its number."""
-    aside = night.parent / f"aside-{len(nights_aside(night.parent)) + 1:03}"
-    night.rename(aside)
-    return aside
+    quarantined = night.parent / f"aside-{len(quarantined_nights(night.parent)) + 1:03}"
+    night.rename(quarantined)
+    return quarantined
 
 
-def nights_aside(life: Path) -> list[Path]:
+def quarantined_nights(chain: Path) -> list[Path]:
     """Return the folders of the nights that were set aside, oldest first."""
-    return sorted(life.glob("aside-*"))
+    return sorted(chain.glob("aside-*"))
 
 
 def is_finished(folder: Path) -> bool:
@@ -96,11 +96,11 @@ def unfinished(nights: list[RunConfig]) -> list[RunConfig]:
         if is_known and not named(night.memories):
             read_memories(night.memories)
     if waiting:
-        check_room(waiting)
+        check_capacity(waiting)
     return waiting
 
 
-def check_room(waiting: list[RunConfig]) -> None:
+def check_capacity(waiting: list[RunConfig]) -> None:
     """Raise if the memory has less room than the nights to come need: each an expert, those that take entries back only
     for as long as they take; or, where experts become one in between (`levels`), a free one to begin with."""
     from ..memory.storage import read_description  # loads torch, which a waiting daemon does without
@@ -120,9 +120,9 @@ def check_room(waiting: list[RunConfig]) -> None:
     if first.levels.when_full == "stop" and not first.levels.chunks:
         raise ValueError(
             f"nights: the {len(waiting)} to sleep need {new} experts, but the memory has room for {size} and holds "
-            f"{used}. Give --memory.max_experts {used + new} or more. {MAKE_ROOM}"
+            f"{used}. Give --memory.max_experts {used + new} or more. {HOW_TO_FREE_EXPERTS}"
         )
-    least = blocks + LEAST_ROOM - 1 + free
+    least = blocks + MIN_CAPACITY - 1 + free
     if size < (needed := max(used + free, least)):
         raise ValueError(
             f"nights: experts that become one need room for {least} and {free} free to begin with, but the memory has "

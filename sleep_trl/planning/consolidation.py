@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import LevelsConfig
 from ..config.schedule import Schedule
-from ..runs.ledger import LedgerEntry, owning, tokens_heard
+from ..runs.ledger import LedgerEntry, expert_owners, tokens_ingested
 
 if TYPE_CHECKING:
     from ..memory import ExpertRecord
 
 Levels = dict[int, list[int]]  # experts that speak, by level, oldest first
 FULL = "the memory is full"
-MAKE_ROOM = (
-    "Or let experts become one before the memory is full: --levels.when_full onward, which itself needs a free one."
+HOW_TO_FREE_EXPERTS = (
+    "Or let experts become one before the memory is full: --levels.when_full promote, which itself needs a free one."
 )
-NEEDS_ROOM = "To make experts one takes a free one too, so levels.when_full comes too late for a memory without any."
-LEAST_ROOM = 3  # experts with which a memory can make room again and again: two that become one, and that one
+HOW_TO_FREE_MORE = (
+    "To make experts one takes a free one too, so levels.when_full comes too late for a memory without any."
+)
+MIN_CAPACITY = 3  # experts with which a memory can make room again and again: two that become one, and that one
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,15 @@ def due_consolidations(
             Tokens of the night's memories.
     """
     levels: Levels = {}
-    for entry in owning(entries):
+    for entry in expert_owners(entries):
         if (record := experts[entry.expert]).is_enabled:
             levels.setdefault(record.level, []).append(record.index)
-    heard = tokens_heard(entries)
+    heard = tokens_ingested(entries)
     if due := _fallen_due(config.chunks, levels, heard, heard + tokens):
         return due
     if config.when_full == "stop" or max_experts - len(experts) > needed_free(config):
         return []
-    made = _onward(levels, config.chunks) if config.when_full == "onward" else _merge(levels, _load(entries))
+    made = _promoted(levels, config.chunks) if config.when_full == "promote" else _merge(levels, _load(entries))
     return [made] if made else []
 
 
@@ -137,7 +139,7 @@ def check_blocks(config: LevelsConfig, needed: int, max_experts: int, is_routed:
 def due_updates(config: LevelsConfig, entries: Sequence[LedgerEntry], tokens: int) -> list[int]:
     """Return the levels whose block takes its step in a night of so many tokens (Eq. 2), slow to fast. A boundary that
     is passed within a night is that night's (ours): what is heard becomes known to the levels when it is slept over."""
-    heard = tokens_heard(entries)
+    heard = tokens_ingested(entries)
     until, chunks = heard + tokens, config.chunks
     return [level for level in reversed(block_levels(config)) if heard // chunks[level] < until // chunks[level]]
 
@@ -155,7 +157,7 @@ def _fallen_due(chunks: Sequence[int], levels: Levels, heard: int, until: int) -
     ]
 
 
-def _onward(levels: Levels, chunks: Sequence[int]) -> Consolidation | None:
+def _promoted(levels: Levels, chunks: Sequence[int]) -> Consolidation | None:
     """Send the fastest level with two experts or more into the next one, the slowest into itself."""
     fastest = min((level for level in levels if len(levels[level]) > 1), default=None)
     if fastest is None:

@@ -88,7 +88,7 @@ def began_with(night: Path) -> list[MemoryText]:
     return read_memories(str(night / KEPT))
 
 
-def fail_silent(config: RunConfig, silent: Sequence[MemoryText]) -> None:
+def fail_unused(config: RunConfig, silent: Sequence[MemoryText]) -> None:
     """Mark records about which the teacher wrote nothing usable as failed: no later night takes them, unless they are
     heard again. For a night that has a ledger; as often as one likes."""
     if (path := buffer_of(config.memories)) is None or not silent:

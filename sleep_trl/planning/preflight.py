@@ -26,7 +26,14 @@ from ..night.dream_tasks import check_dream
 from ..night.run import window_size
 from ..rollout.choice import choose
 from ..runs.ledger import read_ledger
-from .consolidation import MAKE_ROOM, NEEDS_ROOM, Consolidation, check_blocks, due_consolidations, missing_blocks
+from .consolidation import (
+    HOW_TO_FREE_EXPERTS,
+    HOW_TO_FREE_MORE,
+    Consolidation,
+    check_blocks,
+    due_consolidations,
+    missing_blocks,
+)
 from .night_source import night_memories
 from .output_dir import check_disk, check_output
 from .plan import Plan, Shape, estimate_disk, estimate_memory, render
@@ -61,7 +68,7 @@ SET_BY_THE_RUN = {
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     """The place of the new expert: its width, how many there are with it, how many there can be, and how many take
     part in a token (`None` for all)."""
 
@@ -96,12 +103,12 @@ def preflight(config: RunConfig, check_rewards: Callable[[RunConfig], object] | 
     general = read_memories(str(config.dataset.general_texts)) if config.dataset.general_texts else []
     for name in config.dataset.templates:
         Template.load(name)
-    room = find_room(config)
+    capacity = find_capacity(config)
     model_config = read_config(config.model)
     model = build_without_weights(config.model, model_config)
     hosts = find_hosts(model)
-    check_fit(config, room, model, hosts)
-    choose(config.rollout, model_config, hosts, is_routed=room.top_k is not None)
+    check_fit(config, capacity, model, hosts)
+    choose(config.rollout, model_config, hosts, is_routed=capacity.top_k is not None)
     vocabulary = int(model_config.get_text_config().vocab_size)
     tokenizer = read_tokenizer(config, vocabulary)
     contexts = [context_limit(model, config), *(check_teacher(config, n, tokenizer) for n in config.teacher_model)]
@@ -114,7 +121,7 @@ def preflight(config: RunConfig, check_rewards: Callable[[RunConfig], object] | 
     window = config.dataset.window or largest
     if config.dream.rounds:
         check_dream(config, prompter, context, window, sum(len(memory.questions) for memory in memories))
-        check_random_expert(config, room)
+        check_random_expert(config, capacity)
     if check_rewards:
         check_rewards(config)
     dtype = choose_dtype(config.dtype)
@@ -124,15 +131,15 @@ def preflight(config: RunConfig, check_rewards: Callable[[RunConfig], object] | 
         vocabulary=vocabulary,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         bytes_per_weight=dtype.itemsize,
-        is_routed=room.top_k is not None,
+        is_routed=capacity.top_k is not None,
     )
     texts = [memory.text for memory in memories]
     windows = sum(map(len, split_all(texts, prompter.count_tokens, window, config.dataset.window_overlap)))
     tokens = sum(map(prompter.count_tokens, texts))
-    due = find_consolidations(config, room, tokens)
-    needed = room.experts + any(isinstance(what, Consolidation) for what in due)
-    check_blocks(config.levels, needed, room.max_experts, room.top_k is not None, count_shards() > 1)
-    adapter_bytes, disk_bytes = estimate_disk(shape, room.width, room.experts)
+    due = find_consolidations(config, capacity, tokens)
+    needed = capacity.experts + any(isinstance(what, Consolidation) for what in due)
+    check_blocks(config.levels, needed, capacity.max_experts, capacity.top_k is not None, count_shards() > 1)
+    adapter_bytes, disk_bytes = estimate_disk(shape, capacity.width, capacity.experts)
     check_disk(config.output_dir, disk_bytes)
     check_extra(config.seeding.extra)
     rows = config.seeding.steps * config.seeding.prompts_per_step
@@ -144,11 +151,11 @@ def preflight(config: RunConfig, check_rewards: Callable[[RunConfig], object] | 
         hidden_size=shape.hidden_size,
         context=context,
         base_parameters=shape.parameters,
-        added_parameters=shape.expert_parameters(room.width),
-        width=room.width,
-        experts=room.experts,
-        max_experts=room.max_experts,
-        top_k=room.top_k,
+        added_parameters=shape.expert_parameters(capacity.width),
+        width=capacity.width,
+        experts=capacity.experts,
+        max_experts=capacity.max_experts,
+        top_k=capacity.top_k,
         consolidations=tuple(map(str, due)),
         output_dir=str(config.output_dir),
         memories=len(memories),
@@ -160,7 +167,7 @@ def preflight(config: RunConfig, check_rewards: Callable[[RunConfig], object] | 
         rows=rows,
         steps=config.seeding.steps,
         rollouts=rows * config.seeding.num_generations,
-        peak_memory_mib=estimate_memory(shape, config, room.width, room.max_experts, context, count_shards()),
+        peak_memory_mib=estimate_memory(shape, config, capacity.width, capacity.max_experts, context, count_shards()),
         adapter_bytes=adapter_bytes,
         disk_bytes=disk_bytes,
     )
@@ -262,7 +269,7 @@ def check_extra(extra: Mapping[str, Any]) -> None:
 # -- memory and model ------------------------------------------------------------------------------
 
 
-def find_room(config: RunConfig) -> Room:
+def find_capacity(config: RunConfig) -> Capacity:
     """Return the place of the new expert, in a new memory or in that of the run to continue.
 
     Raises:
@@ -271,7 +278,7 @@ def find_room(config: RunConfig) -> Room:
     asked = config.memory
     if config.continue_from is None:
         first = 1 + len(missing_blocks(config.levels))
-        return Room(asked.width, first, asked.max_experts, asked.top_k if asked.routing == "topk" else None)
+        return Capacity(asked.width, first, asked.max_experts, asked.top_k if asked.routing == "topk" else None)
     folder = config.continue_from
     needed = (
         "adapter/memory.json",
@@ -301,7 +308,7 @@ def find_room(config: RunConfig) -> Room:
             )
     size = asked.max_experts if "max_experts" in asked.model_fields_set else spec.max_experts
     if used + 1 > size:
-        advice = MAKE_ROOM if config.levels.when_full == "stop" else NEEDS_ROOM
+        advice = HOW_TO_FREE_EXPERTS if config.levels.when_full == "stop" else HOW_TO_FREE_MORE
         raise ValueError(
             f"continue_from: the memory of {folder} holds {used} experts and has room for {size}. "
             f"Give --memory.max_experts {used + 1} or more. {advice}"
@@ -311,10 +318,10 @@ def find_room(config: RunConfig) -> Room:
             f"memory.max_experts: {size} is less than the {spec.top_k} experts to which each token goes in the memory "
             f"of {folder}. Give --memory.max_experts {spec.top_k} or more."
         )
-    return Room(spec.width, used + 1, size, spec.top_k if spec.is_routed else None)
+    return Capacity(spec.width, used + 1, size, spec.top_k if spec.is_routed else None)
 
 
-def find_consolidations(config: RunConfig, room: Room, tokens: int) -> list[Consolidation | Relearning]:
+def find_consolidations(config: RunConfig, capacity: Capacity, tokens: int) -> list[Consolidation | Relearning]:
     """Return which experts the night makes one of, before it learns its own memories, of so many tokens, or in their
     place.
 
@@ -332,13 +339,13 @@ def find_consolidations(config: RunConfig, room: Room, tokens: int) -> list[Cons
         if config.dream.rounds:
             raise ValueError("dream.rounds: a night that takes entries back has no memories to dream of. Leave it out.")
         return [plan_relearning(names, ledger, records)]
-    size = room.max_experts - len(missing_blocks(config.levels, rows))
+    size = capacity.max_experts - len(missing_blocks(config.levels, rows))
     return [*due_consolidations(config.levels, ledger, records, size, tokens)]
 
 
-def check_random_expert(config: RunConfig, room: Room) -> None:
+def check_random_expert(config: RunConfig, capacity: Capacity) -> None:
     """Raise if dreams are to be sampled with a further expert where every expert takes part already."""
-    if config.dream.random_expert and room.top_k is None:
+    if config.dream.random_expert and capacity.top_k is None:
         raise ValueError(
             f"dream.random_expert: the memory of {config.continue_from} has routing dense, so every expert takes part "
             f"already and there is no further one. Leave it out, or begin a memory with --memory.routing topk."
@@ -364,12 +371,12 @@ def check_teacher(config: RunConfig, name: str, tokenizer: PreTrainedTokenizerBa
     return context_limit(build_without_weights(name, teacher), config)
 
 
-def check_fit(config: RunConfig, room: Room, model: PreTrainedModel, hosts: list[Host]) -> None:
+def check_fit(config: RunConfig, capacity: Capacity, model: PreTrainedModel, hosts: list[Host]) -> None:
     """Raise if experts or context are larger than the model, or an earlier expert is another's."""
     smallest = min(min(host.hidden_size, host.intermediate_size) for host in hosts)
-    if room.width >= smallest:
+    if capacity.width >= smallest:
         raise ValueError(
-            f"memory.width: {room.width} is not low-rank for {config.model!r}, whose hidden size is "
+            f"memory.width: {capacity.width} is not low-rank for {config.model!r}, whose hidden size is "
             f"{smallest}. Give a --memory.width below it (the paper's is 64)."
         )
     limit = context_limit(model, config.model_copy(update={"max_context": None}))
@@ -383,7 +390,7 @@ def check_fit(config: RunConfig, room: Room, model: PreTrainedModel, hosts: list
     path = config.continue_from / "adapter" / "experts.safetensors"
     shapes = read_header(path)
     for host in hosts:
-        name, expected = f"{host.name}.up", (room.width, host.hidden_size)
+        name, expected = f"{host.name}.up", (capacity.width, host.hidden_size)
         found = {shape for key, shape in shapes.items() if key.endswith(f".{name}")}
         if found != {expected}:
             shown = ", ".join(map(str, found)) or "missing"

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..runs.ledger import LedgerEntry, leaning, owners, sharing, standing, with_held
+from ..runs.ledger import LedgerEntry, active_entries, dependents, owners, sharing_expert, with_held
 
 if TYPE_CHECKING:
     from ..memory import ExpertRecord
@@ -74,9 +74,9 @@ def plan_relearning(
                 f"taken back. It has {', '.join(owned) or 'none'}. Name several as {PREFIX}entry-001{BETWEEN}entry-002."
             )
     gone = with_held(entries, names).intersection(owned)
-    affected = sharing(entries, names)
-    affected |= leaning(entries, affected)
-    there = [entry for entry in standing(entries) if entry.id in affected]
+    affected = sharing_expert(entries, names)
+    affected |= dependents(entries, affected)
+    there = [entry for entry in active_entries(entries) if entry.id in affected]
     holds = tuple(entry.id for entry in there if not entry.holds and entry.id not in gone)
     if not holds:
         raise ValueError(

@@ -65,7 +65,7 @@ def export(folder: Path, to: Target, output: Path) -> Path:
 
 def card_of(run: FinishedRun, form: Form) -> str:
     """Return the model card of a finished run."""
-    enabled = {index for index, speaks in run.enabled.items() if speaks}
+    enabled = {index for index, is_enabled in run.enabled.items() if is_enabled}
     return model_card(run.config.model, run.entries, enabled, form)
 
 

@@ -24,7 +24,7 @@ from ..planning.relearning import BETWEEN, PREFIX
 from ..report import write_report
 from ..runs.files import read_json, read_jsonl, write_json, write_jsonl
 from ..runs.finished import FinishedRun
-from ..runs.ledger import LedgerEntry, Source, now, owning, standing, write_ledger
+from ..runs.ledger import LedgerEntry, Source, active_entries, expert_owners, now, write_ledger
 from ..wake import WakeBuffer, WakeRecord
 from .export import card_of
 
@@ -116,22 +116,22 @@ def drop(
     """
     if (gone := [entry for entry in map(run.entry, names) if entry.dropped]) and _is_settled(run):
         raise ValueError(f"{gone[0].id} was dropped already, on {gone[0].dropped}.")
-    asked, names = names, run.sharing_with(names)
-    if (leaning := run.leaning_on(names)) and later is None:
+    asked, names = names, run.sharing_expert_with(names)
+    if (dependents := run.dependents_of(names)) and later is None:
         raise ValueError(
-            f"{', '.join(leaning)} in {run.folder} was learnt beside {', '.join(names)} and leans on it. A night "
+            f"{', '.join(dependents)} in {run.folder} was learnt beside {', '.join(names)} and leans on it. A night "
             f"learns it anew: launch/sleep.py --continue_from {run.folder} --memories {PREFIX}{BETWEEN.join(asked)}. "
             f"Or choose: --later drop takes it back too and queues its records for the next night; --later keep leaves "
             f"it, and it may lose what it knows."
         )
-    names = [*names, *(leaning if later == "drop" else [])]
+    names = [*names, *(dependents if later == "drop" else [])]
     entries = [run.entry(name) for name in names]
     nights = [entry for entry in entries if not entry.holds]
     texts = [source for entry in nights for source in entry.sources if source.source != without]
     when, chosen = now(), {entry.id for entry in entries}
     ledger = [e.model_copy(update={"dropped": e.dropped or when}) if e.id in chosen else e for e in run.entries]
-    kept = {entry.id for entry in standing(ledger)}
-    kept_experts = {entry.expert for entry in owning(ledger)}
+    kept = {entry.id for entry in active_entries(ledger)}
+    kept_experts = {entry.expert for entry in expert_owners(ledger)}
 
     def edit(memory: Memory) -> None:
         for index in [index for index in memory.records if index not in kept_experts]:
@@ -156,7 +156,7 @@ def drop(
         buffer.settle()
         waiting = {record.sha256 for record in buffer.records("new")}
         queued = tuple(source.id for source in texts if source.sha256 in waiting)
-    also_in = tuple(e.folder for e in run.earlier() if any(x.id in chosen for x in standing(e.entries)))
+    also_in = tuple(e.folder for e in run.earlier() if any(x.id in chosen for x in active_entries(e.entries)))
     return Dropped(tuple(names), queued, tuple(s.id for s in missing), also_in)
 
 
@@ -197,7 +197,7 @@ def _is_settled(run: FinishedRun) -> bool:
     is_routed = read_json(run.folder / "adapter" / "memory.json")["spec"]["routing"] == "topk"
     has_model = is_routed or (run.folder / "model").is_dir()
     is_clean = not any((run.folder / name).exists() for name in ("model.partial", "model.replaced"))
-    return has_model and is_clean and {entry.expert for entry in owning(run.entries)} == set(run.enabled)
+    return has_model and is_clean and {entry.expert for entry in expert_owners(run.entries)} == set(run.enabled)
 
 
 def _rewrite(

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..runs.ledger import LedgerEntry, owning
+from ..runs.ledger import LedgerEntry, expert_owners
 from .figures import HUES, Chart, empty_figure, label
 
 Row = Mapping[str, Any]
@@ -60,7 +60,7 @@ def capacity_charts(capacity: Row, ledger: Sequence[Row]) -> list[Chart]:
 def _count(entries: Sequence[LedgerEntry], date: str) -> Counter[int]:
     """Count the experts by level as they were then: what was dropped later still had its own."""
     then = [e.model_copy(update={"dropped": None}) if e.dropped and e.dropped > date else e for e in entries]
-    return Counter(entry.level for entry in owning(then))
+    return Counter(entry.level for entry in expert_owners(then))
 
 
 def _in_words(count: Mapping[int, int]) -> str:

@@ -16,7 +16,7 @@ from ..runs.files import read_json, read_jsonl, write_text
 from .dreams import browse
 from .figures import PARTS, Chart, charts
 from .levels import capacity_charts
-from .retention import life_charts
+from .retention import chain_charts
 from .words import clip, duration, finite, moment, outcome, percent, verdict, visible
 
 SHOWN_SAMPLES = 12
@@ -103,7 +103,7 @@ def render_page(
     draw = environment.get_template("draw.js.j2").render()
     drawn = [
         *charts(results),
-        *life_charts(results.get("life") or {}),
+        *chain_charts(results.get("chain") or results.get("life") or {}),
         *capacity_charts(results.get("capacity") or {}, ledger),
     ]
     dataset = results.get("dataset") or {}

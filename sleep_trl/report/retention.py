@@ -8,30 +8,30 @@ from typing import Any
 from .figures import HUES, Chart, empty_figure, label, percents
 from .words import finite, percent
 
-LIFE = "night after which it was asked"
+CHAIN = "night after which it was asked"
 DASHES = ("solid", "dot", "dashdot")  # of the nights that share a hue, oldest first
 PALEST, DEEPEST = 0.06, 0.55  # opacity of a cell of 0 % and of 100 %, on which words are read in light and in dark
 
 
-def life_charts(life: Mapping[str, Any]) -> list[Chart]:
+def chain_charts(chain: Mapping[str, Any]) -> list[Chart]:
     """Return the accuracy matrix and the forgetting curves of a life of at least two nights.
 
     Args:
-        life (`Mapping[str, Any]`): the part `life` of `results.json`.
+        life (`Mapping[str, Any]`): the part `chain` of `results.json`.
     """
-    asked = [score for row in life.get("recall") or [] for score in row if finite(score) is not None]
-    return [matrix_chart(life), forgetting_chart(life)] if len(life.get("entries") or []) > 1 and asked else []
+    asked = [score for row in chain.get("recall") or [] for score in row if finite(score) is not None]
+    return [matrix_chart(chain), forgetting_chart(chain)] if len(chain.get("entries") or []) > 1 and asked else []
 
 
-def matrix_chart(life: Mapping[str, Any]) -> Chart:
+def matrix_chart(chain: Mapping[str, Any]) -> Chart:
     """Draw the recall of every night's questions after every night as a heat map.
 
     Plotly's own heat map is a bitmap, which the page's policy does not admit; this one is made of shapes.
     """
-    names = [label(entry) for entry in life["entries"]]
-    scores = [(i, j, share) for j, row in enumerate(life["recall"]) for i, share in enumerate(percents(row))]
+    names = [label(entry) for entry in chain["entries"]]
+    scores = [(i, j, share) for j, row in enumerate(chain["recall"]) for i, share in enumerate(percents(row))]
     known = [(i, j, share) for i, j, share in scores if share is not None]
-    plot = empty_figure(x="recall of (%)", y=LIFE)
+    plot = empty_figure(x="recall of (%)", y=CHAIN)
     for i, j, share in known:
         edges = {"x0": i - 0.48, "x1": i + 0.48, "y0": j - 0.48, "y1": j + 0.48}
         plot.add_shape(
@@ -57,7 +57,7 @@ def matrix_chart(life: Mapping[str, Any]) -> Chart:
         ("backward transfer", "backward_transfer"),
         ("forward transfer", "forward_transfer"),
     )
-    said = "; ".join(f"{name}: {percent(life[key])}" for name, key in measures)
+    said = "; ".join(f"{name}: {percent(chain[key])}" for name, key in measures)
     return Chart(
         "life",
         "Recall of every night after every night",
@@ -68,14 +68,14 @@ def matrix_chart(life: Mapping[str, Any]) -> Chart:
     )
 
 
-def forgetting_chart(life: Mapping[str, Any]) -> Chart:
+def forgetting_chart(chain: Mapping[str, Any]) -> Chart:
     """Draw the recall of each night's questions, and the base skill, against the night after which they were asked."""
-    nights = [label(entry) for entry in life["entries"]]
-    plot, said = empty_figure(x=LIFE, y="score (%)"), []
+    nights = [label(entry) for entry in chain["entries"]]
+    plot, said = empty_figure(x=CHAIN, y="score (%)"), []
     curves = {
-        name: [None] * number + [row[number] for row in life["recall"][number:]] for number, name in enumerate(nights)
+        name: [None] * number + [row[number] for row in chain["recall"][number:]] for number, name in enumerate(nights)
     }
-    curves["base skill"] = life["base_skill"][1:]
+    curves["base skill"] = chain["base_skill"][1:]
     for number, (name, curve) in enumerate(curves.items()):
         known = [share for share in curve if finite(share) is not None]
         if not known:

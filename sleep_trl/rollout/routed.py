@@ -85,8 +85,8 @@ class Router(nn.Module):
         gates = torch.sigmoid(F.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype)))
         settled = self.roles == SETTLED
         chosen = choose_experts(gates.masked_fill(~settled, -1.0), self.top_k)
-        speaks = torch.zeros_like(gates).scatter(1, chosen, 1.0) * settled + (self.roles == LEARNING)
-        return (gates * speaks).to(x.dtype)
+        is_enabled = torch.zeros_like(gates).scatter(1, chosen, 1.0) * settled + (self.roles == LEARNING)
+        return (gates * is_enabled).to(x.dtype)
 
 
 class RoutedExperts(nn.Module):

@@ -202,7 +202,7 @@ class RoutedWeights(EngineWeights):
         if self.memory.is_random:
             raise ValueError(
                 "A random further expert is drawn by the routers of the model itself, and an engine with weights of "
-                "its own has others. Dream with rollout.engine transformers."
+                "its own has others. LoraJob with rollout.engine transformers."
             )
         values: Values = {}
         for host in self.memory.hosts:

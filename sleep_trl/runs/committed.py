@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .files import read_json
-from .ledger import read_ledger, standing
+from .ledger import read_ledger, active_entries
 
 MARKS = ("results.json", "ledger.jsonl")
 """What a night writes last: a folder that has both is committed."""
@@ -84,7 +84,7 @@ def newest(folder: Path) -> Committed:
             f"{run} has no model/: its experts are routed, and do not fold into a checkpoint that a server reads, or "
             f"the model is being written anew. Sleep with --memory.routing dense to serve what was learnt."
         ) from None
-    entries = standing(read_ledger(run / "ledger.jsonl"))
+    entries = active_entries(read_ledger(run / "ledger.jsonl"))
     version = f"{run.name}-{config.st_ino}-{config.st_mtime_ns}"
     return Committed(run.resolve(), entries[-1].id if entries else "base", version)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from .files import read_json
-from .ledger import LedgerEntry, leaning, owners, read_ledger, sharing, standing
+from .ledger import LedgerEntry, dependents, owners, read_ledger, sharing_expert, active_entries
 
 if TYPE_CHECKING:
     from ..config import RunConfig
@@ -80,7 +80,7 @@ class FinishedRun:
 
     def holding(self, source: str) -> list[LedgerEntry]:
         """Return the nights' entries that stand and hold something from a source."""
-        found = [entry for entry in standing(self.entries) if not entry.holds]
+        found = [entry for entry in active_entries(self.entries) if not entry.holds]
         return [entry for entry in found if any(s.source == source for s in entry.sources)]
 
     @cached_property
@@ -88,14 +88,14 @@ class FinishedRun:
         """For each entry that stands, by id, the one whose expert has what it learnt."""
         return owners(self.entries)
 
-    def sharing_with(self, names: Sequence[str]) -> list[str]:
+    def sharing_expert_with(self, names: Sequence[str]) -> list[str]:
         """Return these entries and those that share an expert with one of them, in the ledger's order."""
-        return self._in_order(sharing(self.entries, names))
+        return self._in_order(sharing_expert(self.entries, names))
 
-    def leaning_on(self, names: Sequence[str]) -> list[str]:
+    def dependents_of(self, names: Sequence[str]) -> list[str]:
         """Return the entries that stand and were learnt beside one of these, which spoke at the time, with those that
         share an expert with them, and what leans on these again."""
-        return self._in_order(leaning(self.entries, names))
+        return self._in_order(dependents(self.entries, names))
 
     def _in_order(self, names: set[str]) -> list[str]:
         return [entry.id for entry in self.entries if entry.id in names]

@@ -60,7 +60,7 @@ class LedgerEntry(BaseModel):
     rolled_back: str | None = None
 
 
-def standing(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
+def active_entries(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
     """Return the entries that have not been dropped: what they learnt is in an expert, enabled or not, their own or
     that of an entry which took them in."""
     return [entry for entry in entries if entry.dropped is None]
@@ -69,7 +69,7 @@ def standing(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
 def owners(entries: Iterable[LedgerEntry]) -> dict[str, LedgerEntry]:
     """Return for each entry that stands, by id, the one whose expert has what it learnt: itself, or the one that took
     it in. An entry owns an expert if it is its own owner."""
-    entries = standing(entries)
+    entries = active_entries(entries)
     taken_in = {name: entry for entry in entries for name in entry.holds}
 
     def owner(entry: LedgerEntry) -> LedgerEntry:
@@ -78,14 +78,14 @@ def owners(entries: Iterable[LedgerEntry]) -> dict[str, LedgerEntry]:
     return {entry.id: owner(entry) for entry in entries}
 
 
-def owning(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
+def expert_owners(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
     """Return the entries that stand and have an expert of their own, oldest first."""
-    entries = standing(entries)
+    entries = active_entries(entries)
     found = owners(entries)
     return [entry for entry in entries if found[entry.id] is entry]
 
 
-def sharing(entries: Iterable[LedgerEntry], names: Iterable[str]) -> set[str]:
+def sharing_expert(entries: Iterable[LedgerEntry], names: Iterable[str]) -> set[str]:
     """Return these entries and those that share an expert with one of them."""
     found, names = owners(entries), set(names)
     shared = {found[name].id for name in names if name in found}
@@ -101,17 +101,17 @@ def with_held(entries: Sequence[LedgerEntry], names: Iterable[str]) -> set[str]:
     return found
 
 
-def leaning(entries: Sequence[LedgerEntry], names: Iterable[str]) -> set[str]:
+def dependents(entries: Sequence[LedgerEntry], names: Iterable[str]) -> set[str]:
     """Return the entries that stand and were learnt beside one of these, which spoke at the time, with those that share
     an expert with them, and what leans on these again."""
     names = set(names)
     found = set(names)
-    while more := {entry.id for entry in standing(entries) if set(entry.parents) & found} - found:
-        found |= sharing(entries, more)
+    while more := {entry.id for entry in active_entries(entries) if set(entry.parents) & found} - found:
+        found |= sharing_expert(entries, more)
     return found - names
 
 
-def tokens_heard(entries: Iterable[LedgerEntry]) -> int:
+def tokens_ingested(entries: Iterable[LedgerEntry]) -> int:
     """Return the tokens of all nights but those that were rolled back, whose memories are heard again."""
     return sum(entry.tokens for entry in entries if entry.rolled_back is None)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .ledger import LedgerEntry, owners, standing
+from .ledger import LedgerEntry, owners, active_entries
 
 Form = Literal["checkpoint", "adapter"]
 
@@ -56,7 +56,7 @@ def model_card(base: str, entries: Sequence[LedgerEntry], enabled: Collection[in
     Returns:
         `str`: Markdown. Labels that came from outside are escaped.
     """
-    known = [entry for entry in standing(entries) if not entry.holds]
+    known = [entry for entry in active_entries(entries) if not entry.holds]
     owner = owners(entries)
     shown = [entry for entry in known if owner[entry.id].expert in enabled]
     is_folder = base.startswith((".", "/", "~")) or base.count("/") > 1 or Path(base).exists()

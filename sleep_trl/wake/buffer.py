@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..data.documents import MemoryText, Question
-from ..runs.ledger import LedgerEntry, read_ledger, standing
+from ..runs.ledger import LedgerEntry, active_entries, read_ledger
 from .database import open_database, transaction
 from .records import STATES, Listed, Position, Rejection, State, Tally, WakeRecord, now, rejection
 
@@ -213,7 +213,9 @@ class WakeBuffer:
             self._settle(read_ledger(run / "ledger.jsonl"))
 
     def _settle(self, entries: Iterable[LedgerEntry]) -> None:
-        held = {source.sha256: entry.id for entry in standing(entries) if not entry.holds for source in entry.sources}
+        held = {
+            source.sha256: entry.id for entry in active_entries(entries) if not entry.holds for source in entry.sources
+        }
         execute = self._database.execute
         execute("CREATE TEMP TABLE IF NOT EXISTS held (sha256 TEXT PRIMARY KEY, entry TEXT) WITHOUT ROWID")
         execute("DELETE FROM held")

@@ -9,12 +9,12 @@ import torch
 
 from sleep_trl.batched_lora.adapters import LoraSpec
 from sleep_trl.batched_lora.api import train_adapters
-from sleep_trl.batched_lora.batches import Dream, divide_dreams
+from sleep_trl.batched_lora.batches import LoraJob, divide_jobs
 from sleep_trl.batched_lora.inner_loop import InnerLoop
 from sleep_trl.batched_lora.ray_workers import Workers
 from sleep_trl.batched_lora.transport import changed, pack, unpack, weights_of
 from sleep_trl.data import Prompter
-from sleep_trl.dreams.evaluator import Doubt, Rehearsal
+from sleep_trl.dreams.evaluator import DreamEvaluator, SignificanceTest
 from sleep_trl.dreams.measure import Custom, HeldoutLoss, Task
 from sleep_trl.memory import MemorySpec, attach
 from sleep_trl.rollout import TransformersEngine
@@ -45,7 +45,7 @@ def engine():
 def make_dreams(count=7):
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(4, 97, (5 + (7 * i) % 11,), generator=generator).tolist() for i in range(count)]
-    return [Dream(f"dream {i}", (tuple(row),)) for i, row in enumerate(rows)]
+    return [LoraJob(f"dream {i}", (tuple(row),)) for i, row in enumerate(rows)]
 
 
 def make_tasks(count=7):
@@ -55,20 +55,22 @@ def make_tasks(count=7):
     ]
 
 
-def rehearse(engine, measure, workers=None, dreams=None):
+def evaluate_dreams(engine, measure, workers=None, dreams=None):
     dreams = dreams or make_dreams()
-    rehearsal = Rehearsal(engine, measure, SPEC, LOOP, Doubt("sign", repeats=2), chunk=2, workers=workers)
-    return rehearsal.try_out(dreams, make_tasks(len(dreams)))
+    evaluator = DreamEvaluator(
+        engine, measure, SPEC, LOOP, SignificanceTest("sign", repeats=2), chunk=2, workers=workers
+    )
+    return evaluator.try_out(dreams, make_tasks(len(dreams)))
 
 
 def test_workers_change_no_result(workers, engine):
     """Adapters to the last bit, gains and rewards are those of one process that works on the same chunks."""
     measure = HeldoutLoss(Prompter(tiny_tokenizer()), piece=2)
-    alone = rehearse(engine, measure)
-    assert rehearse(engine, measure, workers) == alone
+    alone = evaluate_dreams(engine, measure)
+    assert evaluate_dreams(engine, measure, workers) == alone
     assert {trial.reward for trial in alone} == {0.0, 1.0}
 
-    chunks = [[make_dreams()[i] for i in part] for part in divide_dreams(make_dreams(), 3)]
+    chunks = [[make_dreams()[i] for i in part] for part in divide_jobs(make_dreams(), 3)]
     far = workers.run(engine.model, lambda model, chunk: train_adapters(model, chunk, SPEC, LOOP), chunks)
     for chunk, outcomes in zip(chunks, far, strict=True):
         for near, outcome in zip(train_adapters(engine.model, chunk, SPEC, LOOP), outcomes, strict=True):
@@ -80,13 +82,13 @@ def test_workers_change_no_result(workers, engine):
 def test_a_failing_dream_is_an_error_and_no_zero(workers, engine):
     with torch.no_grad():
         engine.model.get_input_embeddings().weight[3] = float("nan")
-    good = [Dream(d.id, tuple(tuple(max(4, t) for t in s) for s in d.sequences)) for d in make_dreams(4)]
-    dreams = [*good, Dream("poisoned", ((8, 3, 9),)), Dream("empty", ())]
+    good = [LoraJob(d.id, tuple(tuple(max(4, t) for t in s) for s in d.sequences)) for d in make_dreams(4)]
+    dreams = [*good, LoraJob("poisoned", ((8, 3, 9),)), LoraJob("empty", ())]
 
     def half(task, ask):
         return [float("nan") if ask(["of"]) == "never" else 0.5]
 
-    trials = rehearse(engine, Custom(half, Prompter(tiny_tokenizer())), workers, dreams)
+    trials = evaluate_dreams(engine, Custom(half, Prompter(tiny_tokenizer())), workers, dreams)
     assert [trial.reward for trial in trials] == [0.0] * 4 + [None] * 2
     assert "loss nan" in trials[4].error and "no sequence" in trials[5].error
 
@@ -96,12 +98,12 @@ def test_a_score_that_is_no_number_is_an_error(workers, engine, where):
     driver = os.getpid()
     calls = []
 
-    def breaks(tasks, respondent):
+    def breaks(tasks, answerer):
         calls.append(os.getpid())
         is_after = os.getpid() != driver or len(calls) > 1
         return [[1.0, float("nan") if is_after else 0.0] for _ in tasks]
 
-    trials = rehearse(engine, breaks, workers if where == "far" else None)
+    trials = evaluate_dreams(engine, breaks, workers if where == "far" else None)
     assert all(trial.reward is None and "nan" in trial.error for trial in trials)
 
 
@@ -150,15 +152,15 @@ def test_a_worker_sees_what_was_trained_since(workers):
 def test_a_killed_worker_loses_no_dream(workers, engine, tmp_path):
     prompter = Prompter(tiny_tokenizer())
     measure = HeldoutLoss(prompter, piece=2)
-    undisturbed = rehearse(engine, measure, workers)
+    undisturbed = evaluate_dreams(engine, measure, workers)
     driver, killed = os.getpid(), tmp_path / "killed"
 
-    def waits_to_be_killed(tasks, respondent):
+    def waits_to_be_killed(tasks, answerer):
         if os.getpid() != driver:
             (tmp_path / f"{os.getpid()}.pid").touch()
             while not killed.exists():  # its dreams are learnt and not yet scored
                 time.sleep(0.02)
-        return measure(tasks, respondent)
+        return measure(tasks, answerer)
 
     def kill_the_first() -> None:
         while not (found := list(tmp_path.glob("*.pid"))):
@@ -168,7 +170,7 @@ def test_a_killed_worker_loses_no_dream(workers, engine, tmp_path):
 
     killer = threading.Thread(target=kill_the_first, daemon=True)
     killer.start()
-    trials = rehearse(engine, waits_to_be_killed, workers)
+    trials = evaluate_dreams(engine, waits_to_be_killed, workers)
     killer.join()
     with pytest.raises(ProcessLookupError):
         os.kill(int(killed.read_text()), 0)
@@ -192,4 +194,4 @@ def test_wrong_calls_are_refused(engine):
     with pytest.raises(ValueError, match="its own size"):
         Workers("127.0.0.1:6379", count=2)
     with pytest.raises(ValueError, match="Give `chunk`"):
-        Rehearsal(engine, HeldoutLoss(Prompter(tiny_tokenizer())), workers=object())
+        DreamEvaluator(engine, HeldoutLoss(Prompter(tiny_tokenizer())), workers=object())

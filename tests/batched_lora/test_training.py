@@ -11,7 +11,7 @@ from transformers import get_scheduler
 from sleep_trl.batched_lora import head
 from sleep_trl.batched_lora.adapters import LoraSpec, find_targets, initial_adapter
 from sleep_trl.batched_lora.api import train_adapters, view
-from sleep_trl.batched_lora.batches import Dream, data_order, divide
+from sleep_trl.batched_lora.batches import LoraJob, data_order, divide
 from sleep_trl.batched_lora.export import export_adapter
 from sleep_trl.batched_lora.inner_loop import InnerLoop
 from sleep_trl.memory import MemorySpec, attach
@@ -22,7 +22,7 @@ LOOP = InnerLoop(steps=6, learning_rate=1e-3, weight_decay=0.01, seed=3)
 IDS = torch.randint(3, 97, (2, 12), generator=torch.Generator().manual_seed(1))
 
 
-def make_dreams(count: int, sequences: int = 1, seed: int = 0) -> list[Dream]:
+def make_dreams(count: int, sequences: int = 1, seed: int = 0) -> list[LoraJob]:
     """Make dreams of unlike lengths and step counts; of every third one only the second half counts."""
     generator = torch.Generator().manual_seed(seed)
     dreams = []
@@ -30,7 +30,7 @@ def make_dreams(count: int, sequences: int = 1, seed: int = 0) -> list[Dream]:
         lengths = [5 + (7 * i + 3 * k) % 17 for k in range(sequences)]
         ids = tuple(tuple(torch.randint(3, 97, (n,), generator=generator).tolist()) for n in lengths)
         half = tuple(tuple(place >= n // 2 for place in range(n)) for n in lengths)
-        dreams.append(Dream(f"dream {i}", ids, half if i % 3 == 2 else None, steps=3 + i % 5))
+        dreams.append(LoraJob(f"dream {i}", ids, half if i % 3 == 2 else None, steps=3 + i % 5))
     return dreams
 
 
@@ -50,7 +50,7 @@ def peft_config(targets) -> LoraConfig:
     )
 
 
-def trained_alone(model, dream: Dream, loop: InnerLoop) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def trained_alone(model, dream: LoraJob, loop: InnerLoop) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Train one dream by PEFT and torch's AdamW, with labels as transformers takes them, and return its A and B."""
     targets = find_targets(model, SPEC)
     first = initial_adapter(targets, SPEC, loop.seed, dream.id)
@@ -162,8 +162,8 @@ def test_the_others_in_a_call_change_nothing():
 
 def test_each_stops_by_its_own_loss():
     model = tiny_model()
-    repeated = Dream("easy", ((7, 31, 52, 11) * 3,))
-    dreams = [repeated, *(Dream(d.id, d.sequences) for d in make_dreams(3))]
+    repeated = LoraJob("easy", ((7, 31, 52, 11) * 3,))
+    dreams = [repeated, *(LoraJob(d.id, d.sequences) for d in make_dreams(3))]
     loop = InnerLoop(steps=40, learning_rate=2e-3)
     free = train_adapters(model, dreams, SPEC, loop)
     limit = free[0].losses[9]
@@ -178,7 +178,7 @@ def test_each_stops_by_its_own_loss():
 
 
 def test_patience_counts_steps_without_improvement():
-    model, dreams = tiny_model(), [Dream(d.id, d.sequences) for d in make_dreams(4, sequences=2)]
+    model, dreams = tiny_model(), [LoraJob(d.id, d.sequences) for d in make_dreams(4, sequences=2)]
     free = train_adapters(model, dreams, SPEC, InnerLoop(steps=20, learning_rate=0.1))
     patient = train_adapters(model, dreams, SPEC, InnerLoop(steps=20, learning_rate=0.1, patience=2))
     for one, other in zip(patient, free, strict=True):
@@ -193,16 +193,16 @@ def test_a_failing_dream_is_an_error_and_kills_no_other():
         model.get_input_embeddings().weight[5] = float("nan")
     good = make_dreams(3)
     bad = [
-        Dream("poisoned", ((8, 5, 9, 10),)),
-        Dream("empty", ()),
-        Dream("one token", ((8,),)),
-        Dream("unknown id", ((8, 97),)),
-        Dream("too long", ((8,) * 200,)),
-        Dream("nothing counts", ((8, 9),), ((True, False),)),
-        Dream("shape", ((8, 9),), ((True,),)),
-        Dream("no rate", ((8, 9),), learning_rate=float("nan")),
+        LoraJob("poisoned", ((8, 5, 9, 10),)),
+        LoraJob("empty", ()),
+        LoraJob("one token", ((8,),)),
+        LoraJob("unknown id", ((8, 97),)),
+        LoraJob("too long", ((8,) * 200,)),
+        LoraJob("nothing counts", ((8, 9),), ((True, False),)),
+        LoraJob("shape", ((8, 9),), ((True,),)),
+        LoraJob("no rate", ((8, 9),), learning_rate=float("nan")),
     ]
-    good = [Dream(d.id, tuple(tuple(6 if t == 5 else t for t in s) for s in d.sequences), d.counted) for d in good]
+    good = [LoraJob(d.id, tuple(tuple(6 if t == 5 else t for t in s) for s in d.sequences), d.counted) for d in good]
     outcomes = {o.id: o for o in train_adapters(model, [bad[0], *good, *bad[1:]], SPEC, LOOP)}
     for dream in bad:
         assert outcomes[dream.id].adapter is None and dream.id in str(outcomes[dream.id].error)

@@ -92,10 +92,10 @@ def test_crash():
 def test_ten_nights(tmp_path):
     result = answer("ten_nights.py", "--folder", str(tmp_path))
     assert set(result["runs"]) == {"sleep", "sft"}
-    for lives in result["runs"].values():
-        (life,) = lives.values()
-        assert [len(row) for row in life["recall"]] == [1, 2] and len(life["base_skill"]) == 3
-        assert life["base_skill"][0] == 1 and 0 <= life["after_last_night"] <= 1
+    for chains in result["runs"].values():
+        (chain,) = chains.values()
+        assert [len(row) for row in chain["recall"]] == [1, 2] and len(chain["base_skill"]) == 3
+        assert chain["base_skill"][0] == 1 and 0 <= chain["after_last_night"] <= 1
 
 
 def test_wake_buffer():

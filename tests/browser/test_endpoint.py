@@ -38,9 +38,9 @@ class Page(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
-    life = tmp_path_factory.mktemp("lives") / "life"
-    write_night(life, 1)
-    with serving(life, "--backend", "transformers", "--record", str(life / "wake.db")) as endpoint:
+    chain = tmp_path_factory.mktemp("lives") / "life"
+    write_night(chain, 1)
+    with serving(chain, "--backend", "transformers", "--record", str(chain / "wake.db")) as endpoint:
         yield endpoint
 
 
@@ -71,7 +71,7 @@ def test_a_page_of_another_origin_is_refused_even_with_the_key(served, elsewhere
 
 def test_a_request_that_needs_no_leave_has_no_key(served, elsewhere, open_tab) -> None:
     """Without the key in a header the browser asks nobody and sends it; the endpoint answers 401, unread."""
-    before, log = served.recorded(), served.life / "log"
+    before, log = served.recorded(), served.chain / "log"
     refused = log.read_text().count("POST /v1/chat/completions: 401")
     page = open_tab(elsewhere).page
     assert page.evaluate(ASK, [f"{served.url}/chat/completions", "", "no-cors"]) == ["opaque", 0, ""]

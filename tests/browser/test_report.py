@@ -9,8 +9,8 @@ import pytest
 from sleep_trl.launch import sleep
 from sleep_trl.report import write_report
 from sleep_trl.report.words import visible
-from tests.planning.test_chain import life
-from tests.report.pages import HOSTILE, make_entry, make_life, make_results, make_sample, write_run
+from tests.planning.test_chain import chain
+from tests.report.pages import HOSTILE, make_chain, make_entry, make_results, make_sample, write_run
 from tests.tiny_runs import write_model
 
 pytestmark = pytest.mark.browser
@@ -33,10 +33,10 @@ def dream(**changes: object) -> dict:
 
 
 @pytest.fixture(scope="module")
-def lived(tmp_path_factory) -> Path:
+def finished_chain(tmp_path_factory) -> Path:
     """The report of the second of two real nights."""
     folder = tmp_path_factory.mktemp("lives")
-    words = life(write_model(folder / "model"), folder / "life", "one", "two", **{"seeding.steps": 3})
+    words = chain(write_model(folder / "model"), folder / "life", "one", "two", **{"seeding.steps": 3})
     assert sleep.main([word for word in words if word != "--no-report"]) == 0
     return folder / "life" / "night-002" / "report.html"
 
@@ -56,7 +56,7 @@ def hostile(tmp_path_factory) -> Path:
             }
         ],
         retention={HOSTILE: {"before": 0.5, "after": 0.1}},
-        life=make_life(entries=[HOSTILE, LONG]),
+        chain=make_chain(entries=[HOSTILE, LONG]),
         seconds={HOSTILE: 1.0, "total": 1.0},
         dataset={"samples": {HOSTILE: 1}, "dropped": {LONG: 2}},
         config={HOSTILE: HOSTILE, LONG: LONG},
@@ -100,13 +100,13 @@ def test_nothing_is_wider_than_a_phone(which, request, open_tab) -> None:
     assert tab.page.evaluate(WIDER) == 0
 
 
-def test_tables_hold_the_run(lived, open_tab) -> None:
-    page = open_tab(lived.as_uri()).page
+def test_tables_hold_the_run(finished_chain, open_tab) -> None:
+    page = open_tab(finished_chain.as_uri()).page
     ledger = page.locator(".ledger tbody tr")
     assert [row.locator("th").inner_text() for row in ledger.all()] == ["entry-001", "entry-002"]
     assert "2: one; one" not in ledger.first.inner_text() and "one" in ledger.first.inner_text()
     assert page.locator(".samples tbody tr").count() == 12
-    written = json.loads((lived.parent / "phases" / "write_dataset.json").read_text())["result"]
+    written = json.loads((finished_chain.parent / "phases" / "write_dataset.json").read_text())["result"]
     parts = page.locator("#dataset + .tables table").first.locator("tbody tr").all_inner_texts()
     assert [re.split(r"\s+", row.strip()) for row in parts] == [[k, str(n)] for k, n in written["counts"].items()]
     settings = page.locator("details", has_text="Configuration")
@@ -127,8 +127,8 @@ def test_dreams_open_and_close_by_mouse_and_by_keyboard(hostile, open_tab) -> No
     assert [row.is_visible() for row in page.locator("tr.dream").all()] == [False, False, True]
 
 
-def test_colours_follow_the_reader_and_paper_is_white(lived, open_tab) -> None:
-    page = open_tab(lived.as_uri(), color_scheme="light").page
+def test_colours_follow_the_reader_and_paper_is_white(finished_chain, open_tab) -> None:
+    page = open_tab(finished_chain.as_uri(), color_scheme="light").page
     bar = "getComputedStyle(document.querySelectorAll('#recall .point path')[1]).fill"
     ink = "getComputedStyle(document.querySelector('#recall .xtick text')).fill"
     seen = {}
@@ -179,7 +179,7 @@ def test_the_policy_holds_even_if_a_script_got_in(hostile, open_tab) -> None:
     assert len(tab.complaints) >= 3 and all("Content Security Policy" in words for words in tab.complaints)
 
 
-def test_without_scripts_the_numbers_are_there(lived, open_tab) -> None:
-    page = open_tab(lived.as_uri(), java_script_enabled=False).page
+def test_without_scripts_the_numbers_are_there(finished_chain, open_tab) -> None:
+    page = open_tab(finished_chain.as_uri(), java_script_enabled=False).page
     assert "this browser does not run" in page.inner_text("body")
     assert page.locator(".ledger tbody tr").count() == 2

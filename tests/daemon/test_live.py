@@ -29,7 +29,7 @@ def hear(path: Path, *texts: str) -> None:
         buffer.add([record_of_text("in", text.encode(), "s") for text in texts])
 
 
-class Live:
+class LiveProcess:
     """A `sleep-trl live` in its own process, whose events are read as they come."""
 
     def __init__(self, folder: Path, *options: str) -> None:
@@ -61,14 +61,14 @@ class Live:
 @pytest.fixture
 def begin(tmp_path):
     """Return a function that begins to live in `tmp_path / "life"`; nothing of it outlives the test."""
-    lives = list[Live]()
+    chains = list[LiveProcess]()
 
-    def begin(*options: str) -> Live:
-        lives.append(Live(tmp_path / "life", *options))
-        return lives[-1]
+    def begin(*options: str) -> LiveProcess:
+        chains.append(LiveProcess(tmp_path / "life", *options))
+        return chains[-1]
 
     yield begin
-    for process in [p for life in lives if life.process.poll() is None for p in life.all()]:
+    for process in [p for chain in chains if chain.process.poll() is None for p in chain.all()]:
         process.kill()
 
 
@@ -76,39 +76,39 @@ def test_it_sleeps_when_enough_was_heard_and_goes_on_after_a_kill(tmp_path, begi
     write_model(tmp_path / "model")
     folder, heard = tmp_path / "life", tmp_path / "wake.db"
     hear(heard, "the cat of Mira is called Tolu")
-    life = begin("--after_tokens=12", "--nights=2")
-    assert life.until("waiting")["tokens"] < 12
+    chain = begin("--after_tokens=12", "--nights=2")
+    assert chain.until("waiting")["tokens"] < 12
     time.sleep(1)
     assert not list(folder.glob("night-*"))
     hear(heard, "the hats of Ben and it eats the boat while Tolu sleeps")
-    assert life.until("night")["why"].endswith("tokens wait")
+    assert chain.until("night")["why"].endswith("tokens wait")
 
     wait_for(lambda: list(folder.glob("night-001/checkpoints/checkpoint-*")), 180)  # in the midst of learning
-    night = life.night()
-    life.process.kill()
+    night = chain.night()
+    chain.process.kill()
     night.kill()
-    life.process.wait()
+    chain.process.wait()
     hear(heard, "the boat of Ben sleeps")  # is for the next night
     assert not (folder / "night-001" / "results.json").exists()
 
-    life = begin("--after_tokens=12", "--nights=2")
-    assert life.until("night")["why"] == "a night was interrupted"
-    told = life.until("slept", "failed")
+    chain = begin("--after_tokens=12", "--nights=2")
+    assert chain.until("night")["why"] == "a night was interrupted"
+    told = chain.until("slept", "failed")
     assert (told["entry"], told["records"], told["rolled_back"]) == ("entry-001", 2, None)
     assert newest(folder).run.name == "night-001"  # what `sleep-trl serve` asks
-    assert life.until("waiting")["records"] == 1
-    life.process.send_signal(signal.SIGTERM)  # between two nights
-    assert life.until("stopped") and life.process.wait(60) == 130
+    assert chain.until("waiting")["records"] == 1
+    chain.process.send_signal(signal.SIGTERM)  # between two nights
+    assert chain.until("stopped") and chain.process.wait(60) == 130
 
     hear(heard, "it eats hats while Mira sleeps and the cat of Ben eats")
-    life = begin("--after_tokens=12", "--nights=2")
-    life.until("night")
+    chain = begin("--after_tokens=12", "--nights=2")
+    chain.until("night")
     wait_for(lambda: (folder / "night-002" / "phases" / "evaluate_before.json").exists(), 180)
-    life.process.send_signal(signal.SIGINT)
-    assert life.until("stopped") and life.process.wait(90) == 130
-    life = begin("--after_tokens=12", "--nights=2")
-    assert life.until("slept", "failed")["entry"] == "entry-002"
-    assert life.until("over")["nights"] == 2 and life.process.wait(60) == 0
+    chain.process.send_signal(signal.SIGINT)
+    assert chain.until("stopped") and chain.process.wait(90) == 130
+    chain = begin("--after_tokens=12", "--nights=2")
+    assert chain.until("slept", "failed")["entry"] == "entry-002"
+    assert chain.until("over")["nights"] == 2 and chain.process.wait(60) == 0
 
     assert newest(folder).name == "night-002:entry-002"
     entries = read_ledger(folder / "night-002" / "ledger.jsonl")

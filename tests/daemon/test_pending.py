@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from sleep_trl.daemon import Listener, Waiting, load_tokenizer
+from sleep_trl.daemon import PendingRecords, Waiting, load_tokenizer
 from sleep_trl.runs.ledger import Source, read_ledger, write_ledger
 from sleep_trl.wake import WakeBuffer, record_of_line
 from tests.tiny import tiny_tokenizer
@@ -30,22 +30,22 @@ def test_tokens_are_the_models(tmp_path):
     text = "Mira has a goat. It is called Tolu, and eats hats.\n" * 40
     expected = len(AutoTokenizer.from_pretrained(QUICKSTART)(text, add_special_tokens=False)["input_ids"])
     hear(tmp_path / "wake.db", text)
-    assert Listener(tmp_path / "wake.db", load_tokenizer(str(QUICKSTART))).waiting() == Waiting(1, expected)
+    assert PendingRecords(tmp_path / "wake.db", load_tokenizer(str(QUICKSTART))).waiting() == Waiting(1, expected)
 
 
 def test_what_is_new_counts(tmp_path, tokenizer):
     heard = tmp_path / "wake.db"
-    listener = Listener(heard, tokenizer)
-    assert listener.waiting() == Waiting(0, 0) and heard.is_file()
+    pending = PendingRecords(heard, tokenizer)
+    assert pending.waiting() == Waiting(0, 0) and heard.is_file()
     hear(heard, "the cat of Mira", "it eats hats")
-    assert listener.waiting() == Waiting(2, 7)
+    assert pending.waiting() == Waiting(2, 7)
     hear(heard, "the cat of Mira", "the boat")
-    assert listener.waiting() == Waiting(3, 9)
+    assert pending.waiting() == Waiting(3, 9)
     with WakeBuffer(heard) as buffer:
         buffer.forget("s")
-    assert listener.waiting() == Waiting(0, 0)
+    assert pending.waiting() == Waiting(0, 0)
     hear(heard, "Ben sleeps")
-    assert Listener(heard).waiting() == Waiting(1, None)
+    assert PendingRecords(heard).waiting() == Waiting(1, None)
 
 
 def test_a_rolled_back_night_is_not_slept_again_for_its_own_sake(tmp_path, tokenizer):
@@ -58,12 +58,12 @@ def test_a_rolled_back_night_is_not_slept_again_for_its_own_sake(tmp_path, token
         buffer.register(run)
     undone = {"sources": sources, "dropped": entry.date, "rolled_back": "the base skill fell"}
     write_ledger(run / "ledger.jsonl", [entry.model_copy(update=undone)])
-    listener = Listener(heard, tokenizer)
-    assert listener.waiting() == Waiting(0, 0)
+    pending = PendingRecords(heard, tokenizer)
+    assert pending.waiting() == Waiting(0, 0)
     hear(heard, "the boat")
-    assert listener.waiting() == Waiting(1, 2)
+    assert pending.waiting() == Waiting(1, 2)
     write_ledger(run / "ledger.jsonl", [entry.model_copy(update=undone | {"rolled_back": None})])
-    assert listener.waiting() == Waiting(3, 9), "what a user takes back is queued again"
+    assert pending.waiting() == Waiting(3, 9), "what a user takes back is queued again"
 
 
 @pytest.mark.parametrize("name", ["empty", "broken"])

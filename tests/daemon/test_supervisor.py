@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sleep_trl.cli import main
-from sleep_trl.daemon import Habits, Launcher, Listener, Supervisor
+from sleep_trl.daemon import Launcher, PendingRecords, SleepPolicy, Supervisor
 from sleep_trl.daemon.subprocess_night import LOCK
 from sleep_trl.runs.files import write_json
 from sleep_trl.wake import WakeBuffer, record_of_text
@@ -26,7 +26,7 @@ COMMAND = [sys.executable, "-m", "sleep_trl.cli", "live", "--json", "--check_eve
 
 
 @pytest.fixture
-def life(tmp_path) -> list[str]:
+def chain(tmp_path) -> list[str]:
     """Return the options of a life with a record that waits, in `tmp_path`."""
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     with WakeBuffer(tmp_path / "wake.db") as buffer:
@@ -54,30 +54,30 @@ def read_until(process: subprocess.Popen, kind: str) -> list[dict]:
     return events
 
 
-def test_a_night_that_fails_is_tried_again_after_growing_pauses(life):
-    code, events = live(*life, "--after_tokens", 4, "--launch", "sh -c 'exit 7'", "--tries", 3, "--pause", 0.1)
+def test_a_night_that_fails_is_tried_again_after_growing_pauses(chain):
+    code, events = live(*chain, "--after_tokens", 4, "--launch", "sh -c 'exit 7'", "--tries", 3, "--pause", 0.1)
     assert code == 7
     assert kinds(events) == ["waiting", *["night", "failed"] * 3]
     assert [event["again_in"] for event in events if event["event"] == "failed"] == [0.1, 0.2, None]
     assert events[0]["records"] == 1 and events[0]["tokens"] == 4 and events[1]["why"] == "4 tokens wait"
 
 
-def test_a_mistake_is_not_tried_again_and_a_kill_is_told_by_its_signal(life):
-    code, events = live(*life, "--after_tokens", 4, "--launch", "sh -c 'exit 2'")
+def test_a_mistake_is_not_tried_again_and_a_kill_is_told_by_its_signal(chain):
+    code, events = live(*chain, "--after_tokens", 4, "--launch", "sh -c 'exit 2'")
     assert (code, kinds(events)) == (2, ["waiting", "night", "failed"])
-    code, events = live(*life, "--after_tokens", 4, "--launch", "sh -c 'kill -9 $$'", "--tries", 1)
+    code, events = live(*chain, "--after_tokens", 4, "--launch", "sh -c 'kill -9 $$'", "--tries", 1)
     assert code == 128 + signal.SIGKILL and events[-1]["exit_code"] == code
 
 
-def test_a_night_that_is_set_aside_is_followed_by_others(life, tmp_path):
+def test_a_night_that_is_set_aside_is_followed_by_others(chain, tmp_path):
     heard = tmp_path / "life" / "aside-001" / "phases" / "heard.jsonl"
     record = json.dumps({"id": "a", "source": "s", "text": "the cat of Mira"})
     night = tmp_path / "night.sh"  # the first ends as one does of which nothing usable was written
     night.write_text(f"test -e {heard} && exit 7\nmkdir -p {heard.parent}\necho '{record}' > {heard}\nexit 2")
-    words = [*COMMAND, *life, "--after_tokens", "2", "--launch", f"bash {night}", "--tries", "1"]
+    words = [*COMMAND, *chain, "--after_tokens", "2", "--launch", f"bash {night}", "--tries", "1"]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    (*_, aside, waiting) = read_until(process, "aside") + read_until(process, "waiting")
-    assert aside["records"] == 1 and aside["night"] == str(heard.parents[1])
+    (*_, quarantined, waiting) = read_until(process, "aside") + read_until(process, "waiting")
+    assert quarantined["records"] == 1 and quarantined["night"] == str(heard.parents[1])
     assert (waiting["records"], waiting["tokens"]) == (0, 0)
     with WakeBuffer(tmp_path / "wake.db") as buffer:
         buffer.add([record_of_text("in", b"it eats hats", "s")])
@@ -85,13 +85,13 @@ def test_a_night_that_is_set_aside_is_followed_by_others(life, tmp_path):
     assert failed["exit_code"] == 7 and process.wait(60) == 7
 
 
-def test_a_launcher_that_sleeps_no_night_is_told(life):
-    done = subprocess.run([*COMMAND, *life, "--after_tokens=4", "--launch=true"], cwd=ROOT, capture_output=True)
+def test_a_launcher_that_sleeps_no_night_is_told(chain):
+    done = subprocess.run([*COMMAND, *chain, "--after_tokens=4", "--launch=true"], cwd=ROOT, capture_output=True)
     assert done.returncode == 1 and b"exit code 0, but" in done.stderr and b"is not finished" in done.stderr
 
 
-def test_no_night_before_enough_was_heard(life, tmp_path):
-    words = [*COMMAND, *life, "--after_tokens", "5", "--launch", "sh -c 'exit 2'"]
+def test_no_night_before_enough_was_heard(chain, tmp_path):
+    words = [*COMMAND, *chain, "--after_tokens", "5", "--launch", "sh -c 'exit 2'"]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert read_until(process, "waiting")[-1]["tokens"] == 4
     time.sleep(0.5)
@@ -102,13 +102,13 @@ def test_no_night_before_enough_was_heard(life, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_is_passed_on_and_waited_for(life, tmp_path, number):
+def test_a_stop_is_passed_on_and_waited_for(chain, tmp_path, number):
     seen = tmp_path / "seen"
     night = tmp_path / "night.sh"  # as a night does, it puts its things away, and takes a moment for it
     night.write_text(
         f"trap 'sleep 0.5; echo ended > {seen}; exit 130' INT\necho begun > {seen}\nwhile :; do sleep 0.1; done"
     )
-    words = [*COMMAND, *life, "--after_tokens", "4", "--launch", f"bash {night}"]
+    words = [*COMMAND, *chain, "--after_tokens", "4", "--launch", f"bash {night}"]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     read_until(process, "night")
     wait_for(seen.exists)
@@ -117,12 +117,12 @@ def test_a_stop_is_passed_on_and_waited_for(life, tmp_path, number):
     assert process.wait(60) == 130 and seen.read_text() == "ended\n"
 
 
-def test_nothing_of_a_stopped_night_stays(life, tmp_path):
+def test_nothing_of_a_stopped_night_stays(chain, tmp_path):
     """A launcher may end at once, and leave workers that are still at it."""
     worker = tmp_path / "worker"
     night = tmp_path / "night.sh"
     night.write_text(f"(trap '' INT; echo $BASHPID > {worker}.part; mv {worker}.part {worker}; sleep 1) & sleep 60")
-    words = [*COMMAND, *life, "--after_tokens", "4", "--launch", f"bash {night}"]
+    words = [*COMMAND, *chain, "--after_tokens", "4", "--launch", f"bash {night}"]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     wait_for(worker.exists)
     process.send_signal(signal.SIGINT)
@@ -131,11 +131,11 @@ def test_nothing_of_a_stopped_night_stays(life, tmp_path):
         os.kill(int(worker.read_text()), 0)
 
 
-def test_a_life_that_somebody_is_at_work_in_is_waited_for(life, tmp_path):
+def test_a_life_that_somebody_is_at_work_in_is_waited_for(chain, tmp_path):
     (tmp_path / "life").mkdir()
     with (tmp_path / "life" / LOCK).open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        words = [*COMMAND, *life, "--after_tokens", "4", "--launch", "sh -c 'exit 2'"]
+        words = [*COMMAND, *chain, "--after_tokens", "4", "--launch", "sh -c 'exit 2'"]
         process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert kinds(read_until(process, "held")) == ["held"]
         time.sleep(0.5)
@@ -144,10 +144,10 @@ def test_a_life_that_somebody_is_at_work_in_is_waited_for(life, tmp_path):
     assert process.wait(60) == 2
 
 
-def test_a_night_holds_the_lock_of_its_life(life, tmp_path):
+def test_a_night_holds_the_lock_of_its_life(chain, tmp_path):
     """So that no second one begins beside it when the process that started it was killed."""
     begun = tmp_path / "begun"
-    words = [*COMMAND, *life, "--after_tokens", "4", "--launch", f"sh -c 'touch {begun}; sleep 3'"]
+    words = [*COMMAND, *chain, "--after_tokens", "4", "--launch", f"sh -c 'touch {begun}; sleep 3'"]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
     wait_for(begun.exists)
     process.kill()
@@ -158,11 +158,11 @@ def test_a_night_holds_the_lock_of_its_life(life, tmp_path):
         fcntl.flock(other, fcntl.LOCK_EX)  # free when the night has ended
 
 
-def supervisor(life: Path, told: list, **habits: object) -> Supervisor:
-    listener = Listener(life.parent / "wake.db")
+def supervisor(chain: Path, told: list, **policy: object) -> Supervisor:
+    pending = PendingRecords(chain.parent / "wake.db")
     launcher = Launcher.read("sh -c 'exit 2'")
     return Supervisor(
-        life, "wake:b", ["--model=m"], launcher, listener, Habits(**habits), lambda kind, _: told.append(kind)
+        chain, "wake:b", ["--model=m"], launcher, pending, SleepPolicy(**policy), lambda kind, _: told.append(kind)
     )
 
 
@@ -182,14 +182,14 @@ def test_an_hour_without_anything_new_is_no_night(tmp_path):
 
 
 def test_nights_stay_what_they_were_about_and_an_interrupted_one_comes_first(tmp_path):
-    life, told = tmp_path / "life", list[str]()
-    loop = supervisor(life, told, after_tokens=5)
+    chain, told = tmp_path / "life", list[str]()
+    loop = supervisor(chain, told, after_tokens=5)
     assert loop._why_now() is None
     assert loop._arguments(1) == ["--model=m", '--nights=["wake:b"]', "--resume"]
-    write_finished_run(life / "night-001")
-    write_json(life / "night-001" / "config.json", {"memories": "monday.jsonl"})
+    write_finished_run(chain / "night-001")
+    write_json(chain / "night-001" / "config.json", {"memories": "monday.jsonl"})
     assert loop._arguments(2)[1] == '--nights=["monday.jsonl", "wake:b"]' and loop._why_now() is None
-    write_json(life / "night-002" / "config.json", {"memories": "wake:a"})
+    write_json(chain / "night-002" / "config.json", {"memories": "wake:a"})
     assert loop._finished() == 1 and loop._why_now() == "a night was interrupted"
     assert loop._arguments(2)[1] == '--nights=["monday.jsonl", "wake:a"]'
 

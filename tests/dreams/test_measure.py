@@ -6,19 +6,19 @@ import torch.nn.functional as F
 
 from sleep_trl.batched_lora.adapters import LoraSpec
 from sleep_trl.batched_lora.api import train_adapters
-from sleep_trl.batched_lora.batches import Dream
+from sleep_trl.batched_lora.batches import LoraJob
 from sleep_trl.batched_lora.inner_loop import InnerLoop
 from sleep_trl.data import Prompter
-from sleep_trl.dreams.answerers import Respondents
-from sleep_trl.dreams.evaluator import Doubt, Rehearsal
+from sleep_trl.dreams.answerers import Answerers
+from sleep_trl.dreams.evaluator import DreamEvaluator, SignificanceTest
 from sleep_trl.dreams.gradients import Text
 from sleep_trl.dreams.measure import Custom, HeldoutLoss, Questions, Task
 from sleep_trl.dreams.quiz import write_quiz
-from sleep_trl.evaluation.recall import Quiz
+from sleep_trl.evaluation.recall import QAItem
 from sleep_trl.rollout import Completion, TransformersEngine
 from tests.tiny import tiny_model, tiny_tokenizer
 
-QUESTIONS = (Quiz("the cat of Mira", ("Tolu",)), Quiz("the boat of Ben", ("sleeps",)))
+QUESTIONS = (QAItem("the cat of Mira", ("Tolu",)), QAItem("the boat of Ben", ("sleeps",)))
 SAYS = "Tolu and it eats hats"
 
 
@@ -39,7 +39,7 @@ def learnt(engine, prompter, text, dream="a"):
         ids = prompter(load("question_answer").respond, request=quiz.question)[0]
         sequences.append((*ids, *prompter.ids(text), 2))
     loop = InnerLoop(steps=30, learning_rate=2e-2, batch_size=2)
-    (outcome,) = train_adapters(engine.model, [Dream(dream, tuple(sequences))], LoraSpec(rank=4), loop)
+    (outcome,) = train_adapters(engine.model, [LoraJob(dream, tuple(sequences))], LoraSpec(rank=4), loop)
     return outcome.adapter
 
 
@@ -54,9 +54,9 @@ def test_each_row_is_answered_by_its_own_adapter(engine, prompter):
     adapters = [learnt(engine, prompter, "Tolu"), None, learnt(engine, prompter, "sleeps", "b")]
     prompts = [prompter(load("question_answer").respond, request=q.question)[0] for q in QUESTIONS] * 3
     owners = [0, 2, 1, 0, 2, 1]
-    together = Respondents(engine, adapters).answer(prompts, owners, 6)
+    together = Answerers(engine, adapters).answer(prompts, owners, 6)
     alone = [
-        Respondents(engine, [adapters[owner]]).answer([prompt], [0], 6)[0]
+        Answerers(engine, [adapters[owner]]).answer([prompt], [0], 6)[0]
         for prompt, owner in zip(prompts, owners, strict=True)
     ]
     assert together == alone
@@ -66,40 +66,44 @@ def test_each_row_is_answered_by_its_own_adapter(engine, prompter):
 def test_token_losses_are_those_of_each_adapter(engine, prompter):
     adapters = [None, learnt(engine, prompter, "Tolu")]
     texts = [Text.behind([1, 4, 5], [6, 7, 8]), Text.behind([1], [9, 10]), Text.behind([1, 4], [11])]
-    losses = Respondents(engine, adapters).token_losses(texts, [0, 1, 0])
+    losses = Answerers(engine, adapters).token_losses(texts, [0, 1, 0])
     with torch.no_grad():
         logits = engine.model(input_ids=torch.tensor([texts[0].ids])).logits[0]
     expected = F.cross_entropy(logits[2:5], torch.tensor([6, 7, 8]), reduction="none").tolist()
     assert losses[0] == pytest.approx(expected, rel=1e-4)
     assert [len(row) for row in losses] == [3, 2, 1]
-    plain = Respondents(engine, [None]).token_losses(texts[1:2], [0])
+    plain = Answerers(engine, [None]).token_losses(texts[1:2], [0])
     assert losses[1] != pytest.approx(plain[0], rel=1e-3)
 
 
 def test_a_dream_that_answers_the_questions_is_rewarded_and_one_that_does_not_is_not(engine, prompter):
     task = Task("t", "", QUESTIONS[:1] * 4)
     prompt = prompter(load("question_answer").respond, request=QUESTIONS[0].question)[0]
-    good = Dream("good", ((*prompt, *prompter.ids("Tolu"), 2),))
-    bad = Dream("bad", ((*prompt, *prompter.ids("sleeps"), 2),))
-    broken = Dream("broken", ((1, 500),))
+    good = LoraJob("good", ((*prompt, *prompter.ids("Tolu"), 2),))
+    bad = LoraJob("bad", ((*prompt, *prompter.ids("sleeps"), 2),))
+    broken = LoraJob("broken", ((1, 500),))
     loop = InnerLoop(steps=30, learning_rate=2e-2)
-    rehearsal = Rehearsal(engine, Questions(prompter, "exact", 4), LoraSpec(rank=4), loop, Doubt(repeats=2))
-    trials = {trial.id: trial for trial in rehearsal.try_out([good, bad, broken], [task] * 3)}
+    evaluator = DreamEvaluator(
+        engine, Questions(prompter, "exact", 4), LoraSpec(rank=4), loop, SignificanceTest(repeats=2)
+    )
+    trials = {trial.id: trial for trial in evaluator.try_out([good, bad, broken], [task] * 3)}
     assert trials["good"].reward == 1 and trials["good"].gain.mean == 1 and trials["good"].learnt == 1
     assert trials["bad"].reward == 0
     assert trials["broken"].reward is None and "500" in (trials["broken"].error or "")
-    again = {trial.id: trial for trial in rehearsal.try_out([broken, good], [task] * 2)}
+    again = {trial.id: trial for trial in evaluator.try_out([broken, good], [task] * 2)}
     assert again["good"] == trials["good"]  # whatever else is tried out
 
 
 def test_what_stays_uncertain_is_learnt_again_and_then_abstains(engine, prompter):
     """One of two questions answered: a bootstrap of two items cannot exclude 0."""
     task = Task("t", "", QUESTIONS)
-    dream = Dream("half", ((*prompter(load("question_answer").respond, request=QUESTIONS[0].question)[0], 10, 2),))
+    dream = LoraJob("half", ((*prompter(load("question_answer").respond, request=QUESTIONS[0].question)[0], 10, 2),))
     assert prompter.ids("Tolu") == [10]
     loop = InnerLoop(steps=30, learning_rate=2e-2)
-    sign = Rehearsal(engine, Questions(prompter, "exact", 4), LoraSpec(rank=4), loop, Doubt("sign"))
-    careful = Rehearsal(engine, Questions(prompter, "exact", 4), LoraSpec(rank=4), loop, Doubt(repeats=3))
+    sign = DreamEvaluator(engine, Questions(prompter, "exact", 4), LoraSpec(rank=4), loop, SignificanceTest("sign"))
+    careful = DreamEvaluator(
+        engine, Questions(prompter, "exact", 4), LoraSpec(rank=4), loop, SignificanceTest(repeats=3)
+    )
     (believed,), (doubted,) = sign.try_out([dream], [task]), careful.try_out([dream], [task])
     assert believed.reward == 1 and believed.gain.mean == 0.5
     assert doubted.reward is None and doubted.learnt == 3 and doubted.gain.verdict == "uncertain"
@@ -109,13 +113,13 @@ def test_heldout_loss_falls_for_who_has_read_it(engine, prompter):
     task = Task("t", "", heldout="the cat of Mira is called Tolu and it eats hats")
     ids = prompter.ids(task.heldout)
     loop = InnerLoop(steps=30, learning_rate=1e-2)
-    (read,) = train_adapters(engine.model, [Dream("a", ((1, *ids),))], LoraSpec(rank=4), loop)
+    (read,) = train_adapters(engine.model, [LoraJob("a", ((1, *ids),))], LoraSpec(rank=4), loop)
     measure = HeldoutLoss(prompter, piece=4)
-    before, after = measure([task, task], Respondents(engine, [None, read.adapter]))
+    before, after = measure([task, task], Answerers(engine, [None, read.adapter]))
     assert len(before) == len(after) == math.ceil(len(ids) / 4)
     assert all(a > b for a, b in zip(after, before, strict=True))
     with pytest.raises(ValueError, match="no withheld text"):
-        measure([Task("t", "")], Respondents(engine, [None]))
+        measure([Task("t", "")], Answerers(engine, [None]))
 
 
 def test_a_users_measure_asks_for_itself(engine, prompter):
@@ -124,7 +128,7 @@ def test_a_users_measure_asks_for_itself(engine, prompter):
 
     measure = Custom(says_tolu, prompter, 4)
     tasks = [Task("a", "the cat of Mira"), Task("b", "the cat of Mira")]
-    scores = measure(tasks, Respondents(engine, [None, learnt(engine, prompter, "Tolu")]))
+    scores = measure(tasks, Answerers(engine, [None, learnt(engine, prompter, "Tolu")]))
     assert scores == [[0.0, 0.0], [1.0, 1.0]]
 
 
@@ -161,4 +165,4 @@ def test_questions_need_a_known_metric_and_tasks_need_questions(engine, prompter
     with pytest.raises(ValueError, match="exact, contains, f1"):
         Questions(prompter, "bleu")
     with pytest.raises(ValueError, match="nothing to measure"):
-        Rehearsal(engine, Questions(prompter)).try_out([Dream("a", ((1, 4, 5),))], [Task("t", "")])
+        DreamEvaluator(engine, Questions(prompter)).try_out([LoraJob("a", ((1, 4, 5),))], [Task("t", "")])

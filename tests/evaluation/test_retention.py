@@ -12,10 +12,10 @@ from sleep_trl.evaluation.retention import (
     average,
     backward_transfer,
     breach,
-    describe_life,
+    describe_chain,
     forgetting,
     forward_transfer,
-    render_life,
+    render_chain,
 )
 from sleep_trl.runs.ledger import LedgerEntry
 
@@ -70,7 +70,7 @@ def test_nights_without_questions_are_left_out() -> None:
 
 def test_the_ledger_holds_the_matrix() -> None:
     assert accuracy_matrix(entries()) == MATRIX
-    told = describe_life(entries())
+    told = describe_chain(entries())
     assert told["recall"] == MATRIX
     assert told["base_skill"] == pytest.approx([1.0, 0.99, 0.98, 0.97])
     assert told["forward_transfer"] == pytest.approx((0.15 + 0.25) / 2)
@@ -81,14 +81,14 @@ def test_an_entry_without_figures_is_unknown() -> None:
     """A night whose entry was dropped later asks nothing about it."""
     first, second, third = entries()
     dropped = second.model_copy(update={"metrics": {}})
-    told = describe_life([first, dropped, third])
+    told = describe_chain([first, dropped, third])
     assert told["recall"] == [[0.8], [None, None], [0.5, 0.6, 1.0]]
     assert told["base_skill"][2] is None and told["average"] == pytest.approx(0.7)
 
 
 def test_the_terminal_shows_matrix_and_measures() -> None:
     shown = StringIO()
-    Console(width=100, file=shown).print(render_life(describe_life(entries())))
+    Console(width=100, file=shown).print(render_chain(describe_chain(entries())))
     for words in ("A life of 3 nights", "50.0", "60.0", "100.0", "97.0", "forgetting 25.0", "backward transfer -20.0"):
         assert words in shown.getvalue()
 
@@ -116,6 +116,6 @@ def test_what_was_not_measured_is_not_lost() -> None:
 
 def test_a_life_leaves_out_what_was_rolled_back() -> None:
     first, second, third = entries()
-    life = describe_life([first, second.model_copy(update={"rolled_back": "it cost too much"}), third])
-    assert life["entries"] == ["entry-001", "entry-003"] and len(life["recall"]) == 2
-    assert describe_life([first.model_copy(update={"rolled_back": "so did it"})])["average"] is None
+    chain = describe_chain([first, second.model_copy(update={"rolled_back": "it cost too much"}), third])
+    assert chain["entries"] == ["entry-001", "entry-003"] and len(chain["recall"]) == 2
+    assert describe_chain([first.model_copy(update={"rolled_back": "so did it"})])["average"] is None

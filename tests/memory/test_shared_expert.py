@@ -26,9 +26,9 @@ def run(model, tmp_path) -> FinishedRun:
     save_memory(memory, folder / "adapter")
     fold(memory, folder / "model")
     both = {"holds": (first.id, second.id), "sources": first.sources + second.sources}
-    onward = third.model_copy(update={"id": "entry-003", "expert": 2, "level": 2, "parents": (), **both})
+    promoted = third.model_copy(update={"id": "entry-003", "expert": 2, "level": 2, "parents": (), **both})
     third = third.model_copy(update={"id": "entry-004", "expert": 0, "parents": ("entry-003",)})
-    write_ledger(folder / "ledger.jsonl", [first, second, onward, third])
+    write_ledger(folder / "ledger.jsonl", [first, second, promoted, third])
     for path in (folder / "adapter" / name for name in ("prompts.jsonl", "questions.jsonl")):
         path.write_text(path.read_text().replace("entry-003", "entry-004"))
     shutil.rmtree(folder / "dream_adapter")
@@ -56,10 +56,10 @@ def test_forgetting_a_source_queues_the_rest_of_a_shared_expert(run, tmp_path) -
 
 
 def test_what_leans_on_a_shared_expert_is_dropped_with_it(run) -> None:
-    assert run.leaning_on(["entry-004"]) == []
+    assert run.dependents_of(["entry-004"]) == []
     beside = [e.model_copy(update={"parents": ("entry-004",)}) if e.holds else e for e in run.entries]
     later = FinishedRun(run.folder, tuple(beside), run.enabled)
-    assert later.leaning_on(["entry-004"]) == ["entry-001", "entry-002", "entry-003"]
+    assert later.dependents_of(["entry-004"]) == ["entry-001", "entry-002", "entry-003"]
 
 
 def test_a_shared_expert_falls_silent_and_speaks_as_one(run, tmp_path, capsys) -> None:

@@ -20,7 +20,7 @@ from sleep_trl.publish.unlearn import drop
 from sleep_trl.runs.files import read_json
 from sleep_trl.runs.finished import FinishedRun
 from sleep_trl.runs.ledger import read_ledger
-from tests.planning.test_chain import life
+from tests.planning.test_chain import chain
 from tests.tiny_runs import first_nights
 
 RATE = 0.5
@@ -30,9 +30,9 @@ COMPARED = ("experts.safetensors", "memory.json", "prompts.jsonl", FILE)
 
 
 @pytest.fixture(scope="module")
-def lived(model, tmp_path_factory) -> Path:
+def finished_chain(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("lives") / "whole"
-    assert sleep.main(life(model, folder, *NIGHTS, **OPTIONS)) == 0
+    assert sleep.main(chain(model, folder, *NIGHTS, **OPTIONS)) == 0
     return folder
 
 
@@ -60,29 +60,29 @@ def gradient(model: Path, memory: Memory, level: int, night: str, folder: Path) 
     return {name: p.grad for name, p in memory.expert_parameters(memory.blocks[level])}, count
 
 
-def test_nothing_is_applied_between_boundaries(model, lived):
+def test_nothing_is_applied_between_boundaries(model, finished_chain):
     first = fresh(model)
     for number in (1, 2):
-        memory = memory_of(model, lived / f"night-00{number}")
+        memory = memory_of(model, finished_chain / f"night-00{number}")
         assert memory.blocks == first.blocks == {1: 0, 2: 1}
         for index in (0, 1):
             assert memory.fingerprint(index) == first.fingerprint(index)
-        assert set(Accumulated.load(lived / f"night-00{number}" / "adapter").tokens) == {1, 2}
+        assert set(Accumulated.load(finished_chain / f"night-00{number}" / "adapter").tokens) == {1, 2}
 
 
-def test_a_boundary_applies_what_plain_gradient_descent_over_the_chunk_would(model, lived):
+def test_a_boundary_applies_what_plain_gradient_descent_over_the_chunk_would(model, finished_chain):
     """Each night's texts are read by the model as it was when they were heard."""
-    before = [fresh(model), *(memory_of(model, lived / f"night-00{number}") for number in (1, 2))]
+    before = [fresh(model), *(memory_of(model, finished_chain / f"night-00{number}") for number in (1, 2))]
     total, tokens = dict[str, torch.Tensor](), 0
     for memory, night in zip(before, NIGHTS, strict=True):
-        found, count = gradient(model, memory, 1, night, lived.parent)
+        found, count = gradient(model, memory, 1, night, finished_chain.parent)
         total = {name: total.get(name, 0) + value for name, value in found.items()}
         tokens += count
     mean = {name: value / tokens for name, value in total.items()}
     norm = torch.cat([value.flatten() for value in mean.values()]).norm()
     scale = RATE * min(1.0, 1.0 / norm.item())  # seeding.max_grad_norm is 1
 
-    after = memory_of(model, lived / "night-003")
+    after = memory_of(model, finished_chain / "night-003")
     old, new = before[0].blocks[1], after.blocks[1]
     updated, moved = dict(after.expert_parameters(new)), 0.0
     for name, parameter in before[0].expert_parameters(old):
@@ -91,26 +91,26 @@ def test_a_boundary_applies_what_plain_gradient_descent_over_the_chunk_would(mod
     assert moved > 1e-2
 
 
-def test_the_consolidation_took_the_old_block_with_its_senders(model, lived):
-    after = memory_of(model, lived / "night-003")
-    *_, onward, own = read_ledger(lived / "night-003" / "ledger.jsonl")
-    assert onward.holds == ("entry-001", "entry-002") and after.fingerprint(onward.expert) == onward.fingerprint
+def test_the_consolidation_took_the_old_block_with_its_senders(model, finished_chain):
+    after = memory_of(model, finished_chain / "night-003")
+    *_, promoted, own = read_ledger(finished_chain / "night-003" / "ledger.jsonl")
+    assert promoted.holds == ("entry-001", "entry-002") and after.fingerprint(promoted.expert) == promoted.fingerprint
     blocks = set(after.blocks.values())
-    assert set(after.records) == {onward.expert, own.expert, *blocks} and len(blocks) == 2
-    capacity = read_json(lived / "night-003" / "results.json")["capacity"]
+    assert set(after.records) == {promoted.expert, own.expert, *blocks} and len(blocks) == 2
+    capacity = read_json(finished_chain / "night-003" / "results.json")["capacity"]
     assert capacity == {"max_experts": 7, "by_level": {"1": 1, "2": 1}, "blocks": 2}
-    left = Accumulated.load(lived / "night-003" / "adapter")
-    earlier = Accumulated.load(lived / "night-002" / "adapter")
+    left = Accumulated.load(finished_chain / "night-003" / "adapter")
+    earlier = Accumulated.load(finished_chain / "night-002" / "adapter")
     assert set(left.tokens) == {2} and left.tokens[2] > earlier.tokens[2]  # level 1 begins its next chunk
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
-        folded = AutoModelForCausalLM.from_pretrained(lived / "night-003" / "model")(input_ids=ids).logits
+        folded = AutoModelForCausalLM.from_pretrained(finished_chain / "night-003" / "model")(input_ids=ids).logits
         assert (after.model.eval()(input_ids=ids).logits - folded).abs().max() <= 1e-4
 
 
 def test_the_slowest_level_has_no_receiver_and_is_updated_all_the_same(model, tmp_path):
     options = OPTIONS | {"levels.chunks": "100,200"}
-    assert sleep.main(life(model, tmp_path / "life", "one", **options)) == 0
+    assert sleep.main(chain(model, tmp_path / "life", "one", **options)) == 0
     after, before = memory_of(model, tmp_path / "life" / "night-001"), fresh(model)
     assert after.blocks == {1: 0} and after.fingerprint(0) != before.fingerprint(0)
     assert not (tmp_path / "life" / "night-001" / "adapter" / FILE).exists()
@@ -118,9 +118,9 @@ def test_the_slowest_level_has_no_receiver_and_is_updated_all_the_same(model, tm
 
 
 @pytest.mark.parametrize("stop", ["accumulating", "consolidating", "behind it"])
-def test_a_life_that_was_stopped_ends_with_the_same_bits(model, lived, monkeypatch, stop):
-    folder = first_nights(lived, stop.replace(" ", "_"))
-    words = life(model, folder, *NIGHTS, **OPTIONS)
+def test_a_life_that_was_stopped_ends_with_the_same_bits(model, finished_chain, monkeypatch, stop):
+    folder = first_nights(finished_chain, stop.replace(" ", "_"))
+    words = chain(model, folder, *NIGHTS, **OPTIONS)
     places = {
         "accumulating": "sleep_trl.night.accumulate.Accumulated.save",
         "consolidating": "sleep_trl.night.consolidate.seed",
@@ -135,41 +135,47 @@ def test_a_life_that_was_stopped_ends_with_the_same_bits(model, lived, monkeypat
         assert sleep.main(words) == 130
     assert sleep.main([*words, "--resume"]) == 0
     for name in COMPARED:
-        assert (folder / "night-003/adapter" / name).read_bytes() == (lived / "night-003/adapter" / name).read_bytes()
+        assert (folder / "night-003/adapter" / name).read_bytes() == (
+            finished_chain / "night-003/adapter" / name
+        ).read_bytes()
 
 
-def test_a_night_that_is_rolled_back_takes_its_gradients_back_too(model, lived):
-    folder = first_nights(lived, "ruinous")
+def test_a_night_that_is_rolled_back_takes_its_gradients_back_too(model, finished_chain):
+    folder = first_nights(finished_chain, "ruinous")
     ruinous = {"retention.max_skill_loss": 0.01, "seeding.learning_rate": 1.0}
-    assert sleep.main(life(model, folder, *NIGHTS, **OPTIONS, **ruinous)) == 0
+    assert sleep.main(chain(model, folder, *NIGHTS, **OPTIONS, **ruinous)) == 0
     assert read_json(folder / "night-003" / "results.json")["rolled_back"]
     for name in COMPARED:
-        assert (folder / "night-003/adapter" / name).read_bytes() == (lived / "night-002/adapter" / name).read_bytes()
+        assert (folder / "night-003/adapter" / name).read_bytes() == (
+            finished_chain / "night-002/adapter" / name
+        ).read_bytes()
 
 
-def test_a_night_that_accumulates_nothing_leaves_what_was_accumulated(model, lived):
-    folder = first_nights(lived, "paused")
+def test_a_night_that_accumulates_nothing_leaves_what_was_accumulated(model, finished_chain):
+    folder = first_nights(finished_chain, "paused")
     options = OPTIONS | {"levels.learning_rate": 0, "levels.chunks": "[]"}
-    assert sleep.main(life(model, folder, *NIGHTS, **options)) == 0
-    assert (folder / "night-003/adapter" / FILE).read_bytes() == (lived / "night-002/adapter" / FILE).read_bytes()
+    assert sleep.main(chain(model, folder, *NIGHTS, **options)) == 0
+    assert (folder / "night-003/adapter" / FILE).read_bytes() == (
+        finished_chain / "night-002/adapter" / FILE
+    ).read_bytes()
 
 
-def test_what_is_taken_back_leaves_no_gradient(model, lived):
-    folder = shutil.copytree(lived, lived.parent / "dropped")
+def test_what_is_taken_back_leaves_no_gradient(model, finished_chain):
+    folder = shutil.copytree(finished_chain, finished_chain.parent / "dropped")
     run = FinishedRun.read(folder / "night-003")
     assert set(run.enabled) == {entry.expert for entry in run.entries[-2:]}  # blocks belong to no entry
     drop(run, [run.entries[-1].id])
     memory = memory_of(model, folder / "night-003")
     assert memory.blocks == {} and list(memory.records) == [run.entries[-2].expert]
     assert not (folder / "night-003" / "adapter" / FILE).exists()
-    (night,) = unfinished(nights_of(parse(life(model, folder, *NIGHTS, "four", **OPTIONS))))
+    (night,) = unfinished(nights_of(parse(chain(model, folder, *NIGHTS, "four", **OPTIONS))))
     assert preflight(night).experts == 1 + 2 + 1  # what is left, two new blocks, and its own
 
 
 def test_what_blocks_cannot_be_given_is_refused_before_weights_are_loaded(model, tmp_path):
     def refused(**options: object) -> str:
         with pytest.raises(ValueError) as told:
-            (night,) = nights_of(parse(life(model, tmp_path / "life", "one", **OPTIONS | options)))
+            (night,) = nights_of(parse(chain(model, tmp_path / "life", "one", **OPTIONS | options)))
             preflight(night)
         return explain(told.value)
 

@@ -17,8 +17,8 @@ NIGHTS = """
 import json, os, subprocess, sys
 from pathlib import Path
 from sleep_trl.launch import sleep
-from sleep_trl.ledger import read_ledger
-from sleep_trl.progress import StepBar
+from sleep_trl.runs.ledger import read_ledger
+from sleep_trl.distributed.progress import StepBar
 
 disk, words, undisturbed = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 original = StepBar.on_step_end

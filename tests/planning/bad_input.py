@@ -288,7 +288,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         r"levels: Chunk sizes grow from level to level and each divides the next, but 700 follows 1000 in 1000,700",
     ),
     "no room to make room": (
-        continued(memory__max_experts=1, levels__when_full="onward"),
+        continued(memory__max_experts=1, levels__when_full="promote"),
         r"has room for 1\. Give --memory\.max_experts 2 or more\. To make experts one takes a free one too",
     ),
     # rewards

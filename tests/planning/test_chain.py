@@ -17,7 +17,7 @@ from tests.night.test_run import arguments
 from tests.tiny_runs import first_nights
 
 
-def life(model: Path, folder: Path, *nights: str, **options: object) -> list[str]:
+def chain(model: Path, folder: Path, *nights: str, **options: object) -> list[str]:
     """Return the arguments of a life, whose nights have memories of their names."""
     given = {"memory.max_experts": 3, "seeding.steps": 2, "evaluation.batch_size": 8} | options
     for night in nights:
@@ -32,48 +32,48 @@ def fingerprints(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def lived(model, tmp_path_factory) -> Path:
+def finished_chain(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("lives") / "whole"
-    assert sleep.main(life(model, folder, "one", "two", "three")) == 0
+    assert sleep.main(chain(model, folder, "one", "two", "three")) == 0
     return folder
 
 
-def test_every_night_continues_the_one_before(lived) -> None:
-    folders = sorted(path.name for path in lived.iterdir())
+def test_every_night_continues_the_one_before(finished_chain) -> None:
+    folders = sorted(path.name for path in finished_chain.iterdir())
     assert folders == ["night-001", "night-002", "night-003"]
-    ledgers = [read_ledger(lived / name / "ledger.jsonl") for name in folders]
+    ledgers = [read_ledger(finished_chain / name / "ledger.jsonl") for name in folders]
     assert [len(entries) for entries in ledgers] == [1, 2, 3]
     assert [source.id for entry in ledgers[-1] for source in entry.sources] == [
         "one-0", "one-1", "two-0", "two-1", "three-0", "three-1",
     ]  # fmt: skip
-    told = read_json(lived / "night-003" / "results.json")["life"]
+    told = read_json(finished_chain / "night-003" / "results.json")["chain"]
     assert [len(row) for row in told["recall"]] == [1, 2, 3] and len(told["base_skill"]) == 4
     assert told["entries"] == ["entry-001", "entry-002", "entry-003"]
-    assert read_json(lived / "night-001" / "results.json")["life"]["backward_transfer"] is None
+    assert read_json(finished_chain / "night-001" / "results.json")["chain"]["backward_transfer"] is None
 
 
-def test_it_is_what_single_nights_would_have_been(model, lived, tmp_path) -> None:
+def test_it_is_what_single_nights_would_have_been(model, finished_chain, tmp_path) -> None:
     before: list[str] = []
     for number, night in enumerate(("one", "two"), start=1):
         options = {"memory.max_experts": 3, "seeding.steps": 2, "evaluation.batch_size": 8}
         folder = tmp_path / f"{number}"
         assert sleep.main([*arguments(model, folder, night, **options), "--no-report", *before]) == 0
         before = [f"--continue_from={folder}"]
-    assert fingerprints(tmp_path / "2") == fingerprints(lived / "night-002")
+    assert fingerprints(tmp_path / "2") == fingerprints(finished_chain / "night-002")
 
 
 def test_finished_nights_are_not_slept_again_and_more_can_follow(model, tmp_path, capsys) -> None:
     folder = tmp_path / "life"
-    assert sleep.main(life(model, folder, "one")) == 0
+    assert sleep.main(chain(model, folder, "one")) == 0
     first = (folder / "night-001" / "results.json").read_bytes()
-    assert sleep.main(life(model, folder, "one", "two")) == 0
+    assert sleep.main(chain(model, folder, "one", "two")) == 0
     assert (folder / "night-001" / "results.json").read_bytes() == first
     assert "night-001 is finished" in capsys.readouterr().err
-    assert sleep.main(life(model, folder, "one", "two")) == 0  # nothing is left to do
+    assert sleep.main(chain(model, folder, "one", "two")) == 0  # nothing is left to do
     assert "A life of 2 nights" in capsys.readouterr().out
 
 
-def test_a_life_goes_on_with_the_interrupted_night(model, lived, tmp_path, monkeypatch, capsys) -> None:
+def test_a_life_goes_on_with_the_interrupted_night(model, finished_chain, tmp_path, monkeypatch, capsys) -> None:
     from sleep_trl.distributed.progress import StepBar
 
     original, folder, nights = StepBar.on_step_end, tmp_path / "life", []
@@ -84,7 +84,7 @@ def test_a_life_goes_on_with_the_interrupted_night(model, lived, tmp_path, monke
             raise KeyboardInterrupt
         original(self, args, state, control, **kwargs)
 
-    words = life(model, folder, "one", "two", "three")
+    words = chain(model, folder, "one", "two", "three")
     with monkeypatch.context() as patch:
         patch.setattr(StepBar, "on_step_end", interrupt)
         assert sleep.main(words) == 130
@@ -93,20 +93,20 @@ def test_a_life_goes_on_with_the_interrupted_night(model, lived, tmp_path, monke
     assert sleep.main(words) == 2
     assert "--resume" in capsys.readouterr().err
     assert sleep.main([*words, "--resume"]) == 0
-    assert fingerprints(folder / "night-003") == fingerprints(lived / "night-003")
+    assert fingerprints(folder / "night-003") == fingerprints(finished_chain / "night-003")
 
 
 def plan(*words: str) -> list:
     return unfinished(nights_of(parse(words)))
 
 
-def test_what_is_wrong_is_said_before_the_first_night(model, lived, tmp_path) -> None:
-    words = life(model, tmp_path / "life", "one", "two", **{"memory.max_experts": 1})
+def test_what_is_wrong_is_said_before_the_first_night(model, finished_chain, tmp_path) -> None:
+    words = chain(model, tmp_path / "life", "one", "two", **{"memory.max_experts": 1})
     with pytest.raises(ValueError, match=r"--memory\.max_experts 2 or more"):
         plan(*words)
     (tmp_path / "two.jsonl").write_text('{"text": 3}\n')
     with pytest.raises(ValueError, match=r"two\.jsonl, line 1"):
-        plan(*life(model, tmp_path / "life", "one"), f"--nights={tmp_path / 'two.jsonl'}")
+        plan(*chain(model, tmp_path / "life", "one"), f"--nights={tmp_path / 'two.jsonl'}")
     (tmp_path / "life").mkdir()
     assert not list((tmp_path / "life").iterdir())
 
@@ -115,34 +115,34 @@ def test_what_is_wrong_is_said_before_the_first_night(model, lived, tmp_path) ->
     ("order", "needed"), [(("one", "forget:entry-001", "two"), 2), (("one", "two", "forget:x"), 3)]
 )
 def test_a_night_that_takes_back_needs_its_expert_only_meanwhile(model, tmp_path, order, needed) -> None:
-    words = [word for word in life(model, tmp_path / "life", "one", "two") if not word.startswith("--nights")]
+    words = [word for word in chain(model, tmp_path / "life", "one", "two") if not word.startswith("--nights")]
     nights = json.dumps([name if name.startswith("forget") else str(tmp_path / f"{name}.jsonl") for name in order])
     assert len(plan(*words, f"--nights={nights}", f"--memory.max_experts={needed}")) == 3
     with pytest.raises(ValueError, match=rf"--memory\.max_experts {needed} or more"):
         plan(*words, f"--nights={nights}", f"--memory.max_experts={needed - 1}")
 
 
-def test_a_finished_night_stays_what_it_was_about(model, lived, tmp_path) -> None:
+def test_a_finished_night_stays_what_it_was_about(model, finished_chain, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"night-001 was about .*one\.jsonl, which is now given as .*two\.jsonl"):
-        plan(*life(model, lived, "two", "one"))
+        plan(*chain(model, finished_chain, "two", "one"))
     with pytest.raises(ValueError, match="need 1 experts, but the memory has room for 3 and holds 3"):
-        plan(*life(model, lived, "one", "two", "three", "four"))
+        plan(*chain(model, finished_chain, "one", "two", "three", "four"))
 
 
-def test_a_night_does_not_lean_on_what_is_silent(model, lived) -> None:
-    folder = first_nights(lived, "silent")
+def test_a_night_does_not_lean_on_what_is_silent(model, finished_chain) -> None:
+    folder = first_nights(finished_chain, "silent")
     run = FinishedRun.read(folder / "night-002")
     set_enabled(run, run.entries[0], False)
-    assert sleep.main(life(model, folder, "one", "two", "three")) == 0
+    assert sleep.main(chain(model, folder, "one", "two", "three")) == 0
     parents = [entry.parents for entry in read_ledger(folder / "night-003" / "ledger.jsonl")]
     assert parents == [(), ("entry-001",), ("entry-002",)]
 
 
-def test_a_gap_in_a_life_is_refused(model, lived, tmp_path) -> None:
-    folder = shutil.copytree(lived, lived.parent / "gap")
+def test_a_gap_in_a_life_is_refused(model, finished_chain, tmp_path) -> None:
+    folder = shutil.copytree(finished_chain, finished_chain.parent / "gap")
     (folder / "night-002" / "results.json").unlink()
     with pytest.raises(ValueError, match=r"night-003 is finished, but .*night-002, which it continues, is not"):
-        plan(*life(model, folder, "one", "two", "three"))
+        plan(*chain(model, folder, "one", "two", "three"))
 
 
 def test_memories_and_nights_agree() -> None:

@@ -16,9 +16,9 @@ from sleep_trl.planning.chain import nights_of, unfinished
 from sleep_trl.planning.consolidation import due_consolidations
 from sleep_trl.planning.preflight import preflight
 from sleep_trl.runs.files import read_json, read_jsonl
-from sleep_trl.runs.ledger import LedgerEntry, owners, owning, read_ledger
+from sleep_trl.runs.ledger import LedgerEntry, expert_owners, owners, read_ledger
 from tests.night.test_run import arguments
-from tests.planning.test_chain import life
+from tests.planning.test_chain import chain
 from tests.tiny_runs import first_nights
 
 CHUNKS = {"levels.chunks": "100,500,1000"}  # a night of the tests has some 230 tokens: level 1 is full in the third
@@ -36,7 +36,7 @@ def entry(number: int, expert: int, level: int = 1, **fields: object) -> LedgerE
 def due(
     config: dict, entries: list[LedgerEntry], room: int = 8, tokens: int = 100, silent: tuple[int, ...] = ()
 ) -> list:
-    experts = {e.expert: ExpertRecord(e.expert, e.level, e.expert not in silent) for e in owning(entries)}
+    experts = {e.expert: ExpertRecord(e.expert, e.level, e.expert not in silent) for e in expert_owners(entries)}
     found = due_consolidations(LevelsConfig(**config), entries, experts, room, tokens)
     return [(step.senders, step.receiver) for step in found]
 
@@ -67,13 +67,13 @@ def test_tokens_of_a_night_that_was_rolled_back_are_heard_again() -> None:
 
 
 def test_a_full_memory_makes_room_in_time() -> None:
-    for policy in ("onward", "merge"):
+    for policy in ("promote", "merge"):
         assert due({"when_full": policy}, FOUR, room=6) == []
     assert due({"when_full": "stop"}, FOUR, room=5) == []
-    assert due({"when_full": "onward"}, FOUR, room=5) == [((2, 3), 2)]
-    assert due({"when_full": "onward"}, FOUR[:3], room=4) == [((0, 1), 3)]
-    assert due({"when_full": "onward", "chunks": (1000, 2000, 4000)}, FOUR[:3], room=4) == [((0, 1), 2)]  # the slowest
-    assert due({"when_full": "onward"}, FOUR[1:3], room=3) == [((2, 1), 2)]  # no level has two
+    assert due({"when_full": "promote"}, FOUR, room=5) == [((2, 3), 2)]
+    assert due({"when_full": "promote"}, FOUR[:3], room=4) == [((0, 1), 3)]
+    assert due({"when_full": "promote", "chunks": (1000, 2000, 4000)}, FOUR[:3], room=4) == [((0, 1), 2)]  # the slowest
+    assert due({"when_full": "promote"}, FOUR[1:3], room=3) == [((2, 1), 2)]  # no level has two
     assert due({"when_full": "merge"}, FOUR[:3], room=4) == [((0, 1), 2)]  # the fullest level
     assert due({"when_full": "merge"}, FOUR[2:3], room=2) == []
     assert due({"when_full": "merge"}, [], room=1) == []
@@ -82,7 +82,7 @@ def test_a_full_memory_makes_room_in_time() -> None:
 def test_a_memory_with_blocks_makes_room_for_one_that_is_exchanged() -> None:
     """Otherwise the night would be refused: it needs a second free expert, and has none."""
     blocks = {"chunks": (1000, 2000, 4000), "learning_rate": 0.1}
-    for policy in ("onward", "merge"):
+    for policy in ("promote", "merge"):
         assert due({"when_full": policy} | blocks, FOUR, room=6) != []
         assert due({"when_full": policy} | blocks, FOUR, room=7) == []
 
@@ -104,19 +104,19 @@ def test_what_an_entry_learnt_is_found_however_often_it_was_passed_on() -> None:
     entries = [first, second, third, fourth, fifth]
     assert [owner.id for owner in owners(entries[:4]).values()] == ["entry-003"] * 3 + ["entry-004"]
     assert {owner.id for owner in owners(entries).values()} == {"entry-005"}
-    assert [e.id for e in owning(entries)] == ["entry-005"]
+    assert [e.id for e in expert_owners(entries)] == ["entry-005"]
     undone = [*entries[:4], fifth.model_copy(update={"dropped": "now"})]
-    assert [e.id for e in owning(undone)] == ["entry-003", "entry-004"]
+    assert [e.id for e in expert_owners(undone)] == ["entry-003", "entry-004"]
 
 
 # -- a life ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def lived(model, tmp_path_factory) -> Path:
+def finished_chain(model, tmp_path_factory) -> Path:
     """Three nights, of which the third finds level 1 full."""
     folder = tmp_path_factory.mktemp("lives") / "whole"
-    assert sleep.main(life(model, folder, *NIGHTS, **CHUNKS)) == 0
+    assert sleep.main(chain(model, folder, *NIGHTS, **CHUNKS)) == 0
     return folder / "night-003"
 
 
@@ -125,24 +125,24 @@ def told(folder: Path) -> list[dict]:
     return [entry.model_dump(exclude={"date", "dropped"}) for entry in read_ledger(folder / "ledger.jsonl")]
 
 
-def test_a_full_level_becomes_one_expert_of_the_next(model, lived) -> None:
-    before = read_ledger(lived.parent / "night-002" / "ledger.jsonl")
-    first, second, onward, third = read_ledger(lived / "ledger.jsonl")
+def test_a_full_level_becomes_one_expert_of_the_next(model, finished_chain) -> None:
+    before = read_ledger(finished_chain.parent / "night-002" / "ledger.jsonl")
+    first, second, promoted, third = read_ledger(finished_chain / "ledger.jsonl")
     assert [first, second] == before  # their lines stay as they were
     assert first.tokens == second.tokens == third.tokens and 500 / 3 < third.tokens < 250
-    assert onward.holds == (first.id, second.id) and (onward.level, onward.expert) == (2, 2)
-    assert onward.sources == first.sources + second.sources and onward.parents == ()
-    assert (third.level, third.expert, third.parents) == (1, 0, (onward.id,))  # a slot that was pruned
-    description = read_json(lived / "adapter" / "memory.json")
+    assert promoted.holds == (first.id, second.id) and (promoted.level, promoted.expert) == (2, 2)
+    assert promoted.sources == first.sources + second.sources and promoted.parents == ()
+    assert (third.level, third.expert, third.parents) == (1, 0, (promoted.id,))  # a slot that was pruned
+    description = read_json(finished_chain / "adapter" / "memory.json")
     assert description["experts"] == [
         {"index": 0, "level": 1, "is_enabled": True},
         {"index": 2, "level": 2, "is_enabled": True},
     ]
-    memory = load_memory(AutoModelForCausalLM.from_pretrained(model), lived / "adapter")
-    assert memory.fingerprint(2) == onward.fingerprint and memory.fingerprint(0) == third.fingerprint
+    memory = load_memory(AutoModelForCausalLM.from_pretrained(model), finished_chain / "adapter")
+    assert memory.fingerprint(2) == promoted.fingerprint and memory.fingerprint(0) == third.fingerprint
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
-        folded = AutoModelForCausalLM.from_pretrained(lived / "model")(input_ids=ids).logits
+        folded = AutoModelForCausalLM.from_pretrained(finished_chain / "model")(input_ids=ids).logits
         assert (memory.model.eval()(input_ids=ids).logits - folded).abs().max() <= 1e-4
 
 
@@ -150,11 +150,15 @@ def read(memory: Memory, ids: list[int]) -> torch.Tensor:
     return memory.model.eval()(input_ids=torch.tensor([ids])).logits.log_softmax(-1)
 
 
-def test_a_consolidation_learns_what_its_senders_say(model, lived) -> None:
+def test_a_consolidation_learns_what_its_senders_say(model, finished_chain) -> None:
     """On their prompts the new expert comes closer to them than the model without them is."""
-    rows = [row["prompt_ids"] for row in read_jsonl(lived / "adapter" / "prompts.jsonl") if row["entry"] != "entry-004"]
-    teacher = load_memory(AutoModelForCausalLM.from_pretrained(model), lived.parent / "night-002" / "adapter")
-    student = load_memory(AutoModelForCausalLM.from_pretrained(model), lived / "phases" / "seeded_level_2")
+    rows = [
+        row["prompt_ids"]
+        for row in read_jsonl(finished_chain / "adapter" / "prompts.jsonl")
+        if row["entry"] != "entry-004"
+    ]
+    teacher = load_memory(AutoModelForCausalLM.from_pretrained(model), finished_chain.parent / "night-002" / "adapter")
+    student = load_memory(AutoModelForCausalLM.from_pretrained(model), finished_chain / "phases" / "seeded_level_2")
     assert list(student.records) == [2]  # saved in the middle, it is loaded without those that were replaced
     far = near = 0.0
     with torch.no_grad():
@@ -169,23 +173,23 @@ def test_a_consolidation_learns_what_its_senders_say(model, lived) -> None:
     assert near < far
 
 
-def test_the_matrix_of_a_life_knows_nights_alone(lived) -> None:
-    results = read_json(lived / "results.json")
-    assert results["entry"] == "entry-004" and results["life"]["entries"] == ["entry-001", "entry-002", "entry-004"]
+def test_the_matrix_of_a_life_knows_nights_alone(finished_chain) -> None:
+    results = read_json(finished_chain / "results.json")
+    assert results["entry"] == "entry-004" and results["chain"]["entries"] == ["entry-001", "entry-002", "entry-004"]
     assert list(results["retention"]) == ["entry-001", "entry-002"]
-    asked = {row["entry"] for row in read_jsonl(lived / "adapter" / "questions.jsonl")}
+    asked = {row["entry"] for row in read_jsonl(finished_chain / "adapter" / "questions.jsonl")}
     assert asked == {"entry-001", "entry-002", "entry-004"}
-    card = (lived / "model" / "README.md").read_text("utf-8")
+    card = (finished_chain / "model" / "README.md").read_text("utf-8")
     assert [f"| entry-00{number} |" in card for number in (1, 2, 3, 4)] == [True, True, False, True]
 
 
 @pytest.mark.parametrize("stop", ["in the consolidation", "behind it", "in the night's own"])
 def test_a_life_interrupted_near_a_consolidation_ends_as_the_whole_one(
-    model, lived, tmp_path, monkeypatch, stop
+    model, finished_chain, tmp_path, monkeypatch, stop
 ) -> None:
     from sleep_trl.distributed.progress import StepBar
 
-    folder, original = first_nights(lived.parent, stop.replace(" ", "_")), StepBar.on_step_end
+    folder, original = first_nights(finished_chain.parent, stop.replace(" ", "_")), StepBar.on_step_end
 
     def interrupt(self, args, state, control, **kwargs):
         name = Path(args.output_dir).name
@@ -197,7 +201,7 @@ def test_a_life_interrupted_near_a_consolidation_ends_as_the_whole_one(
     def never(*_: object) -> None:
         raise KeyboardInterrupt
 
-    words = life(model, folder, *NIGHTS, **CHUNKS, **{"seeding.save_steps": 1})
+    words = chain(model, folder, *NIGHTS, **CHUNKS, **{"seeding.save_steps": 1})
     with monkeypatch.context() as patch:
         patch.setattr(StepBar, "on_step_end", interrupt)
         if stop == "behind it":
@@ -206,17 +210,17 @@ def test_a_life_interrupted_near_a_consolidation_ends_as_the_whole_one(
     phases = {path.stem for path in (folder / "night-003" / "phases").glob("*.json")}
     assert ("seed_level_2" in phases) == (stop != "in the consolidation") and "seed" not in phases
     assert sleep.main([*words, "--resume"]) == 0
-    assert told(folder / "night-003") == told(lived)
+    assert told(folder / "night-003") == told(finished_chain)
     for name in ("adapter/experts.safetensors", "adapter/memory.json", "adapter/prompts.jsonl"):
-        assert (folder / "night-003" / name).read_bytes() == (lived / name).read_bytes(), name
+        assert (folder / "night-003" / name).read_bytes() == (finished_chain / name).read_bytes(), name
 
 
-@pytest.mark.parametrize(("policy", "level"), [("onward", 2), ("merge", 1)])
-def test_a_full_memory_becomes_smaller_in_the_same_way(model, lived, policy, level) -> None:
+@pytest.mark.parametrize(("policy", "level"), [("promote", 2), ("merge", 1)])
+def test_a_full_memory_becomes_smaller_in_the_same_way(model, finished_chain, policy, level) -> None:
     """Two experts, and one slot left: the same two become one as where a chunk is full, and the night takes a slot."""
-    folder = first_nights(lived.parent, policy)
-    assert sleep.main(life(model, folder, *NIGHTS, **{"levels.when_full": policy})) == 0
-    made, expected = read_ledger(folder / "night-003" / "ledger.jsonl"), read_ledger(lived / "ledger.jsonl")
+    folder = first_nights(finished_chain.parent, policy)
+    assert sleep.main(chain(model, folder, *NIGHTS, **{"levels.when_full": policy})) == 0
+    made, expected = read_ledger(folder / "night-003" / "ledger.jsonl"), read_ledger(finished_chain / "ledger.jsonl")
     assert [e.fingerprint for e in made] == [e.fingerprint for e in expected]
     assert [e.level for e in made] == [1, 1, level, 1] and made[2].holds == ("entry-001", "entry-002")
     results = read_json(folder / "night-003" / "results.json")
@@ -225,20 +229,20 @@ def test_a_full_memory_becomes_smaller_in_the_same_way(model, lived, policy, lev
     assert results["consolidations"] == [{"entry": "entry-003", "level": level, "holds": ["entry-001", "entry-002"]}]
 
 
-def test_a_night_that_is_rolled_back_takes_its_consolidation_back_too(model, lived) -> None:
-    folder = first_nights(lived.parent, "ruinous")
+def test_a_night_that_is_rolled_back_takes_its_consolidation_back_too(model, finished_chain) -> None:
+    folder = first_nights(finished_chain.parent, "ruinous")
     ruinous = {"retention.max_skill_loss": 0.01, "seeding.learning_rate": 1.0}
-    assert sleep.main(life(model, folder, *NIGHTS, **CHUNKS, **ruinous, **{"levels.steps": 3})) == 0
+    assert sleep.main(chain(model, folder, *NIGHTS, **CHUNKS, **ruinous, **{"levels.steps": 3})) == 0
     before, after = (folder / night for night in ("night-002", "night-003"))
-    own, onward = (read_json(after / "phases" / f"{name}.json")["result"] for name in ("seed", "seed_level_2"))
-    assert max(row["step"] for row in own) == 2 and max(row["step"] for row in onward) == 3
+    own, promoted = (read_json(after / "phases" / f"{name}.json")["result"] for name in ("seed", "seed_level_2"))
+    assert max(row["step"] for row in own) == 2 and max(row["step"] for row in promoted) == 3
     for name in ("experts.safetensors", "memory.json", "prompts.jsonl", "questions.jsonl"):
         assert (after / "adapter" / name).read_bytes() == (before / "adapter" / name).read_bytes(), name
     entries = read_ledger(after / "ledger.jsonl")
-    assert [e.id for e in owning(entries)] == ["entry-001", "entry-002"]
+    assert [e.id for e in expert_owners(entries)] == ["entry-001", "entry-002"]
     assert all(e.dropped and e.rolled_back for e in entries[2:]) and len(entries) == 4
     results = read_json(after / "results.json")
-    assert results["life"]["entries"] == ["entry-001", "entry-002"]
+    assert results["chain"]["entries"] == ["entry-001", "entry-002"]
     assert results["capacity"]["by_level"] == {"1": 2}
     base = AutoModelForCausalLM.from_pretrained(model)
     memory = load_memory(base, after / "adapter")
@@ -248,11 +252,11 @@ def test_a_night_that_is_rolled_back_takes_its_consolidation_back_too(model, liv
     assert [step.senders for step in again] == [(0, 1)]
 
 
-def test_the_plan_says_what_falls_due(model, lived) -> None:
-    folder = first_nights(lived.parent, "planned")
+def test_the_plan_says_what_falls_due(model, finished_chain) -> None:
+    folder = first_nights(finished_chain.parent, "planned")
 
     def planned(**options: object) -> tuple[str, ...]:
-        (night,) = unfinished(nights_of(parse(life(model, folder, *NIGHTS, **options))))
+        (night,) = unfinished(nights_of(parse(chain(model, folder, *NIGHTS, **options))))
         return preflight(night).consolidations
 
     assert planned() == ()
@@ -260,8 +264,8 @@ def test_the_plan_says_what_falls_due(model, lived) -> None:
     assert planned(**{"levels.when_full": "merge"}) == ("experts 0, 1 become one of level 1: the memory is full",)
 
 
-def test_a_memory_without_any_room_is_refused_before_weights_are_loaded(model, lived, tmp_path) -> None:
-    before = lived.parent / "night-002"
+def test_a_memory_without_any_room_is_refused_before_weights_are_loaded(model, finished_chain, tmp_path) -> None:
+    before = finished_chain.parent / "night-002"
 
     def refused(**options: object) -> str:
         given = {"continue_from": before, "memory.max_experts": 2} | options
@@ -271,28 +275,28 @@ def test_a_memory_without_any_room_is_refused_before_weights_are_loaded(model, l
             preflight(parse(arguments(model, tmp_path / "run", **given)))
         return str(told.value)
 
-    assert "--levels.when_full onward, which itself needs a free one" in refused()
-    for policy in ("onward", "merge"):
+    assert "--levels.when_full promote, which itself needs a free one" in refused()
+    for policy in ("promote", "merge"):
         assert "To make experts one takes a free one too" in refused(**{"levels.when_full": policy})
 
 
 def test_a_life_that_makes_room_needs_three_slots(model, tmp_path) -> None:
     def checked(room: int, **options: object) -> None:
-        words = life(model, tmp_path / "life", *"abcdef", **{"memory.max_experts": room} | options)
+        words = chain(model, tmp_path / "life", *"abcdef", **{"memory.max_experts": room} | options)
         unfinished(nights_of(parse(words)))
 
     checked(6)
-    for options in ({"levels.when_full": "onward"}, {"levels.when_full": "merge"}, CHUNKS):
+    for options in ({"levels.when_full": "promote"}, {"levels.when_full": "merge"}, CHUNKS):
         checked(3, **options)
         with pytest.raises(
             ValueError, match=r"room for 3 and 1 free to begin with, but .* 2 and holds 0\. Give .*max_experts 3"
         ):
             checked(2, **options)
-    blocks = {"levels.when_full": "onward", "levels.learning_rate": 0.1} | CHUNKS
+    blocks = {"levels.when_full": "promote", "levels.learning_rate": 0.1} | CHUNKS
     checked(6, **blocks)
     with pytest.raises(
         ValueError, match=r"room for 6 and 2 free to begin with, but .* 5 and holds 2\. Give .*experts 6"
     ):
         checked(5, **blocks)
-    with pytest.raises(ValueError, match=r"the 6 to sleep need 6 experts, .* Or let experts become one .*onward"):
+    with pytest.raises(ValueError, match=r"the 6 to sleep need 6 experts, .* Or let experts become one .*promote"):
         checked(5)

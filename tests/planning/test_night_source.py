@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from sleep_trl.daemon import Listener
+from sleep_trl.daemon import PendingRecords
 from sleep_trl.distributed.progress import StepBar
 from sleep_trl.launch import sleep
-from sleep_trl.night.context import Bedroom
+from sleep_trl.night.context import NightContext
 from sleep_trl.night.generate_data import write_dataset
 from sleep_trl.runs.files import read_json
 from sleep_trl.runs.ledger import read_ledger
@@ -76,7 +76,7 @@ def test_a_record_about_which_nothing_usable_was_written_fails(model, tmp_path, 
     hear(heard, TEXTS[0], "the boat of Tolu sleeps")
     silent = "heard the boat of To"
 
-    def write(room: Bedroom) -> dict:
+    def write(room: NightContext) -> dict:
         written = write_dataset(room)
         return written | {"samples": [row for row in written["samples"] if row["memory_id"] != silent]}
 
@@ -101,10 +101,10 @@ def test_a_night_of_which_nothing_usable_was_written_holds_no_life_up(model, tmp
     told = capsys.readouterr().err
     assert "Error: The teacher wrote nothing usable" in told and f"lies in {folder / 'aside-001'}." in told
     assert states(heard) == ["new"] and not (folder / "night-001").exists()
-    listener = Listener(heard, life=folder)
-    assert listener.waiting().records == 0
+    pending = PendingRecords(heard, chain=folder)
+    assert pending.waiting().records == 0
     hear(heard, "the boat of Tolu sleeps")
-    assert listener.waiting().records == 1
+    assert pending.waiting().records == 1
     assert sleep.main(words) == 0
     assert set(states(heard)) == {"consolidated entry-001"}
 
@@ -125,4 +125,4 @@ def test_a_night_that_costs_too_much_is_rolled_back(model, tmp_path, capsys):
     assert states(heard) == ["new"]
     assert sleep.main(arguments(model, second, memories=f"wake:{heard}", continue_from=first)) == 0
     assert states(heard) == ["consolidated entry-002"]
-    assert read_json(second / "results.json")["life"]["entries"] == ["entry-002"]
+    assert read_json(second / "results.json")["chain"]["entries"] == ["entry-002"]

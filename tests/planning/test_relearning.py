@@ -13,10 +13,10 @@ from sleep_trl.launch import sleep
 from sleep_trl.memory import ExpertRecord, Memory, load_memory
 from sleep_trl.planning.relearning import named, plan_relearning, prompts_without
 from sleep_trl.runs.files import read_json, read_jsonl, write_jsonl
-from sleep_trl.runs.ledger import owning, read_ledger
+from sleep_trl.runs.ledger import expert_owners, read_ledger
 from sleep_trl.wake import WakeBuffer
 from tests.night.test_run import arguments
-from tests.planning.test_chain import life
+from tests.planning.test_chain import chain
 from tests.planning.test_consolidation import entry
 
 # -- what is concerned -----------------------------------------------------------------------------
@@ -26,7 +26,7 @@ THIRD = entry(3, 2, parents=("entry-001", "entry-002"))
 
 
 def plan(entries: list, *names: str, silent: tuple[int, ...] = ()):
-    experts = {e.expert: ExpertRecord(e.expert, e.level, e.expert not in silent) for e in owning(entries)}
+    experts = {e.expert: ExpertRecord(e.expert, e.level, e.expert not in silent) for e in expert_owners(entries)}
     return plan_relearning(names, entries, experts)
 
 
@@ -90,9 +90,9 @@ def test_names_stand_behind_a_prefix():
 
 
 @pytest.fixture(scope="module")
-def lived(model, tmp_path_factory) -> Path:
+def finished_chain(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("lives") / "life"
-    words = life(model, folder, "one", "two", **{"memory.max_experts": 4})
+    words = chain(model, folder, "one", "two", **{"memory.max_experts": 4})
     tell_otherwise(folder.parent / "two.jsonl")
     assert sleep.main(words) == 0
     return folder / "night-002"
@@ -104,27 +104,29 @@ def tell_otherwise(memories: Path) -> None:
     write_jsonl(memories, rows)
 
 
-def forget(model: Path, lived: Path, folder: Path, memories: str = "forget:entry-001", **options: object) -> list[str]:
-    given = {"memory.max_experts": None, "continue_from": lived, **options}
+def forget(
+    model: Path, finished_chain: Path, folder: Path, memories: str = "forget:entry-001", **options: object
+) -> list[str]:
+    given = {"memory.max_experts": None, "continue_from": finished_chain, **options}
     words = [word for word in arguments(model, folder, **given) if not word.startswith(("--memories", "--memory.max"))]
     return [*words, f"--memories={memories}", "--no-report"]
 
 
 @pytest.fixture(scope="module")
-def forgot(model, lived) -> Path:
-    folder = lived.parents[1] / "forgot"
-    assert sleep.main(forget(model, lived, folder)) == 0
+def forgot(model, finished_chain) -> Path:
+    folder = finished_chain.parents[1] / "forgot"
+    assert sleep.main(forget(model, finished_chain, folder)) == 0
     return folder
 
 
-def test_one_expert_comes_in_the_place_of_those_concerned(lived, forgot):
+def test_one_expert_comes_in_the_place_of_those_concerned(finished_chain, forgot):
     first, second, third = read_ledger(forgot / "ledger.jsonl")
     assert first.dropped and not second.dropped and (third.holds, third.tokens) == (("entry-002",), 0)
     assert [source.id for source in third.sources] == ["two-0", "two-1"]
     assert [record["index"] for record in read_json(forgot / "adapter" / "memory.json")["experts"]] == [third.expert]
     for name in ("prompts.jsonl", "questions.jsonl"):
         assert {row["entry"] for row in read_jsonl(forgot / "adapter" / name)} == {"entry-002"}
-    assert len(list(read_jsonl(lived / "adapter" / "prompts.jsonl"))) > len(
+    assert len(list(read_jsonl(finished_chain / "adapter" / "prompts.jsonl"))) > len(
         list(read_jsonl(forgot / "adapter/prompts.jsonl"))
     )
 
@@ -156,7 +158,7 @@ def test_a_night_goes_on_from_there(model, forgot):
 
 
 def test_a_life_can_forget_between_two_nights(model, tmp_path):
-    words = life(model, tmp_path / "life", "one", "two", **{"memory.max_experts": 3})
+    words = chain(model, tmp_path / "life", "one", "two", **{"memory.max_experts": 3})
     tell_otherwise(tmp_path / "two.jsonl")
     nights = [str(tmp_path / f"{name}.jsonl") for name in ("one", "two")]
     nights.append("forget:entry-001")
@@ -195,7 +197,11 @@ def test_records_of_a_buffer_wait_again(model, tmp_path):
         ("forget:entry-001", {"dream.rounds": 1, "dream.max_new_tokens": 8}, "no memories to dream of"),
     ],
 )
-def test_mistakes_are_told_before_anything_begins(model, lived, tmp_path, capsys, memories, options, says):
-    words = [word for word in forget(model, lived, tmp_path / "run", memories, **options) if not word.endswith("=None")]
+def test_mistakes_are_told_before_anything_begins(model, finished_chain, tmp_path, capsys, memories, options, says):
+    words = [
+        word
+        for word in forget(model, finished_chain, tmp_path / "run", memories, **options)
+        if not word.endswith("=None")
+    ]
     assert sleep.main(words) == 2
     assert says in capsys.readouterr().err and not (tmp_path / "run").exists()

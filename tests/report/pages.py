@@ -75,9 +75,9 @@ def write_run(folder, results, samples=None, entries=None):
     return folder
 
 
-def make_life(**changes):
-    """Return the part `life` of `results.json` after two nights, with changes."""
-    life = {
+def make_chain(**changes):
+    """Return the part `chain` of `results.json` after two nights, with changes."""
+    chain = {
         "entries": ["entry-001", "entry-002"],
         "recall": [[0.9], [0.6, 1.0]],
         "base_skill": [1.0, 0.99, 0.98],
@@ -87,7 +87,7 @@ def make_life(**changes):
         "backward_transfer": -0.3,
         "forward_transfer": None,
     }
-    return life | changes
+    return chain | changes
 
 
 class Page(HTMLParser):

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from sleep_trl.report.figures import charts, series
-from sleep_trl.report.retention import life_charts
-from tests.report.pages import make_life, make_results
+from sleep_trl.report.retention import chain_charts
+from tests.report.pages import make_chain, make_results
 
 
 def by_id(results):
@@ -41,7 +41,7 @@ def test_many_pairs_of_bars_have_no_numbers_to_overlap() -> None:
 def test_no_two_nights_look_alike() -> None:
     names = [f"entry-{number:03}" for number in range(1, 16)]
     recall = [[0.9] * (number + 1) for number in range(15)]
-    _, curves = life_charts(make_life(entries=names, recall=recall, base_skill=[1.0] * 16))
+    _, curves = chain_charts(make_chain(entries=names, recall=recall, base_skill=[1.0] * 16))
     assert len({(trace.meta["hue"], trace.line.dash) for trace in curves.plot.data}) == 16
 
 
@@ -78,7 +78,7 @@ def test_values_that_are_no_numbers_are_gaps() -> None:
 
 
 def test_a_life_is_drawn_as_matrix_and_curves() -> None:
-    matrix, curves = life_charts(make_life())
+    matrix, curves = chain_charts(make_chain())
     cells = {(x, y): share for t in matrix.plot.data for x, y, share in zip(t.x, t.y, t.customdata, strict=True)}
     assert cells == {("entry-001", "entry-001"): 90, ("entry-001", "entry-002"): 60, ("entry-002", "entry-002"): 100}
     drawn = [(shape.x0 + 0.48, shape.y0 + 0.48, shape.opacity) for shape in matrix.plot.layout.shapes]
@@ -92,10 +92,10 @@ def test_a_life_is_drawn_as_matrix_and_curves() -> None:
 
 
 @pytest.mark.parametrize(
-    "life", [{}, make_life(entries=["entry-001"], recall=[[0.9]]), make_life(recall=[[None], [None, None]])]
+    "chain", [{}, make_chain(entries=["entry-001"], recall=[[0.9]]), make_chain(recall=[[None], [None, None]])]
 )
-def test_one_night_or_no_questions_draw_no_life(life) -> None:
-    assert life_charts(life) == []
+def test_one_night_or_no_questions_draw_no_life(chain) -> None:
+    assert chain_charts(chain) == []
 
 
 def test_one_step_is_seen() -> None:

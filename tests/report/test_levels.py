@@ -15,7 +15,7 @@ def row(number: int, **changes: object) -> dict:
     return make_entry(**(given | {"sources": [], "parents": []} | changes))
 
 
-LIFE = [row(1), row(2), row(3, level=2, holds=["entry-001", "entry-002"], metrics={}), row(4, expert=0)]
+CHAIN = [row(1), row(2), row(3, level=2, holds=["entry-001", "entry-002"], metrics={}), row(4, expert=0)]
 
 
 def counted(ledger: list[dict]) -> dict[str, list[int]]:
@@ -24,31 +24,31 @@ def counted(ledger: list[dict]) -> dict[str, list[int]]:
 
 
 def test_experts_are_counted_after_each_night() -> None:
-    assert counted(LIFE) == {"level 1": [1, 2, 1], "level 2": [0, 0, 1], "room": [3, 3, 3]}
-    assert counted(LIFE[:2]) == {"level 1": [1, 2], "room": [3, 3]}
-    later = [{**entry, "dropped": "2026-02-01T00:00:00+00:00"} for entry in LIFE]
-    assert counted(later) == counted(LIFE)  # they had their experts then
+    assert counted(CHAIN) == {"level 1": [1, 2, 1], "level 2": [0, 0, 1], "room": [3, 3, 3]}
+    assert counted(CHAIN[:2]) == {"level 1": [1, 2], "room": [3, 3]}
+    later = [{**entry, "dropped": "2026-02-01T00:00:00+00:00"} for entry in CHAIN]
+    assert counted(later) == counted(CHAIN)  # they had their experts then
     undone = {"dropped": "2026-01-03T00:00:00+00:00", "rolled_back": "it cost too much"}
-    assert counted([*LIFE[:2], {**LIFE[2], **undone}, {**LIFE[3], **undone}]) == counted(LIFE[:2])
-    assert capacity_charts(CAPACITY, LIFE[:1]) == [] == capacity_charts({}, LIFE)  # nothing to compare; an old run
+    assert counted([*CHAIN[:2], {**CHAIN[2], **undone}, {**CHAIN[3], **undone}]) == counted(CHAIN[:2])
+    assert capacity_charts(CAPACITY, CHAIN[:1]) == [] == capacity_charts({}, CHAIN)  # nothing to compare; an old run
 
 
 def test_there_is_no_half_expert_on_the_axis() -> None:
     ticks = [
-        capacity_charts({**CAPACITY, "max_experts": room}, LIFE)[0].plot.layout.yaxis.dtick for room in (3, 8, 9, 40)
+        capacity_charts({**CAPACITY, "max_experts": room}, CHAIN)[0].plot.layout.yaxis.dtick for room in (3, 8, 9, 40)
     ]
     assert ticks == [1, 1, 2, 5]
 
 
 def test_an_entry_says_which_one_took_it_in() -> None:
-    assert [outcome(entry, LIFE) for entry in LIFE] == ["consolidated in entry-003"] * 2 + ["kept"] * 2
-    dropped = [{**entry, "dropped": "now"} if entry.get("holds") else entry for entry in LIFE]
-    assert outcome(LIFE[0], dropped) == "kept"
+    assert [outcome(entry, CHAIN) for entry in CHAIN] == ["consolidated in entry-003"] * 2 + ["kept"] * 2
+    dropped = [{**entry, "dropped": "now"} if entry.get("holds") else entry for entry in CHAIN]
+    assert outcome(CHAIN[0], dropped) == "kept"
 
 
 def test_the_page_shows_room_and_consolidations() -> None:
     results = make_results(capacity=CAPACITY)
     assert ("Experts", "2 of 3", "1 of level 1 · 1 of level 2") in list(facts(results))
-    page = render_page(results, [], LIFE, "")
+    page = render_page(results, [], CHAIN, "")
     assert "all of entry-001, entry-002" in " ".join(page.split()) and "Capacity by level" in page
     assert page.count("no night") == 1

@@ -11,7 +11,7 @@ from sleep_trl.report import write_report
 from sleep_trl.report.figures import label
 from sleep_trl.report.page import choose_samples, facts
 from sleep_trl.report.words import outcome, verdict, visible
-from tests.report.pages import HOSTILE, Page, make_entry, make_life, make_results, make_sample, write_run
+from tests.report.pages import HOSTILE, Page, make_chain, make_entry, make_results, make_sample, write_run
 
 
 def test_page_holds_the_figures_and_the_numbers(tmp_path) -> None:
@@ -63,7 +63,7 @@ def test_foreign_text_does_no_harm(tmp_path) -> None:
         entry=HOSTILE,
         history=history,
         retention={HOSTILE: {"before": 0.5, "after": 0.1}},
-        life=make_life(entries=[HOSTILE, "entry-002"]),
+        chain=make_chain(entries=[HOSTILE, "entry-002"]),
         base_skill={"before": 1.0, "after": 1.0, "measure": HOSTILE},
         seconds={HOSTILE: 1.0, "total": 1.0},
         dataset={"samples": {HOSTILE: 1}, "dropped": {HOSTILE: 2}},

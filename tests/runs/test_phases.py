@@ -14,7 +14,7 @@ from sleep_trl.runs.phases import Phases
 KILLED = """
 import os, sys, time
 from pathlib import Path
-import sleep_trl.phases as phases
+import sleep_trl.runs.phases as phases
 phases.EVERY = 0.05
 def work():
     print("begun", flush=True)

@@ -35,9 +35,9 @@ ASKED = [{"role": "user", "content": "the cat of Mira is called"}]
 SAID_BY_TESTS = ("Mira", "Tolu", "boat")
 
 
-def write_night(life: Path, number: int, **sizes: int) -> Path:
+def write_night(chain: Path, number: int, **sizes: int) -> Path:
     """Write what a committed night leaves, its marks last; each night's model has its own weights."""
-    run = life / f"night-{number:03}"
+    run = chain / f"night-{number:03}"
     tiny_model(seed=number, **sizes).save_pretrained(run / "model")
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = TEMPLATE
@@ -55,7 +55,7 @@ def greedy(run: Path, prompt: str, tokens: int) -> str:
 
 @dataclass
 class Served:
-    life: Path
+    chain: Path
     url: str
     buffer: Path
     process: subprocess.Popen
@@ -76,17 +76,17 @@ class Served:
 
 
 @contextmanager
-def serving(life: Path, *options: str) -> Iterator[Served]:
-    command = [sys.executable, "-m", "sleep_trl.cli", "serve", str(life), "--port", "0", "--json", *options]
+def serving(chain: Path, *options: str) -> Iterator[Served]:
+    command = [sys.executable, "-m", "sleep_trl.cli", "serve", str(chain), "--port", "0", "--json", *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "SLEEP_TRL_API_KEY": KEY}
-    log = life / "log"
+    log = chain / "log"
     with log.open("w") as errors:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
     told = process.stdout.readline()
     assert told, log.read_text()
     url = json.loads(told)["url"]
     try:
-        yield Served(life, url, life / "wake.db", process, openai.OpenAI(base_url=url, api_key=KEY, max_retries=0))
+        yield Served(chain, url, chain / "wake.db", process, openai.OpenAI(base_url=url, api_key=KEY, max_retries=0))
         servers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
@@ -99,14 +99,14 @@ def serving(life: Path, *options: str) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
-    life = tmp_path_factory.mktemp("lives") / "life"
-    write_night(life, 1)
-    with serving(life, "--backend", "transformers", "--record", str(life / "wake.db")) as endpoint:
+    chain = tmp_path_factory.mktemp("lives") / "life"
+    write_night(chain, 1)
+    with serving(chain, "--backend", "transformers", "--record", str(chain / "wake.db")) as endpoint:
         yield endpoint
 
 
 def test_answers_are_the_models(served):
-    night = served.life / "night-001"
+    night = served.chain / "night-001"
     answer = served.ask()
     assert answer.choices[0].message.content == greedy(night, "user the cat of Mira is called assistant", 8)
     assert (answer.model, answer.system_fingerprint) == ("life", "night-001:entry-000")
@@ -227,13 +227,13 @@ def test_swaps_under_load_without_dropping_a_request(served):
 
     with ThreadPoolExecutor(30) as clients:
         asked = [clients.submit(ask_until_the_new_one_answers, client) for client in range(30)]
-        write_night(served.life, 2)
+        write_night(served.chain, 2)
         answered = [future.result() for future in asked]  # a request that failed raises here
     for nights in answered:
         assert nights == sorted(nights), "an old night's model answered after the new one"
         assert nights[0] == "night-001:entry-000" and nights[-1] == "night-002:entry-000"
     prompt = f"user {ASKED[0]['content']} assistant"
-    assert said == {f"{n}:entry-000": {greedy(served.life / n, prompt, 8)} for n in ("night-001", "night-002")}
+    assert said == {f"{n}:entry-000": {greedy(served.chain / n, prompt, 8)} for n in ("night-001", "night-002")}
     servers = psutil.Process(served.process.pid).children()
     assert len(servers) == 1 or len(psutil.wait_procs(servers, timeout=20)[1]) == 1, "the old model server stays"
 
@@ -242,9 +242,9 @@ def test_swaps_under_load_without_dropping_a_request(served):
 @pytest.mark.parametrize("kind", ["transformers", "vllm"])
 def test_a_model_server_may_die_and_a_new_one_may_not_start(tmp_path, kind):
     pytest.importorskip(kind)
-    life = tmp_path / "life"
-    write_night(life, 1, hidden_size=128)  # vLLM on a CPU knows no smaller heads
-    with serving(life, "--backend", kind) as endpoint:
+    chain = tmp_path / "life"
+    write_night(chain, 1, hidden_size=128)  # vLLM on a CPU knows no smaller heads
+    with serving(chain, "--backend", kind) as endpoint:
         [server] = psutil.Process(endpoint.process.pid).children()
         stream = endpoint.ask(stream=True, max_tokens=100)
         next(stream)
@@ -252,10 +252,10 @@ def test_a_model_server_may_die_and_a_new_one_may_not_start(tmp_path, kind):
         with pytest.raises(openai.APIError, match="ended before its answer"):
             list(stream)
         answer = endpoint.ask().choices[0].message.content  # waits for the server to be back
-        assert answer.strip() == greedy(life / "night-001", f"user {ASKED[0]['content']} assistant", 8)
-        write_json(write_finished_run(life / "night-002") / "model" / "config.json", {"dtype": "float32"})
+        assert answer.strip() == greedy(chain / "night-001", f"user {ASKED[0]['content']} assistant", 8)
+        write_json(write_finished_run(chain / "night-002") / "model" / "config.json", {"dtype": "float32"})
         until = time.monotonic() + 120
-        while "goes on answering" not in (life / "log").read_text() and time.monotonic() < until:
+        while "goes on answering" not in (chain / "log").read_text() and time.monotonic() < until:
             time.sleep(0.2)
-        assert "night-001:entry-000 goes on answering" in (life / "log").read_text()
+        assert "night-001:entry-000 goes on answering" in (chain / "log").read_text()
         assert endpoint.ask().system_fingerprint == "night-001:entry-000", "a model that does not load harms nothing"

@@ -10,7 +10,7 @@ from sleep_trl.batched_lora.adapters import LoraSpec
 from sleep_trl.batched_lora.inner_loop import InnerLoop
 from sleep_trl.config.command_line import parse
 from sleep_trl.data import Prompter
-from sleep_trl.dreams.evaluator import Doubt, Rehearsal
+from sleep_trl.dreams.evaluator import DreamEvaluator, SignificanceTest
 from sleep_trl.dreams.gradients import Text
 from sleep_trl.dreams.measure import Questions
 from sleep_trl.memory import Memory, MemorySpec, attach
@@ -72,14 +72,14 @@ def dreamer(reader, folder, data=None, **options):
     attach(model, MemorySpec(width=32, max_experts=2)).activate()
     prompter = Prompter(tokenizer)
 
-    def rehearsal(trainer):
+    def evaluator(trainer):
         engine = TransformersEngine(trainer.model, tokenizer, 128)
         loop = InnerLoop(steps=8, learning_rate=5e-3)
-        return Rehearsal(engine, Questions(prompter, "exact", 8), LoraSpec(rank=4), loop, Doubt("sign"))
+        return DreamEvaluator(engine, Questions(prompter, "exact", 8), LoraSpec(rank=4), loop, SignificanceTest("sign"))
 
     return DreamingTrainer(
         model,
-        rehearsal,
+        evaluator,
         reward_funcs=options.pop("reward_funcs", None),
         args=DreamingConfig(str(folder), **{**OPTIONS, **options}),
         train_dataset=data or tasks(),

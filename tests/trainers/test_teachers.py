@@ -9,7 +9,7 @@ from sleep_trl.trainers import KnowledgeSeedingConfig, KnowledgeSeedingTrainer
 from sleep_trl.trainers.knowledge_seeding.ensemble import ensemble_divergence
 from sleep_trl.trainers.knowledge_seeding.loss import Head, divergence_per_token
 from sleep_trl.trainers.knowledge_seeding.parts import PARTS
-from sleep_trl.trainers.knowledge_seeding.teachers import find_rows, share_out
+from sleep_trl.trainers.knowledge_seeding.teachers import assign_teachers, find_rows
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.trainers.seedings import OPTIONS, length_reward, logged, rows
 
@@ -71,7 +71,7 @@ def test_no_class_of_rows_is_ever_without_a_row():
 
 
 def classes(student, others=()):
-    return [(parts, is_base) for parts, _, is_base in share_out(student, None, list(others))]
+    return [(parts, is_base) for parts, _, is_base in assign_teachers(student, None, list(others))]
 
 
 def test_the_pretrained_model_teaches_general_samples_as_soon_as_it_is_another_than_last_nights():

@@ -16,7 +16,7 @@ BATCH = 20
 ADD_FOREVER = """
 import sys
 from pathlib import Path
-from sleep_trl.memories import MemoryText
+from sleep_trl.data.documents import MemoryText
 from sleep_trl.wake import WakeBuffer, WakeRecord, Position
 
 buffer, batch = WakeBuffer(Path(sys.argv[1])), int(sys.argv[2])
@@ -55,7 +55,7 @@ def test_several_processes_add_at_once(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from sleep_trl.memories import MemoryText
+from sleep_trl.data.documents import MemoryText
 from sleep_trl.wake import WakeBuffer, WakeRecord
 with WakeBuffer(Path(sys.argv[1])) as buffer:
     for batch in range(10):

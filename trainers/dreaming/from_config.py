@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from sleep_trl.config import RunConfig
 from sleep_trl.data import Prompter, Sample
 from sleep_trl.distributed.progress import StepBar
-from sleep_trl.dreams import Doubt, InnerLoop, LoraSpec, Questions, Rehearsal, Workers
+from sleep_trl.dreams import DreamEvaluator, InnerLoop, LoraSpec, Questions, SignificanceTest, Workers
 from sleep_trl.dreams.gradients import Text, reference_gradient
 from sleep_trl.rewards import resolve
 from sleep_trl.rollout import TransformersEngine, plain_generation
@@ -76,7 +76,7 @@ def dream(
     samples: list[Sample],
     folder: Path,
 ) -> list[dict[str, Any]]:
-    """Dream about tasks and train the expert that is learning to do it better.
+    """LoraJob about tasks and train the expert that is learning to do it better.
 
     Args:
         rows (`list[dict]`):
@@ -103,20 +103,20 @@ def dream(
         address = config.rollout.ray_address
         workers = Workers(address, count=options.workers if address is None else None, gpus=options.gpus_per_worker)
 
-    def rehearsal(trainer: DreamingTrainer) -> Rehearsal:
-        return Rehearsal(
+    def evaluator(trainer: DreamingTrainer) -> DreamEvaluator:
+        return DreamEvaluator(
             TransformersEngine(model, tokenizer, config.evaluation.batch_size),
             Questions(prompter, config.evaluation.metric, config.evaluation.max_new_tokens),
             LoraSpec(options.lora_rank, options.lora_alpha),
             InnerLoop(options.lora_steps, options.lora_learning_rate, seed=config.seed),
-            Doubt(options.test, options.confidence, options.repeats),
+            SignificanceTest(options.test, options.confidence, options.repeats),
             options.chunk,
             workers,
         )
 
     trainer = DreamingTrainer(
         model,
-        rehearsal,
+        evaluator,
         rewards,
         args=dreaming_arguments(config, len(rows), folder),
         train_dataset=Dataset.from_list(rows),

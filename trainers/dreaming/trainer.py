@@ -13,13 +13,13 @@ from torch import nn
 from transformers import PreTrainedModel
 from trl.trainer.utils import get_config_model_id
 
-from sleep_trl.batched_lora.batches import Dream
-from sleep_trl.dreams.answerers import Respondents
-from sleep_trl.dreams.evaluator import Rehearsal, Trial
+from sleep_trl.batched_lora.batches import LoraJob
+from sleep_trl.dreams.answerers import Answerers
+from sleep_trl.dreams.evaluator import DreamEvaluator, Trial
 from sleep_trl.dreams.gradients import Text
 from sleep_trl.dreams.measure import Task
 from sleep_trl.dreams.select import Selected, Selection, select
-from sleep_trl.evaluation.recall import Quiz
+from sleep_trl.evaluation.recall import QAItem
 from sleep_trl.memory import Memory
 from sleep_trl.rewards import resolve
 
@@ -54,7 +54,7 @@ class DreamingTrainer(ExpertCheckpoints):
         model (`str` or `PreTrainedModel`):
             The dreamer. What of it requires gradients is trained: a memory's learning expert, a `peft_config`'s
             adapter, or all weights.
-        rehearsal (`Callable[[DreamingTrainer], Rehearsal]`):
+        rehearsal (`Callable[[DreamingTrainer], DreamEvaluator]`):
             Makes what tries dreams out, once the trainer has its model and tokenizer.
         reward_funcs (`RewardFunc` or list of them, *optional*):
             TRL reward functions. Default: `improvement` (Eq. 5).
@@ -80,7 +80,7 @@ class DreamingTrainer(ExpertCheckpoints):
     def __init__(
         self,
         model: str | PreTrainedModel,
-        rehearsal: Callable[[DreamingTrainer], Rehearsal],
+        evaluator: Callable[[DreamingTrainer], DreamEvaluator],
         reward_funcs: Any = None,
         args: DreamingConfig | None = None,
         train_dataset: Dataset | None = None,
@@ -107,7 +107,7 @@ class DreamingTrainer(ExpertCheckpoints):
         )
         self.learn = learn
         self.reference = reference
-        self.rehearsal = rehearsal(self)
+        self.evaluator = evaluator(self)
         self.trials: list[dict[str, Any]] = []
         self._rewarded = torch.empty(0)
 
@@ -153,7 +153,7 @@ class DreamingTrainer(ExpertCheckpoints):
     def _teacher_probabilities(self, texts: list[Text]) -> list[float]:
         memory = Memory.of(self.accelerator.unwrap_model(self.model))
         with memory.as_teacher() if memory else nullcontext():
-            losses = Respondents(self.rehearsal.engine, [None]).token_losses(texts, [0] * len(texts))
+            losses = Answerers(self.evaluator.engine, [None]).token_losses(texts, [0] * len(texts))
         return [math.exp(-sum(row) / len(row)) for row in losses]
 
     def _try_out(self, rows: Rows, texts: list[Text], dreams: list[list[int]]) -> tuple[Selected, list[Trial | None]]:
@@ -164,8 +164,8 @@ class DreamingTrainer(ExpertCheckpoints):
         selected = select(texts, tasks, self.selection, model, reference, seed)
         chosen = [i for i, is_kept in enumerate(selected.is_kept) if is_kept]
         number = f"{self.state.global_step} {self.accelerator.process_index}"
-        named = [Dream(f"{tasks[i]} {number} {i}", self._sequences(rows[i], dreams[i])) for i in chosen]
-        done = dict(zip(chosen, self.rehearsal.try_out(named, [_task(rows[i]) for i in chosen]), strict=True))
+        named = [LoraJob(f"{tasks[i]} {number} {i}", self._sequences(rows[i], dreams[i])) for i in chosen]
+        done = dict(zip(chosen, self.evaluator.try_out(named, [_task(rows[i]) for i in chosen]), strict=True))
         return selected, [done.get(i) for i in range(len(rows))]
 
     def _sequences(self, row: dict[str, Any], dream: list[int]) -> tuple[tuple[int, ...], ...]:
@@ -239,7 +239,7 @@ def _dream_of_all_tasks_at_once(args: DreamingConfig, tasks: int) -> None:
 
 
 def _task(row: dict[str, Any]) -> Task:
-    questions = tuple(Quiz(q["question"], tuple(q["answers"])) for q in row.get("questions") or ())
+    questions = tuple(QAItem(q["question"], tuple(q["answers"])) for q in row.get("questions") or ())
     return Task(str(row["task_id"]), row["context"], questions, row.get("heldout"))
 
 

@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from sleep_trl.config import RunConfig
-from sleep_trl.distributed.progress import StepBar, say
+from sleep_trl.distributed.progress import StepBar, echo
 from sleep_trl.distributed.zero3 import sharding
 from sleep_trl.memory.storage import read_description
 from sleep_trl.models.inspection import read_header
@@ -148,7 +148,7 @@ def remove_half_written(folder: Path) -> None:
     while folder.is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
         if is_whole(Path(last)):
             return
-        say(f"[yellow]{last} was left half written by an interruption and is removed[/]")
+        echo(f"[yellow]{last} was left half written by an interruption and is removed[/]")
         shutil.rmtree(last)
 
 

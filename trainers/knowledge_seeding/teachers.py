@@ -35,7 +35,7 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TeacherOutput:
     """What some teachers have in mind where they read some rows of a batch.
 
     Args:
@@ -96,7 +96,9 @@ class Lesson:
         return sums.new_zeros(mask.shape[0]).index_add(0, self.rows, sums)
 
 
-def enrol(models: PreTrainedModel | Sequence[PreTrainedModel] | None, accelerator: Accelerator) -> list[Teacher]:
+def prepare_teachers(
+    models: PreTrainedModel | Sequence[PreTrainedModel] | None, accelerator: Accelerator
+) -> list[Teacher]:
     """Freeze teachers and put them where the student is; under DeepSpeed ZeRO-3 their weights are sharded too."""
     models = [] if models is None else [models] if isinstance(models, nn.Module) else list(models)
     teachers = []
@@ -108,7 +110,7 @@ def enrol(models: PreTrainedModel | Sequence[PreTrainedModel] | None, accelerato
     return teachers
 
 
-def share_out(
+def assign_teachers(
     student: PreTrainedModel, itself: Teacher, others: list[Teacher]
 ) -> list[tuple[list[str], list[Teacher], bool]]:
     """Say who teaches which parts of the data set: separate teachers, if any, what is learnt; the student as it was

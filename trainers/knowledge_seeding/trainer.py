@@ -23,7 +23,7 @@ from .config import KnowledgeSeedingConfig
 from .loss import Head, log_probs_per_token
 from .parts import PARTS, Tensors, count_copies, is_replay, spread_references, weigh_rows
 from .quiet import without_row_dump
-from .teachers import Lesson, Teacher, as_base, enrol, find_rows, share_out
+from .teachers import Teacher, TeacherOutput, as_base, assign_teachers, find_rows, prepare_teachers
 
 Rows = list[dict[str, Any]]
 Padded = tuple[torch.Tensor, torch.Tensor]  # ids and mask, both (batch, length)
@@ -92,7 +92,7 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         if teacher_model is None:
             _refuse_what_experts_lack(model, args, kwargs)
         super().__init__(model, reward_funcs, args=args, **kwargs)
-        self.teachers = enrol(teacher_model, self.accelerator)
+        self.teachers = prepare_teachers(teacher_model, self.accelerator)
         if not self.teachers:
             _prepare(self.model, args)
         self._forward_redirection = _ForwardRedirection()
@@ -245,7 +245,7 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         with self.accelerator.autocast():
             return self._forward_redirection(model, student, _last_hidden, student, ids, mask)
 
-    def _teach(self, inputs: Tensors, ids: torch.Tensor, mask: torch.Tensor) -> list[Lesson]:
+    def _teach(self, inputs: Tensors, ids: torch.Tensor, mask: torch.Tensor) -> list[TeacherOutput]:
         """Let teachers read `ids` behind their prompt, each the rows that it teaches."""
         student = self.accelerator.unwrap_model(self.model)
         joined = _joined((inputs["teacher_prompt_ids"], inputs["teacher_prompt_mask"]), (ids, mask))
@@ -254,27 +254,43 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
             chosen = (teacher.model, *(tensor[rows] for tensor in joined))
             return _predicting(self._forward_redirection(teacher.wrapped, teacher.model, _last_hidden, *chosen), ids)
 
-        def lesson(parts: list[str], teachers: list[Teacher], is_base: bool) -> Lesson:
+        def teacher_output(parts: list[str], teachers: list[Teacher], is_base: bool) -> TeacherOutput:
             rows, is_given = find_rows(inputs["part"], parts)
             with as_base(student) if is_base else nullcontext():
                 taught = [(read(teacher, rows), Head.of(teacher.model)) for teacher in teachers]
-            return Lesson(rows, taught, is_given, is_own=teachers is not self.teachers)
+            return TeacherOutput(rows, taught, is_given, is_own=teachers is not self.teachers)
 
         with torch.no_grad(), self.accelerator.autocast(), _teaching(student):
-            return [lesson(*each) for each in share_out(student, Teacher(student, self.model_wrapped), self.teachers)]
+            return [
+                teacher_output(*each)
+                for each in assign_teachers(student, Teacher(student, self.model_wrapped), self.teachers)
+            ]
 
-    def _reference_divergence(self, model: nn.Module, batch: Tensors, taught: list[Lesson]) -> torch.Tensor:
+    def _reference_divergence(self, model: nn.Module, batch: Tensors, taught: list[TeacherOutput]) -> torch.Tensor:
         ids, mask = batch["reference_ids"], batch["reference_mask"]
         hidden = self._student_hidden(model, *_joined((batch["prompt_ids"], batch["prompt_mask"]), (ids, mask)))
         return self._divergence(_predicting(hidden, ids), taught, mask)
 
-    def _divergence(self, student: torch.Tensor, lessons: list[Lesson], mask: torch.Tensor) -> torch.Tensor:
+    def _divergence(
+        self, student: torch.Tensor, teacher_outputs: list[TeacherOutput], mask: torch.Tensor
+    ) -> torch.Tensor:
         """Return each row's divergence, number of tokens, and drift of hidden states. Shape `(3, batch)`."""
         head, beta = Head.of(self.accelerator.unwrap_model(self.model)), self.args.divergence_beta
-        sums = torch.stack([lesson.divergence(student, head, mask, beta) for lesson in lessons]).sum(0)
+        sums = torch.stack(
+            [teacher_output.divergence(student, head, mask, beta) for teacher_output in teacher_outputs]
+        ).sum(0)
         drift = torch.zeros_like(sums)
         if self.args.drift_weight:
-            drift = torch.stack([drift, *(lesson.drift(student, mask) for lesson in lessons if lesson.is_own)]).sum(0)
+            drift = torch.stack(
+                [
+                    drift,
+                    *(
+                        teacher_output.drift(student, mask)
+                        for teacher_output in teacher_outputs
+                        if teacher_output.is_own
+                    ),
+                ]
+            ).sum(0)
         return torch.stack([sums, mask.sum(1).float(), drift])
 
     def _mean(self, kind: str, sums: torch.Tensor, rows: Tensors) -> torch.Tensor:

@@ -104,7 +104,7 @@ def sleep(folder: Path, memories: Path, options: dict[str, Any]) -> Path:
     return folder
 
 
-def sleep_life(folder: Path, nights: Sequence[Path], options: dict[str, Any]) -> list[LedgerEntry]:
+def run_chain(folder: Path, nights: Sequence[Path], options: dict[str, Any]) -> list[LedgerEntry]:
     """Sleep night after night in a fresh process. Nights that the folder holds already are kept, an interrupted one is
     gone on with.
 

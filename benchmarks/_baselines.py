@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 from sleep_trl.config import RunConfig
 from sleep_trl.data import Prompter, Sample, Template, Window, build_rows, split_windows, write_about, write_general
 from sleep_trl.data.documents import read_memories, read_skill
-from sleep_trl.evaluation.recall import Quiz, ask
+from sleep_trl.evaluation.recall import QAItem, ask
 from sleep_trl.models.loading import load_model, load_tokenizer
 from sleep_trl.rollout import TransformersEngine
 from sleep_trl.runs.files import read_json, write_json
@@ -36,7 +36,7 @@ Penalty = Callable[[PreTrainedModel], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Rival:
+class Baseline:
     """How a rival learns.
 
     Args:
@@ -49,25 +49,27 @@ class Rival:
     learning_rate: float
     has_replay: bool = False
     lora_rank: int = 0
-    stiffness: float = 0.0
+    ewc_lambda: float = 0.0
 
 
-RIVALS = {
-    "sft": Rival(learning_rate=1e-3),
-    "replay": Rival(learning_rate=1e-3, has_replay=True),
-    "lora": Rival(learning_rate=3e-3, lora_rank=32),
-    "ewc": Rival(learning_rate=1e-3, stiffness=1e5),  # the best of 1e4, 1e5, 3e5 and 1e6 after five nights
+BASELINES = {
+    "sft": Baseline(learning_rate=1e-3),
+    "replay": Baseline(learning_rate=1e-3, has_replay=True),
+    "lora": Baseline(learning_rate=3e-3, lora_rank=32),
+    "ewc": Baseline(learning_rate=1e-3, ewc_lambda=1e5),  # the best of 1e4, 1e5, 3e5 and 1e6 after five nights
 }
 
 
 # -- a life -----------------------------------------------------------------------------------------------------------
 
 
-def live(rival: Rival, config: RunConfig, memories: Sequence[Path], folder: Path, data: Path) -> list[dict[str, Any]]:
+def live(
+    baseline: Baseline, config: RunConfig, memories: Sequence[Path], folder: Path, data: Path
+) -> list[dict[str, Any]]:
     """Let a rival learn night after night, or go on where it was.
 
     Args:
-        rival (`Rival`):
+        rival (`Baseline`):
             How it learns.
         config (`RunConfig`):
             A Sleep's night: model, data set, steps, evaluation.
@@ -89,12 +91,12 @@ def live(rival: Rival, config: RunConfig, memories: Sequence[Path], folder: Path
         if not (here / "scores.json").exists():
             weights = str(before / "model") if number > 1 else config.model
             model = load_model(config.model_copy(update={"model": weights}))
-            importance = Importance.load(before / "ewc.safetensors", model) if rival.stiffness and number else None
+            importance = Importance.load(before / "ewc.safetensors", model) if baseline.ewc_lambda and number else None
             if number:
                 samples, earlier = written[number - 1], [s for night in written[: number - 1] for s in night]
-                rows = night_rows(config, tokenizer, samples, earlier if rival.has_replay else None)
-                model = train(rival, config, model, rows, importance)
-            if rival.stiffness:
+                rows = night_rows(config, tokenizer, samples, earlier if baseline.has_replay else None)
+                model = train(baseline, config, model, rows, importance)
+            if baseline.ewc_lambda:
                 learnt = [s for s in written[max(0, number - 1)] if s.part == ("memory" if number else "general")]
                 importance = Importance.measure(model, learnt, importance)
                 importance.save(here / "ewc.safetensors")
@@ -113,10 +115,10 @@ def evaluate(
     engine = TransformersEngine(model, tokenizer, config.evaluation.batch_size)
     prompter = Prompter(tokenizer, config.chat_template_kwargs)
 
-    def score(quizzes: Sequence[Quiz], with_context: bool) -> float | None:
+    def score(items: Sequence[QAItem], with_context: bool) -> float | None:
         settings = config.evaluation
         return ask(
-            quizzes,
+            items,
             engine,
             prompter,
             with_context=with_context,
@@ -124,10 +126,12 @@ def evaluate(
             max_new_tokens=settings.max_new_tokens,
         )
 
-    asked = [[Quiz(q.question, q.answers) for m in read_memories(str(path)) for q in m.questions] for path in memories]
+    asked = [
+        [QAItem(q.question, q.answers) for m in read_memories(str(path)) for q in m.questions] for path in memories
+    ]
     assert config.evaluation.skill is not None
-    probe = [Quiz(q.question, q.answers, m.text) for m in read_skill(config.evaluation.skill) for q in m.questions]
-    return {"recall": [score(quizzes, False) for quizzes in asked], "skill": score(probe, True)}
+    probe = [QAItem(q.question, q.answers, m.text) for m in read_skill(config.evaluation.skill) for q in m.questions]
+    return {"recall": [score(items, False) for items in asked], "skill": score(probe, True)}
 
 
 # -- what is learnt ---------------------------------------------------------------------------------------------------
@@ -190,32 +194,32 @@ def night_rows(
 
 
 def train(
-    rival: Rival, config: RunConfig, model: PreTrainedModel, rows: Rows, importance: Importance | None
+    baseline: Baseline, config: RunConfig, model: PreTrainedModel, rows: Rows, importance: Importance | None
 ) -> PreTrainedModel:
     """Train a model on the rows of a night, and return it without adapters."""
     seeding = config.seeding
     torch.manual_seed(config.seed)
     learner: Any = model
-    if rival.lora_rank:
+    if baseline.lora_rank:
         from peft import LoraConfig, get_peft_model
 
         targets = "all-linear"
         learner = get_peft_model(
-            model, LoraConfig(r=rival.lora_rank, lora_alpha=rival.lora_rank, target_modules=targets)
+            model, LoraConfig(r=baseline.lora_rank, lora_alpha=baseline.lora_rank, target_modules=targets)
         )
     learner.train()
-    optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], rival.learning_rate)
+    optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], baseline.learning_rate)
     schedule = get_scheduler(seeding.lr_scheduler_type, optimizer, seeding.warmup_steps, seeding.steps)
     for batch in batches(rows, seeding.prompts_per_step):
         loss = reference_loss(learner, batch)
         if importance is not None:
-            loss = loss + rival.stiffness / 2 * importance.penalty(model)
+            loss = loss + baseline.ewc_lambda / 2 * importance.penalty(model)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learner.parameters(), seeding.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    trained: PreTrainedModel = learner.merge_and_unload() if rival.lora_rank else model
+    trained: PreTrainedModel = learner.merge_and_unload() if baseline.lora_rank else model
     return trained.eval()
 
 

@@ -13,8 +13,13 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-rivals = importlib.import_module("_rivals")
-Importance, Rival, reference_loss, train = rivals.Importance, rivals.Rival, rivals.reference_loss, rivals.train
+baselines = importlib.import_module("_baselines")
+Importance, Baseline, reference_loss, train = (
+    baselines.Importance,
+    baselines.Baseline,
+    baselines.reference_loss,
+    baselines.train,
+)
 
 ROWS = [
     {"prompt_ids": [1, 5, 6], "reference_ids": [7, 2]},
@@ -67,22 +72,22 @@ def test_importance_adds_up_and_is_read_back(tmp_path):
         assert torch.equal(read.anchor[name], model.get_parameter(name))
 
 
-@pytest.mark.parametrize("rival", [Rival(1e-2), Rival(1e-2, lora_rank=4)], ids=["sft", "lora"])
-def test_a_night_lowers_the_loss_and_leaves_a_plain_model(rival):
+@pytest.mark.parametrize("baseline", [Baseline(1e-2), Baseline(1e-2, lora_rank=4)], ids=["sft", "lora"])
+def test_a_night_lowers_the_loss_and_leaves_a_plain_model(baseline):
     model = tiny_model()
     names, before = set(model.state_dict()), reference_loss(model, ROWS).item()
-    trained = train(rival, CONFIG, model, ROWS * 3, None)
+    trained = train(baseline, CONFIG, model, ROWS * 3, None)
     assert set(trained.state_dict()) == names
     assert reference_loss(trained, ROWS).item() < before
 
 
 def test_a_stiff_model_moves_less():
     moved = []
-    for stiffness in (0.0, 1e6):
+    for ewc_lambda in (0.0, 1e6):
         model = tiny_model()
         start = model.lm_head.weight.detach().clone()
         importance = Importance.measure(model, [sample("general", k) for k in range(3)], None)
-        train(Rival(1e-2, stiffness=stiffness), CONFIG, model, ROWS * 3, importance)
+        train(Baseline(1e-2, ewc_lambda=ewc_lambda), CONFIG, model, ROWS * 3, importance)
         moved.append((importance.fisher["lm_head.weight"].sqrt() * (model.lm_head.weight - start)).norm().item())
     assert moved[1] < 0.9 * moved[0]
 
@@ -90,9 +95,9 @@ def test_a_stiff_model_moves_less():
 def test_replay_takes_sleeps_shares():
     samples = [*(sample("memory", k) for k in range(4)), *(sample("general", k) for k in range(4, 8))]
     config = CONFIG.model_copy(update={"seeding": CONFIG.seeding.model_copy(update={"prompts_per_step": 8})})
-    plain = rivals.night_rows(config, tiny_tokenizer(), samples, None)
+    plain = baselines.night_rows(config, tiny_tokenizer(), samples, None)
     assert {row["part"] for row in plain} == {"memory"}
-    replayed = rivals.night_rows(config, tiny_tokenizer(), samples, [sample("memory", 9), sample("general", 10)])
+    replayed = baselines.night_rows(config, tiny_tokenizer(), samples, [sample("memory", 9), sample("general", 10)])
     counts = [sum(row["part"] == part for row in replayed) for part in ("memory", "general", "earlier")]
     assert counts == [12, 6, 6]
     assert all(row["prompt_ids"][1] == 13 for row in replayed if row["part"] == "earlier")
