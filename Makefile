@@ -68,9 +68,10 @@ test-browser: setup ## the report and the endpoint in a real Chromium, which has
 test-slow: setup ## the tests marked slow
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
 
-lint: setup ## ruff: rules and formatting
+lint: setup ## ruff: rules and formatting; no circles in the import graph
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/python scripts/import_graph.py
 
 format: setup ## apply ruff's fixes and formatting
 	@$(BIN)/ruff check --fix .

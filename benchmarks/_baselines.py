@@ -24,8 +24,12 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from sleep_trl.config import RunConfig
-from sleep_trl.data import Prompter, Sample, Template, Window, build_rows, split_windows, write_about, write_general
 from sleep_trl.data.documents import read_memories, read_skill
+from sleep_trl.data.prompts import Prompter
+from sleep_trl.data.rows import build_rows
+from sleep_trl.data.samples import Sample, Window, write_about, write_general
+from sleep_trl.data.templates import Template
+from sleep_trl.data.windows import split_windows
 from sleep_trl.evaluation.recall import QAItem, ask
 from sleep_trl.models.loading import load_model, load_tokenizer
 from sleep_trl.rollout import TransformersEngine

@@ -42,7 +42,7 @@ def sentence_tasks(
     memories: Sequence[dict[str, Any]], count_tokens: Callable[[str], int], most: int | None = None
 ) -> list[dict[str, Any]]:
     """Return a task of [`DreamingTrainer`] for each sentence, with the questions whose answers and names it holds."""
-    from sleep_trl.data import split_windows
+    from sleep_trl.data.windows import split_windows
 
     rows = []
     for memory in memories:

@@ -62,7 +62,7 @@ def make_trainer(options: dict[str, Any], seed: int, arguments: argparse.Namespa
     from datasets import Dataset
     from transformers import AutoTokenizer
 
-    from sleep_trl.data import Prompter
+    from sleep_trl.data.prompts import Prompter
     from sleep_trl.dreams import DreamEvaluator, InnerLoop, LoraSpec, Questions, SignificanceTest
     from sleep_trl.rollout import TransformersEngine
     from sleep_trl.trainers import DreamingConfig, DreamingTrainer

@@ -51,8 +51,8 @@ def measure(run: Path, memories: str, rates: tuple[float, ...]) -> dict[str, dic
     """Return by learning rate the loss of what was heard, and the share of right answers to each kind of question."""
     import torch
 
-    from sleep_trl.data import Prompter
     from sleep_trl.data.documents import read_memories
+    from sleep_trl.data.prompts import Prompter
     from sleep_trl.evaluation.recall import ask
     from sleep_trl.memory import load_memory
     from sleep_trl.memory.accumulated_gradients import Accumulated, summed_loss, write_updated

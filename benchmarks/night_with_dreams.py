@@ -83,7 +83,7 @@ def ask_about(folder: Path, night: int) -> dict[str, float]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sleep_trl.data import Prompter
+    from sleep_trl.data.prompts import Prompter
     from sleep_trl.evaluation.recall import QAItem, ask
     from sleep_trl.memory import load_memory
     from sleep_trl.rollout import TransformersEngine

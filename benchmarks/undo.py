@@ -53,7 +53,7 @@ def recall(model: Path, questions: dict[str, list[Any]], config: Any) -> Recall:
     """Return the recall of each entry's questions, without context."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sleep_trl.data import Prompter
+    from sleep_trl.data.prompts import Prompter
     from sleep_trl.evaluation.recall import ask
     from sleep_trl.rollout import TransformersEngine
 

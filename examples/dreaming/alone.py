@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from sleep_trl.data import Prompter
+from sleep_trl.data.prompts import Prompter
 from sleep_trl.dreams import DreamEvaluator, InnerLoop, LoraSpec, Questions, SignificanceTest
 from sleep_trl.rollout import TransformersEngine
 from sleep_trl.trainers import DreamingConfig, DreamingTrainer

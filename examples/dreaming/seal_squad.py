@@ -99,14 +99,14 @@ def make_evaluator(args: argparse.Namespace, setup: Setup, preset: Any, passages
 
 def windows(passages: list[Passage]) -> list[Any]:
     """Return the passages as what a dream is about, each behind its title."""
-    from sleep_trl.data import Window
+    from sleep_trl.data.samples import Window
 
     return [Window(p["id"], p["title"], f"{p['title']}\n{p['context']}") for p in passages]
 
 
 def train(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]]:
     """Let the dreamer get better on passages of their own."""
-    from sleep_trl.data import Template
+    from sleep_trl.data.templates import Template
     from sleep_trl.dreams.presets import SEAL_SQUAD
 
     template = Template.load(args.template).respond
@@ -129,7 +129,7 @@ def train(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]]:
 
 def evaluate(args: argparse.Namespace, setup: Setup) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """LoraJob about the passages, learn the dreams, and ask."""
-    from sleep_trl.data import Template
+    from sleep_trl.data.templates import Template
     from sleep_trl.dreams import Task
     from sleep_trl.dreams.presets import SEAL_SQUAD, SEAL_SQUAD_MANY
     from sleep_trl.rollout import Sampling

@@ -7,12 +7,14 @@ import signal
 import sys
 from datetime import datetime, time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from ..config import RunConfig
+
 STOPPED = 130
-PREFIX = "wake:"
 WORDS = {
     "held": "Waiting for another process that is at work in {life}: a `sleep-trl live`, or a night that one left.",
     "waiting": "{records:,} records wait",
@@ -65,6 +67,7 @@ def live(
     Exit codes: 0 all --nights are slept, 2 a mistake in what was given, 130 stopped; else that of the night that failed
     --tries times.
     """
+    from ..config import MemorySource
     from ..daemon import Launcher, PendingRecords, SleepPolicy, Supervisor, load_tokenizer
 
     def tell(event: str, told: dict[str, Any]) -> None:
@@ -74,19 +77,21 @@ def live(
 
     policy = SleepPolicy(after_tokens, _hour(at), nights, check_every, tries, pause)
     launcher = Launcher.read(launch, sys.stderr if json else None)
-    model, chain, about = _run(context.args, f"{PREFIX}{buffer}" if buffer else memories)
-    pending = PendingRecords(Path(about.removeprefix(PREFIX)), load_tokenizer(model) if after_tokens else None, chain)
+    config = _parse(context.args, str(MemorySource(buffer=buffer)) if buffer else memories)
+    chain, path = config.output_dir, config.source.buffer
+    assert path is not None
+    pending = PendingRecords(path, load_tokenizer(config.model) if after_tokens else None, chain)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # service managers stop by it what Ctrl-C stops elsewhere
     try:
-        code = Supervisor(chain, about, context.args, launcher, pending, policy, tell).run()
+        code = Supervisor(chain, config.memories, context.args, launcher, pending, policy, tell).run()
     except KeyboardInterrupt:
         tell("stopped", {})
         code = STOPPED
     raise typer.Exit(code)
 
 
-def _run(arguments: list[str], memories: str | None) -> tuple[str, Path, str]:
-    """Return the model of a life, its folder, and `wake:` with the path of its buffer.
+def _parse(arguments: list[str], memories: str | None) -> RunConfig:
+    """Return the configuration that all nights share.
 
     Raises:
         `ValueError`: for a mistake in the options of a run, or if it is not about a wake buffer.
@@ -97,12 +102,12 @@ def _run(arguments: list[str], memories: str | None) -> tuple[str, Path, str]:
         config = parse([*arguments, *([f"--memories={memories}"] if memories else [])])
     except ValueError as error:
         raise ValueError(explain(error)) from None
-    if config.nights or not config.memories.startswith(PREFIX):
+    if config.nights or config.source.buffer is None:
         found = f"nights ({', '.join(config.nights)})" if config.nights else config.memories
         raise ValueError(f"memories: a life that goes on is about a wake buffer, not {found}. Give --buffer PATH.")
     if config.dry_run:
         raise ValueError("dry_run: nothing has been heard yet. Check with `sleep-trl doctor` and the same options.")
-    return config.model, config.output_dir, config.memories
+    return config
 
 
 def _hour(given: str | None) -> time | None:

@@ -91,8 +91,7 @@ def drop(
         raise ValueError(f"No entry of {run} holds anything from {source!r}. See `sleep-trl memory show`.")
     for name in names:
         found.entry(name)
-    spec = found.config.memories
-    path = buffer or (Path(spec.removeprefix("wake:")) if spec.startswith("wake:") else None)
+    path = buffer or found.config.source.buffer
 
     with chatter_to_stderr(), WakeBuffer(path) if path else nullcontext() as opened:
         from ..publish.unlearn import drop as take_back

@@ -1,6 +1,7 @@
 """One run as one frozen model: YAML in, dotted overrides on top, validated once. Imports no torch."""
 
 from .dreaming import DreamConfig
+from .memory_source import MemorySource
 from .run import RunConfig
 from .sections import (
     DatasetConfig,
@@ -18,6 +19,7 @@ __all__ = [
     "EvaluationConfig",
     "LevelsConfig",
     "MemoryConfig",
+    "MemorySource",
     "RetentionConfig",
     "RolloutConfig",
     "RunConfig",

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from .dreaming import DreamConfig
+from .memory_source import MemorySource
 from .reward import RewardSpec
 from .sections import (
     DatasetConfig,
@@ -149,6 +150,11 @@ class RunConfig(Section):
                 f"memory; their sum must be below 1"
             )
         return self
+
+    @property
+    def source(self) -> MemorySource:
+        """What the night is about: `memories`, parsed."""
+        return MemorySource.parse(self.memories)
 
     @property
     def starts_ray(self) -> bool:

@@ -10,7 +10,8 @@ from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer
 
 from ..planning.chain import quarantined_nights
-from ..planning.night_source import KEPT, began_with
+from ..planning.night_source import began_with
+from ..runs.folder import RunFolder
 from ..runs.ledger import read_ledger
 from ..wake import Listed, WakeBuffer
 
@@ -74,7 +75,7 @@ def _rolled_back(run: Path | None) -> set[str]:
 def _quarantined(chain: Path | None) -> set[str]:
     """Return the hashes of what was heard by the nights that a life has set aside; some were about files."""
     nights = quarantined_nights(chain) if chain else []
-    return set().union(*(_ingested_by(night) for night in nights if (night / KEPT).is_file()))
+    return set().union(*(_ingested_by(night) for night in nights if RunFolder(night).ingested.is_file()))
 
 
 @cache

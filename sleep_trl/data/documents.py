@@ -79,8 +79,7 @@ def read_memories(spec: str) -> list[MemoryText]:
     Args:
         spec (`str`):
             A .jsonl file, a folder of .txt and .md files (subfolders too, in order of their paths),
-            a folder written by `Dataset.save_to_disk`, the name of a data set, or `wake:` and the
-            path of a wake buffer, for what is new there. Rows have `text` and optionally `id`,
+            a folder written by `Dataset.save_to_disk`, or the name of a data set. Rows have `text` and optionally `id`,
             `source` and `questions`, a list of `question`, `answers` and optionally `form`; other
             keys are left out.
 
@@ -91,10 +90,6 @@ def read_memories(spec: str) -> list[MemoryText]:
     Raises:
         `ValueError`: if nothing can be read, with the file, the line and the key.
     """
-    if spec.startswith("wake:"):
-        from ..planning.night_source import read_new
-
-        return read_new(Path(spec.removeprefix("wake:")))
     path = Path(spec)
     if path.is_dir():
         rows = _rows_of_folder(path)

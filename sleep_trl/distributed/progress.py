@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from accelerate import PartialState
@@ -10,9 +10,10 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..rollout import Progress as Advance
-
 console = Console(stderr=False, highlight=False)
+
+Advance = Callable[[float], None]
+"""Takes the units of work that were done since the last call."""
 
 
 def echo(message: RenderableType) -> None:

@@ -13,8 +13,8 @@ from .launcher import Launch
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from ..data import Prompter
     from ..data.documents import MemoryText
+    from ..data.prompts import Prompter
     from ..planning.plan import Plan
     from ..rollout.choice import Choice
 
@@ -76,7 +76,7 @@ class Case:
 
     @cached_property
     def prompter(self) -> Prompter:
-        from ..data import Prompter
+        from ..data.prompts import Prompter
 
         return Prompter(self.tokenizer, self.run.chat_template_kwargs)
 
@@ -89,7 +89,7 @@ class Case:
     @cached_property
     def windows(self) -> list[list[str]]:
         """The memories as the teacher reads them."""
-        from ..data import split_all
+        from ..data.windows import split_all
 
         texts = [memory.text for memory in self.memories]
         return split_all(texts, self.prompter.count_tokens, self.plan.window, self.run.dataset.window_overlap)

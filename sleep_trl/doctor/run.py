@@ -76,7 +76,7 @@ def make_plan(case: Case) -> Finding:
 
 def compare_prompts(case: Case) -> Finding:
     """Make the prompts of teacher and student: the memory has to stand in one, and not in the other."""
-    from ..data import Template
+    from ..data.templates import Template
 
     window = case.windows[0][0]
     for name in case.run.dataset.templates:
@@ -92,7 +92,7 @@ def compare_prompts(case: Case) -> Finding:
 
 def fit_memories(case: Case) -> Finding:
     """Look whether all text of all memories is read, and every prompt and answer fits the context."""
-    from ..data import Template
+    from ..data.templates import Template
 
     config, plan = case.run, case.plan
     for memory, windows in zip(case.memories, case.windows, strict=True):

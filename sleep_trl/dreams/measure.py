@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..data import Prompter, Template
+from ..data.prompts import Prompter
+from ..data.templates import Template
 from ..evaluation.recall import METRICS, QAItem
 from ..rollout.stopping import first_stop
 from .gradients import Text

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ..data import Prompter, Template
+from ..data.prompts import Prompter
+from ..data.templates import Template
 from ..evaluation.metrics import normalize_answer
 from ..evaluation.recall import QAItem
 from ..rollout import Engine, Progress, Sampling

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..data import Prompter, Template
+from ..data.prompts import Prompter
+from ..data.templates import Template
 from ..memory import Memory
 from ..rollout import Engine, Progress, Sampling
 from .metrics import contains, exact_match, f1

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from ..data import Sample, Template
 from ..data.documents import MemoryText
+from ..data.samples import Sample
+from ..data.templates import Template
 from ..distributed.zero3 import takes_part_in_saving
 from ..memory import base_fingerprint, fold, save_memory
 from ..planning.night_source import fail_unused

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ..data import Sample
+from ..data.samples import Sample
 from ..distributed.progress import echo
 from ..memory import load_experts
 from ..planning.consolidation import Consolidation

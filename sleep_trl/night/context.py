@@ -9,8 +9,10 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import RunConfig
-from ..data import Prompter, Template, split_all
 from ..data.documents import MemoryText
+from ..data.fit import window_size
+from ..data.prompts import Prompter
+from ..data.windows import split_all
 from ..distributed.progress import echo
 from ..distributed.zero3 import serve
 from ..memory import Memory, MemorySpec, attach, load_experts, load_memory
@@ -18,7 +20,7 @@ from ..memory.accumulated_gradients import Accumulated
 from ..models.loading import context_limit, load_model, load_tokenizer
 from ..planning.consolidation import Consolidation, due_consolidations, due_updates, missing_blocks
 from ..planning.night_source import night_memories
-from ..planning.relearning import Relearning, named, plan_relearning
+from ..planning.relearning import Relearning, plan_relearning
 from ..rollout import Engine, TransformersEngine
 from ..rollout.choice import make_engine
 from ..runs.ledger import LedgerEntry, read_ledger
@@ -97,7 +99,7 @@ def prepare(config: RunConfig) -> NightContext:
     pieces = sum(map(len, windows))
     echo(f"Read {len(memories)} memories in {pieces} windows of at most {size} tokens")
     tokens = sum(map(prompter.count_tokens, texts))
-    names = named(config.memories)
+    names = config.source.forget
     relearning = plan_relearning(names, earlier, memory.records) if names else None
     held = earlier, memory.records, memory.spec.max_experts
     due = [] if relearning else due_consolidations(config.levels, *held, tokens)
@@ -130,27 +132,3 @@ def prepare(config: RunConfig) -> NightContext:
 def _accumulated(config: RunConfig) -> Accumulated:
     """Return what the levels had accumulated when the night began."""
     return Accumulated.load(config.continue_from / "adapter") if config.continue_from else Accumulated()
-
-
-def window_size(config: RunConfig, prompter: Prompter, context: int) -> int:
-    """Return how many tokens of a memory fit the context beside the longest prompt, request and answer.
-
-    Raises:
-        `ValueError`: if hardly any do.
-    """
-    data = config.dataset
-    around = 0
-    for template in map(Template.load, data.templates):
-        prompts = [template.respond] if template.ask is None else [template.respond, template.ask]
-        lengths = [len(prompter(p, context="x", request="x", source="memory")[0]) for p in prompts]
-        around = max(around, *lengths)
-    request = max(data.max_new_tokens, config.evaluation.max_new_tokens)
-    answer = max(data.max_new_tokens, config.seeding.max_completion_length)
-    ctx = context - around - request - answer
-    if ctx < 16:
-        raise ValueError(
-            f"A context of {context} tokens leaves {ctx} for a memory, beside {around} of prompt, {request} of "
-            f"question and {answer} of answer. Lower dataset.max_new_tokens and seeding.max_completion_length, or "
-            f"raise max_context."
-        )
-    return ctx

@@ -6,7 +6,8 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..data import Sample, split_windows
+from ..data.samples import Sample
+from ..data.windows import split_windows
 from ..distributed.progress import echo
 from ..memory import load_experts, save_memory
 from ..runs.phases import Phases

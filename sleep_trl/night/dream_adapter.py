@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from ..config import RunConfig
-from ..data import Sample
+from ..data.samples import Sample
 from ..dreams import InnerLoop, LoraJob, LoraSpec, export_adapter, train_adapters
 
 FOLDER = "dream_adapter"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..data import Template, Window, Written, write_about, write_earlier, write_general
 from ..data.documents import read_memories
+from ..data.samples import Window, Written, write_about, write_earlier, write_general
+from ..data.templates import Template
 from ..distributed.progress import bar, echo
 from ..planning.relearning import prompts_without
 from ..rollout import Engine

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 
 from ..config import RunConfig
-from ..data import Sample
+from ..data.samples import Sample
 from ..distributed.progress import echo
 from ..evaluation.recall import agreement
 from ..evaluation.retention import breach, describe_chain
@@ -25,7 +25,7 @@ from ..runs.phases import Phases
 from .accumulate import accumulate
 from .commit import commit
 from .consolidate import begin_expert, consolidate_levels
-from .context import prepare, window_size
+from .context import prepare
 from .dream import adapt_to_dreams, dream
 from .dream_tasks import Dreamer
 from .evaluate import evaluate, evaluate_after
@@ -33,7 +33,7 @@ from .generate_data import HELD_OUT, NothingUsable, write_dataset
 from .results import collect_results
 from .seed import SeedExpert, seed
 
-__all__ = ["NothingUsable", "run_night", "window_size"]
+__all__ = ["NothingUsable", "run_night"]
 
 WEAK_TEACHER = 0.5  # recall with context below which the user is warned
 

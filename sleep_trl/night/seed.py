@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import RunConfig
-from ..data import Sample, build_rows
+from ..data.rows import build_rows
+from ..data.samples import Sample
 from ..distributed.zero3 import takes_part_in_saving
 from ..memory import save_memory
 from ..rollout import Engine

@@ -12,8 +12,6 @@ from ..config import RunConfig
 from ..data.documents import read_memories
 from ..runs.files import read_json
 from .consolidation import HOW_TO_FREE_EXPERTS, MIN_CAPACITY, missing_blocks, needed_free
-from .night_source import buffer_of
-from .relearning import named
 
 
 def night_folder(chain: Path, number: int) -> Path:
@@ -92,8 +90,7 @@ def unfinished(nights: list[RunConfig]) -> list[RunConfig]:
                 f"finished stay first, in their order; give new ones behind them, or another --output_dir."
             )
     for night in waiting:
-        is_known = buffer_of(night.memories) is None  # what will be heard until then is not yet
-        if is_known and not named(night.memories):
+        if night.source.documents is not None:  # what a wake buffer will hold by then is not known yet
             read_memories(night.memories)
     if waiting:
         check_capacity(waiting)
@@ -114,7 +111,7 @@ def check_capacity(waiting: list[RunConfig]) -> None:
             size = description["spec"]["max_experts"]
     missing, free = len(missing_blocks(first.levels, experts)), needed_free(first.levels)
     blocks, used = missing + sum(bool(expert.get("is_block")) for expert in experts), missing + len(experts)
-    new = sum(not named(night.memories) for night in waiting) + bool(named(waiting[-1].memories))
+    new = sum(not night.source.forget for night in waiting) + bool(waiting[-1].source.forget)
     if used + new <= size:
         return
     if first.levels.when_full == "stop" and not first.levels.chunks:

@@ -12,21 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config.memory_source import MemorySource
 from ..data.documents import MemoryText, read_memories
 from ..runs.files import read_json, write_jsonl
+from ..runs.folder import RunFolder
 from ..wake.buffer import WakeBuffer
-from .relearning import named
 
 if TYPE_CHECKING:
     from ..config import RunConfig
-
-PREFIX = "wake:"
-KEPT = Path("phases", "heard.jsonl")
-
-
-def buffer_of(memories: str) -> Path | None:
-    """Return the path of the wake buffer that `--memories` names, or `None` if it names something else."""
-    return Path(memories.removeprefix(PREFIX)) if memories.startswith(PREFIX) else None
 
 
 def read_new(path: Path) -> list[MemoryText]:
@@ -51,21 +44,21 @@ def night_memories(config: RunConfig) -> list[MemoryText]:
     Raises:
         `ValueError`: if nothing can be read.
     """
-    if named(config.memories):
+    source = config.source
+    if source.forget:
         return []
-    is_begun = (config.output_dir / "config.json").is_file()
-    if buffer_of(config.memories) is not None and is_begun:
-        return began_with(config.output_dir)
-    return read_memories(config.memories)
+    if source.buffer is None:
+        return read_memories(config.memories)
+    return began_with(config.output_dir) if RunFolder(config.output_dir).is_begun else read_new(source.buffer)
 
 
 def begin_night(config: RunConfig, memories: list[MemoryText]) -> None:
     """Keep the records of a night about what was heard, and name the night to the buffer. Before config.json is
     written, and as often as one likes."""
-    path = buffer_of(config.memories)
+    path = config.source.buffer
     if path is not None:
-        write_jsonl(config.output_dir / KEPT, (asdict(memory) for memory in memories))
-    elif named(config.memories):
+        write_jsonl(RunFolder(config.output_dir).ingested, (asdict(memory) for memory in memories))
+    elif config.source.forget:
         path = followed_by(config.continue_from)
     if path is None:
         return
@@ -75,9 +68,9 @@ def begin_night(config: RunConfig, memories: list[MemoryText]) -> None:
 
 def followed_by(run: Path | None) -> Path | None:
     """Return the buffer that one of these runs was about: this one, the one that it continues, and so on."""
-    while run is not None and (run / "config.json").is_file():
-        config = read_json(run / "config.json")
-        if (path := buffer_of(config["memories"])) is not None:
+    while run is not None and RunFolder(run).is_begun:
+        config = read_json(RunFolder(run).config)
+        if (path := MemorySource.parse(config["memories"]).buffer) is not None:
             return path if path.is_file() else None
         run = Path(config["continue_from"]) if config["continue_from"] else None
     return None
@@ -85,13 +78,13 @@ def followed_by(run: Path | None) -> Path | None:
 
 def began_with(night: Path) -> list[MemoryText]:
     """Return the records with which a night about what was heard began."""
-    return read_memories(str(night / KEPT))
+    return read_memories(str(RunFolder(night).ingested))
 
 
 def fail_unused(config: RunConfig, silent: Sequence[MemoryText]) -> None:
     """Mark records about which the teacher wrote nothing usable as failed: no later night takes them, unless they are
     heard again. For a night that has a ledger; as often as one likes."""
-    if (path := buffer_of(config.memories)) is None or not silent:
+    if (path := config.source.buffer) is None or not silent:
         return
     with WakeBuffer(path) as buffer:
         buffer.fail((memory.id for memory in silent), f"nothing usable was written about it in {config.output_dir}")

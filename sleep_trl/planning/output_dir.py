@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ..config import RunConfig
 from ..runs.files import read_json
-from .night_source import KEPT
+from ..runs.folder import RunFolder
 from .plan import MIB
 
 OURS = ("adapter", "model", "phases", "checkpoints", "ledger.jsonl", "report.html")
@@ -80,7 +80,8 @@ def _complete(begun: dict[str, Any]) -> dict[str, Any]:
 
 def _was_about_to_begin(phases: Path) -> bool:
     """Tell whether a night was killed when it had kept what it is about, and written nothing else."""
-    return phases.is_dir() and {path.name for path in phases.iterdir()} <= {KEPT.name, f"{KEPT.name}.partial"}
+    name = RunFolder(phases.parent).ingested.name
+    return phases.is_dir() and {path.name for path in phases.iterdir()} <= {name, f"{name}.partial"}
 
 
 def _seeding_has_begun(folder: Path) -> bool:

@@ -14,16 +14,17 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 
 from ..config import RunConfig, SeedingConfig
-from ..data import Prompter, Template, split_all
 from ..data.documents import MemoryText, read_memories, read_skill
+from ..data.fit import window_size
+from ..data.prompts import Prompter
+from ..data.templates import Template
+from ..data.windows import split_all
 from ..distributed.zero3 import check_launch, count_shards
 from ..memory import ExpertRecord, MemorySpec
 from ..memory.hosts import Host, find_hosts
 from ..memory.storage import read_description
 from ..models.inspection import build_without_weights, read_config, read_header, read_tokenizer
 from ..models.loading import choose_dtype, context_limit
-from ..night.dream_tasks import check_dream
-from ..night.run import window_size
 from ..rollout.choice import choose
 from ..runs.ledger import read_ledger
 from .consolidation import (
@@ -34,10 +35,11 @@ from .consolidation import (
     due_consolidations,
     missing_blocks,
 )
+from .dreaming import check_dream
 from .night_source import night_memories
 from .output_dir import check_disk, check_output
 from .plan import Plan, Shape, estimate_disk, estimate_memory, render
-from .relearning import Relearning, named, plan_relearning
+from .relearning import Relearning, plan_relearning
 
 __all__ = ["Plan", "preflight", "render"]
 
@@ -328,7 +330,7 @@ def find_consolidations(config: RunConfig, capacity: Capacity, tokens: int) -> l
     Raises:
         `ValueError`: if the night takes entries back and cannot.
     """
-    names = named(config.memories)
+    names = config.source.forget
     if (folder := config.continue_from) is None:
         if names:
             raise ValueError(f"memories: {config.memories} takes entries of a run back. Name it by --continue_from.")

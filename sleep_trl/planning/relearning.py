@@ -11,13 +11,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..config.memory_source import BETWEEN, FORGET
 from ..runs.ledger import LedgerEntry, active_entries, dependents, owners, sharing_expert, with_held
 
 if TYPE_CHECKING:
     from ..memory import ExpertRecord
-
-PREFIX = "forget:"
-BETWEEN = "+"  # names; a comma is between nights
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,6 @@ class Relearning:
         return f"experts {experts} become one of level {self.level}, without {', '.join(self.forgotten)}"
 
 
-def named(memories: str) -> tuple[str, ...]:
-    """Return the entries that `--memories` names to be taken back; none if it names something to be learnt."""
-    return tuple(memories.removeprefix(PREFIX).split(BETWEEN)) if memories.startswith(PREFIX) else ()
-
-
 def plan_relearning(
     names: Sequence[str], entries: Sequence[LedgerEntry], experts: Mapping[int, ExpertRecord]
 ) -> Relearning:
@@ -70,8 +63,8 @@ def plan_relearning(
     for name in names:
         if name not in owned:
             raise ValueError(
-                f"memories: {PREFIX}{name} was given, but the run to continue has no entry {name!r} that could be "
-                f"taken back. It has {', '.join(owned) or 'none'}. Name several as {PREFIX}entry-001{BETWEEN}entry-002."
+                f"memories: {FORGET}{name} was given, but the run to continue has no entry {name!r} that could be "
+                f"taken back. It has {', '.join(owned) or 'none'}. Name several as {FORGET}entry-001{BETWEEN}entry-002."
             )
     gone = with_held(entries, names).intersection(owned)
     affected = sharing_expert(entries, names)

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 from ..config import RunConfig
+from ..config.memory_source import MemorySource
 from ..data.documents import read_memories
 from ..memory import Memory, fold, load_memory, save_memory
 from ..memory.accumulated_gradients import FILE as ACCUMULATED
 from ..models.inspection import read_config
 from ..models.loading import load_model, load_tokenizer
-from ..planning.relearning import BETWEEN, PREFIX
 from ..report import write_report
 from ..runs.files import read_json, read_jsonl, write_json, write_jsonl
 from ..runs.finished import FinishedRun
@@ -118,9 +118,10 @@ def drop(
         raise ValueError(f"{gone[0].id} was dropped already, on {gone[0].dropped}.")
     asked, names = names, run.sharing_expert_with(names)
     if (dependents := run.dependents_of(names)) and later is None:
+        source = MemorySource(forget=tuple(asked))
         raise ValueError(
             f"{', '.join(dependents)} in {run.folder} was learnt beside {', '.join(names)} and leans on it. A night "
-            f"learns it anew: launch/sleep.py --continue_from {run.folder} --memories {PREFIX}{BETWEEN.join(asked)}. "
+            f"learns it anew: launch/sleep.py --continue_from {run.folder} --memories {source}. "
             f"Or choose: --later drop takes it back too and queues its records for the next night; --later keep leaves "
             f"it, and it may lose what it knows."
         )
@@ -183,7 +184,7 @@ def _fetch(run: FinishedRun, wanted: Sequence[Source], buffer: WakeBuffer) -> li
     known = {record.sha256 for record in buffer.records() if record.state != "forgotten"}
     missing = [source for source in wanted if source.sha256 not in known]
     for one in [run, *run.earlier()] if missing else ():
-        if one.config.memories.startswith("wake:") or not Path(one.config.memories).exists():
+        if one.config.source.documents is None or not Path(one.config.memories).exists():
             continue
         texts = {memory.sha256: memory for memory in read_memories(one.config.memories)}
         found = [texts[source.sha256] for source in missing if source.sha256 in texts]

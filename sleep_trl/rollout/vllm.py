@@ -8,15 +8,17 @@ import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
 
 from .engine import Completion, Sampling
-from .replica import ReplicaSpec
 from .stopping import complete
 from .weights import Region, Values
+
+if TYPE_CHECKING:
+    from .replica import ReplicaSpec
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of vLLM's attention on a CPU
 # A prompt read in two passes makes vLLM turn back the request's generator, which no generator of a CPU can.

@@ -13,7 +13,7 @@ from sleep_trl.batched_lora.batches import LoraJob, divide_jobs
 from sleep_trl.batched_lora.inner_loop import InnerLoop
 from sleep_trl.batched_lora.ray_workers import Workers
 from sleep_trl.batched_lora.transport import changed, pack, unpack, weights_of
-from sleep_trl.data import Prompter
+from sleep_trl.data.prompts import Prompter
 from sleep_trl.dreams.evaluator import DreamEvaluator, SignificanceTest
 from sleep_trl.dreams.measure import Custom, HeldoutLoss, Task
 from sleep_trl.memory import MemorySpec, attach

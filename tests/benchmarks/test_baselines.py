@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sleep_trl.config import RunConfig
-from sleep_trl.data import Sample
+from sleep_trl.data.samples import Sample
 from tests.tiny import tiny_model, tiny_tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))

@@ -2,9 +2,10 @@ from collections import Counter
 
 import pytest
 
-from sleep_trl.data import Prompter, Sample, Template, Window, build_rows, split_shares, write_about, write_general
-from sleep_trl.data.rows import COLUMNS
-from sleep_trl.data.samples import is_repetitive, write_earlier
+from sleep_trl.data.prompts import Prompter
+from sleep_trl.data.rows import COLUMNS, build_rows, split_shares
+from sleep_trl.data.samples import Sample, Window, is_repetitive, write_about, write_earlier, write_general
+from sleep_trl.data.templates import Template
 from sleep_trl.rollout import Completion, TransformersEngine
 from tests.tiny import tiny_model, tiny_tokenizer
 

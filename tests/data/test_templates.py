@@ -1,7 +1,7 @@
 import pytest
 
-from sleep_trl.data import BUILT_IN, Prompter, Template
-from sleep_trl.data.templates import render
+from sleep_trl.data.prompts import Prompter
+from sleep_trl.data.templates import BUILT_IN, Template, render
 from tests.tiny import tiny_tokenizer
 
 CHAT = (

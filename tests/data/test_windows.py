@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from sleep_trl.data import split_all, split_sentences, split_windows
+from sleep_trl.data.windows import split_all, split_sentences, split_windows
 
 TEXT = " ".join(f'Sentence {i} says "hello." It {i} goes on{" and on" * (i % 5)}!' for i in range(40))
 

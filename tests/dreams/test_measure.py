@@ -8,7 +8,7 @@ from sleep_trl.batched_lora.adapters import LoraSpec
 from sleep_trl.batched_lora.api import train_adapters
 from sleep_trl.batched_lora.batches import LoraJob
 from sleep_trl.batched_lora.inner_loop import InnerLoop
-from sleep_trl.data import Prompter
+from sleep_trl.data.prompts import Prompter
 from sleep_trl.dreams.answerers import Answerers
 from sleep_trl.dreams.evaluator import DreamEvaluator, SignificanceTest
 from sleep_trl.dreams.gradients import Text
@@ -44,7 +44,7 @@ def learnt(engine, prompter, text, dream="a"):
 
 
 def load(name):
-    from sleep_trl.data import Template
+    from sleep_trl.data.templates import Template
 
     return Template.load(name)
 

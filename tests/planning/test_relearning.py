@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from sleep_trl.config import MemorySource
 from sleep_trl.launch import sleep
 from sleep_trl.memory import ExpertRecord, Memory, load_memory
-from sleep_trl.planning.relearning import named, plan_relearning, prompts_without
+from sleep_trl.planning.relearning import plan_relearning, prompts_without
 from sleep_trl.runs.files import read_json, read_jsonl, write_jsonl
 from sleep_trl.runs.ledger import expert_owners, read_ledger
 from sleep_trl.wake import WakeBuffer
@@ -83,7 +84,8 @@ def test_what_cannot_be_is_told(names, silent, says):
 
 
 def test_names_stand_behind_a_prefix():
-    assert named("forget:entry-001+entry-002") == ("entry-001", "entry-002") and named("forget.jsonl") == ()
+    assert MemorySource.parse("forget:entry-001+entry-002").forget == ("entry-001", "entry-002")
+    assert MemorySource.parse("forget.jsonl") == MemorySource(documents="forget.jsonl")
 
 
 # -- a night ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from datasets import Dataset
 from sleep_trl.batched_lora.adapters import LoraSpec
 from sleep_trl.batched_lora.inner_loop import InnerLoop
 from sleep_trl.config.command_line import parse
-from sleep_trl.data import Prompter
+from sleep_trl.data.prompts import Prompter
 from sleep_trl.dreams.evaluator import DreamEvaluator, SignificanceTest
 from sleep_trl.dreams.gradients import Text
 from sleep_trl.dreams.measure import Questions

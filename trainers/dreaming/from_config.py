@@ -12,7 +12,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from sleep_trl.config import RunConfig
-from sleep_trl.data import Prompter, Sample
+from sleep_trl.data.prompts import Prompter
+from sleep_trl.data.samples import Sample
 from sleep_trl.distributed.progress import StepBar
 from sleep_trl.dreams import DreamEvaluator, InnerLoop, LoraSpec, Questions, SignificanceTest, Workers
 from sleep_trl.dreams.gradients import Text, reference_gradient
