@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .files import read_json
-from .ledger import read_ledger, active_entries
+from .ledger import active_entries, read_ledger
 
 MARKS = ("results.json", "ledger.jsonl")
 """What a night writes last: a folder that has both is committed."""

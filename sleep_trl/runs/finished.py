@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from .files import read_json
-from .ledger import LedgerEntry, dependents, owners, read_ledger, sharing_expert, active_entries
+from .ledger import LedgerEntry, active_entries, dependents, owners, read_ledger, sharing_expert
 
 if TYPE_CHECKING:
     from ..config import RunConfig

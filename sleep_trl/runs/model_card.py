@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .ledger import LedgerEntry, owners, active_entries
+from .ledger import LedgerEntry, active_entries, owners
 
 Form = Literal["checkpoint", "adapter"]
 

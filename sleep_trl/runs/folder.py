@@ -1,0 +1,116 @@
+"""The names of the files in a run's folder, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+FORMER_INGESTED = "heard.jsonl"  # its name in runs of 0.1
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """The experts of a run and what goes with them: `adapter/`, or any folder that `save_memory` wrote.
+
+    Args:
+        path (`Path`): the folder.
+    """
+
+    path: Path
+
+    @property
+    def description(self) -> Path:
+        """The memory's spec and its experts, as JSON."""
+        return self.path / "memory.json"
+
+    @property
+    def experts(self) -> Path:
+        """Their weights."""
+        return self.path / "experts.safetensors"
+
+    @property
+    def prompts(self) -> Path:
+        """Prompts of all nights, which later nights replay."""
+        return self.path / "prompts.jsonl"
+
+    @property
+    def questions(self) -> Path:
+        """Questions of all nights, which later nights ask again."""
+        return self.path / "questions.jsonl"
+
+    @property
+    def accumulated(self) -> Path:
+        """Gradients that levels have accumulated since their last boundary (Eq. 2)."""
+        return self.path / "accumulated.safetensors"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run (its `output_dir`).
+
+    Args:
+        path (`Path`): the folder, which need not exist.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The configuration it was begun with, as JSON."""
+        return self.path / "config.json"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.jsonl"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def model(self) -> Path:
+        """The grown model, folded into a checkpoint; missing if its experts are routed."""
+        return self.path / "model"
+
+    @property
+    def adapter(self) -> AdapterFolder:
+        return AdapterFolder(self.path / "adapter")
+
+    @property
+    def phases(self) -> Path:
+        """Results of phases, one file each."""
+        return self.path / "phases"
+
+    @property
+    def seeded(self) -> Path:
+        """The expert as Knowledge Seeding left it."""
+        return self.phases / "seeded"
+
+    @property
+    def ingested(self) -> Path:
+        """The records that a night from a wake buffer began with."""
+        former = self.phases / FORMER_INGESTED
+        return former if former.is_file() else self.phases / "ingested.jsonl"
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a night was begun here."""
+        return self.config.is_file()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether a night was finished here."""
+        return self.results.is_file()
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether what the night learnt is in the ledger, and the night is over."""
+        return self.results.is_file() and self.ledger.is_file()
+
+    def missing(self, *files: Path) -> list[str]:
+        """Return those of these files that are not there, by their names in the folder."""
+        return [file.relative_to(self.path).as_posix() for file in files if not file.is_file()]
