@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sleep_trl.runs.ledger import LedgerEntry
 
 QUICKSTART = ROOT / "examples" / "quickstart"
-sys.path[:0] = [str(ROOT), str(QUICKSTART)]
+sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "pretrain_tiny")]
 
 WINDOW = 20  # tokens of a memory in one task: a sentence
 TOWN_SEED = 1  # of the quickstart's memories; its first three nights are files beside the model

@@ -1,6 +1,6 @@
 """Measure how well a model reads: whole answers, greedy, from a passage in its context.
 
-python examples/quickstart/reading.py --help
+python examples/pretrain_tiny/reading.py --help
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from world import COMPLETION, PROMPT, random_passage
 
 FORMS = ("forward", "paraphrase", "reversed")
+QUICKSTART = Path(__file__).parents[1] / "quickstart"
 
 
 @torch.no_grad()
@@ -100,11 +101,10 @@ def report(model: PreTrainedModel, speller: Speller, console: Console, passages:
 
 def main() -> None:
     """Measure a saved model on fresh passages and on memory files."""
-    here = Path(__file__).parent
     parser = argparse.ArgumentParser(description="Measure how well a model reads.")
-    parser.add_argument("--model", type=Path, default=here / "model", help="folder of the model")
+    parser.add_argument("--model", type=Path, default=QUICKSTART / "model", help="folder of the model")
     parser.add_argument("--passages", type=int, default=100, help="fresh passages of each size")
-    parser.add_argument("--files", type=Path, nargs="*", default=sorted(here.glob("[ms]*.jsonl")))
+    parser.add_argument("--files", type=Path, nargs="*", default=sorted(QUICKSTART.glob("[ms]*.jsonl")))
     arguments = parser.parse_args()
     console, speller = Console(), Speller()
     model = LlamaForCausalLM.from_pretrained(arguments.model).eval()

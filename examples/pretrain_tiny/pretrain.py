@@ -1,6 +1,6 @@
 """Pretrain the quickstart's model from nothing: a small Llama that can read, and knows nothing.
 
-    python examples/quickstart/pretrain.py --help
+    python examples/pretrain_tiny/pretrain.py --help
 
 First strings until the model copies, then pairs of names until it finds one name by the other, then lessons of few and
 short facts, then of up to eight. Each stage but the last ends when the model gets its answers right.
@@ -26,6 +26,7 @@ from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 CONSOLE = Console()
+QUICKSTART = Path(__file__).parents[1] / "quickstart"
 
 
 @dataclass(frozen=True)
@@ -253,8 +254,7 @@ class Training:
 def main() -> None:
     """Pretrain, save and measure."""
     parser = argparse.ArgumentParser(description="Pretrain the quickstart's model from nothing.")
-    here = Path(__file__).parent
-    parser.add_argument("--output", type=Path, default=here / "model", help="folder of the model")
+    parser.add_argument("--output", type=Path, default=QUICKSTART / "model", help="folder of the model")
     parser.add_argument("--steps", type=int, default=1000, help="steps of the last stage")
     parser.add_argument("--limit", type=int, default=1500, help="most steps of an earlier stage")
     parser.add_argument("--tokens", type=int, default=4500, help="tokens a step, roughly")

@@ -4,7 +4,7 @@ Everything here is made up, and everything follows from a seed. A fact ties a pe
 two invented syllables. A passage is a few facts. The first syllables of all names in a passage differ, so that one
 syllable is enough to tell them apart. Run this file to write the memories of the quickstart again:
 
-    python examples/quickstart/world.py --help
+    python examples/pretrain_tiny/world.py --help
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+QUICKSTART = Path(__file__).parents[1] / "quickstart"
 FIRST_SYLLABLES = tuple("Ba Bo Da De Fe Go Ha Jo Ka Ki La Lo Ma Mi Ne Pa Pe Ro Ru Sa Te To Wa Zo".split())
 SECOND_SYLLABLES = tuple(
     "bbin bo ddle ffle gus kin lbo lio lla lu mble mo nda nno pkin ppo ra rri sca tto vo wick xi zzo".split()
@@ -305,7 +306,7 @@ def ask_anything(rng: random.Random, passage: Passage) -> str:
 def main() -> None:
     """Write the memory files."""
     parser = argparse.ArgumentParser(description="Write the town's memories as JSONL files.")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder to write to")
+    parser.add_argument("--output", type=Path, default=QUICKSTART, help="folder to write to")
     parser.add_argument("--seed", type=int, default=1, help="another seed is another town")
     parser.add_argument("--skill-passages", type=int, default=180, help="passages in skill.jsonl")
     arguments = parser.parse_args()
