@@ -52,14 +52,14 @@ def begun(chain: Path) -> list[str]:
 def quarantine(night: Path) -> Path:
     """Move a night that cannot be finished out of its life, with what is in it, and return where it lies now. The next
     one takes its number."""
-    quarantined = night.parent / f"aside-{len(quarantined_nights(night.parent)) + 1:03}"
+    quarantined = night.parent / f"quarantined-{len(quarantined_nights(night.parent)) + 1:03}"
     night.rename(quarantined)
     return quarantined
 
 
 def quarantined_nights(chain: Path) -> list[Path]:
-    """Return the folders of the nights that were set aside, oldest first."""
-    return sorted(chain.glob("aside-*"))
+    """Return the folders of quarantined nights, oldest first; 0.1 named them `aside-*`."""
+    return [*sorted(chain.glob("aside-*")), *sorted(chain.glob("quarantined-*"))]
 
 
 def is_finished(folder: Path) -> bool:

@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from sleep_trl.daemon import PendingRecords, Waiting, load_tokenizer
+from sleep_trl.runs.files import write_jsonl
 from sleep_trl.runs.ledger import Source, read_ledger, write_ledger
 from sleep_trl.wake import WakeBuffer, record_of_line
 from tests.tiny import tiny_tokenizer
@@ -64,6 +65,16 @@ def test_a_rolled_back_night_is_not_slept_again_for_its_own_sake(tmp_path, token
     assert pending.waiting() == Waiting(1, 2)
     write_ledger(run / "ledger.jsonl", [entry.model_copy(update=undone | {"rolled_back": None})])
     assert pending.waiting() == Waiting(3, 9), "what a user takes back is queued again"
+
+
+@pytest.mark.parametrize(("folder", "file"), [("quarantined-001", "ingested.jsonl"), ("aside-001", "heard.jsonl")])
+def test_records_of_a_quarantined_night_do_not_count(tmp_path, tokenizer, folder, file):
+    """The second pair are the names that 0.1 gave."""
+    hear(tmp_path / "wake.db", "the cat of Mira")
+    row = {"id": "a", "source": "s", "text": "the cat of Mira"}
+    write_jsonl(tmp_path / "chain" / folder / "phases" / file, [row])
+    assert PendingRecords(tmp_path / "wake.db", tokenizer, tmp_path / "chain").waiting() == Waiting(0, 0)
+    assert PendingRecords(tmp_path / "wake.db", tokenizer).waiting() == Waiting(1, 4)
 
 
 @pytest.mark.parametrize("name", ["empty", "broken"])

@@ -70,7 +70,7 @@ def test_a_mistake_is_not_tried_again_and_a_kill_is_told_by_its_signal(chain):
 
 
 def test_a_night_that_is_set_aside_is_followed_by_others(chain, tmp_path):
-    heard = tmp_path / "life" / "aside-001" / "phases" / "ingested.jsonl"
+    heard = tmp_path / "life" / "quarantined-001" / "phases" / "ingested.jsonl"
     record = json.dumps({"id": "a", "source": "s", "text": "the cat of Mira"})
     night = tmp_path / "night.sh"  # the first ends as one does of which nothing usable was written
     night.write_text(f"test -e {heard} && exit 7\nmkdir -p {heard.parent}\necho '{record}' > {heard}\nexit 2")

@@ -99,7 +99,7 @@ def test_a_night_of_which_nothing_usable_was_written_holds_no_life_up(model, tmp
     words = [word for word in given if not word.startswith("--memories=")] + [f'--nights=["wake:{heard}"]']
     assert sleep.main([*words, "--dataset.max_new_tokens=1", "--no-dataset.keep_truncated"]) == 2
     told = capsys.readouterr().err
-    assert "Error: The teacher wrote nothing usable" in told and f"lies in {folder / 'aside-001'}." in told
+    assert "Error: The teacher wrote nothing usable" in told and f"lies in {folder / 'quarantined-001'}." in told
     assert states(heard) == ["new"] and not (folder / "night-001").exists()
     pending = PendingRecords(heard, chain=folder)
     assert pending.waiting().records == 0
