@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..runs.committed import newest_night
-from ..runs.finished import FinishedRun, compare_entries, compare_runs, describe
+from ..runs.finished import FinishedRun, describe
 from ..wake import WakeBuffer
 from .output import Json, Row, change, chatter_to_stderr, show, table
 
@@ -107,31 +107,6 @@ def drop(
     show([row], json, _drop_in_words)
 
 
-@app.command()
-def diff(
-    first: Annotated[str, typer.Argument(metavar="RUN[:ENTRY]", help="A run's folder, or one of its entries.")],
-    second: Annotated[str, typer.Argument(metavar="RUN[:ENTRY]", help="What to compare it with.")],
-    json: Json = False,
-) -> None:
-    """Compare two runs, or two entries."""
-    sides = [text.rpartition(":") if ":entry-" in text else (text, "", "") for text in (first, second)]
-    runs = [FinishedRun.read(newest_night(Path(folder))) for folder, _, _ in sides]
-    names = [name for _, _, name in sides if name]
-    if len(names) == 1:
-        raise ValueError("Give two runs, or an entry of each (RUN:ENTRY RUN:ENTRY).")
-    if names:
-        entries = [run.entry(name) for run, name in zip(runs, names, strict=True)]
-        show([compare_entries(entries[0], entries[1])], json, _difference_in_words)
-        return
-    columns: dict[str, Callable[[Row], object]] = {
-        "entry": lambda row: row["entry"],
-        first: lambda row: row["first"] or "–",
-        second: lambda row: row["second"] or "–",
-        "expert": lambda row: "the same" if row["same_expert"] else "differs",
-    }
-    table(compare_runs(runs[0], runs[1]), json, columns)
-
-
 def _enable(run: Path, name: str, is_enabled: bool, model: str | None, as_json: bool) -> None:
     found = FinishedRun.read(newest_night(run))
     entry = found.entry(name)
@@ -179,16 +154,4 @@ def _drop_in_words(row: Row) -> str:
         lines.append(f"Not queued, since their texts were not found: {', '.join(row['lost'])}.")
     if row["also_in"]:
         lines.append(f"Earlier runs still hold it: {', '.join(row['also_in'])}. Delete them, or drop it there too.")
-    return "\n".join(lines)
-
-
-def _difference_in_words(row: Row) -> str:
-    lines = [
-        f"expert       {'the same' if row['same_expert'] else 'differs'}",
-        f"base         {'the same' if row['same_base'] else 'differs'}",
-        *(f"{name:<12} {change(first)} | {change(second)}" for name, (first, second) in row["metrics"].items()),
-        f"records      {len(row['both'])} in both",
-        *(f"only {row['first']}   {name}" for name in row["only_first"]),
-        *(f"only {row['second']}   {name}" for name in row["only_second"]),
-    ]
     return "\n".join(lines)

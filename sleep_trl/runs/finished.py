@@ -137,40 +137,6 @@ def describe(run: FinishedRun, entry: LedgerEntry) -> dict[str, Any]:
     }
 
 
-def compare_runs(first: FinishedRun, second: FinishedRun) -> list[dict[str, Any]]:
-    """Return, for each entry of either run, its state in both (`None` where it is missing) and whether both hold the
-    same expert, bit for bit."""
-    sides = [{entry.id: (run, entry) for entry in run.entries} for run in (first, second)]
-    rows = []
-    for name in dict.fromkeys([*sides[0], *sides[1]]):
-        found = [side.get(name) for side in sides]
-        states = [None if one is None else one[0].state(one[1]) for one in found]
-        prints = {None if one is None else one[1].fingerprint for one in found}
-        rows.append({"entry": name, "first": states[0], "second": states[1], "same_expert": len(prints) == 1})
-    return rows
-
-
-def compare_entries(first: LedgerEntry, second: LedgerEntry) -> dict[str, Any]:
-    """Return how two entries differ: their records by hash, their experts, and what their nights measured."""
-    ids = [{source.sha256: source.id for source in entry.sources} for entry in (first, second)]
-    both = ids[0].keys() & ids[1].keys()
-    figures = {}
-    for name in MEASURES:
-        figures[name] = [
-            [(e.metrics.get(when) or {}).get(name) for when in ("before", "after")] for e in (first, second)
-        ]
-    return {
-        "first": first.id,
-        "second": second.id,
-        "same_expert": first.fingerprint == second.fingerprint,
-        "same_base": first.base == second.base,
-        "only_first": [ids[0][key] for key in ids[0] if key not in both],
-        "only_second": [ids[1][key] for key in ids[1] if key not in both],
-        "both": [ids[0][key] for key in ids[0] if key in both],
-        "metrics": {name: [_measured(entry, name) for entry in (first, second)] for name in MEASURES},
-    }
-
-
 def _measured(entry: LedgerEntry, name: str) -> list[float | None]:
     """Return a figure before and after the night."""
     return [(entry.metrics.get(when) or {}).get(name) for when in ("before", "after")]

@@ -175,10 +175,7 @@ def test_memory_takes_back_what_came_from_a_source(call, tmp_path):
     (row,) = rows(out)
     assert (row["dropped"], row["queued"], row["lost"]) == (["entry-001", "entry-002"], ["a", "d"], [])
     assert [row["id"] for row in rows(call("wake", "list", "--buffer", "wake.db", "--json")[1])] == ["a", "d"]
-    _, out, _ = call("memory", "diff", f"{run}:entry-001", f"{run}:entry-003", "--json")
-    assert rows(out)[0]["only_second"] == ["e"]
-    _, out, _ = call("memory", "diff", run, run, "--json")
-    assert [row["second"] for row in rows(out)] == ["dropped", "dropped", "enabled"]
+    assert [row["state"] for row in rows(call("memory", "list", run, "--json")[1])] == ["dropped", "dropped", "enabled"]
 
 
 # -- night and report ------------------------------------------------------------------------------
@@ -221,7 +218,6 @@ def test_of_a_life_the_newest_committed_night_is_meant(call, tmp_path):
     (tmp_path / "life" / "night-002" / "phases" / "write_dataset.json").unlink()
     newest = str(tmp_path / "life" / "night-002")
     assert call("memory", "list", "life", "--json") == call("memory", "list", newest, "--json")
-    assert rows(call("memory", "diff", "life", "life/night-001", "--json")[1])[0]["same_expert"]
     assert rows(call("report", "life", "--json")[1]) == [{"report": "life/night-002/report.html"}]
 
 
@@ -256,7 +252,6 @@ def test_a_list_is_read_in_80_columns(call, tmp_path, monkeypatch):
         ("memory list absent", "absent does not exist"),
         ("memory show . entry-001", "lacks config.json"),
         ("memory drop .", "Give an entry, or --source"),
-        ("memory diff a:entry-001 b", "does not exist"),
         ("report .", "results.json does not exist"),
         ("export . --to adapter --output x --public", "--push_to_hub"),
         ("snore", "No such command 'snore'"),
