@@ -56,14 +56,14 @@ def train_existing_weights(
     memory = Memory.of(model)
     assert memory is not None
     learning = memory.learning
-    memory.learn(None)
+    memory.commit()
     teacher = copy.deepcopy(model)
     for _, parameter in memory.base_parameters():
         parameter.requires_grad_(True)
     trainer = make_trainer(config, model, tokenizer, rows, folder, teacher_model=teacher)
     trainer.args.save_strategy = "no"
     trainer.train()
-    memory.learn(learning)
+    memory.train_only(learning)
     history: list[dict[str, Any]] = trainer.state.log_history
     return history
 

@@ -57,7 +57,7 @@ def make_memory(size: str) -> Any:
         for name, parameter in memory.expert_parameters(expert):
             if name.endswith("down"):
                 parameter.normal_(0, 1e-3)
-    memory.learn(None)
+    memory.commit()
     return memory
 
 

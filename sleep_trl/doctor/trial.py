@@ -68,7 +68,7 @@ def make_trial(rollout: RolloutConfig, spec: MemorySpec) -> Trial:
     with torch.no_grad():
         for _, parameter in memory.expert_parameters(earlier):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    memory.learn(None)
+    memory.commit()
     expert = memory.activate()
     engine, about = make_engine(rollout, memory, make_tokenizer(), len(LENGTHS))
     return Trial(memory, engine, about, expert)

@@ -82,10 +82,10 @@ class Memory:
                 The memory level that receives the expert.
             replacing (`Sequence[int]`, *optional*):
                 Active experts in whose place it comes (method 3.3): the teacher has them, the student has not. They are
-                reset by `learn(None)`; if the new expert is reset instead, they are back in view.
+                reset by [`commit`]; if the new expert is reset instead, they are back in view.
             joining (`Sequence[int]`, *optional*):
                 Active experts that come with it: the student has them, the teacher has not. They stay after
-                `learn(None)`; if the new expert is reset instead, so are they.
+                [`commit`]; if the new expert is reset instead, so are they.
 
         Returns:
             `int`: the expert's index.
@@ -97,13 +97,13 @@ class Memory:
             raise ValueError(f"Expert {unknown[0]} is not active; active ones are {sorted(self.records)}.")
         if self.replacing:
             raise ValueError(
-                f"Experts {list(self.replacing)} are still being replaced by expert {self.learning}. Commit it by "
-                f"learn(None), or reset it."
+                f"Experts {list(self.replacing)} are still being replaced by expert {self.learning}. Call "
+                f"commit(), or reset it."
             )
         index = self._free()
         self.records[index] = ExpertRecord(index, level)
         self.replacing, self.joining = tuple(replacing), tuple(joining)
-        self.learn(index)
+        self._set_learning(index)
         return index
 
     def add_block(self, level: int) -> int:
@@ -126,18 +126,32 @@ class Memory:
             f"(a saved memory may be loaded into a larger one)."
         )
 
-    def learn(self, index: int | None) -> None:
-        """Make one active expert the only trainable part of the model; with `None`, freeze everything.
+    def register(self, records: Iterable[ExpertRecord]) -> None:
+        """Put experts in use whose weights have been written already, such as loaded ones."""
+        self.records |= {record.index: record for record in records}
+        self._set_learning(self.learning)
 
-        `None` commits the learning expert: those that it replaces are reset. With `routing="topk"` it comes in addition
-        to a token's top k while it learns; then it competes with the others, which may change the output.
+    def train_only(self, index: int) -> None:
+        """Make one active expert the only trainable part of the model.
+
+        With `routing="topk"` an expert that is being trained reads every token, in addition to the token's top k; once
+        committed it competes with the others, which may change the output.
+
+        Raises:
+            `ValueError`: if the expert is not active.
         """
-        if index is not None and index not in self.records:
+        if index not in self.records:
             raise ValueError(f"Expert {index} is not active; active ones are {sorted(self.records)}.")
-        if index is None:
-            replaced, self.replacing, self.joining = self.replacing, (), ()
-            for each in replaced:
-                self.reset(each)
+        self._set_learning(index)
+
+    def commit(self) -> None:
+        """End learning: reset the experts that the new one replaces, and freeze everything."""
+        replaced, self.replacing, self.joining = self.replacing, (), ()
+        for index in replaced:
+            self.reset(index)
+        self._set_learning(None)
+
+    def _set_learning(self, index: int | None) -> None:
         self.model.requires_grad_(False)
         if index is not None:
             for _, parameter in self.expert_parameters(index):
@@ -152,7 +166,7 @@ class Memory:
             joined, self.replacing, self.joining = self.joining, (), ()
             for each in joined:
                 self.reset(each)
-            self.learn(None)
+            self._set_learning(None)
         self._draw([index])
         self._show()
 
@@ -243,7 +257,7 @@ class Memory:
         try:
             yield
         finally:
-            self.learn(self.learning)
+            self._set_learning(self.learning)
 
     # -- routing --------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ the gates of old ones.
 **The learning expert comes in addition to the top k (ours).** If it competed from the start, it would displace an older
 expert while it says nothing itself, and activation would change the output; if its gate were so low that it never won,
 it would never learn. So it reads every token while it learns, weighed by its gate, and joins the competition once it is
-committed (`Memory.learn(None)`). What is measured after a night is measured in that settled state.
+committed (`Memory.commit`). What is measured after a night is measured in that settled state.
 
 **A gate starts at one half (ours)**: weight and bias are zero. There the sigmoid is steepest, so that training moves
 the gate either way with equal ease, and no token is out of reach.

@@ -96,7 +96,7 @@ def load_memory(model: PreTrainedModel, folder: Path, max_experts: int | None = 
         )
     load_experts(memory, folder, records)
     memory.replacing = tuple(description.get("replacing", ()))
-    memory.learn(None)  # which commits what was being learnt when it was saved
+    memory.commit()  # an expert that was learning when it was saved
     return memory
 
 
@@ -124,8 +124,7 @@ def load_experts(memory: Memory, folder: Path, records: list[ExpertRecord] | Non
                     raise ValueError(f"{path}: {key} {shape}, expected {tuple(whole_shape(parameter))}.")
                 with gathered([parameter], write=True):
                     parameter.copy_(saved)
-            memory.records[record.index] = record
-    memory.learn(memory.learning)
+    memory.register(records)
 
 
 def _check_routing(attached: MemorySpec, saved: MemorySpec, folder: Path) -> None:

@@ -57,7 +57,7 @@ def consolidate_levels(
         blocks = prospective(ctx, updates.pop(0)) if level in updates else ()
         expert = ctx.memory.activate(what.receiver, (*what.senders, *blocks[:1]), blocks[1:])
         _consolidate(ctx, phases, what, lesson, seed_expert)
-        ctx.memory.learn(None)  # the senders are pruned: the next expert may take a slot of theirs
+        ctx.memory.commit()  # the senders are pruned: the next expert may take a slot of theirs
         done.append(Promotion(what, expert, tuple(sorted({owner.id for owner in owned.values()}))))
     for level in updates:
         update(ctx, level)

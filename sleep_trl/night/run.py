@@ -79,7 +79,7 @@ def run_night(config: RunConfig, seed_expert: SeedExpert, dreamer: Dreamer | Non
     dreams, kept = None, list[Sample]()
     if dreamer and config.dream.rounds:
         dreams, kept = dream(ctx, phases, samples, seed_expert, dreamer)
-    ctx.memory.learn(None)
+    ctx.memory.commit()
     if ctx.relearning:
         ctx.begin_blocks()
     after = phases.once("evaluate_after", lambda: evaluate_after(ctx))
@@ -93,7 +93,7 @@ def run_night(config: RunConfig, seed_expert: SeedExpert, dreamer: Dreamer | Non
     else:
         if kept and config.dream.into == "lora":
             phases.once("adapt_to_dreams", lambda: adapt_to_dreams(ctx, kept))
-        ctx.memory.learn(expert)  # so that the counts say what was trained
+        ctx.memory.train_only(expert)  # so that the counts say what was trained
     chain = describe_chain(read_ledger(folder / "ledger.jsonl"))
     results = collect_results(
         config, ctx.memory, before, after, written, history, dreams, committed, chain, phases.seconds

@@ -65,7 +65,7 @@ def three_sleeps(base: Path, folder: Path, routing: str = "dense", dtype: str = 
     memory.activate()
     seen["resumed_losses"] = sleep(model, folder / "night2", folder / "night2" / "checkpoint-2")
     seen["resumed_fingerprint"] = memory.fingerprint(index)
-    memory.learn(None)
+    memory.commit()
     serve(model)
     with torch.no_grad():
         seen["grown_logits"] = model(input_ids=IDS).logits[0, -1].tolist()

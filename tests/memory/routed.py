@@ -30,7 +30,7 @@ def grown(experts: int, form: str = "llama", spec: MemorySpec = SPEC) -> Memory:
     memory = attach(tiny_model(form), spec)
     for _ in range(experts):
         fill(memory, memory.activate())
-    memory.learn(None)
+    memory.commit()
     return memory
 
 

@@ -23,7 +23,7 @@ def with_blocks(form: str = "llama") -> Memory:
     """Return a memory with a settled expert and the blocks of two levels, which say something already."""
     memory = attach(tiny_model(form), SPEC)
     fill(memory, memory.activate(), seed=0)
-    memory.learn(None)
+    memory.commit()
     for level in (1, 2):
         fill(memory, memory.add_block(level), seed=level)
     return memory
@@ -43,7 +43,7 @@ def test_an_update_is_a_step_of_gradient_descent_on_the_whole_chunk(form):
     assert accumulated.tokens == {1: predicted, 2: predicted}
 
     block = memory.blocks[2]
-    plain.learn(block)  # trains it as any optimizer would
+    plain.train_only(block)  # trains it as any optimizer would
     mean = sum(plain.model(input_ids=torch.tensor([t]), labels=torch.tensor([t])).loss * (len(t) - 1) for t in CHUNK)
     (mean / predicted).backward()
     torch.optim.SGD([p for _, p in plain.expert_parameters(block)], lr=0.5).step()
@@ -79,7 +79,7 @@ def test_accumulating_changes_nothing_and_trains_nothing():
 def test_a_new_block_says_nothing(form):
     memory = attach(tiny_model(form), SPEC)
     fill(memory, memory.activate(), seed=0)
-    memory.learn(None)
+    memory.commit()
     said = logits(memory.model)
     memory.add_block(1)
     assert (logits(memory.model) - said).abs().max() <= 1e-5
@@ -125,7 +125,7 @@ def test_the_student_has_the_new_block_and_the_teacher_the_old_one():
         assert memory.in_view == (sender, old, memory.blocks[2])
         assert (logits(memory.model) - said).abs().max() <= 1e-5
     learning = logits(memory.model)
-    memory.learn(None)
+    memory.commit()
     assert sorted(memory.records) == sorted((memory.blocks[2], new, receiver)) and memory.joining == ()
     assert (logits(memory.model) - learning).abs().max() <= 1e-5
 

@@ -49,7 +49,7 @@ def test_a_later_activation_changes_no_bit(form):
     model = tiny_model(form)
     memory = attach(model, SPEC)
     fill(memory, memory.activate())
-    memory.learn(None)
+    memory.commit()
     before = logits(model)
     fill(memory, memory.activate())
     with memory.as_teacher():
@@ -66,14 +66,14 @@ def test_committing_moves_an_expert_into_its_host(form):
     memory = attach(model, SPEC)
     fill(memory, memory.activate())
     learning = logits(model)
-    memory.learn(None)
+    memory.commit()
     assert torch.equal(logits(copy.deepcopy(model)), logits(model))
     assert (logits(model) - learning).abs().max() <= 1e-5
     assert all(torch.equal(parameter, base[name]) for name, parameter in memory.base_parameters())
     fill(memory, 0, seed=1)  # a settled expert that is written to is read again
     rewritten = logits(model)
     assert (rewritten - learning).abs().max() > 1e-2
-    memory.learn(0)
+    memory.train_only(0)
     assert (logits(model) - rewritten).abs().max() <= 1e-5
 
 
@@ -82,7 +82,7 @@ def test_a_trained_model_folds_to_the_last_digits(tmp_path):
     memory = attach(model)
     for seed in range(2):
         fill(memory, memory.activate(), seed)
-    memory.learn(None)
+    memory.commit()
     assert logits(model).abs().max() > 10  # where rounding alone is more than 1e-5
     assert fold(memory, tmp_path) <= 1e-5
 
@@ -91,7 +91,7 @@ def test_settled_experts_share_the_input_maps_of_their_host():
     model = tiny_model()
     memory = attach(model, SPEC)
     fill(memory, memory.activate())
-    memory.learn(None)
+    memory.commit()
     with torch.inference_mode():
         model(input_ids=IDS)
     for linear in (model.model.layers[0].mlp.gate_proj, model.model.layers[0].mlp.up_proj):
@@ -106,7 +106,7 @@ def test_a_host_with_an_adapter_keeps_its_experts():
     model = tiny_model()
     memory = attach(model, SPEC)
     fill(memory, memory.activate())
-    memory.learn(None)
+    memory.commit()
     before = logits(model)
     lora = get_peft_model(model, LoraConfig(target_modules=["gate_proj", "down_proj"]))
     assert (logits(lora) - before).abs().max() <= 1e-5  # a new adapter says nothing
@@ -124,7 +124,7 @@ def test_a_filled_expert_speaks_for_the_student_only(form):
         assert torch.equal(logits(model), before)
         with memory.as_student():
             assert (logits(model) - before).abs().max() > 1e-2
-    memory.learn(None)
+    memory.commit()
     with memory.as_teacher():  # nothing is learning: the teacher is the whole model
         assert (logits(model) - before).abs().max() > 1e-2
 
@@ -135,7 +135,7 @@ def test_folded_checkpoint_loads_plainly_and_agrees(form, tmp_path):
     memory = attach(model, SPEC)
     for seed in range(2):
         fill(memory, memory.activate(), seed)
-    memory.learn(None)
+    memory.commit()
     assert fold(memory, tmp_path) <= 1e-5
     folded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(folded) is type(model)
@@ -207,7 +207,7 @@ def test_save_and_load_give_equal_logits(tmp_path):
     for seed in range(2):
         fill(memory, memory.activate(level=seed + 1), seed)
     save_memory(memory, tmp_path)
-    memory.learn(None)
+    memory.commit()
     other = tiny_model()
     loaded = load_memory(other, tmp_path, max_experts=5)
     assert torch.equal(logits(other), logits(model))

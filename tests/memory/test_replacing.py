@@ -18,7 +18,7 @@ def grown(form: str = "llama", **spec: object) -> Memory:
     memory = attach(tiny_model(form), MemorySpec(**{**SPEC, **spec}))
     for seed in range(3):
         fill(memory, memory.activate(), seed)
-    memory.learn(None)
+    memory.commit()
     return memory
 
 
@@ -70,7 +70,7 @@ def test_committing_prunes_and_frees_the_slots():
     first = attach(tiny_model(), MemorySpec(**SPEC)).fingerprint(0)
     fill(memory, memory.activate(level=2, replacing=[0, 2]), seed=3)
     learning = logits(memory.model)
-    memory.learn(None)
+    memory.commit()
     assert sorted(memory.records) == [1, 3] and memory.records[3].level == 2 and memory.replacing == ()
     assert (logits(memory.model) - learning).abs().max() <= 1e-5
     assert memory.fingerprint(0) == first
@@ -95,7 +95,7 @@ def test_saved_in_between_it_is_loaded_as_committed(tmp_path):
     load_experts(resumed, tmp_path)
     assert resumed.active == (1, 3) and resumed.replacing == (0, 2)
     for one in (memory, resumed):
-        one.learn(None)
+        one.commit()
     loaded = load_memory(tiny_model(), tmp_path)
     assert loaded.records == memory.records == resumed.records
     assert torch.equal(logits(loaded.model), logits(memory.model))

@@ -73,13 +73,13 @@ def test_routed_output_and_gradients_are_those_of_a_mask(experts):
 def test_the_learning_expert_comes_in_addition():
     memory = grown(4)
     pool = first_pool(memory)
-    memory.learn(3)
+    memory.train_only(3)
     x = torch.randn(2, 7, 32)
     with torch.no_grad():
         assert torch.allclose(pool(x, torch.zeros_like(x)), by_mask(pool, x, [0, 1, 2], learning=3), atol=1e-6)
         with memory.as_teacher():
             assert torch.allclose(pool(x, torch.zeros_like(x)), by_mask(pool, x, [0, 1, 2]), atol=1e-6)
-        memory.learn(None)
+        memory.commit()
         assert torch.allclose(pool(x, torch.zeros_like(x)), by_mask(pool, x, [0, 1, 2, 3]), atol=1e-6)
 
 
@@ -115,7 +115,7 @@ def test_silencing_a_night_restores_the_logits_before_it():
     memory = grown(3)
     before = logits(memory.model)
     fill(memory, new := memory.activate())
-    memory.learn(None)
+    memory.commit()
     assert (logits(memory.model) - before).abs().max() > 1e-3
     memory.enable(new, False)
     assert torch.equal(logits(memory.model), before)

@@ -51,7 +51,7 @@ def fresh(model: Path) -> Memory:
 def gradient(model: Path, memory: Memory, level: int, night: str, folder: Path) -> tuple[dict[str, torch.Tensor], int]:
     """Return the gradient of the summed loss of a night's texts, by plain back-propagation, and their tokens."""
     tokenizer, count = AutoTokenizer.from_pretrained(model), 0
-    memory.learn(memory.blocks[level])
+    memory.train_only(memory.blocks[level])
     for line in (folder / f"{night}.jsonl").read_text().splitlines():
         ids = tokenizer(json.loads(line)["text"], return_tensors="pt").input_ids
         for part in ids.split(128, dim=1):  # the model's context

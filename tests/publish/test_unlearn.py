@@ -46,7 +46,7 @@ def filled(experts: tuple[int, ...], **spec: object):
     for index in range(3):
         if index not in experts:
             memory.reset(index)
-    memory.learn(None)
+    memory.commit()
     return memory
 
 

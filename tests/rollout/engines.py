@@ -26,7 +26,7 @@ def grown_model(**overrides: object) -> Memory:
     """A model with one settled expert that says something, and room for more."""
     memory = attach(tiny_model(max_position_embeddings=512, **overrides), MemorySpec(width=8, max_experts=3))
     teach(memory, memory.activate(), seed=1)
-    memory.learn(None)
+    memory.commit()
     return memory
 
 
@@ -36,7 +36,7 @@ def routed_model(**overrides: object) -> Memory:
     memory = attach(tiny_model(max_position_embeddings=512, **overrides), size)
     for seed in (1, 2, 3):
         teach(memory, memory.activate(), seed)
-    memory.learn(None)
+    memory.commit()
     return memory
 
 
@@ -84,7 +84,7 @@ def assert_equal_through_updates(engine, memory: Memory) -> None:
     for view in (memory.as_teacher, memory.as_base):
         with view():
             assert_equal(engine, memory)
-    memory.learn(None)  # now the new expert competes with the others
+    memory.commit()  # now the new expert competes with the others
     assert_equal(engine, memory)
 
 
@@ -96,7 +96,7 @@ def assert_equal_through_a_consolidation(engine, memory: Memory) -> None:
     for view in (memory.as_student, memory.as_teacher):
         with view():
             assert_equal(engine, memory)
-    memory.learn(None)
+    memory.commit()
     assert_equal(engine, memory)
     again = memory.activate()
     assert again in pruned

@@ -121,7 +121,7 @@ def test_no_routed_experts_beside_a_model_that_transformers_does_not_know(instal
 def test_an_engine_has_room_for_the_next_expert(routing, kind):
     memory = attach(tiny_model(), MemorySpec(width=8, max_experts=3, routing=routing))
     memory.activate()
-    memory.learn(None)
+    memory.commit()
     engine, line = make_engine(RolloutConfig(engine="ray"), memory, tiny_tokenizer(), 4)
     assert isinstance(engine, SyncedEngine) and engine.weights.slots == (0, 1)
     assert type(engine.weights) is kind

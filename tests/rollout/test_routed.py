@@ -50,7 +50,7 @@ def test_an_update_changes_what_is_said(engine, memory):
     said = [engine.generate(PROMPTS, GREEDY)]
     teach(memory, memory.activate(), seed=4)
     said.append(engine.generate(PROMPTS, GREEDY))
-    memory.learn(None)
+    memory.commit()
     said.append(engine.generate(PROMPTS, GREEDY))
     with memory.as_base():
         said.append(engine.generate(PROMPTS, GREEDY))
@@ -129,7 +129,7 @@ def test_routers_stay_in_float32():
     memory = attach(model, MemorySpec(width=8, max_experts=4, routing="topk", top_k=1))
     for seed in range(3):
         teach(memory, memory.activate(), seed)
-    memory.learn(None)
+    memory.commit()
     replica = TransformersReplica(spec_of(memory))
     SyncedEngine(weights_of(memory), lambda: InThisProcess(replica, "the replica", 64)).sync()
     dtypes = {name.split("memory.")[1]: t.dtype for name, t in replica.tensors.items() if "memory" in name}

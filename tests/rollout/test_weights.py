@@ -66,7 +66,7 @@ def test_pruned_experts_fall_silent_and_their_slots_are_used_again(routing):
     memory = grown_model() if routing == "dense" else routed_model()
     if routing == "dense":
         teach(memory, memory.activate(), seed=2)
-        memory.learn(None)
+        memory.commit()
     engine = make_engine(RolloutConfig(engine="ray"), memory, tiny_tokenizer(), 4, new_experts=2)[0]
     replica = ReplicaSpec("transformers", engine.weights.config(), tiny_tokenizer(), (2,)).make()
     synced = SyncedEngine(engine.weights, lambda: InThisProcess(replica, "the replica", 64))

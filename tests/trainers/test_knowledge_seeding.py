@@ -124,7 +124,7 @@ def test_a_separate_teacher_teaches_an_adapter(tmp_path):
 
 def test_a_memory_that_learns_nothing_is_refused(tmp_path):
     model = student()
-    Memory.of(model).learn(None)
+    Memory.of(model).commit()
     with pytest.raises(ValueError, match="no learning expert"):
         trainer(tmp_path, model=model)
 
