@@ -12,7 +12,7 @@ from ..runs.files import write_json
 from .adapters import Adapter, find_targets
 
 
-def export_adapter(adapter: Adapter, model: PreTrainedModel, folder: Path) -> None:
+def export_adapter(adapter: Adapter, model: PreTrainedModel, folder: str | Path) -> None:
     """Write an adapter so that `peft.PeftModel.from_pretrained(model, folder)` loads it.
 
     The weights are written first and described last, so that a folder with an `adapter_config.json` is complete.
@@ -22,8 +22,8 @@ def export_adapter(adapter: Adapter, model: PreTrainedModel, folder: Path) -> No
             Of [`train_adapters`].
         model (`PreTrainedModel`):
             The model on which it was trained; it is not written.
-        folder (`Path`):
-            Where the two files go; made if it is missing.
+        folder (`str` or `Path`):
+            Where the two files go; created if it is missing.
 
     Raises:
         `ValueError`: if the adapter's targets are not the model's.
@@ -31,6 +31,7 @@ def export_adapter(adapter: Adapter, model: PreTrainedModel, folder: Path) -> No
     targets = find_targets(model, adapter.spec)
     if {target.name for target in targets} != adapter.weights.keys():
         raise ValueError("This adapter was trained on a model with other targets than the one given.")
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, (down, up) in adapter.weights.items():

@@ -22,14 +22,14 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-8}
 LOW_PRECISION_TOLERANCE = 5e-2
 
 
-def fold(memory: Memory, folder: Path, probe: torch.Tensor | None = None) -> float:
+def fold(memory: Memory, folder: str | Path, probe: torch.Tensor | None = None) -> float:
     """Write the model with its enabled experts folded in, as a standard checkpoint, and check it. If weights are
     sharded, all processes have to call it.
 
     Args:
         memory (`Memory`):
             The memory to fold; its model is left as it is.
-        folder (`Path`):
+        folder (`str` or `Path`):
             Where the checkpoint goes.
         probe (`torch.Tensor` of shape `(batch, length)`, *optional*):
             Token ids on which logits are compared; a fixed pseudo-random row if left out.
@@ -42,7 +42,7 @@ def fold(memory: Memory, folder: Path, probe: torch.Tensor | None = None) -> flo
         `RuntimeError`: if that difference is larger than the dtype allows for logits of that size (rounding errors grow
             with the numbers that are added, so the bound is 1e-5 for logits up to 1 and in proportion beyond).
     """
-    model, config = memory.model, folded_config(memory)
+    model, config, folder = memory.model, folded_config(memory), Path(folder)
     if is_sharded(model):
         assemble(memory, config, folder)
     else:

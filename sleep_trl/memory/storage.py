@@ -1,4 +1,4 @@
-"""Experts on disk: `experts.safetensors` and `memory.json`, a few megabytes a night beside the base checkpoint."""
+"""Experts on disk: `experts.safetensors` and `memory.json`, a few megabytes a night next to the base checkpoint."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..distributed.zero3 import gathered, whole_shape, writes_files
 from ..runs.files import read_json, write_json
+from ..runs.folder import AdapterFolder
 from .memory import ExpertRecord, Memory, attach
 from .spec import MemorySpec
 
@@ -23,8 +24,8 @@ SAMPLED_VALUES = 256
 def base_fingerprint(memory: Memory) -> str:
     """Return a SHA-256 over names, shapes and evenly spaced values of the base weights.
 
-    Values are rounded to bfloat16 first, so that a checkpoint is the same one loaded in float32 and in bfloat16. It
-    tells checkpoints apart at once; it is no proof that no value in between has changed (ours).
+    Values are rounded to bfloat16 first, so that a checkpoint has one fingerprint in float32 and in bfloat16. It tells
+    checkpoints apart quickly; it does not prove that no value in between has changed (ours).
     """
     digest = hashlib.sha256()
     for name, parameter in memory.base_parameters():
@@ -37,17 +38,18 @@ def base_fingerprint(memory: Memory) -> str:
     return digest.hexdigest()
 
 
-def save_memory(memory: Memory, folder: Path) -> None:
-    """Write the active experts of a memory to a folder. If weights are sharded, all processes have to call it.
+def save_memory(memory: Memory, folder: str | Path) -> None:
+    """Write the experts of a memory to a folder. If weights are sharded, all processes have to call it.
 
-    The weights are written first and named last, so that a folder with a `memory.json` is always complete.
+    `memory.json` is written last, so that a folder that has one is complete.
 
     Args:
         memory (`Memory`):
             The memory; its model is not written.
-        folder (`Path`):
-            Where `experts.safetensors` and `memory.json` go.
+        folder (`str` or `Path`):
+            Where `experts.safetensors` and `memory.json` go; created if it is missing.
     """
+    adapter = AdapterFolder(Path(folder))
     tensors = {}
     for index in memory.records:
         for name, parameter in memory.expert_parameters(index):
@@ -56,26 +58,26 @@ def save_memory(memory: Memory, folder: Path) -> None:
     description = {"format": FORMAT, "base": base_fingerprint(memory), **memory.describe()}
     if not writes_files(memory.model):
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "experts.safetensors.partial"
+    adapter.path.mkdir(parents=True, exist_ok=True)
+    partial = adapter.experts.with_suffix(".safetensors.partial")
     save_file(tensors, partial)
-    partial.replace(folder / "experts.safetensors")
-    write_json(folder / "memory.json", description)
+    partial.replace(adapter.experts)
+    write_json(adapter.description, description)
 
 
-def load_memory(model: PreTrainedModel, folder: Path, max_experts: int | None = None) -> Memory:
+def load_memory(model: PreTrainedModel, folder: str | Path, max_experts: int | None = None) -> Memory:
     """Attach a saved memory to the model on which it was made.
 
     Args:
         model (`PreTrainedModel`):
             The base model, without a memory.
-        folder (`Path`):
+        folder (`str` or `Path`):
             A folder written by [`save_memory`].
         max_experts (`int`, *optional*):
-            Room for this many experts instead of the saved number.
+            Experts to allocate, in place of the saved number.
 
     Returns:
-        `Memory`: the handle, everything frozen; if it was saved while an expert was replacing others, without those.
+        `Memory`: the handle, everything frozen. If it was saved while an expert was replacing others, these are gone.
 
     Raises:
         `ValueError`: if the folder is incomplete, damaged, of another format, or belongs to another base model.
@@ -85,8 +87,8 @@ def load_memory(model: PreTrainedModel, folder: Path, max_experts: int | None = 
     records = [ExpertRecord(**record) for record in description["experts"]]
     if records and records[-1].index >= spec.max_experts:
         raise ValueError(
-            f"{folder} holds expert {records[-1].index}, which needs room for {records[-1].index + 1} experts, but "
-            f"max_experts is {spec.max_experts}. Raise it."
+            f"{folder} holds expert {records[-1].index}, which takes max_experts of at least {records[-1].index + 1}, "
+            f"got {spec.max_experts}. Raise it."
         )
     memory = attach(model, spec)
     if (found := base_fingerprint(memory)) != description["base"]:
@@ -100,17 +102,24 @@ def load_memory(model: PreTrainedModel, folder: Path, max_experts: int | None = 
     return memory
 
 
-def load_experts(memory: Memory, folder: Path, records: list[ExpertRecord] | None = None) -> None:
+def load_experts(memory: Memory, folder: str | Path, records: list[ExpertRecord] | None = None) -> None:
     """Copy the weights of saved experts into an attached memory, in place.
 
+    Args:
+        memory (`Memory`):
+            The memory, of the same routing.
+        folder (`str` or `Path`):
+            A folder written by [`save_memory`].
+        records (`list[ExpertRecord]`, *optional*):
+            The experts to load; by default all.
+
     Raises:
-        `ValueError`: if a tensor is missing, of another shape, the experts are routed in another way than the memory's,
-            or the file is damaged.
+        `ValueError`: if a tensor is missing or has another shape, the routing differs, or the file is damaged.
     """
     description = read_description(folder)
     _check_routing(memory.spec, MemorySpec(**description["spec"]), folder)
     records = records or [ExpertRecord(**record) for record in description["experts"]]
-    path = folder / "experts.safetensors"
+    path = AdapterFolder(Path(folder)).experts
     try:
         tensors = load_file(path)
     except (FileNotFoundError, SafetensorError) as error:
@@ -127,21 +136,26 @@ def load_experts(memory: Memory, folder: Path, records: list[ExpertRecord] | Non
     memory.register(records)
 
 
-def _check_routing(attached: MemorySpec, saved: MemorySpec, folder: Path) -> None:
-    """Raise unless both send a token to the same experts: an expert is right only under the routing it learnt with."""
+def _check_routing(attached: MemorySpec, saved: MemorySpec, folder: str | Path) -> None:
+    """Raise unless both send a token to the same experts: an expert works only under its own routing."""
     ways = [f"routing={s.routing!r}" + (f", top_k={s.top_k}" if s.is_routed else "") for s in (attached, saved)]
     if ways[0] != ways[1]:
         raise ValueError(
-            f"{folder} holds experts that learnt with {ways[1]}, but the attached memory has {ways[0]}. Attach it with "
+            f"{folder} holds experts trained with {ways[1]}, but the attached memory has {ways[0]}. Attach it with "
             f"MemorySpec({ways[1]}), or let load_memory(model, folder) do it."
         )
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """Read and check `memory.json`."""
-    description = read_json(folder / "memory.json")
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """Read and check the `memory.json` of a folder.
+
+    Raises:
+        `ValueError`: if it is missing, damaged, or of another format.
+    """
+    path = AdapterFolder(Path(folder)).description
+    description = read_json(path)
     missing = {"format", "base", "spec", "experts"} - set(description)
     if missing or description["format"] != FORMAT:
         found = f"lacks {sorted(missing)}" if missing else f"has format {description['format']}"
-        raise ValueError(f"{folder / 'memory.json'} {found}; this version reads format {FORMAT} of `sleep-trl`.")
+        raise ValueError(f"{path} {found}; this version reads format {FORMAT} of `sleep-trl`.")
     return description

@@ -234,7 +234,7 @@ def test_peft_loads_what_is_exported(form, tmp_path):
     model = tiny_model(form)
     before = model(input_ids=IDS).logits
     adapter = train_adapters(model, make_dreams(1), SPEC, InnerLoop(learning_rate=1e-2))[0].adapter
-    export_adapter(adapter, model, tmp_path)
+    export_adapter(adapter, model, str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     with view(model, [adapter], [0, 0]):
         expected = model(input_ids=IDS).logits
