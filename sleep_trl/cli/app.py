@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 
 from ..config.schedule import LADDER, Schedule
-from ..runs.committed import newest_night
 from ..runs.files import read_json
+from ..runs.finished import newest_night
 from . import grown, memory, wake
 from .doctor import SETTINGS, doctor
 from .live import live

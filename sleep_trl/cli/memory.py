@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..runs.committed import newest_night
-from ..runs.finished import FinishedRun, describe
+from ..runs.finished import FinishedRun, describe, newest_night
 from ..wake import WakeBuffer
 from .output import Json, Row, change, chatter_to_stderr, show, table
 

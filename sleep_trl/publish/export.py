@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..runs.committed import newest_run
 from ..runs.files import read_json, write_json, write_text
-from ..runs.finished import FinishedRun
+from ..runs.finished import FinishedRun, newest_committed_night
 from ..runs.model_card import model_card
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def export(folder: Path, to: Target, output: Path) -> Path:
     """
     if to == "peft":
         raise ValueError(NOT_PEFT)
-    run = FinishedRun.read(newest_run(folder))
+    run = FinishedRun.read(newest_committed_night(folder))
     if not any(run.enabled.values()):
         raise ValueError(f"No entry of {run.folder} speaks: this is the base model. See `sleep-trl memory list`.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -1,7 +1,8 @@
-"""What a finished run holds, read without its weights: its entries, which of them speak, and how two runs differ."""
+"""What finished runs hold, read without loading weights: entries and their states, and the newest night of a chain."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from .files import read_json
+from .folder import RunFolder
 from .ledger import LedgerEntry, active_entries, dependents, owners, read_ledger, sharing_expert
 
 if TYPE_CHECKING:
@@ -18,17 +20,18 @@ if TYPE_CHECKING:
 
 EntryState = Literal["enabled", "disabled", "consolidated", "dropped"]
 MEASURES = ("recall", "skill", "agreement")  # of an entry's metrics, before and after its night
+NIGHT = re.compile(r"night-(\d+)")
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """The folder of a run that has ended.
+    """The folder of a finished run.
 
     Args:
         folder (`Path`): the run's `output_dir`.
-        entries (`tuple[LedgerEntry, ...]`): its ledger, dropped ones included.
-        enabled (`dict[int, bool]`): experts in `adapter/memory.json`, and whether each speaks. Blocks of levels, which
-            belong to no entry, are left out.
+        entries (`tuple[LedgerEntry, ...]`): its ledger, including dropped entries.
+        enabled (`dict[int, bool]`): for each expert in `adapter/memory.json`, whether it is enabled. Blocks of levels,
+            which belong to no entry, are left out.
     """
 
     folder: Path
@@ -40,38 +43,43 @@ class FinishedRun:
         """Read a run's folder.
 
         Raises:
-            `ValueError`: if it holds no finished run, or a file is broken.
+            `ValueError`: if it does not hold a finished run, or a file is broken.
         """
-        needed = ("config.json", "ledger.jsonl", "results.json", "adapter/memory.json")
-        if missing := [name for name in needed if not (folder / name).is_file()]:
+        files = RunFolder(folder)
+        if missing := files.missing(files.config, files.ledger, files.results, files.adapter.description):
             found = f"lacks {', '.join(missing)}" if folder.is_dir() else "does not exist"
-            raise ValueError(f"{folder} {found}. Give the folder of a run that has finished (its output_dir).")
+            raise ValueError(f"{folder} {found}. Give the folder of a finished run (its output_dir).")
         try:
-            entries = tuple(read_ledger(folder / "ledger.jsonl"))
-            experts = read_json(folder / "adapter" / "memory.json")["experts"]
+            entries = tuple(read_ledger(files.ledger))
+            experts = read_json(files.adapter.description)["experts"]
             owned = [expert for expert in experts if not expert.get("is_block")]
             enabled = {int(expert["index"]): bool(expert["is_enabled"]) for expert in owned}
         except (ValidationError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{folder} is no run of this version ({reason}). Give another run.") from None
+            raise ValueError(f"{folder} was not written by this version ({reason}). Give another run.") from None
         return FinishedRun(folder, entries, enabled)
 
     @cached_property
     def config(self) -> RunConfig:
-        """The run's configuration."""
-        from ..config import RunConfig  # takes longer to import than all else here
+        """The run's configuration.
 
+        Raises:
+            `ValueError`: if this version cannot read it.
+        """
+        from ..config import RunConfig  # slower to import than the rest of this module
+
+        path = RunFolder(self.folder).config
         try:
-            return RunConfig.model_validate(read_json(self.folder / "config.json"))
+            return RunConfig.model_validate(read_json(path))
         except ValidationError as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{self.folder / 'config.json'} is not of this version ({reason}).") from None
+            raise ValueError(f"{path} was not written by this version ({reason}).") from None
 
     def entry(self, name: str) -> LedgerEntry:
         """Return one entry.
 
         Raises:
-            `ValueError`: if there is none of this name.
+            `ValueError`: if there is no entry of this name.
         """
         for entry in self.entries:
             if entry.id == name:
@@ -79,13 +87,13 @@ class FinishedRun:
         raise ValueError(f"{self.folder} has no entry {name!r}, but {', '.join(entry.id for entry in self.entries)}.")
 
     def holding(self, source: str) -> list[LedgerEntry]:
-        """Return the nights' entries that stand and hold something from a source."""
+        """Return the active entries of nights with a record from this source."""
         found = [entry for entry in active_entries(self.entries) if not entry.holds]
         return [entry for entry in found if any(s.source == source for s in entry.sources)]
 
     @cached_property
     def owners(self) -> dict[str, LedgerEntry]:
-        """For each entry that stands, by id, the one whose expert has what it learnt."""
+        """For each active entry, by id, the entry whose expert holds what it learned."""
         return owners(self.entries)
 
     def sharing_expert_with(self, names: Sequence[str]) -> list[str]:
@@ -93,15 +101,15 @@ class FinishedRun:
         return self._in_order(sharing_expert(self.entries, names))
 
     def dependents_of(self, names: Sequence[str]) -> list[str]:
-        """Return the entries that stand and were learnt beside one of these, which spoke at the time, with those that
-        share an expert with them, and what leans on these again."""
+        """Return the entries that depend on one of these (see [`~sleep_trl.runs.ledger.dependents`]), in the ledger's
+        order."""
         return self._in_order(dependents(self.entries, names))
 
     def _in_order(self, names: set[str]) -> list[str]:
         return [entry.id for entry in self.entries if entry.id in names]
 
     def state(self, entry: LedgerEntry) -> EntryState:
-        """Return whether an entry speaks, is silenced, is part of another one's expert, or has been taken back."""
+        """Return whether an entry is enabled, disabled, consolidated into another entry's expert, or dropped."""
         if entry.dropped is not None:
             return "dropped"
         if self.owners[entry.id] is not entry:
@@ -109,18 +117,18 @@ class FinishedRun:
         return "enabled" if self.enabled.get(entry.expert) else "disabled"
 
     def earlier(self) -> list[FinishedRun]:
-        """Return the runs that this one continues, newest first, as far as their folders are there."""
+        """Return the runs that this one continues, newest first, up to the first whose folder is missing."""
         runs: list[FinishedRun] = []
         folder = self.config.continue_from
-        while folder is not None and (folder / "ledger.jsonl").is_file():
+        while folder is not None and RunFolder(folder).ledger.is_file():
             runs.append(FinishedRun.read(folder))
             folder = runs[-1].config.continue_from
         return runs
 
 
 def describe(run: FinishedRun, entry: LedgerEntry) -> dict[str, Any]:
-    """Return what one says of an entry in a list: its state, what it holds, and how its night went. Level and expert
-    are those in which what it learnt is now."""
+    """Return an entry's row of a list: its state, what it holds, and its metrics. `level` and `expert` are those that
+    hold now what it learned."""
     owner = run.owners.get(entry.id, entry)
     return {
         "entry": entry.id,
@@ -133,10 +141,83 @@ def describe(run: FinishedRun, entry: LedgerEntry) -> dict[str, Any]:
         "records": len(entry.sources),
         "sources": sorted({source.source for source in entry.sources}),
         "dropped": entry.dropped,
-        "metrics": {name: _measured(entry, name) for name in MEASURES},
+        "metrics": {
+            name: [(entry.metrics.get(when) or {}).get(name) for when in ("before", "after")] for name in MEASURES
+        },
     }
 
 
-def _measured(entry: LedgerEntry, name: str) -> list[float | None]:
-    """Return a figure before and after the night."""
-    return [(entry.metrics.get(when) or {}).get(name) for when in ("before", "after")]
+def newest_night(folder: Path) -> Path:
+    """Return the folder of a chain's newest committed night (`night-001/`, ...). Any other folder is returned as it
+    is."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    nights = {int(match[1]): path for path in found if (match := NIGHT.fullmatch(path.name))}
+    newest_first = (nights[number] for number in sorted(nights, reverse=True))
+    return next((night for night in newest_first if RunFolder(night).is_committed), folder)
+
+
+def newest_committed_night(folder: Path) -> Path:
+    """Return the folder of the newest committed night: a run's own folder, or a chain's newest night.
+
+    Raises:
+        `ValueError`: if no night is committed.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder. Give the output_dir of a run or of a chain of nights.")
+    files = RunFolder(newest_night(folder))
+    if not files.is_committed:
+        raise ValueError(
+            f"{folder} holds no committed night, which has {files.results.name} and {files.ledger.name}. Let a night "
+            f"finish first, or give another folder."
+        )
+    return files.path
+
+
+@dataclass(frozen=True)
+class CommittedModel:
+    """The folded model of a committed night.
+
+    Args:
+        run (`Path`): the night's folder.
+        entry (`str`): its newest active ledger entry, or `base` if there is none.
+        version (`str`): changes whenever the model is written again, by a night or by dropping or disabling an entry.
+    """
+
+    run: Path
+    entry: str
+    version: str
+
+    @property
+    def path(self) -> Path:
+        return RunFolder(self.run).model
+
+    @property
+    def name(self) -> str:
+        """Night and entry, as clients see them."""
+        return f"{self.run.name}:{self.entry}"
+
+    def has_chat_template(self) -> bool:
+        """Return whether the model's tokenizer has a chat template."""
+        if (self.path / "chat_template.jinja").is_file() or (self.path / "chat_templates").is_dir():
+            return True
+        config = self.path / "tokenizer_config.json"
+        return config.is_file() and bool(read_json(config).get("chat_template"))
+
+
+def newest_model(folder: Path) -> CommittedModel:
+    """Return the newest committed model of a run or of a chain.
+
+    Raises:
+        `ValueError`: if no night is committed, or the newest has no `model/`.
+    """
+    files = RunFolder(newest_committed_night(folder))
+    try:
+        config = (files.model / "config.json").stat()
+    except FileNotFoundError:
+        raise ValueError(
+            f"{files.path} has no model/. Either its experts are routed and do not fold into a checkpoint, or the "
+            f"model is being written again. To serve a model, sleep with --memory.routing dense."
+        ) from None
+    entries = active_entries(read_ledger(files.ledger))
+    version = f"{files.path.name}-{config.st_ino}-{config.st_mtime_ns}"
+    return CommittedModel(files.path.resolve(), entries[-1].id if entries else "base", version)

@@ -16,8 +16,8 @@ from typing import Literal
 
 import httpx
 
-from ..runs.committed import Committed
 from ..runs.files import read_json
+from ..runs.finished import CommittedModel
 from .model_server import PATIENCE
 
 Kind = Literal["vllm", "transformers"]
@@ -51,7 +51,7 @@ class Backend:
     """One model server and the requests that it is busy with.
 
     Args:
-        committed (`Committed`):
+        committed (`CommittedModel`):
             The model.
         kind (`str`):
             `vllm` or `transformers`.
@@ -61,9 +61,9 @@ class Backend:
             Passed on to vLLM's server.
     """
 
-    def __init__(self, committed: Committed, kind: Kind, name: str, options: Sequence[str]) -> None:
+    def __init__(self, committed: CommittedModel, kind: Kind, name: str, options: Sequence[str]) -> None:
         self.committed, self.kind = committed, kind
-        self.model = name if kind == "vllm" else committed.model.name  # what the server calls it
+        self.model = name if kind == "vllm" else committed.path.name  # what the server calls it
         self.is_chat = committed.has_chat_template()
         self.idle = asyncio.Event()
         self.idle.set()
@@ -88,7 +88,7 @@ class Backend:
         turn float32 into bfloat16), and to leave room for a second server, which a swap needs."""
         if self.kind != "vllm":
             return []
-        dtype = read_json(self.committed.model / "config.json").get("dtype", "auto")
+        dtype = read_json(self.committed.path / "config.json").get("dtype", "auto")
         return [f"--dtype={dtype}", f"--gpu-memory-utilization={SHARE}"]
 
     async def start(self) -> None:
@@ -98,7 +98,7 @@ class Backend:
             `RuntimeError`: if it does not get there, with the end of its output.
         """
         module = f"{__package__}.model_server"
-        arguments = [self.kind, str(self.committed.model), str(self._socket), *self._options]
+        arguments = [self.kind, str(self.committed.path), str(self._socket), *self._options]
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",  # what lies in the working directory is not imported
@@ -119,7 +119,7 @@ class Backend:
         except (TimeoutError, httpx.HTTPError, RuntimeError) as error:
             tail = self._tail.decode(errors="replace").strip()
             raise RuntimeError(
-                f"The {self.kind} server of {self.committed.model} did not start ({error}). Its last words: {tail}"
+                f"The {self.kind} server of {self.committed.path} did not start ({error}). Its last words: {tail}"
             ) from None
         self._tail = b""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..runs.committed import Committed, newest
+from ..runs.finished import CommittedModel, newest_model
 from .backend import Backend, Kind
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Keeper:
             `ValueError`: if no night is committed.
             `RuntimeError`: if its server does not start.
         """
-        self._use(await self._start(newest(self._folder)))
+        self._use(await self._start(newest_model(self._folder)))
         self.watching = asyncio.create_task(self._watch())
         return self
 
@@ -99,7 +99,7 @@ class Keeper:
         with backend.busy():
             yield backend
 
-    async def _start(self, committed: Committed) -> Backend:
+    async def _start(self, committed: CommittedModel) -> Backend:
         backend = Backend(committed, self._kind, self._name, self._options)
         try:
             await backend.start()
@@ -132,7 +132,7 @@ class Keeper:
     async def _look(self) -> None:
         """Go over to a new night's model, if there is one. If its server does not start, the old one stays."""
         try:
-            found = await asyncio.to_thread(newest, self._folder)
+            found = await asyncio.to_thread(newest_model, self._folder)
         except (ValueError, OSError) as error:
             logger.debug("%s", error)  # a model is being written anew, which takes a moment
             return
@@ -149,7 +149,7 @@ class Keeper:
         pause = FIRST_PAUSE
         while True:
             try:
-                self._use(await self._start(newest(self._folder)))
+                self._use(await self._start(newest_model(self._folder)))
                 return
             except (RuntimeError, ValueError, OSError) as error:
                 logger.error("Tried again in %g seconds: %s", pause, error)

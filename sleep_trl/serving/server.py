@@ -14,7 +14,7 @@ from pathlib import Path
 
 import uvicorn
 
-from ..runs.committed import newest
+from ..runs.finished import newest_model
 from .backend import LOOK, Kind, choose_kind
 from .keeper import Keeper
 from .proxy import Proxy
@@ -104,7 +104,7 @@ def serve(options: ServeOptions, tell: Callable[[Endpoint], None]) -> None:
         raise ValueError(
             "--api_key must be of printable ASCII characters, at least one. Leave it out to have one made."
         )
-    newest(options.folder)
+    newest_model(options.folder)
     if options.host not in LOOPBACK:
         logger.warning("%s is no loopback address: keys and texts cross the network unencrypted", options.host)
     recorder: AbstractContextManager[Recorder | None] = (

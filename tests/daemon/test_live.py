@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sleep_trl.runs.committed import newest
+from sleep_trl.runs.finished import newest_model
 from sleep_trl.runs.ledger import read_ledger
 from sleep_trl.wake import WakeBuffer, record_of_text
 from tests.daemon.test_supervisor import wait_for
@@ -95,7 +95,7 @@ def test_it_sleeps_when_enough_was_heard_and_goes_on_after_a_kill(tmp_path, begi
     assert chain.until("night")["why"] == "a night was interrupted"
     told = chain.until("slept", "failed")
     assert (told["entry"], told["records"], told["rolled_back"]) == ("entry-001", 2, None)
-    assert newest(folder).run.name == "night-001"  # what `sleep-trl serve` asks
+    assert newest_model(folder).run.name == "night-001"  # what `sleep-trl serve` asks
     assert chain.until("waiting")["records"] == 1
     chain.process.send_signal(signal.SIGTERM)  # between two nights
     assert chain.until("stopped") and chain.process.wait(60) == 130
@@ -110,7 +110,7 @@ def test_it_sleeps_when_enough_was_heard_and_goes_on_after_a_kill(tmp_path, begi
     assert chain.until("slept", "failed")["entry"] == "entry-002"
     assert chain.until("over")["nights"] == 2 and chain.process.wait(60) == 0
 
-    assert newest(folder).name == "night-002:entry-002"
+    assert newest_model(folder).name == "night-002:entry-002"
     entries = read_ledger(folder / "night-002" / "ledger.jsonl")
     assert [len(entry.sources) for entry in entries] == [2, 2]
     assert set(Counter(s.sha256 for e in entries for s in e.sources).values()) == {1}, "a record was learnt twice"

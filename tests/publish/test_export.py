@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sleep_trl.memory import load_memory
 from sleep_trl.publish.export import check_repository, export
-from sleep_trl.runs.committed import newest_run
 from sleep_trl.runs.files import read_json, write_json
+from sleep_trl.runs.finished import newest_committed_night
 from sleep_trl.runs.ledger import LedgerEntry, Source
 from sleep_trl.runs.model_card import model_card
 from tests.publish.test_unlearn import IDS, write_run
@@ -85,7 +85,7 @@ def test_mistakes_leave_nothing_behind(run, tmp_path):
         export(run, "checkpoint", tmp_path / "full")
     with pytest.raises(ValueError, match="no committed night"):
         export(tmp_path, "checkpoint", tmp_path / "out")
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         export(tmp_path / "nowhere", "checkpoint", tmp_path / "out")
     routed = write_run(tmp_path / "routed", write_model(tmp_path / "base"), routing="topk")
     with pytest.raises(ValueError, match="routed experts do not fold"):
@@ -104,8 +104,8 @@ def test_the_newest_night_of_a_life(tmp_path):
         (tmp_path / name / "ledger.jsonl").touch()
     for name in ("night-002", "night-010"):
         (tmp_path / name / "results.json").touch()
-    assert newest_run(tmp_path) == tmp_path / "night-010", "11 has begun, and is not committed"
-    assert newest_run(tmp_path / "night-002") == tmp_path / "night-002"
+    assert newest_committed_night(tmp_path) == tmp_path / "night-010", "11 has begun, and is not committed"
+    assert newest_committed_night(tmp_path / "night-002") == tmp_path / "night-002"
 
 
 # -- the card --------------------------------------------------------------------------------------

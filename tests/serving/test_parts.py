@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from sleep_trl.cli import main
-from sleep_trl.runs.committed import newest
 from sleep_trl.runs.files import write_json
+from sleep_trl.runs.finished import newest_model
 from sleep_trl.serving.backend import Backend
 from sleep_trl.serving.protocol import CHAT, COMPLETIONS, ApiError, error_of, for_backend
 from sleep_trl.serving.proxy import events
@@ -151,7 +151,7 @@ def run(tmp_path):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["nowhere"], "is no folder"),
+        (["nowhere"], "is not a folder"),
         (["empty"], "holds no committed night"),
         (["run", "--record", "notes.txt"], "wake buffer"),
         (["run", "--api_key", ""], "printable ASCII"),
@@ -177,7 +177,7 @@ def test_a_port_that_is_taken(run, capfd):
 
 def test_a_model_server_that_does_not_start_is_told_with_its_last_words(run):
     async def start() -> None:
-        backend = Backend(newest(run), "transformers", "life", ["--no-such-option"])
+        backend = Backend(newest_model(run), "transformers", "life", ["--no-such-option"])
         try:
             await backend.start()
         finally:
@@ -201,12 +201,12 @@ def test_a_model_server_and_its_children_end_with_the_proxy():
 
 
 def test_the_version_changes_when_a_model_is_written_anew(run):
-    before = newest(run)
-    assert newest(run) == before and before.name == "run:entry-000" and not before.has_chat_template()
+    before = newest_model(run)
+    assert newest_model(run) == before and before.name == "run:entry-000" and not before.has_chat_template()
     (run / "model").rename(run / "model.replaced")
-    with pytest.raises(ValueError, match="being written anew"):
-        newest(run)
+    with pytest.raises(ValueError, match="being written again"):
+        newest_model(run)
     write_json(run / "model" / "config.json", {"dtype": "float32"})
     write_json(run / "model" / "tokenizer_config.json", {"chat_template": "x"})
-    after = newest(run)
+    after = newest_model(run)
     assert after.version != before.version and after.has_chat_template()
