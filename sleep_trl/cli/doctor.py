@@ -66,7 +66,7 @@ def _case(arguments: list[str]) -> Case:
             nights = nights_of(config)
             config = (unfinished(nights) or nights)[0]
     except ValueError as error:
-        return Case(mistake=explain(error))
+        return Case(config_error=explain(error))
     return Case(config=config, check_rewards=sleep.check_rewards)
 
 

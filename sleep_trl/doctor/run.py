@@ -1,103 +1,108 @@
-"""The run itself, without its weights: each check is a part of preflight, or what preflight takes for granted."""
+"""The run, without its weights: each check is a step of preflight, or something that preflight takes for granted."""
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
-from .case import Case
-from .finding import Finding, fault, mistake, ok, skipped
+from ..config import RolloutConfig
+from .launcher import ChildFailed, run_python
+from .machine import check_disk, check_memory
+from .report import Case, Check, Finding, fault, from_error, ok, skipped
 
-CHAT = re.compile(r"(?i)(?:^|[-_./])(?:chat|instruct|it)(?:$|[-_./])")  # in names of models that answer in a dialogue
-
-
-def read_options(case: Case) -> Finding:
-    """Tell whether there is a run to look at."""
-    if case.mistake:
-        return mistake(case.mistake)
-    return skipped("no run was given: --config FILE") if case.config is None else ok("they can be read")
+CHAT_NAME = re.compile(r"(?i)(?:^|[-_./])(?:chat|instruct|it)(?:$|[-_./])")  # how chat models are usually named
 
 
-def write_to_folder(case: Case) -> Finding:
-    """Look whether the run may have its folder, and try to write where it will be."""
+def check_options(case: Case) -> Finding:
+    """Report whether there is a run to check."""
+    if case.config_error:
+        return from_error(case.config_error)
+    return skipped("no run given: --config FILE") if case.config is None else ok("valid")
+
+
+def check_output_dir(case: Case) -> Finding:
+    """Check that the run may use its folder and can write there."""
     from ..planning.output_dir import check_output
 
     check_output(case.run)
     folder = case.run.output_dir.absolute()
-    place = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=place):
-            return ok(f"{case.run.output_dir} can be written to")
+        with tempfile.TemporaryFile(dir=existing):
+            return ok(f"{case.run.output_dir} is writable")
     except OSError as error:
-        return fault(f"output_dir: {place} cannot be written to: {error.strerror}", "Give another --output_dir.")
+        return fault(f"output_dir: cannot write to {existing}: {error.strerror}", "Give another --output_dir.")
 
 
-def load_tokenizer(case: Case) -> Finding:
+def check_tokenizer(case: Case) -> Finding:
     """Load the tokenizer."""
-    return ok(f"{type(case.tokenizer).__name__} of {len(case.tokenizer):,} tokens")
+    return ok(f"{type(case.tokenizer).__name__} with {len(case.tokenizer):,} tokens")
 
 
-def find_chat_template(case: Case) -> Finding:
-    """Look for a chat template where model or options let one expect it."""
+def check_chat_template(case: Case) -> Finding:
+    """Look for a chat template if the model's name or the options suggest one."""
     if case.tokenizer.chat_template is not None:
-        return ok("prompts are a user's messages")
-    is_asked = "chat_template_kwargs" in case.run.model_fields_set and bool(case.run.chat_template_kwargs)
-    if is_asked or CHAT.search(case.run.model):
-        why = "chat_template_kwargs are given" if is_asked else "the model's name is a chat model's"
+        return ok("prompts are user messages")
+    has_kwargs = "chat_template_kwargs" in case.run.model_fields_set and bool(case.run.chat_template_kwargs)
+    if has_kwargs or CHAT_NAME.search(case.run.model):
+        reason = "chat_template_kwargs is set" if has_kwargs else "the name is that of a chat model"
         return fault(
-            f"{why}, but the tokenizer of {case.run.model!r} has no chat template, and prompts would be plain text",
-            "Copy chat_template.jinja (or chat_template in tokenizer_config.json) from the original, or take the base "
-            "model and leave out chat_template_kwargs.",
+            f"{reason}, but the tokenizer of {case.run.model!r} has no chat template: prompts would be plain text",
+            "Copy chat_template.jinja (or chat_template in tokenizer_config.json) from the original model, or use the "
+            "base model and leave out chat_template_kwargs.",
         )
     return ok("none: prompts are plain text")
 
 
-def choose_engine(case: Case) -> Finding:
-    """Tell what the run will generate with, and why."""
+def check_engine(case: Case) -> Finding:
+    """Report which engine the run will generate with, and why."""
     choice = case.engine
     pool = f"{case.run.rollout.num_engines} x {choice.replica} under Ray"
     return ok(f"{pool if choice.engine == 'ray' else choice.engine}: {choice.reason}")
 
 
-def make_rewards(case: Case) -> Finding:
-    """Make the rewards that the run names."""
+def check_rewards(case: Case) -> Finding:
+    """Create the rewards that the run names."""
     if case.check_rewards is None:
-        return skipped("not looked at")
+        return skipped("not checked")
     case.check_rewards(case.run)
     return ok(", ".join(reward.name for reward in case.run.rewards))
 
 
-def make_plan(case: Case) -> Finding:
-    """Let preflight look at everything together."""
+def check_plan(case: Case) -> Finding:
+    """Run preflight, which checks everything together."""
     plan = case.plan
     return ok(f"{plan.memories} memories, {plan.samples:,} samples, {plan.steps:,} steps, {plan.rollouts:,} rollouts")
 
 
-def compare_prompts(case: Case) -> Finding:
-    """Make the prompts of teacher and student: the memory has to stand in one, and not in the other."""
+def check_prompts(case: Case) -> Finding:
+    """Check that the memory is in the teacher's prompts and not in the student's."""
     from ..data.templates import Template
 
     window = case.windows[0][0]
     for name in case.run.dataset.templates:
         respond = Template.load(name).respond
-        hidden, shown = (case.prompter(respond, context=c, request="x", source="x")[0] for c in (None, window))
-        if hidden == shown:
+        student, teacher = (case.prompter(respond, context=c, request="x", source="x")[0] for c in (None, window))
+        if student == teacher:
             return fault(
-                f"template {name}: the teacher is asked what the student is asked, and has nothing to teach",
-                "Write {{ context }} into the template, where it is given.",
+                f"template {name}: teacher and student get the same prompt, so there is nothing to teach",
+                "Write {{ context }} into the template where it is set.",
             )
-    return ok(f"{', '.join(case.run.dataset.templates)}: the memory is shown to the teacher alone")
+    return ok(f"{', '.join(case.run.dataset.templates)}: only the teacher sees the memory")
 
 
-def fit_memories(case: Case) -> Finding:
-    """Look whether all text of all memories is read, and every prompt and answer fits the context."""
+def check_context(case: Case) -> Finding:
+    """Check that the windows cover all memories, and that every prompt fits the context with its answer."""
     from ..data.templates import Template
 
     config, plan = case.run, case.plan
     for memory, windows in zip(case.memories, case.windows, strict=True):
         if not covers(memory.text, windows):
-            return fault(f"the windows of memory {memory.id!r} leave something out", "Give another --dataset.window.")
+            return fault(f"the windows of memory {memory.id!r} leave something out", "Change --dataset.window.")
     window = max((window for windows in case.windows for window in windows), key=case.prompter.count_tokens)
     prompts = [
         case.prompter(template, context=window, request="x", source="x")[0]
@@ -108,19 +113,72 @@ def fit_memories(case: Case) -> Finding:
     request = max(config.dataset.max_new_tokens, config.evaluation.max_new_tokens)
     answer = max(config.dataset.max_new_tokens, config.seeding.max_completion_length)
     longest = max(map(len, prompts)) + request
-    sizes = f"prompts of at most {longest} and answers of {answer}"
-    told = f"{plan.windows} windows of at most {plan.window} tokens; {sizes}"
+    sizes = f"prompts of at most {longest} and answers of at most {answer}"
+    message = f"{plan.windows} windows of at most {plan.window} tokens; {sizes}"
     if longest + answer > plan.context:
-        return fault(f"{told} do not fit a context of {plan.context}", "Give a smaller --dataset.window.")
-    return ok(f"{told} fit a context of {plan.context}: nothing is truncated")
+        return fault(f"{message} do not fit a context of {plan.context}", "Lower --dataset.window.")
+    return ok(f"{message} fit a context of {plan.context}: nothing is truncated")
 
 
 def covers(text: str, windows: Iterable[str]) -> bool:
-    """Tell whether windows, in their order, hold all of a text but white space between them."""
+    """Return whether windows, in order, contain all of a text except white space between them."""
     begin = end = 0
     for window in windows:
-        latest = len(text) - len(text[end:].lstrip())  # where the next one has to begin, or before
+        latest = len(text) - len(text[end:].lstrip())  # the next window must begin here or before
         if (begin := text.rfind(window, begin, latest + len(window))) < 0:
             return False
         end = max(end, begin + len(window))
     return not text[end:].strip()
+
+
+CHECKS: Mapping[str, Check] = {
+    "folder": check_output_dir,
+    "tokenizer": check_tokenizer,
+    "chat template": check_chat_template,
+    "engine": check_engine,
+    "rewards": check_rewards,
+    "plan": check_plan,
+    "teacher's prompts": check_prompts,
+    "context": check_context,
+    "memory": check_memory,
+    "disk": check_disk,
+}
+
+
+# -- the smoke test, in another process --------------------------------------------------------------
+
+SMOKE_TEST = "smoke test"
+SMOKE_TEST_TIMEOUT = 300.0  # seconds, in addition to the time that a pool may take to start
+
+
+def smoke_test(case: Case) -> Iterator[Finding]:
+    """Run [`sleep_trl.doctor.smoke_test`] with one engine of the kind that the run would choose."""
+    if case.config_error:
+        yield replace(skipped("the options are not valid"), name=SMOKE_TEST)
+        return
+    try:
+        options = _smoke_test_options(case)
+    except ValueError as error:
+        yield replace(from_error(str(error)), name=SMOKE_TEST)
+        return
+    rollout = options["rollout"]
+    timeout = SMOKE_TEST_TIMEOUT + (rollout["start_timeout_s"] if rollout["engine"] == "ray" else 0.0)
+    try:
+        printed = run_python("-m", "sleep_trl.doctor.smoke_test", json.dumps(options), timeout=timeout)
+    except ChildFailed as error:
+        message = f"a tiny model cannot be trained with rollout.engine {rollout['engine']}: {error}"
+        remedy = "Fix the faults above, or give --rollout.engine transformers."
+        yield replace(fault(message, remedy), name=SMOKE_TEST)
+        return
+    for finding in json.loads(printed.splitlines()[-1]):
+        yield Finding(**finding)
+
+
+def _smoke_test_options(case: Case) -> dict[str, Any]:
+    if case.config is None:
+        return {"rollout": RolloutConfig().model_dump(), "memory": {}}
+    chosen = {"engine": case.engine.engine, "inner_engine": case.engine.replica, "num_engines": 1}
+    return {
+        "rollout": case.config.rollout.model_copy(update=chosen).model_dump(),
+        "memory": case.config.memory.model_dump(include={"routing", "top_k"}),
+    }

@@ -1,4 +1,4 @@
-"""Faults, each a real one: doctor names it, says what to do, and ends with exit code 2."""
+"""Real faults, planted one by one: doctor names each, says what to do, and exits with code 2."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ CPU = not torch.accelerator.is_available()
 
 
 @pytest.fixture
-def taken() -> Iterator[int]:
+def taken_port() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
 @pytest.fixture
 def doctor(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict]]:
-    """Call `sleep-trl doctor --json`; returns the exit code and the findings by their names."""
+    """Call `sleep-trl doctor --json`; returns the exit code and the findings by name."""
 
     def call(*arguments: object) -> tuple[int, dict]:
         capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as stop:
             main(["doctor", "--json", *map(str, arguments)])
-        told = json.loads(capfd.readouterr().out)
-        assert told["go"] == (ended.value.code == 0)
-        return int(ended.value.code or 0), {finding["name"]: finding for finding in told["findings"]}
+        report = json.loads(capfd.readouterr().out)
+        assert report["go"] == (stop.value.code == 0)
+        return int(stop.value.code or 0), {finding["name"]: finding for finding in report["findings"]}
 
     return call
 
@@ -49,7 +49,7 @@ def planted(make: Callable[[Path], Options]) -> Plant:
 
 
 def package(place: Path, monkeypatch: pytest.MonkeyPatch, path: str, content: str) -> Options:
-    """Put a file into a folder that comes first on Python's path."""
+    """Write a file into a folder that comes first on Python's path."""
     (place / "first" / path).parent.mkdir(parents=True)
     (place / "first" / path).write_text(content)
     monkeypatch.syspath_prepend(str(place / "first"))
@@ -90,37 +90,52 @@ def instruct(place: Path) -> Options:
     return {"model": "Tiny-1B-Instruct"}
 
 
-NOWHERE = options(rollout__engine="ray", rollout__ray_address="127.0.0.1:9")
-MUCH = options(seeding__prompts_per_step=10**7)
+DEAD_ADDRESS = options(rollout__engine="ray", rollout__ray_address="127.0.0.1:9")
+HUGE_BATCH = options(seeding__prompts_per_step=10**7)
 FAULTS: dict[str, tuple[Plant, str, str, str]] = {
     "version": (old_trl, "trl", r"1\.9\.0, but .* trl <1\.17,>=1\.16", r"pip install 'trl.*trl==1\.16\.0"),
-    "no Ray at the address": (planted(NOWHERE), "Ray's address", r"nothing listens at 127\.0\.0\.1:9", "ray start"),
+    "no Ray at the address": (
+        planted(DEAD_ADDRESS),
+        "Ray's address",
+        r"nothing listens at 127\.0\.0\.1:9",
+        "ray start",
+    ),
     "no address": (
         planted(options(rollout__engine="ray", rollout__ray_address="localhost")),
         "Ray's address",
-        "'localhost' is no address",
+        "'localhost' is not an address",
         "host:port",
     ),
-    "too little memory": (planted(MUCH), "memory", r"MiB are needed .*, [\d,]+ MiB are free", "per_device_batch_size"),
-    "chat template missing": (planted(instruct), "chat template", "name is a chat model's, but .* no chat", "jinja"),
+    "too little memory": (
+        planted(HUGE_BATCH),
+        "memory",
+        r"MiB are needed .*, [\d,]+ MiB are free",
+        "per_device_batch_size",
+    ),
+    "chat template missing": (
+        planted(instruct),
+        "chat template",
+        "name is that of a chat model, but .* no chat",
+        "jinja",
+    ),
     "chat asked for": (
         planted(options(chat_template_kwargs='{"enable_thinking": true}')),
         "chat template",
-        "chat_template_kwargs are given, but",
+        "chat_template_kwargs is set, but",
         "leave out chat_template_kwargs",
     ),
     "context too short": (planted(options(max_context=32)), "plan", r"context of 32 tokens leaves", "raise max_con"),
     "window too long": (planted(options(dataset__window=120)), "plan", "120 tokens of a memory do not fit", "Lower"),
-    "teacher who reads nothing": (
+    "teacher that sees no memory": (
         planted(file("blind.j2", "{% if context == 1 %}{% endif %}{{ request }}", dataset__templates='["blind.j2"]')),
         "teacher's prompts",
-        r"template blind\.j2: the teacher is asked what the student is",
+        r"template blind\.j2: teacher and student get the same prompt",
         r"Write \{\{ context",
     ),
     "folder that cannot be written": (
         planted(options(output_dir="/proc/sleep/night")),
         "folder",
-        "output_dir: /proc.* cannot be",
+        "output_dir: .*/proc",
         "Give another --output_dir",
     ),
     "tokenizer missing": (
@@ -144,71 +159,77 @@ if find_spec("vllm") is None:
     )
 if CPU:
     FAULTS["no compiler"] = (no_compiler, "compiler", r"not found: \S*\+\+", r"Install g\+\+")
-    FAULTS["killed build"] = (killed_build, "compiler", r"shm/lock is there: something is", r"rm \S*lock")
+    FAULTS["killed build"] = (
+        killed_build,
+        "compiler",
+        r"shm/lock exists: a build is running or was killed",
+        r"rm \S*lock",
+    )
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_and_its_remedy_are_named(name, place, monkeypatch, doctor):
     plant, check, found, remedy = FAULTS[name]
-    made = plant(place, monkeypatch)
+    changed = plant(place, monkeypatch)
     before = sorted(place.rglob("*"))
-    code, findings = doctor("--no-prove", *make_arguments(place, lambda _: made))
+    code, findings = doctor("--no-prove", *make_arguments(place, lambda _: changed))
     assert code == 2
-    told = findings[check]
-    assert told["state"] == "fault", findings
-    assert re.search(found, told["found"]), told
-    assert re.search(remedy, told["remedy"]), told
+    finding = findings[check]
+    assert finding["state"] == "fault", findings
+    assert re.search(found, finding["found"]), finding
+    assert re.search(remedy, finding["remedy"]), finding
     others = {finding["name"] for finding in findings.values() if finding["state"] == "fault"} - {check}
-    assert others <= ({"plan"} if check == "folder" else set())  # a folder of the system's has no room either
+    assert others <= ({"plan"} if check == "folder" else set())  # a system folder has no space either
     assert sorted(place.rglob("*")) == before
 
 
-def test_a_broken_torch_keeps_nothing_from_being_told(place, monkeypatch):
+def test_a_broken_torch_does_not_hide_other_findings(place, monkeypatch):
     package(place, monkeypatch, "torch/__init__.py", "raise OSError('libcudart.so.13: cannot open')\n")
     command = [sys.executable, "-m", "sleep_trl.cli", "doctor", "--no-prove", "--json"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place / "first"), str(ROOT)])}
-    done = subprocess.run(
+    child = subprocess.run(
         [*command, *make_arguments(place, options())], env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 2, done.stderr
-    findings = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert child.returncode == 2, child.stderr
+    findings = {finding["name"]: finding for finding in json.loads(child.stdout)["findings"]}
     assert findings["GPUs"]["state"] == "fault" and "libcudart" in findings["GPUs"]["found"]
     assert "constraints.txt" in findings["GPUs"]["remedy"]
     assert findings["transformers"]["state"] == findings["loopback"]["state"] == findings["options"]["state"] == "ok"
 
 
-def test_there_are_at_least_ten():
+def test_at_least_ten_faults_are_planted():
     assert len(FAULTS) >= 10
 
 
-def test_a_port_where_the_model_will_be_served(taken, doctor):
-    code, findings = doctor("--no-prove", "--port", taken)
-    told = findings["serving port"]
-    assert (code, told["state"]) == (2, "fault")
-    assert f"port {taken}, " in told["found"] and "in use" in told["found"] and "another --port" in told["remedy"]
+def test_a_taken_serving_port(taken_port, doctor):
+    code, findings = doctor("--no-prove", "--port", taken_port)
+    finding = findings["serving port"]
+    assert (code, finding["state"]) == (2, "fault")
+    assert f"port {taken_port}, " in finding["found"] and "in use" in finding["found"]
+    assert "another --port" in finding["remedy"]
 
 
-def test_a_port_where_processes_meet(taken, doctor, tmp_path):
+def test_a_taken_launcher_port(taken_port, doctor, tmp_path):
     launcher = tmp_path / "ddp.yaml"
-    launcher.write_text(f"{{distributed_type: MULTI_CPU, num_processes: 2, main_process_port: {taken}}}")
+    launcher.write_text(f"{{distributed_type: MULTI_CPU, num_processes: 2, main_process_port: {taken_port}}}")
     code, findings = doctor("--no-prove", "--config_file", launcher)
-    told = findings["launcher's port"]
-    assert (code, told["state"]) == (2, "fault")
-    assert f"port {taken}, " in told["found"] and "--main_process_port" in told["remedy"]
+    finding = findings["launcher's port"]
+    assert (code, finding["state"]) == (2, "fault")
+    assert f"port {taken_port}, " in finding["found"] and "--main_process_port" in finding["remedy"]
 
 
-def test_a_file_that_no_launcher_reads(capsys, tmp_path):
+def test_an_invalid_launcher_file(capsys, tmp_path):
     (tmp_path / "ddp.yaml").write_text("num_processes: many")
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as stop:
         main(["doctor", "--config_file", str(tmp_path / "ddp.yaml")])
-    assert ended.value.code == 2
-    assert "ddp.yaml is no configuration of accelerate" in capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "ddp.yaml is not a configuration file of accelerate" in capsys.readouterr().err
 
 
-def test_several_faults_are_told_at_once_and_each_once(place, doctor):
+def test_several_faults_are_reported_at_once_and_each_once(place, doctor):
     without("tokenizer.json", "tokenizer_config.json")(place)
-    given = make_arguments(place, options(rewards='["mine.py:fun"]', output_dir="/proc/sleep/night"))
-    code, findings = doctor("--no-prove", *given)
+    arguments = make_arguments(place, options(rewards='["mine.py:fun"]', output_dir="/proc/sleep/night"))
+    code, findings = doctor("--no-prove", *arguments)
     states = {name: finding["state"] for name, finding in findings.items()}
     assert code == 2
     assert [name for name, state in states.items() if state == "fault"] == ["folder", "tokenizer", "rewards"]

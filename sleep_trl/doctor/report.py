@@ -1,0 +1,190 @@
+"""What checks get (a [`Case`]) and report (a [`Finding`]), and how they run: one fault does not hide another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from ..config import RunConfig
+from .launcher import Launch
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from ..data.documents import MemoryText
+    from ..data.prompts import Prompter
+    from ..planning.plan import Plan
+    from ..rollout.choice import Choice
+
+State = Literal["ok", "warning", "fault", "skipped"]
+
+
+@dataclass
+class Case:
+    """What to check. What is derived from the run is computed when a check first asks for it, and raises `ValueError`
+    as preflight does.
+
+    Args:
+        config (`RunConfig`, *optional*):
+            The run; if not given, only the machine is checked.
+        config_error (`str`, *optional*):
+            Why the given options could not be parsed.
+        launch (`Launch`, *optional*):
+            How it will be launched; by default as one process.
+        port (`int`, *optional*):
+            Port where the model will be served.
+        check_rewards (`Callable[[RunConfig], object]`, *optional*):
+            Raises `ValueError` for a reward that cannot be created.
+    """
+
+    config: RunConfig | None = None
+    config_error: str = ""
+    launch: Launch = field(default_factory=Launch)
+    port: int | None = None
+    check_rewards: Callable[[RunConfig], object] | None = None
+
+    @property
+    def run(self) -> RunConfig:
+        """The run, for checks that are made only if there is one."""
+        assert self.config is not None
+        return self.config
+
+    @property
+    def needs_ray(self) -> bool:
+        """Whether the run needs Ray; true if there is no run, since any run may follow."""
+        if self.config is None:
+            return True
+        return self.config.starts_ray or self.config.rollout.ray_address is not None
+
+    @cached_property
+    def plan(self) -> Plan:
+        from ..planning.preflight import preflight
+
+        return preflight(self.run)
+
+    @cached_property
+    def model_config(self) -> PretrainedConfig:
+        from ..models.inspection import read_config
+
+        return read_config(self.run.model)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        from ..models.inspection import read_tokenizer
+
+        return read_tokenizer(self.run, int(self.model_config.get_text_config().vocab_size))
+
+    @cached_property
+    def prompter(self) -> Prompter:
+        from ..data.prompts import Prompter
+
+        return Prompter(self.tokenizer, self.run.chat_template_kwargs)
+
+    @cached_property
+    def memories(self) -> list[MemoryText]:
+        from ..planning.night_source import night_memories
+
+        return night_memories(self.run)
+
+    @cached_property
+    def windows(self) -> list[list[str]]:
+        """Each memory in windows, as the teacher reads it."""
+        from ..data.windows import split_all
+
+        texts = [memory.text for memory in self.memories]
+        return split_all(texts, self.prompter.count_tokens, self.plan.window, self.run.dataset.window_overlap)
+
+    @cached_property
+    def engine(self) -> Choice:
+        """The engine that the run will generate with."""
+        from ..memory.hosts import find_hosts
+        from ..models.inspection import build_without_weights
+        from ..planning.preflight import find_capacity
+        from ..rollout.choice import choose
+
+        hosts = find_hosts(build_without_weights(self.run.model, self.model_config))
+        return choose(self.run.rollout, self.model_config, hosts, find_capacity(self.run).top_k is not None)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check.
+
+    Args:
+        name (`str`):
+            Name of the check.
+        state (`str`):
+            `"fault"` if the run cannot work, `"warning"` if it can but the user should know, `"ok"`, or `"skipped"` if
+            the check does not apply.
+        found (`str`):
+            What was found.
+        remedy (`str`, *optional*):
+            What to do about it; empty if nothing needs to be done.
+    """
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def ok(found: str) -> Finding:
+    return Finding("", "ok", found)
+
+
+def warning(found: str, remedy: str) -> Finding:
+    return Finding("", "warning", found, remedy)
+
+
+def fault(found: str, remedy: str) -> Finding:
+    return Finding("", "fault", found, remedy)
+
+
+def skipped(found: str) -> Finding:
+    return Finding("", "skipped", found)
+
+
+def from_error(message: str) -> Finding:
+    """Make a fault of the message of a `ValueError` raised by this package, whose last sentence says what to do."""
+    found, point, remedy = message.rstrip().rpartition(". ")
+    return fault(found + point.strip(), remedy) if point else fault(message, "Correct this option.")
+
+
+Check = Callable[[Case], Finding]
+
+
+def run_checks(checks: Mapping[str, Check], case: Case) -> Iterator[Finding]:
+    """Run checks in order.
+
+    Args:
+        checks (`Mapping[str, Callable[[Case], Finding]]`):
+            Checks by name.
+        case (`Case`):
+            What to check.
+
+    Yields:
+        `Finding`: one per check. An exception is a fault: it must not keep the other checks from running.
+    """
+    for name, check in checks.items():
+        try:
+            finding = check(case)
+        except ValueError as error:
+            finding = from_error(str(error))
+        except Exception as error:
+            finding = fault(
+                f"{type(error).__name__}: {error}",
+                "Install the tested versions (constraints.txt). If the error stays, please report it.",
+            )
+        yield replace(finding, name=name)
+
+
+def without_repeats(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Report a fault that several checks run into only once, at the first of them."""
+    first_at: dict[str, str] = {}
+    for finding in findings:
+        if finding.state == "fault" and (first := first_at.setdefault(finding.found, finding.name)) != finding.name:
+            yield replace(skipped(f"blocked by the fault at {first!r}"), name=finding.name)
+        else:
+            yield finding
