@@ -48,7 +48,7 @@ def make_model(is_routed: bool, seed: int, arguments: argparse.Namespace) -> Any
     """Return the quickstart's model with a memory whose next expert learns."""
     from transformers import AutoModelForCausalLM
 
-    from sleep_trl.memory import MemorySpec, attach, load_memory
+    from sleep_trl import MemorySpec, attach, load_memory
 
     slept = routed_memory(arguments.memory, SLEPT_NIGHTS, arguments.night_steps) if is_routed else None
     model = AutoModelForCausalLM.from_pretrained(QUICKSTART / "model", dtype=torch.float32)
@@ -62,31 +62,23 @@ def make_trainer(options: dict[str, Any], seed: int, arguments: argparse.Namespa
     from datasets import Dataset
     from transformers import AutoTokenizer
 
+    from sleep_trl import DreamingConfig, DreamingTrainer
     from sleep_trl.data.prompts import Prompter
-    from sleep_trl.dreams import DreamEvaluator, InnerLoop, LoraSpec, Questions, SignificanceTest
-    from sleep_trl.rollout import TransformersEngine
-    from sleep_trl.trainers import DreamingConfig, DreamingTrainer
 
     options = USUAL | options
     model = make_model(options.pop("is_routed"), seed, arguments)
     tokenizer = AutoTokenizer.from_pretrained(QUICKSTART / "model")
-    prompter = Prompter(tokenizer)
+    count_tokens = Prompter(tokenizer).count_tokens
     tasks, fresh = (
-        Dataset.from_list(sentence_tasks(memories_of(night), prompter.count_tokens, arguments.sentences))
+        Dataset.from_list(sentence_tasks(memories_of(night), count_tokens, arguments.sentences))
         for night in (DREAMT_NIGHT, FRESH_NIGHT)
     )
     dreams = len(tasks) * DREAMS
     if options.get("improvement") == "grpo":  # as many dreams and steps as ReST-EM has
         options |= {"generation_batch_size": dreams, "num_train_epochs": arguments.rounds, "num_iterations": 2}
 
-    def evaluator(trainer: DreamingTrainer) -> DreamEvaluator:
-        loop = InnerLoop(steps=10, learning_rate=5e-3, seed=seed)
-        engine = TransformersEngine(trainer.model, tokenizer, 256)
-        return DreamEvaluator(engine, Questions(prompter, "exact", 8), LoraSpec(rank=8), loop, SignificanceTest("sign"))
-
     return DreamingTrainer(
         model,
-        evaluator,
         args=DreamingConfig(
             folder,
             rounds=arguments.rounds,
@@ -97,6 +89,11 @@ def make_trainer(options: dict[str, Any], seed: int, arguments: argparse.Namespa
             per_device_train_batch_size=dreams // BATCHES,
             per_device_eval_batch_size=dreams,
             max_completion_length=24,
+            lora_learning_rate=5e-3,
+            metric="exact",
+            max_answer_length=8,
+            test="sign",
+            trial_batch_size=256,
             lr_scheduler_type="constant",
             seed=seed,
             report_to="none",
@@ -115,7 +112,7 @@ def make_trainer(options: dict[str, Any], seed: int, arguments: argparse.Namespa
 
 
 def run(variant: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """LoraJob for some rounds, then about fresh sentences; return what became of the dreams of each."""
+    """Dream for some rounds, then about fresh sentences; return statistics of the dreams of each."""
     from sleep_trl.dreams import Selection
 
     with tempfile.TemporaryDirectory() as folder:

@@ -45,7 +45,7 @@ class ExpertCheckpoints(GRPOTrainer):
     def _memory(self) -> Memory | None:
         return Memory.of(self.accelerator.unwrap_model(self.model))
 
-    def _share_of_step(self) -> float:
+    def _loss_scale(self) -> float:
         """Return what a sum over this process's micro-batch, weighed over the whole generation batch, has to be times.
 
         Gradients are averaged over processes, and over the micro-batches of a step, of which a generation batch may

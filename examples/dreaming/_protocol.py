@@ -84,7 +84,6 @@ def train_dreamer(
     with tempfile.TemporaryDirectory() as folder, plain_generation(setup.model):
         trainer = DreamingTrainer(
             setup.model,
-            lambda _: evaluator,
             args=DreamingConfig(
                 folder,
                 rounds=args.rounds,
@@ -102,6 +101,7 @@ def train_dreamer(
             ),
             train_dataset=Dataset.from_list(rows),
             processing_class=setup.tokenizer,
+            evaluator=evaluator,
         )
         trainer.train()
     setup.model.eval()

@@ -1,4 +1,4 @@
-"""DreamingTrainer alone: the quickstart's model dreams about two sentences and learns to write what helps it.
+"""DreamingTrainer on its own: the quickstart's model dreams about two sentences and learns to write useful dreams.
 
 python examples/dreaming/alone.py
 """
@@ -7,10 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from sleep_trl.data.prompts import Prompter
-from sleep_trl.dreams import DreamEvaluator, InnerLoop, LoraSpec, Questions, SignificanceTest
-from sleep_trl.rollout import TransformersEngine
-from sleep_trl.trainers import DreamingConfig, DreamingTrainer
+from sleep_trl import DreamingConfig, DreamingTrainer
 
 MODEL = str(Path(__file__).parents[1] / "quickstart" / "model")
 TASKS = {"Robbin runs the inn Zora.": ("Which inn does Robbin run?", "Zora"),
@@ -19,20 +16,25 @@ TASKS = {"Robbin runs the inn Zora.": ("Which inn does Robbin run?", "Zora"),
 rows = [{"prompt": text, "task_id": text, "context": text, "questions": [{"question": question, "answers": [answer]}]}
         for text, (question, answer) in TASKS.items()]  # fmt: skip
 
-
-def evaluate_dreams(trainer: DreamingTrainer) -> DreamEvaluator:
-    """Learn a dream in 10 steps, and ask the task's question before and after."""
-    engine = TransformersEngine(trainer.model, trainer.processing_class, batch_size=64)
-    measure = Questions(Prompter(trainer.processing_class), "exact", max_new_tokens=8)
-    return DreamEvaluator(
-        engine, measure, LoraSpec(rank=8), InnerLoop(steps=10, learning_rate=5e-3), SignificanceTest("sign")
-    )
-
-
-options = {"num_generations": 16, "per_device_train_batch_size": 32, "max_completion_length": 24, "selection": "all"}
-options |= {"use_cpu": True, "bf16": False, "report_to": "none", "learning_rate": 1e-4}  # the first two: without a GPU
-config = DreamingConfig("runs/dreams", rounds=3, em_epochs=2, **options)
-trainer = DreamingTrainer(MODEL, evaluate_dreams, args=config, train_dataset=Dataset.from_list(rows))
+config = DreamingConfig(
+    "runs/dreams",
+    rounds=3,
+    em_epochs=2,
+    num_generations=16,
+    per_device_train_batch_size=32,
+    max_completion_length=24,
+    learning_rate=1e-4,
+    selection="all",
+    # Each dream is learned in 10 steps by a LoRA; the task's question is asked before and after.
+    lora_learning_rate=5e-3,
+    metric="exact",
+    max_answer_length=8,
+    test="sign",
+    report_to="none",
+    use_cpu=True,  # leave this and the next one out on a GPU
+    bf16=False,
+)
+trainer = DreamingTrainer(MODEL, args=config, train_dataset=Dataset.from_list(rows))
 trainer.train()
 for record in trainer.trials:
     if record["rewarded"]:

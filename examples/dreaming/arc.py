@@ -165,7 +165,7 @@ def train(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]]:
 
 
 def evaluate(args: argparse.Namespace, setup: Setup) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """LoraJob about held-out tasks, learn by each dream, and ask."""
+    """Dream about held-out tasks, learn by each dream, and evaluate."""
     from sleep_trl.dreams import LoraJob, Task
     from sleep_trl.rollout import Sampling
 

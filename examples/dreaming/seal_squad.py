@@ -128,7 +128,7 @@ def train(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]]:
 
 
 def evaluate(args: argparse.Namespace, setup: Setup) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """LoraJob about the passages, learn the dreams, and ask."""
+    """Dream about the passages, learn the dreams, and ask the questions."""
     from sleep_trl.data.templates import Template
     from sleep_trl.dreams import Task
     from sleep_trl.dreams.presets import SEAL_SQUAD, SEAL_SQUAD_MANY

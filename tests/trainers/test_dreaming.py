@@ -9,10 +9,9 @@ from datasets import Dataset
 from sleep_trl.batched_lora.adapters import LoraSpec
 from sleep_trl.batched_lora.inner_loop import InnerLoop
 from sleep_trl.config.command_line import parse
-from sleep_trl.data.prompts import Prompter
 from sleep_trl.dreams.evaluator import DreamEvaluator, SignificanceTest
 from sleep_trl.dreams.gradients import Text
-from sleep_trl.dreams.measure import Questions
+from sleep_trl.dreams.measure import HeldoutLoss, Questions
 from sleep_trl.memory import Memory, MemorySpec, attach
 from sleep_trl.models.loading import load_tokenizer
 from sleep_trl.rollout import TransformersEngine
@@ -34,6 +33,13 @@ OPTIONS = {
     "learning_rate": 1e-2,
     "lr_scheduler_type": "constant",
     "selection": "all",
+    "metric": "exact",
+    "max_answer_length": 8,
+    "lora_rank": 4,
+    "lora_steps": 8,
+    "lora_learning_rate": 5e-3,
+    "test": "sign",
+    "trial_batch_size": 128,
     "logging_steps": 1,
     "report_to": "none",
     "bf16": False,
@@ -67,29 +73,42 @@ def tasks(count=4):
     return Dataset.from_list(rows)
 
 
-def dreamer(reader, folder, data=None, **options):
+def dreamer(reader, folder, data=None, evaluator=None, **options):
     model, tokenizer = copy.deepcopy(reader[0]), reader[1]
     attach(model, MemorySpec(width=32, max_experts=2)).activate()
-    prompter = Prompter(tokenizer)
-
-    def evaluator(trainer):
-        engine = TransformersEngine(trainer.model, tokenizer, 128)
-        loop = InnerLoop(steps=8, learning_rate=5e-3)
-        return DreamEvaluator(engine, Questions(prompter, "exact", 8), LoraSpec(rank=4), loop, SignificanceTest("sign"))
-
     return DreamingTrainer(
         model,
-        evaluator,
-        reward_funcs=options.pop("reward_funcs", None),
+        options.pop("reward_funcs", None),
         args=DreamingConfig(str(folder), **{**OPTIONS, **options}),
         train_dataset=data or tasks(),
         processing_class=tokenizer,
+        evaluator=evaluator,
         learn=lambda ids: ((tokenizer.bos_token_id, *ids),),
     )
 
 
 def logged(trainer, key):
     return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def test_the_arguments_describe_the_evaluator(reader, tmp_path):
+    t = dreamer(reader, tmp_path, repeats=2, confidence=0.9, chunk=3, lora_alpha=8.0, seed=7)
+    assert t.evaluator.engine.model is t.model and t.evaluator.engine.batch_size == 128
+    assert t.evaluator.spec == LoraSpec(4, 8.0)
+    assert t.evaluator.loop == InnerLoop(8, 5e-3, seed=7)
+    assert t.evaluator.significance == SignificanceTest("sign", 0.9, 2)
+    assert t.evaluator.chunk == 3 and t.evaluator.workers is None
+    assert isinstance(t.evaluator.measure, Questions) and t.evaluator.measure.max_new_tokens == 8
+    assert isinstance(dreamer(reader, tmp_path, measure="heldout_loss").evaluator.measure, HeldoutLoss)
+
+
+def test_a_given_evaluator_is_used_instead(reader, tmp_path):
+    engine = TransformersEngine(*reader)
+    given = DreamEvaluator(engine, lambda tasks, answerer: [[1.0] for _ in tasks], loop=InnerLoop(steps=1))
+    t = dreamer(reader, tmp_path, evaluator=given, rounds=1)
+    t.train()
+    assert t.evaluator is given
+    assert {r["trial_gain"] for r in t.trials} == {0.0} and not any(r["rewarded"] for r in t.trials)
 
 
 def test_each_round_dreams_of_all_tasks_and_learns_what_helped(reader, tmp_path):
@@ -189,6 +208,9 @@ def test_users_rewards_see_the_trial(reader, tmp_path):
         ({"improvement": "ppo"}, "rest_em"),
         ({"rounds": 0}, "rounds"),
         ({"selection": "best"}, "gradient_norm"),
+        ({"measure": "custom"}, "questions, heldout_loss, got 'custom'.*evaluator"),
+        ({"lora_rank": 0}, "rank must be at least 1"),
+        ({"workers": 2}, "chunk"),
     ],
 )
 def test_impossible_settings_are_refused(reader, tmp_path, options, message):
@@ -210,5 +232,5 @@ def test_the_teacher_finds_a_true_dream_likelier_than_a_false_one(reader, tmp_pa
     memory = Memory.of(t.model)
     with torch.no_grad():
         for _, parameter in memory.expert_parameters(memory.learning):
-            parameter.normal_()  # the teacher does not hear the learning expert
+            parameter.normal_()  # the teacher is the model without its learning expert
     assert t._teacher_probabilities(texts) == [true, false]

@@ -6,47 +6,114 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+from sleep_trl.config.dreaming import DreamConfig
+from sleep_trl.config.sections import EvaluationConfig
+
+from ..options import run_option
+
+MEASURES = ("questions", "heldout_loss")
+
 
 @dataclass
 class DreamingConfig(GRPOConfig):
     """
     Configuration of [`DreamingTrainer`]: [`~trl.GRPOConfig`] and the parameters of dreaming (arXiv 2606.03979, section
-    3.4). `num_generations` is the paper's m, the dreams of a task.
+    3.4). `num_generations` is the paper's m, the number of dreams per task.
 
     Parameters:
         improvement (`str`, *optional*, defaults to `"rest_em"`):
-            How the dreamer is improved: `"rest_em"`, the likelihood of the rewarded dreams (ReST-EM, arXiv 2312.06585),
-            or `"grpo"`.
+            How the dreamer is improved: `"rest_em"` trains on the likelihood of the rewarded dreams (ReST-EM, arXiv
+            2312.06585), `"grpo"` uses GRPO's loss.
         rounds (`int`, *optional*, defaults to `2`):
-            E-steps (dream and try out every task) and M-steps (learn the rewarded dreams) of ReST-EM. Takes the place
-            of `num_train_epochs`.
+            Rounds of ReST-EM, each an E-step (dream about every task and try the dreams out) followed by an M-step
+            (train on the rewarded dreams). Replaces `num_train_epochs`.
         em_epochs (`int`, *optional*, defaults to `1`):
-            Passes over the dreams of a round in its M-step. Ours: the paper does not say.
-        selection (`str`, *optional*, defaults to `"gradient_norm"`):
-            What dreams are selected by before they are tried out, see [`~sleep_trl.dreams.select.Selection`].
-        top_k (`int`, *optional*, defaults to `4`):
-            Best dreams of a task that are tried out.
-        random_k (`int`, *optional*, defaults to `1`):
-            Further dreams of a task that are drawn among the others (the paper's b).
-        random_expert (`bool`, *optional*, defaults to `False`):
-            Whether every router also takes one random further expert while dreams are sampled. Needs a memory with
-            `routing="topk"`.
+            Epochs over a round's dreams in its M-step. Ours: the paper does not give a number.
         smallest_reward (`float`, *optional*, defaults to `0.5`):
-            Reward above which a dream is learnt by ReST-EM.
+            ReST-EM trains on dreams whose reward is above this.
+
+        > Which dreams are tried out
+
+        selection (`str`, *optional*, defaults to `"gradient_norm"`):
+            How dreams are ranked, see [`~sleep_trl.dreams.select.Selection`].
+        top_k (`int`, *optional*, defaults to `4`):
+            Number of best dreams per task to try out.
+        random_k (`int`, *optional*, defaults to `1`):
+            Number of further dreams per task to try out, drawn at random among the others (the paper's b).
+        random_expert (`bool`, *optional*, defaults to `False`):
+            Whether every router also takes one random further expert while dreams are sampled. Requires a memory with
+            `routing="topk"`.
+
+        > How a dream is tried out (ignored if the trainer is given an `evaluator`)
+
+        lora_rank (`int`, *optional*, defaults to `8`):
+            Rank of the LoRA that learns one dream.
+        lora_alpha (`float`, *optional*, defaults to `16.0`):
+            LoRA's alpha; the adapter is scaled by `lora_alpha / lora_rank`.
+        lora_steps (`int`, *optional*, defaults to `10`):
+            Optimizer steps in which the LoRA learns its dream.
+        lora_learning_rate (`float`, *optional*, defaults to `1e-3`):
+            Learning rate of the LoRA.
+        measure (`str`, *optional*, defaults to `"questions"`):
+            What the LoRA has to improve (τ): `"questions"`, the answers to the row's `questions`, or `"heldout_loss"`,
+            the loss on the row's `heldout` text.
+        metric (`str`, *optional*, defaults to `"contains"`):
+            How an answer is scored: `"exact"`, `"contains"` or `"f1"`.
+        max_answer_length (`int`, *optional*, defaults to `32`):
+            Maximum length of an answer in tokens.
+        test (`str`, *optional*, defaults to `"bootstrap"`):
+            When a gain counts: `"bootstrap"` and `"mcnemar"` are paired tests, `"sign"` takes the bare sign (the
+            paper). Dreams whose gain is uncertain abstain.
+        confidence (`float`, *optional*, defaults to `0.95`):
+            Confidence level of the test and of the intervals, in (0, 1).
+        repeats (`int`, *optional*, defaults to `1`):
+            Maximum number of times a dream with an uncertain gain is learned again.
+        trial_batch_size (`int`, *optional*, defaults to `64`):
+            Prompts per batch when questions are answered, on one device.
+        chunk (`int`, *optional*):
+            Dreams tried out at a time, which bounds the memory use. By default all dreams of a round.
+        workers (`int`, *optional*, defaults to `0`):
+            Number of Ray tasks that try out chunks in parallel; `0` uses this process. Requires `chunk`. The results
+            are the same.
+        gpus_per_worker (`float`, *optional*, defaults to `0`):
+            GPUs per Ray task; `0` runs it on the CPU.
+        ray_address (`str`, *optional*):
+            `host:port` of a Ray cluster, which then runs as many tasks as fit. By default Ray is started on this
+            machine.
     """
 
-    improvement: str = field(default="rest_em", metadata={"help": "rest_em or grpo."})
-    rounds: int = field(default=2, metadata={"help": "E-steps and M-steps of ReST-EM."})
-    em_epochs: int = field(default=1, metadata={"help": "Passes over a round's dreams in its M-step."})
-    selection: str = field(default="gradient_norm", metadata={"help": "What dreams are selected by."})
-    top_k: int = field(default=4, metadata={"help": "Best dreams of a task that are tried out."})
-    random_k: int = field(default=1, metadata={"help": "Further dreams of a task, drawn among the others."})
-    random_expert: bool = field(default=False, metadata={"help": "One random further expert while dreaming."})
-    smallest_reward: float = field(default=0.5, metadata={"help": "Reward above which a dream is learnt."})
+    improvement: str = run_option(DreamConfig, "improvement")
+    rounds: int = field(default=2, metadata={"help": "Rounds of ReST-EM: dream, try out, train on what helped."})
+    em_epochs: int = run_option(DreamConfig, "em_epochs")
+    smallest_reward: float = field(default=0.5, metadata={"help": "Reward above which ReST-EM trains on a dream."})
+    selection: str = run_option(DreamConfig, "selection")
+    top_k: int = run_option(DreamConfig, "top_k")
+    random_k: int = run_option(DreamConfig, "random_k")
+    random_expert: bool = run_option(DreamConfig, "random_expert")
+    lora_rank: int = run_option(DreamConfig, "lora_rank")
+    lora_alpha: float = run_option(DreamConfig, "lora_alpha")
+    lora_steps: int = run_option(DreamConfig, "lora_steps")
+    lora_learning_rate: float = run_option(DreamConfig, "lora_learning_rate")
+    measure: str = field(default="questions", metadata={"help": f"What a dream has to improve: {MEASURES}."})
+    metric: str = run_option(EvaluationConfig, "metric")
+    max_answer_length: int = run_option(EvaluationConfig, "max_new_tokens")
+    test: str = run_option(DreamConfig, "test")
+    confidence: float = run_option(DreamConfig, "confidence")
+    repeats: int = run_option(DreamConfig, "repeats")
+    trial_batch_size: int = run_option(EvaluationConfig, "batch_size")
+    chunk: int | None = run_option(DreamConfig, "chunk")
+    workers: int = run_option(DreamConfig, "workers")
+    gpus_per_worker: float = run_option(DreamConfig, "gpus_per_worker")
+    ray_address: str | None = field(default=None, metadata={"help": "host:port of a Ray cluster for the workers."})
 
     def __post_init__(self) -> None:
         if self.improvement not in ("rest_em", "grpo"):
             raise ValueError(f"improvement must be 'rest_em' or 'grpo', got {self.improvement!r}.")
+        if self.measure not in MEASURES:
+            raise ValueError(
+                f"measure must be one of {', '.join(MEASURES)}, got {self.measure!r}. For a measure of your own, give "
+                f"the trainer an `evaluator`."
+            )
         for name in ("rounds", "em_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

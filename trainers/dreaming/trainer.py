@@ -1,4 +1,4 @@
-"""Dreaming: the model writes its own training data, tries it out, and learns to write what helps."""
+"""Dreaming: the model writes its own training data, tries it out, and learns to write data that helps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import get_config_model_id
 
 from sleep_trl.batched_lora.batches import LoraJob
@@ -24,8 +24,9 @@ from sleep_trl.memory import Memory
 from sleep_trl.rewards import resolve
 
 from ..expert_checkpoints import ExpertCheckpoints
-from ..knowledge_seeding.quiet import without_row_dump
+from ..log_filter import without_row_dump
 from .config import DreamingConfig
+from .evaluator import make_evaluator
 
 Rows = list[dict[str, Any]]
 Tensors = dict[str, torch.Tensor]
@@ -34,45 +35,49 @@ Tensors = dict[str, torch.Tensor]
 class DreamingTrainer(ExpertCheckpoints):
     """
     Trainer for dreaming (arXiv 2606.03979, section 3.4). For each task it samples `num_generations` dreams with the
-    task's context in the prompt, selects some by their gradient, learns each of these in isolation by a LoRA, measures
-    what that does for the task, and makes the dreams that helped more likely.
+    task's context in the prompt, selects some of them by their gradient, trains a separate LoRA on each, measures what
+    that does for the task, and makes the dreams that helped more likely.
 
-    Rows of the data set are tasks: `prompt` (asks for a dream, with the context in it), `task_id`, `context`, and what
-    the measure needs: `questions` (a list of `{"question", "answers"}`) or `heldout` (text).
+    Rows of the dataset are tasks: `prompt` (asks for a dream and contains the context), `task_id`, `context`, and what
+    `args.measure` needs: `questions` (a list of `{"question": ..., "answers": [...]}`) or `heldout` (text).
 
-    Reward functions see these columns, `teacher_probability` (of a dream's token behind its prompt, the geometric mean,
-    by the model without its learning expert) and, of dreams that were tried out, `trial_reward` (1, 0, or None if the
-    sign is uncertain), `trial_gain`, `trial_low` and `trial_high` (None otherwise). Dreams that were not selected have
-    no reward and no part in the loss.
+    Reward functions receive these columns, `teacher_probability` (the probability of a dream's tokens behind its
+    prompt, geometric mean, under the model without its learning expert) and, for dreams that were tried out,
+    `trial_reward` (1, 0, or None if the sign is uncertain), `trial_gain`, `trial_low` and `trial_high` (None for the
+    others). Dreams that were not selected get no reward and do not enter the loss.
 
-    What is changed with respect to [`~trl.GRPOTrainer`]: `_calculate_rewards` (selects dreams and tries them out before
-    they are rewarded), `_generate_single_turn` (a random further expert while sampling), `_compute_loss` (ReST-EM; with
+    Changes with respect to [`~trl.GRPOTrainer`]: `_calculate_rewards` (selects dreams and tries them out before they
+    are rewarded), `_generate_single_turn` (a random further expert while sampling), `_compute_loss` (ReST-EM; with
     `improvement="grpo"` it is GRPO's). Generation, advantages, logging, callbacks, `peft_config` and `rollout_func` are
     inherited.
 
     Args:
         model (`str` or `PreTrainedModel`):
-            The dreamer. What of it requires gradients is trained: a memory's learning expert, a `peft_config`'s
-            adapter, or all weights.
-        rehearsal (`Callable[[DreamingTrainer], DreamEvaluator]`):
-            Makes what tries dreams out, once the trainer has its model and tokenizer.
+            The dreamer. Whatever requires gradients is trained: a memory's learning expert, the adapter of a
+            `peft_config`, or all weights.
         reward_funcs (`RewardFunc` or list of them, *optional*):
             TRL reward functions. Default: `improvement` (Eq. 5).
         args (`DreamingConfig`, *optional*):
             Configuration.
         train_dataset (`Dataset`):
             The tasks.
+        eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*):
+            Tasks to dream about in `evaluate()`.
+        processing_class (`PreTrainedTokenizerBase`, *optional*):
+            The tokenizer. Default: the model's.
+        evaluator (`DreamEvaluator`, *optional*):
+            Tries dreams out. Default: made from `args`, see [`DreamingConfig`].
         learn (`Callable[[list[int]], tuple[tuple[int, ...], ...]]`, *optional*):
             Turns a dream's token ids into the sequences that its LoRA learns. Default: the dream as one sequence,
             behind the row's `learn_prompt_ids` if it has them.
         reference (`Callable[[], dict[str, torch.Tensor]]`, *optional*):
-            Gives the gradient of the memories, for `selection="gradient_alignment"`; called once a round.
+            Returns the gradient of the memories for `selection="gradient_alignment"`; called once a round.
         **kwargs:
             Everything else that [`~trl.GRPOTrainer`] takes.
 
     Raises:
-        `ValueError`: if a row lacks a column, the tasks do not fill whole batches, or `random_expert` finds no routed
-            memory.
+        `ValueError`: if a row lacks a column, the tasks do not fill whole batches, or `random_expert` is set without a
+            routed memory.
     """
 
     _tag_names = ["trl", "sleep-trl", "dreaming"]
@@ -80,10 +85,13 @@ class DreamingTrainer(ExpertCheckpoints):
     def __init__(
         self,
         model: str | PreTrainedModel,
-        evaluator: Callable[[DreamingTrainer], DreamEvaluator],
         reward_funcs: Any = None,
         args: DreamingConfig | None = None,
         train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        evaluator: DreamEvaluator | None = None,
         learn: Callable[[list[int]], tuple[tuple[int, ...], ...]] | None = None,
         reference: Callable[[], dict[str, torch.Tensor]] | None = None,
         **kwargs: Any,
@@ -92,7 +100,7 @@ class DreamingTrainer(ExpertCheckpoints):
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = DreamingConfig(f"{name.split('/')[-1]}-Dreaming")
         if train_dataset is None:
-            raise ValueError("Dreaming needs tasks. Give train_dataset, with rows of prompt, task_id and context.")
+            raise ValueError("Dreaming needs tasks. Give train_dataset, with the columns prompt, task_id and context.")
         if missing := [c for c in ("prompt", "task_id", "context") if c not in train_dataset.column_names]:
             raise ValueError(f"The tasks lack the columns {missing}; they have {sorted(train_dataset.column_names)}.")
         self.selection = Selection(args.selection, args.top_k, args.random_k)  # type: ignore[arg-type]
@@ -103,11 +111,13 @@ class DreamingTrainer(ExpertCheckpoints):
             resolve("improvement") if reward_funcs is None else reward_funcs,
             args=args,
             train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
             **kwargs,
         )
         self.learn = learn
         self.reference = reference
-        self.evaluator = evaluator(self)
+        self.evaluator = evaluator or make_evaluator(args, self.model, self._tokenizer)
         self.trials: list[dict[str, Any]] = []
         self._rewarded = torch.empty(0)
 
@@ -124,7 +134,10 @@ class DreamingTrainer(ExpertCheckpoints):
             return
         memory = Memory.of(self.accelerator.unwrap_model(self.model))
         if memory is None:
-            raise ValueError("random_expert=True needs a memory with routing='topk'; this model has none.")
+            raise ValueError(
+                "random_expert=True needs a memory with routing='topk', and this model has no memory. Attach one, or "
+                "leave random_expert out."
+            )
         seed = self.args.seed + 1000 * self.state.global_step + self.accelerator.process_index
         with memory.random_extra_expert(seed):
             yield
@@ -135,10 +148,10 @@ class DreamingTrainer(ExpertCheckpoints):
         prompt_ids = self._tokenize_prompts([row["prompt"] for row in inputs])[0]
         texts = [Text.behind(ids, dream) for ids, dream in zip(prompt_ids, completion_ids_list, strict=True)]
         selected, trials = self._try_out(inputs, texts, completion_ids_list)
-        believed = self._teacher_probabilities(texts)
+        probabilities = self._teacher_probabilities(texts)
         rows = [
             {**row, **_columns(trial), "teacher_probability": probability}
-            for row, trial, probability in zip(inputs, trials, believed, strict=True)
+            for row, trial, probability in zip(inputs, trials, probabilities, strict=True)
         ]
         rewards: torch.Tensor = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
         kept = torch.tensor(selected.is_kept, device=rewards.device)
@@ -179,7 +192,7 @@ class DreamingTrainer(ExpertCheckpoints):
         selected: Selected,
         trials: list[Trial | None],
     ) -> None:
-        """Note what became of each dream, and log shares of the dreams that were tried out."""
+        """Record the outcome of each dream, and log the shares of those that were tried out."""
         for i, (row, trial) in enumerate(zip(rows, trials, strict=True)):
             self.trials.append(
                 {
@@ -224,11 +237,11 @@ class DreamingTrainer(ExpertCheckpoints):
         width = inputs["completion_ids"].size(1)
         log_probs = self._get_per_token_logps_and_entropies(model, ids, mask, width)[0]  # (batch, width)
         weights = inputs["completion_mask"] * inputs["rewarded"].unsqueeze(1)
-        return -(log_probs * weights).sum() / inputs["rewarded_tokens"].clamp(min=1) * self._share_of_step()
+        return -(log_probs * weights).sum() / inputs["rewarded_tokens"].clamp(min=1) * self._loss_scale()
 
 
 def _dream_of_all_tasks_at_once(args: DreamingConfig, tasks: int) -> None:
-    """Let one generation batch be all dreams of all tasks, as an E-step is."""
+    """Make one generation batch of all dreams of all tasks: an E-step."""
     dreams, share = tasks * args.num_generations, args.per_device_train_batch_size * args.world_size
     if dreams % share:
         raise ValueError(

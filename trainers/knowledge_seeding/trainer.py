@@ -19,10 +19,10 @@ from sleep_trl.rollout.in_trl import share_clipped
 from sleep_trl.rollout.stopping import tokens_before
 
 from ..expert_checkpoints import ExpertCheckpoints
+from ..log_filter import without_row_dump
 from .config import KnowledgeSeedingConfig
 from .loss import Head, log_probs_per_token
 from .parts import PARTS, Tensors, count_copies, is_replay, spread_references, weigh_rows
-from .quiet import without_row_dump
 from .teachers import Teacher, TeacherOutput, as_base, assign_teachers, find_rows, prepare_teachers
 
 Rows = list[dict[str, Any]]
@@ -299,7 +299,7 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         self._log_parts(kind, rows["part"], sums.detach() * (weight > 0))
         divergence, _, drift = sums
         per_row = divergence + self.args.drift_weight * drift * is_replay(rows["part"])
-        return (per_row * weight).sum() * self._share_of_step()
+        return (per_row * weight).sum() * self._loss_scale()
 
     def _log_parts(self, kind: str, part: torch.Tensor, sums: torch.Tensor) -> None:
         totals = torch.zeros(len(PARTS), 3, device=sums.device).index_add_(0, part, sums.T)

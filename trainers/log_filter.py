@@ -1,4 +1,4 @@
-"""Keeps memories out of the log."""
+"""Keeps the text of memories out of the log."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_row_dump() -> Iterator[None]:
-    """Hold back TRL's warning that prints a whole row when every reward abstains on it.
+    """Suppress TRL's warning that prints a whole row when every reward abstains on it.
 
-    Self-replay rows have no reward by design, and a row holds text of a memory, which does not belong in a log.
+    Self-replay rows have no reward by design, and a row holds text of a memory, which must not be logged.
     """
     logger = logging.getLogger("trl.trainer.grpo_trainer")
-    hold_back = _RowDump()
-    logger.addFilter(hold_back)
+    row_dump = _RowDumpFilter()
+    logger.addFilter(row_dump)
     try:
         yield
     finally:
-        logger.removeFilter(hold_back)
+        logger.removeFilter(row_dump)
 
 
-class _RowDump(logging.Filter):
+class _RowDumpFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         return "All reward functions returned None" not in record.getMessage()
