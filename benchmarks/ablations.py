@@ -39,11 +39,14 @@ def run_one(overrides: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run one night in this process and return its results."""
     from sleep_trl.config.command_line import parse
     from sleep_trl.night.run import run_night
+    from sleep_trl.planning.inputs import RunInputs
     from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert
 
     options = [f"--{key}={value}" for key, value in overrides.items() if key != "expand"]
-    config = parse(["--config", str(QUICKSTART / "config.yaml"), f"--output_dir={folder}", "--no-report", *options])
-    return run_night(config, seed_expert if overrides.get("expand", True) else train_existing_weights)
+    inputs = RunInputs(
+        parse(["--config", str(QUICKSTART / "config.yaml"), f"--output_dir={folder}", "--no-report", *options])
+    )
+    return run_night(inputs, seed_expert if overrides.get("expand", True) else train_existing_weights)
 
 
 def train_existing_weights(

@@ -63,7 +63,7 @@ def measure(run: Path, memories: str, rates: tuple[float, ...]) -> dict[str, dic
     config, heard = FinishedRun.read(run).config, read_memories(memories)
     model, tokenizer = load_model(config), load_tokenizer(config)
     memory = load_memory(model, run / "adapter")
-    size = context_limit(model, config)
+    size = context_limit(model.config, config.max_context)
     ids = [tokenizer(each.text)["input_ids"] for each in heard]
     parts = [text[start : start + size] for text in ids for start in range(0, len(text) - 1, size)]
     block = memory.add_block(1)

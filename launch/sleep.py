@@ -69,9 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _sleep(config: RunConfig, is_in_chain: bool) -> int:
     """Check a night, then sleep it, and return the exit code."""
     try:
+        from sleep_trl.planning.inputs import RunInputs
         from sleep_trl.planning.preflight import preflight, render
 
-        plan = preflight(config, check_rewards)
+        inputs = RunInputs(config)
+        plan = preflight(inputs, check_rewards)
     except ValueError as error:
         _print_error(f"Error: {explain(error)}")
         return MISTAKE
@@ -98,7 +100,7 @@ def _sleep(config: RunConfig, is_in_chain: bool) -> int:
     from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert
 
     try:
-        results = run_night(config, seed_expert, dream)
+        results = run_night(inputs, seed_expert, dream)
         if config.report and _is_first_process():
             from sleep_trl.report import write_report
 

@@ -160,16 +160,3 @@ class RunConfig(Section):
     def starts_ray(self) -> bool:
         """Whether the run starts a Ray of its own."""
         return self.rollout.ray_address is None and (self.rollout.engine == "ray" or self.dream.workers > 0)
-
-    @model_validator(mode="after")
-    def _has_whole_batches(self) -> Self:
-        size, rollouts = (
-            self.seeding.per_device_batch_size,
-            self.seeding.prompts_per_step * self.seeding.num_generations,
-        )
-        if size is not None and rollouts % size:
-            raise ValueError(
-                f"seeding.per_device_batch_size ({size}) must divide the {rollouts} rollouts of a step "
-                f"(prompts_per_step x num_generations)"
-            )
-        return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -104,6 +104,16 @@ class DatasetConfig(Section):
         return self
 
 
+class Batches(NamedTuple):
+    """How the rollouts of one optimizer step are split."""
+
+    per_device: int
+    """Rollouts in one forward pass on one device."""
+
+    accumulation: int
+    """Forward passes of each process in a step."""
+
+
 class SeedingConfig(Section):
     """Knowledge Seeding: what `KnowledgeSeedingTrainer` is told."""
 
@@ -174,6 +184,32 @@ class SeedingConfig(Section):
 
     extra: dict[str, Any] = {}
     """Further arguments of TRL's GRPOConfig, such as {report_to: wandb}, passed on unchanged."""
+
+    @property
+    def rollouts_per_step(self) -> int:
+        """Rollouts of one optimizer step, over all processes."""
+        return self.prompts_per_step * self.num_generations
+
+    def batches(self, processes: int) -> Batches:
+        """Split the rollouts of a step over processes, and over forward passes on each.
+
+        Raises:
+            `ValueError`: if they cannot be split evenly.
+        """
+        per_device = self.per_device_batch_size or max(1, self.rollouts_per_step // processes)
+        accumulation, left = divmod(self.rollouts_per_step, per_device * processes)
+        if left:
+            over = f"over {processes} processes " if processes > 1 else ""
+            raise ValueError(
+                f"the {self.rollouts_per_step} rollouts of a step (prompts_per_step x num_generations) cannot be split "
+                f"{over}into batches of {per_device}. Change seeding.prompts_per_step or seeding.per_device_batch_size."
+            )
+        return Batches(per_device, accumulation)
+
+    @model_validator(mode="after")
+    def _has_whole_batches(self) -> Self:
+        self.batches(processes=1)
+        return self
 
 
 class RolloutConfig(Section):

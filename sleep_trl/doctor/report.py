@@ -60,9 +60,10 @@ class Case:
 
     @cached_property
     def plan(self) -> Plan:
+        from ..planning.inputs import RunInputs
         from ..planning.preflight import preflight
 
-        return preflight(self.run)
+        return preflight(RunInputs(self.run))
 
     @cached_property
     def model_config(self) -> PretrainedConfig:
@@ -101,11 +102,11 @@ class Case:
         """The engine that the run will generate with."""
         from ..memory.hosts import find_hosts
         from ..models.inspection import build_without_weights
-        from ..planning.preflight import find_capacity
+        from ..planning.capacity import find_capacity
         from ..rollout.choice import choose
 
         hosts = find_hosts(build_without_weights(self.run.model, self.model_config))
-        return choose(self.run.rollout, self.model_config, hosts, find_capacity(self.run).top_k is not None)
+        return choose(self.run.rollout, self.model_config, hosts, find_capacity(self.run).is_routed)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from accelerate import PartialState
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ..config import RunConfig
@@ -41,8 +41,8 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def context_limit(model: PreTrainedModel, config: RunConfig) -> int:
-    """Return the tokens of context to use: what was asked for, or the model's limit."""
-    text = model.config.get_text_config()
+def context_limit(config: PretrainedConfig, max_context: int | None = None) -> int:
+    """Return the tokens of context to use: what is asked for (`max_context`), at most the model's limit."""
+    text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2048
-    return min(config.max_context or int(limit), int(limit))
+    return min(max_context or int(limit), int(limit))

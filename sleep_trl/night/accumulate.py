@@ -7,7 +7,6 @@ from accelerate import PartialState
 
 from ..distributed.progress import echo
 from ..memory.accumulated_gradients import Accumulated, write_updated
-from ..planning.consolidation import due_updates
 from ..runs.phases import Phases
 from .context import NightContext
 
@@ -21,7 +20,7 @@ def accumulate(ctx: NightContext, phases: Phases) -> None:
 
     def add() -> dict[str, int]:
         ids = [ctx.tokenizer(memory.text)["input_ids"] for memory in ctx.memories]
-        heard = ctx.accumulated.add(ctx.memory, [part for text in ids for part in _parts(text, ctx.context)])
+        heard = ctx.accumulated.add(ctx.memory, [part for text in ids for part in _parts(text, ctx.inputs.context)])
         if PartialState().is_main_process:
             ctx.accumulated.save(folder)
         return {"tokens": heard}
@@ -32,7 +31,7 @@ def accumulate(ctx: NightContext, phases: Phases) -> None:
 
 def levels_to_update(ctx: NightContext) -> list[int]:
     """Return the levels whose boundary the night passes, slow to fast."""
-    return due_updates(ctx.config.levels, ctx.earlier, ctx.tokens)
+    return ctx.inputs.updates
 
 
 def prospective(ctx: NightContext, level: int) -> tuple[int, int]:

@@ -124,7 +124,7 @@ def _write_entries(
         sources = dict.fromkeys(s for e in ctx.earlier if e.id in one.holds for s in e.sources)
         write(one.expert, sources, holds=one.holds, metrics={})
     memories = (Source(id=m.id, source=m.source, sha256=m.sha256) for m in taught)
-    write(expert, memories, tokens=ctx.tokens, metrics=metrics)
+    write(expert, memories, tokens=ctx.inputs.tokens, metrics=metrics)
     return ledger
 
 

@@ -45,7 +45,7 @@ def consolidate_levels(
     student the block as it will be, and the receiver's new expert. The block is applied with the pruning.
     """
     done, updates = [], levels_to_update(ctx)
-    for what in ctx.consolidations:
+    for what in ctx.inputs.consolidations:
         level = max(ctx.memory.records[index].level for index in what.senders)
         while updates and updates[0] > level:
             update(ctx, updates.pop(0))

@@ -64,7 +64,7 @@ def adapt_to_dreams(ctx: NightContext, dreams: list[Sample]) -> str | None:
 def write_quiz(ctx: NightContext) -> list[dict[str, Any]]:
     """Make the tasks of dreaming: a row for each window of the memories, with questions about it."""
     config, prompter = ctx.config, ctx.prompter
-    windows = ctx.windows
+    windows = ctx.inputs.windows
     if size := config.dream.window:
         windows = [split_windows(m.text, prompter.count_tokens, size, 0) for m in ctx.memories]
     with ctx.memory.as_teacher():

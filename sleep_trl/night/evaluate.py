@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from ..data.documents import read_skill
 from ..distributed.progress import bar, echo
 from ..evaluation.recall import QAItem, ask, sample_items, window_with_answer
 from ..rollout.synced import SyncedEngine
@@ -43,14 +42,10 @@ def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
 
     items = [
         QAItem(q.question, q.answers, window_with_answer(contexts, q.answers))
-        for memory, contexts in zip(ctx.memories, ctx.contexts, strict=True)
+        for memory, contexts in zip(ctx.memories, ctx.inputs.contexts, strict=True)
         for q in memory.questions
     ]
-    skill: list[QAItem] = []
-    if config.evaluation.skill:
-        skill = [
-            QAItem(q.question, q.answers, m.text) for m in read_skill(config.evaluation.skill) for q in m.questions
-        ]
+    skill = [QAItem(q.question, q.answers, m.text) for m in ctx.inputs.skill for q in m.questions]
     result: dict[str, Any] = {
         "recall": score(f"without context, {when}", items, False),
         "skill": score(f"fresh passages, {when}", skill, True),

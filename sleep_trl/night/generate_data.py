@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..data.documents import read_memories
 from ..data.samples import Window, Written, write_about, write_earlier, write_general
 from ..data.templates import Template
 from ..distributed.progress import bar, echo
@@ -34,7 +33,7 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     )
     windows = [
         Window(memory.id, memory.source, text)
-        for memory, texts in zip(ctx.memories, ctx.windows, strict=True)
+        for memory, texts in zip(ctx.memories, ctx.inputs.windows, strict=True)
         for text in texts
     ]
     written = Written()
@@ -62,10 +61,10 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
         count = data.general_samples + HELD_OUT
         with bar("Writing general self-replay", count) as step:
             tokens = data.general_max_new_tokens
-            texts = [m.text for m in read_memories(str(data.general_texts))] if data.general_texts else []
+            texts = [text.text for text in ctx.inputs.general]
             with ctx.memory.as_base():  # which teaches them too
                 written += write_general(ctx.engine, ctx.prompter, count, tokens, next(seeds), texts, step)
-    if config.continue_from and (data.earlier_share > 0 or ctx.consolidations or ctx.relearning):
+    if config.continue_from and (data.earlier_share > 0 or ctx.inputs.consolidations or ctx.relearning):
         gone = ctx.relearning.forgotten if ctx.relearning else ()
         prompts = prompts_without(read_jsonl(config.continue_from / "adapter" / "prompts.jsonl"), gone)
         with bar("Answering earlier prompts", len(prompts)) as step:

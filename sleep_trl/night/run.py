@@ -12,12 +12,12 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
-from ..config import RunConfig
 from ..data.samples import Sample
 from ..distributed.progress import echo
 from ..evaluation.recall import agreement
 from ..evaluation.retention import breach, describe_chain
 from ..memory import load_experts
+from ..planning.inputs import RunInputs
 from ..planning.night_source import begin_night
 from ..runs.files import write_json
 from ..runs.ledger import read_ledger
@@ -38,12 +38,12 @@ __all__ = ["NothingUsable", "run_night"]
 WEAK_TEACHER = 0.5  # recall with context below which the user is warned
 
 
-def run_night(config: RunConfig, seed_expert: SeedExpert, dreamer: Dreamer | None = None) -> dict[str, Any]:
+def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | None = None) -> dict[str, Any]:
     """Run one night, or go on with it, and return what `results.json` says.
 
     Args:
-        config (`RunConfig`):
-            The run; checked by `preflight` before.
+        inputs (`RunInputs`):
+            Of the run; checked by `preflight` before.
         seed_expert (`SeedExpert`):
             Trains the new expert, see `sleep_trl.trainers.knowledge_seeding.from_config`.
         dreamer (`Dreamer`, *optional*):
@@ -53,9 +53,10 @@ def run_night(config: RunConfig, seed_expert: SeedExpert, dreamer: Dreamer | Non
         `ValueError`: for a mistake that shows only with the weights, such as a memory of another base model.
         `NothingUsable`: if the teacher wrote nothing that could be learnt.
     """
+    config = inputs.config
     set_seed(config.seed)
     folder = config.output_dir
-    ctx = prepare(config)
+    ctx = prepare(inputs)
     if PartialState().is_main_process:  # only now is the folder the run's: what `prepare` refuses leaves nothing behind
         begin_night(config, ctx.memories)
         write_json(folder / "config.json", config.model_dump(mode="json"))

@@ -15,6 +15,7 @@ from sleep_trl.launch import sleep
 from sleep_trl.memory import Memory, MemorySpec, attach, load_memory
 from sleep_trl.memory.accumulated_gradients import FILE, Accumulated
 from sleep_trl.planning.chain import nights_of, unfinished
+from sleep_trl.planning.inputs import RunInputs
 from sleep_trl.planning.preflight import preflight
 from sleep_trl.publish.unlearn import drop
 from sleep_trl.runs.files import read_json
@@ -169,14 +170,14 @@ def test_what_is_taken_back_leaves_no_gradient(model, finished_chain):
     assert memory.blocks == {} and list(memory.records) == [run.entries[-2].expert]
     assert not (folder / "night-003" / "adapter" / FILE).exists()
     (night,) = unfinished(nights_of(parse(chain(model, folder, *NIGHTS, "four", **OPTIONS))))
-    assert preflight(night).experts == 1 + 2 + 1  # what is left, two new blocks, and its own
+    assert preflight(RunInputs(night)).experts == 1 + 2 + 1  # what is left, two new blocks, and its own
 
 
 def test_what_blocks_cannot_be_given_is_refused_before_weights_are_loaded(model, tmp_path):
     def refused(**options: object) -> str:
         with pytest.raises(ValueError) as told:
             (night,) = nights_of(parse(chain(model, tmp_path / "life", "one", **OPTIONS | options)))
-            preflight(night)
+            preflight(RunInputs(night))
         return explain(told.value)
 
     assert "give --levels.chunks, such as 1000,5000,10000" in refused(**{"levels.chunks": "[]"})

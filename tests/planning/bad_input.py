@@ -72,7 +72,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     "batch that does not divide": (
         options(seeding__per_device_batch_size=5),
-        r"per_device_batch_size \(5\) must divide the 32 rollouts",
+        r"seeding: the 32 rollouts of a step .* cannot be split into batches of 5\. Change .*per_device_batch_size",
     ),
     "overlap as long as the window": (
         options(dataset__window=16, dataset__window_overlap=16),
@@ -84,7 +84,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     "unknown schedule": (
         options(seeding__lr_scheduler_type="cosinus"),
-        r"'cosinus' is no schedule of transformers\. Choose one of linear, cosine",
+        r"'cosinus' is not a schedule of transformers\. Choose one of linear, cosine",
     ),
     "unknown template": (
         options(dataset__templates='["poem"]'),
@@ -100,7 +100,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     "extra that trl lacks": (
         options(seeding__extra='{"top_kk": 5}'),
-        r"'top_kk' is no argument of TRL's GRPOConfig",
+        r"'top_kk' is not an argument of TRL's GRPOConfig",
     ),
     "reward of another trainer": (
         options(rewards='["imitation", "improvement"]'),

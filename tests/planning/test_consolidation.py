@@ -14,6 +14,7 @@ from sleep_trl.launch import sleep
 from sleep_trl.memory import ExpertRecord, Memory, load_memory
 from sleep_trl.planning.chain import nights_of, unfinished
 from sleep_trl.planning.consolidation import due_consolidations
+from sleep_trl.planning.inputs import RunInputs
 from sleep_trl.planning.preflight import preflight
 from sleep_trl.runs.files import read_json, read_jsonl
 from sleep_trl.runs.ledger import LedgerEntry, expert_owners, owners, read_ledger
@@ -257,7 +258,7 @@ def test_the_plan_says_what_falls_due(model, finished_chain) -> None:
 
     def planned(**options: object) -> tuple[str, ...]:
         (night,) = unfinished(nights_of(parse(chain(model, folder, *NIGHTS, **options))))
-        return preflight(night).consolidations
+        return preflight(RunInputs(night)).consolidations
 
     assert planned() == ()
     assert planned(**CHUNKS) == ("experts 0, 1 become one of level 2: a chunk of 500 tokens is full",)
@@ -272,7 +273,7 @@ def test_a_memory_without_any_room_is_refused_before_weights_are_loaded(model, f
         with pytest.raises(
             ValueError, match=r"holds 2 experts and has room for 2\. Give --memory.max_experts 3"
         ) as told:
-            preflight(parse(arguments(model, tmp_path / "run", **given)))
+            preflight(RunInputs(parse(arguments(model, tmp_path / "run", **given))))
         return str(told.value)
 
     assert "--levels.when_full promote, which itself needs a free one" in refused()

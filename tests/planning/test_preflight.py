@@ -15,6 +15,7 @@ from sleep_trl.launch import sleep
 from sleep_trl.launch.sleep import check_rewards
 from sleep_trl.memory import MemorySpec, attach
 from sleep_trl.models.inspection import read_header
+from sleep_trl.planning.inputs import RunInputs
 from sleep_trl.planning.output_dir import changed_options
 from sleep_trl.planning.plan import Shape, estimate_memory, render
 from sleep_trl.planning.preflight import preflight
@@ -50,7 +51,7 @@ def config_of(model: Path, folder: Path, **options: object) -> RunConfig:
 
 @pytest.mark.parametrize("form", ["llama", "phi3", "gpt2"])
 def test_plan_counts_what_a_memory_counts(tmp_path: Path, form: str) -> None:
-    plan = preflight(config_of(write_model(tmp_path / "model", form), tmp_path), check_rewards)
+    plan = preflight(RunInputs(config_of(write_model(tmp_path / "model", form), tmp_path)), check_rewards)
     memory = attach(tiny_model(form), MemorySpec(width=8, max_experts=2))
     memory.activate()
     counted = memory.count_parameters()
@@ -74,7 +75,7 @@ def test_plan_counts_windows_samples_and_rollouts(model: Path, tmp_path: Path) -
     )
     text = "the cat sleeps. " * 12  # 48 tokens: a full stop is one, as a word is
     Path(config.memories).write_text(json.dumps({"text": text}), "utf-8")
-    plan = preflight(config)
+    plan = preflight(RunInputs(config))
     assert (plan.memories, plan.memory_tokens, plan.windows) == (1, 48, 3)
     assert plan.samples == 3 * 4 * 16
     assert (plan.steps, plan.rows, plan.rollouts) == (10, 80, 320)
@@ -108,7 +109,7 @@ def test_estimate_of_memory_is_its_formula() -> None:
 
 def test_a_routed_plan_counts_the_router_and_says_where_the_experts_will_be(model: Path, tmp_path: Path) -> None:
     config = config_of(model, tmp_path, memory__routing="topk")
-    plan, dense = preflight(config, check_rewards), preflight(config_of(model, tmp_path))
+    plan, dense = preflight(RunInputs(config), check_rewards), preflight(RunInputs(config_of(model, tmp_path)))
     memory = attach(tiny_model(), MemorySpec(width=8, max_experts=2, routing="topk"))
     memory.activate()
     assert plan.added_parameters == memory.count_parameters()["added"] == dense.added_parameters + 2 * (32 + 1)
@@ -122,17 +123,17 @@ def test_a_routed_plan_counts_the_router_and_says_where_the_experts_will_be(mode
     assert str(config.output_dir / "model") not in shown
     first = write_finished_run(tmp_path / "night1", max_experts=3, routing="topk")
     options: dict[str, object] = {"memory__width": None, "memory__max_experts": None, "continue_from": first}
-    assert preflight(config_of(model, tmp_path, **options)).top_k == 2
+    assert preflight(RunInputs(config_of(model, tmp_path, **options))).top_k == 2
 
 
 def test_second_night_takes_size_and_room_from_the_first(model: Path, tmp_path: Path) -> None:
     first = write_finished_run(tmp_path / "night1")
     options: dict[str, object] = {"memory__width": None, "memory__max_experts": None, "continue_from": first}
-    plan = preflight(config_of(model, tmp_path, **options))
+    plan = preflight(RunInputs(config_of(model, tmp_path, **options)))
     assert (plan.width, plan.experts, plan.max_experts) == (8, 2, 2)
     full = write_finished_run(tmp_path / "night2", experts=2)
     options |= {"continue_from": full, "memory__max_experts": 3}
-    plan = preflight(config_of(model, tmp_path, **options))
+    plan = preflight(RunInputs(config_of(model, tmp_path, **options)))
     assert (plan.width, plan.experts, plan.max_experts) == (8, 3, 3)
 
 
@@ -144,7 +145,7 @@ def test_resume_allows_what_changes_nothing(model: Path, tmp_path: Path) -> None
     (path.parent / "phases").mkdir()
     now = config_of(model, tmp_path, resume=True, dry_run=True, seeding__logging_steps=1)
     assert changed_options(now, path) == []
-    preflight(now)
+    preflight(RunInputs(now))
     other = config_of(model, tmp_path, seeding__steps=7, seeding__extra='{"top_k": 2}')
     assert changed_options(other, path) == []  # nothing has been seeded yet
     (path.parent / "checkpoints" / "checkpoint-5").mkdir(parents=True)
@@ -172,10 +173,10 @@ def test_later_processes_leave_the_folder_to_the_first(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}", "utf-8")
     monkeypatch.setenv("RANK", "1")
-    preflight(config)
+    preflight(RunInputs(config))
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ValueError, match="unfinished run"):
-        preflight(config)
+        preflight(RunInputs(config))
 
 
 def test_header_gives_shapes(model: Path) -> None:
@@ -185,12 +186,12 @@ def test_header_gives_shapes(model: Path) -> None:
 
 
 def test_extra_may_hold_what_trl_knows(model: Path, tmp_path: Path) -> None:
-    preflight(config_of(model, tmp_path, seeding__extra='{"report_to": "none", "top_k": 5}'))
+    preflight(RunInputs(config_of(model, tmp_path, seeding__extra='{"report_to": "none", "top_k": 5}')))
 
 
 def test_plan_is_shown_in_full(model: Path, tmp_path: Path) -> None:
     console = Console(width=120, record=True, file=StringIO())
-    console.print(render(preflight(config_of(model, tmp_path))))
+    console.print(render(preflight(RunInputs(config_of(model, tmp_path)))))
     text = console.export_text()
     for shown in ("LlamaForCausalLM, 2 layers of 32", "21,728 in float32", "1,536, trainable: 6.60%"):
         assert shown in text
@@ -208,8 +209,8 @@ def test_dry_run_prints_and_writes_nothing(model: Path, tmp_path: Path, capsys: 
 def test_stopped_run_says_how_to_go_on(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stop(config: RunConfig, *_: object) -> None:
-        write_json(config.output_dir / "config.json", {})
+    def stop(inputs: RunInputs, *_: object) -> None:
+        write_json(inputs.config.output_dir / "config.json", {})
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sleep_trl.night.run.run_night", stop)

@@ -195,7 +195,7 @@ def test_records_of_a_buffer_wait_again(model, tmp_path):
     ("memories", "options", "says"),
     [
         ("forget:entry-002", {}, "nothing was learnt beside or after entry-002"),
-        ("forget:entry-001", {"continue_from": None}, "Name it by --continue_from"),
+        ("forget:entry-001", {"continue_from": None}, "Name that run by --continue_from"),
         ("forget:entry-001", {"dream.rounds": 1, "dream.max_new_tokens": 8}, "no memories to dream of"),
     ],
 )

@@ -16,6 +16,7 @@ from sleep_trl.config import RunConfig
 from sleep_trl.data.documents import MemoryText
 from sleep_trl.memory import MemorySpec, attach, base_fingerprint, fold, load_memory, save_memory
 from sleep_trl.models.loading import load_tokenizer
+from sleep_trl.planning.inputs import RunInputs
 from sleep_trl.planning.preflight import preflight
 from sleep_trl.publish.unlearn import drop, set_enabled
 from sleep_trl.runs.files import read_json, read_jsonl, write_json, write_jsonl
@@ -170,7 +171,7 @@ def test_a_night_can_continue_a_run_of_which_every_entry_was_dropped(run, base, 
         seeding={"max_completion_length": 8},
         evaluation={"max_new_tokens": 8},
     )
-    plan = preflight(config)
+    plan = preflight(RunInputs(config))
     assert (plan.experts, plan.max_experts, plan.width) == (1, 3, 8)
 
 

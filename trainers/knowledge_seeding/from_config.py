@@ -36,14 +36,8 @@ def seeding_arguments(config: RunConfig, folder: Path) -> KnowledgeSeedingConfig
     Raises:
         `ValueError`: if the rollouts of a step cannot be shared out over the processes.
     """
-    seeding, processes = config.seeding, PartialState().num_processes
-    rollouts = seeding.prompts_per_step * seeding.num_generations
-    per_device = seeding.per_device_batch_size or rollouts // processes
-    if rollouts % (per_device * processes):
-        raise ValueError(
-            f"{rollouts} rollouts a step (prompts_per_step x num_generations) cannot be shared out over {processes} "
-            f"processes in batches of {per_device}. Change seeding.prompts_per_step or seeding.per_device_batch_size."
-        )
+    seeding = config.seeding
+    batches = seeding.batches(PartialState().num_processes)
     return KnowledgeSeedingConfig(
         output_dir=str(folder),
         **{
@@ -63,8 +57,8 @@ def seeding_arguments(config: RunConfig, folder: Path) -> KnowledgeSeedingConfig
             "max_grad_norm": seeding.max_grad_norm,
             "num_generations": seeding.num_generations,
             "max_completion_length": seeding.max_completion_length,
-            "per_device_train_batch_size": per_device,
-            "gradient_accumulation_steps": rollouts // (per_device * processes),
+            "per_device_train_batch_size": batches.per_device,
+            "gradient_accumulation_steps": batches.accumulation,
             "gradient_checkpointing": seeding.gradient_checkpointing,
             "logging_steps": seeding.logging_steps,
             "save_steps": seeding.save_steps,

@@ -1,0 +1,220 @@
+"""What a run works with, derived from its configuration without loading a weight.
+
+Preflight, the night and doctor all read it from here, so that a night does what was planned. Every property is derived
+when it is first read, and raises `ValueError` for a mistake in the run, so that doctor can examine one after another.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+
+import jinja2
+from accelerate.utils import broadcast_object_list
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..config import RunConfig
+from ..config.sections import Batches
+from ..data.documents import MemoryText, read_memories, read_skill
+from ..data.fit import window_size
+from ..data.prompts import Prompter
+from ..data.windows import split_all
+from ..memory import ExpertRecord
+from ..memory.hosts import Host, find_hosts
+from ..memory.storage import read_description
+from ..models.inspection import build_without_weights, read_config, read_tokenizer
+from ..models.loading import context_limit
+from ..rollout.choice import Choice, choose
+from ..runs.folder import RunFolder
+from ..runs.ledger import LedgerEntry, read_ledger
+from .capacity import Capacity, find_capacity
+from .consolidation import Consolidation, due_consolidations, due_updates, missing_blocks
+from .night_source import night_memories
+from .relearning import Relearning, plan_relearning
+
+
+class RunInputs:
+    """Everything that follows from a run's configuration, its files and its model's config.
+
+    Args:
+        config (`RunConfig`):
+            The run.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    def from_first_process(self) -> RunInputs:
+        """Return the inputs with the memories that the first process read: a wake buffer may grow between two readers.
+        All processes have to call it."""
+        [memories] = broadcast_object_list([self.memories])
+        if memories == self.memories:
+            return self
+        inputs = RunInputs(self.config)
+        inputs.memories = memories
+        return inputs
+
+    # -- the model ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def model_config(self) -> PretrainedConfig:
+        return read_config(self.config.model)
+
+    @cached_property
+    def teacher_configs(self) -> list[PretrainedConfig]:
+        """Configs of the models that teach in the model's place, if any."""
+        return [read_config(name) for name in self.config.teacher_model]
+
+    @cached_property
+    def meta_model(self) -> PreTrainedModel:
+        """The model on the meta device: all shapes, no memory."""
+        return build_without_weights(self.config.model, self.model_config)
+
+    @cached_property
+    def hosts(self) -> list[Host]:
+        """The MLPs that host experts, on the meta device."""
+        return find_hosts(self.meta_model)
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Size of the model's vocabulary."""
+        return int(self.model_config.get_text_config().vocab_size)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return read_tokenizer(self.config, self.vocabulary)
+
+    @cached_property
+    def prompter(self) -> Prompter:
+        return Prompter(self.tokenizer, self.config.chat_template_kwargs)
+
+    @cached_property
+    def context(self) -> int:
+        """Tokens that the model, and every model that teaches in its place, can see."""
+        return min(context_limit(c, self.config.max_context) for c in (self.model_config, *self.teacher_configs))
+
+    @cached_property
+    def engine(self) -> Choice:
+        """What the run generates with, and why."""
+        return choose(self.config.rollout, self.model_config, self.hosts, self.capacity.is_routed)
+
+    # -- the memories -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def memories(self) -> list[MemoryText]:
+        """What the night is about; empty if it takes entries back."""
+        return night_memories(self.config)
+
+    @cached_property
+    def skill(self) -> list[MemoryText]:
+        """Passages with questions that measure the base skill."""
+        return read_skill(self.config.evaluation.skill) if self.config.evaluation.skill else []
+
+    @cached_property
+    def general(self) -> list[MemoryText]:
+        """Texts with which general samples begin."""
+        return read_memories(str(self.config.dataset.general_texts)) if self.config.dataset.general_texts else []
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens of all memories."""
+        return sum(self.prompter.count_tokens(memory.text) for memory in self.memories)
+
+    @cached_property
+    def largest_window(self) -> int:
+        """The most tokens of a memory that fit the context along with prompt, request and answer."""
+        try:
+            return window_size(self.config, self.prompter, self.context)
+        except (jinja2.TemplateError, TypeError) as error:
+            raise ValueError(
+                f"A prompt cannot be made from dataset.templates or the model's chat template: {error}. "
+                f"Check the templates and --chat_template_kwargs."
+            ) from None
+
+    @cached_property
+    def window(self) -> int:
+        """Tokens of a memory that the teacher sees at once."""
+        asked = self.config.dataset.window
+        if asked is not None and asked > self.largest_window:
+            raise ValueError(
+                f"dataset.window: {asked} tokens of a memory do not fit a context of {self.context} tokens along with "
+                f"prompt and answer; at most {self.largest_window} do. Lower --dataset.window."
+            )
+        return asked or self.largest_window
+
+    @cached_property
+    def overlap(self) -> int:
+        """Tokens by which neighboring windows overlap: as many as asked for, at most half a window."""
+        return min(self.config.dataset.window_overlap, self.window // 2)
+
+    @cached_property
+    def windows(self) -> list[list[str]]:
+        """Each memory as the teacher reads it."""
+        return self._split(self.window)
+
+    @cached_property
+    def contexts(self) -> list[list[str]]:
+        """Each memory in pieces as long as the context allows, for questions with the text in view."""
+        return self._split(self.largest_window)
+
+    def _split(self, window: int) -> list[list[str]]:
+        texts = [memory.text for memory in self.memories]
+        return split_all(texts, self.prompter.count_tokens, window, self.overlap)
+
+    # -- the memory and its ledger ------------------------------------------------------------------------------------
+
+    @cached_property
+    def capacity(self) -> Capacity:
+        """The place of the new expert."""
+        return find_capacity(self.config)
+
+    @cached_property
+    def earlier(self) -> list[LedgerEntry]:
+        """The ledger as the night begins."""
+        return read_ledger(RunFolder(self.config.continue_from).ledger) if self.config.continue_from else []
+
+    @cached_property
+    def experts(self) -> dict[int, ExpertRecord]:
+        """The experts of the run that is continued, by their index."""
+        if self.config.continue_from is None:
+            return {}
+        rows = read_description(RunFolder(self.config.continue_from).adapter.path)["experts"]
+        return {record.index: record for record in (ExpertRecord(**row) for row in rows)}
+
+    @cached_property
+    def relearning(self) -> Relearning | None:
+        """What a night that takes entries back does in place of learning memories."""
+        if not (names := self.config.source.forget):
+            return None
+        if self.config.continue_from is None:
+            raise ValueError(
+                f"memories: {self.config.memories} takes entries of a run back. Name that run by --continue_from."
+            )
+        return plan_relearning(names, self.earlier, self.experts)
+
+    @cached_property
+    def consolidations(self) -> list[Consolidation]:
+        """What is consolidated before the night learns its own memories."""
+        if self.relearning is not None or self.config.continue_from is None:
+            return []
+        missing = missing_blocks(self.config.levels, (vars(record) for record in self.experts.values()))
+        size = self.capacity.max_experts - len(missing)
+        return due_consolidations(self.config.levels, self.earlier, self.experts, size, self.tokens)
+
+    @cached_property
+    def updates(self) -> list[int]:
+        """Levels whose block takes its step in this night (Eq. 2)."""
+        return due_updates(self.config.levels, self.earlier, self.tokens)
+
+    @property
+    def new_experts(self) -> int:
+        """Experts that the night activates: its own, that of each consolidation, and each updated block."""
+        due = len(self.consolidations)
+        return 1 + due + min(due, len(self.updates))
+
+    # -- the launch ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def batches(self) -> Batches:
+        """How the rollouts of a step are split over the launched processes."""
+        return self.config.seeding.batches(int(os.environ.get("WORLD_SIZE", 1)))
