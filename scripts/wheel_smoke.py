@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("sleep_trl", "trainers", "rewards", "launch")
 METADATA = ("pyproject.toml", "LICENSE", "README.md", "MANIFEST.in", "constraints.txt")
-SHIPPED = (".py", ".j2", ".typed", ".yaml", ".txt")
+SHIPPED = (".py", ".j2", ".typed", ".yaml", ".txt", ".jsonl")
 
 # Runs in a fresh interpreter: argv is the folder the wheel was installed to.
 IMPORT_ALL = """
