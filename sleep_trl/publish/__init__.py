@@ -1,1 +1,1 @@
-"""What is done with a finished run: take entries back, export the model."""
+"""Operations on a finished run: disable or drop entries, export the model."""

@@ -1,4 +1,4 @@
-"""`sleep-trl export`: a grown model in a folder of its own, with a card, and onto the Hugging Face hub."""
+"""`sleep-trl export`: a grown model with a model card, in its own folder and on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..runs.files import read_json, write_json, write_text
 from ..runs.finished import FinishedRun, newest_committed_night
+from ..runs.folder import AdapterFolder, RunFolder
 from ..runs.model_card import model_card
 
 if TYPE_CHECKING:
@@ -17,41 +18,43 @@ if TYPE_CHECKING:
 Target = Literal["checkpoint", "adapter", "peft"]
 
 NOT_PEFT = (
-    "--to peft: an expert is no PEFT adapter. PEFT's methods change maps that a model has (LoRA adds a low-rank matrix "
-    "to one, IA3 scales what it returns), while an expert gives the MLP further hidden units, act(gate(x)) * up(x), "
-    "which no change of the old maps equals. It could only be approximated, so it is not written. Use --to checkpoint, "
-    "which loads everywhere, or --to adapter, which is about as small as a LoRA."
+    "--to peft: an expert is not a PEFT adapter. PEFT's methods modify a model's existing linear layers (LoRA adds a "
+    "low-rank matrix to one, IA3 scales its output). An expert adds hidden units to the MLP, act(gate(x)) * up(x), which "
+    "such a modification can only approximate. Use --to checkpoint, which loads everywhere, or --to adapter, which is "
+    "about as small as a LoRA."
 )
 
 
 def export(folder: Path, to: Target, output: Path) -> Path:
-    """Write the newest committed model of a run, or of a life, for others.
+    """Write the newest committed model of a run or chain to a folder of its own.
 
-    Neither form holds texts: prompts and questions of the nights stay in the run.
+    No form contains texts: the nights' prompts and questions stay in the run.
 
     Args:
         folder (`Path`):
-            A run's `output_dir`, or a life's.
+            The `output_dir` of a run or chain.
         to (`str`):
-            `checkpoint`: the folded model, an ordinary checkpoint. `adapter`: the experts that speak, for
-            [`~sleep_trl.memory.load_memory`]. `peft` is refused, since an expert is no PEFT adapter.
+            `checkpoint`: the folded model, an ordinary checkpoint. `adapter`: the enabled experts, for
+            [`~sleep_trl.memory.load_memory`]. `peft` is refused, because an expert is not a PEFT adapter.
         output (`Path`):
-            Where it goes; must not be there, or be empty. It appears whole or not at all.
+            Destination folder, which must be missing or empty. It is written atomically.
 
     Returns:
         `Path`: `output`.
 
     Raises:
-        `ValueError`: if there is no committed night, nothing speaks, the form cannot be written, or `output` is not
-            free.
+        `ValueError`: if there is no committed night, no entry is enabled, the form cannot be written, or `output` is
+            not empty.
     """
     if to == "peft":
         raise ValueError(NOT_PEFT)
     run = FinishedRun.read(newest_committed_night(folder))
     if not any(run.enabled.values()):
-        raise ValueError(f"No entry of {run.folder} speaks: this is the base model. See `sleep-trl memory list`.")
+        raise ValueError(
+            f"No entry of {run.folder} is enabled, so this is the base model. See `sleep-trl memory list`."
+        )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output: {output} is there already. Give another folder, or remove it.")
+        raise ValueError(f"--output: {output} already exists and is not empty. Give another folder, or remove it.")
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     WRITERS[to](run, partial)
@@ -74,33 +77,38 @@ def write_checkpoint(run: FinishedRun, output: Path) -> None:
     Raises:
         `ValueError`: if the run has none.
     """
-    if not (run.folder / "model" / "config.json").is_file():
+    model = RunFolder(run.folder).model
+    if not (model / "config.json").is_file():
         raise ValueError(
-            f"{run.folder} has no model/: routed experts do not fold into a checkpoint. Use --to adapter, or sleep "
-            f"with --memory.routing dense."
+            f"{run.folder} has no model/, because routed experts do not fold into a checkpoint. Use --to adapter, or "
+            f"sleep with --memory.routing dense."
         )
-    shutil.copytree(run.folder / "model", output)
+    shutil.copytree(model, output)
 
 
 def write_adapter(run: FinishedRun, output: Path) -> None:
-    """Write the experts that speak. What is silenced stays behind."""
+    """Write the enabled experts only."""
     from safetensors.numpy import load_file, save_file  # experts are float32, and torch takes long to import
 
-    adapter = run.folder / "adapter"
-    description = read_json(adapter / "memory.json")
+    source, target = RunFolder(run.folder).adapter, AdapterFolder(output)
+    description = read_json(source.description)
     kept = [expert for expert in description["experts"] if expert["is_enabled"]]
     prefixes = tuple(f"experts.{expert['index']}." for expert in kept)
-    tensors = load_file(adapter / "experts.safetensors")
+    tensors = load_file(source.experts)
     output.mkdir(parents=True)
-    save_file({name: t for name, t in tensors.items() if name.startswith(prefixes)}, output / "experts.safetensors")
-    write_json(output / "memory.json", description | {"experts": kept})
+    save_file({name: t for name, t in tensors.items() if name.startswith(prefixes)}, target.experts)
+    write_json(target.description, description | {"experts": kept})
 
 
 WRITERS: dict[str, Callable[[FinishedRun, Path], None]] = {"checkpoint": write_checkpoint, "adapter": write_adapter}
 
 
 def check_repository(repository: str) -> None:
-    """Raise `ValueError` unless this is a name that a repository on the hub can have."""
+    """Check a repository name.
+
+    Raises:
+        `ValueError`: if the Hub does not allow it.
+    """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -111,21 +119,21 @@ def check_repository(repository: str) -> None:
 
 
 def push(folder: Path, repository: str, is_private: bool = True) -> str:
-    """Upload a folder to a model repository on the Hugging Face hub, made if it is missing.
+    """Upload a folder to a model repository on the Hugging Face Hub, created if it is missing.
 
     Args:
         folder (`Path`):
-            What [`export`] wrote.
+            A folder written by [`export`].
         repository (`str`):
             `NAMESPACE/NAME`. An existing one keeps its visibility.
         is_private (`bool`, *optional*, defaults to `True`):
-            Whether a new one is private: what a model has learnt may be.
+            Whether to create it as private, since what a model learned may be private.
 
     Returns:
-        `str`: its address.
+        `str`: its URL.
 
     Raises:
-        `RuntimeError`: if the hub refuses, or is not reached.
+        `RuntimeError`: if the Hub refuses or cannot be reached.
     """
     import httpx
     from huggingface_hub import HfApi
@@ -133,12 +141,12 @@ def push(folder: Path, repository: str, is_private: bool = True) -> str:
 
     api = HfApi()
     try:
-        made = api.create_repo(repository, private=is_private, exist_ok=True)
-        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Export from sleep-trl")
+        created = api.create_repo(repository, private=is_private, exist_ok=True)
+        api.upload_folder(repo_id=created.repo_id, folder_path=folder, commit_message="Export from sleep-trl")
     except (HfHubHTTPError, LocalTokenNotFoundError, httpx.HTTPError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise RuntimeError(
-            f"{folder} is written, but was not pushed to {repository}: {reason}. Log in with `hf auth login`, or set "
-            f"HF_TOKEN, and call this again with another --output."
+            f"{folder} was written, but not pushed to {repository}: {reason}. Log in with `hf auth login`, or set "
+            f"HF_TOKEN, and export again to another --output."
         ) from None
-    return str(made)
+    return str(created)

@@ -1,8 +1,8 @@
-"""Taking back what a night has done: silence an entry, let it speak again, or drop it for good.
+"""Unlearning: disable an entry, enable it again, or drop it for good.
 
-The grown model is folded anew beside the old one and checked, before anything is changed. Then the files are
-exchanged, `model/` first out and last in: what is cut short in between leaves no model that knows more than the ledger
-says, and is finished by the same command.
+The grown model is folded again into a temporary folder and checked before anything changes. Then the files are exchanged:
+`model/` is removed first and put back last. An interruption in between never leaves a model that knows more than the
+ledger says, and the same command finishes the work.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from ..config import RunConfig
 from ..config.memory_source import MemorySource
 from ..data.documents import read_memories
 from ..memory import Memory, fold, load_memory, save_memory
-from ..memory.accumulated_gradients import FILE as ACCUMULATED
 from ..models.inspection import read_config
 from ..models.loading import load_model, load_tokenizer
 from ..report import write_report
 from ..runs.files import read_json, read_jsonl, write_json, write_jsonl
 from ..runs.finished import FinishedRun
+from ..runs.folder import RunFolder
 from ..runs.ledger import LedgerEntry, Source, active_entries, expert_owners, now, write_ledger
 from ..wake import WakeBuffer, WakeRecord
 from .export import card_of
 
-WORK = ("checkpoints*", "phases", "dream_adapter", "report.html")
-"""What a finished run has left of its work that holds texts or experts, or fits the old model alone."""
+INTERMEDIATE = ("checkpoints*", "phases", "dream_adapter", "report.html")
+"""Intermediate files of a finished run that contain texts or experts, or that fit only the old model."""
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """What became of a drop.
+    """The result of [`drop`].
 
     Args:
-        entries (`tuple[str, ...]`): entries that were dropped.
-        queued (`tuple[str, ...]`): ids of records that wait for a night again.
-        lost (`tuple[str, ...]`): ids of records that were to be queued again, but whose text was found nowhere.
-        also_in (`tuple[Path, ...]`): earlier runs that hold one of the entries too. They were left as they are.
+        entries (`tuple[str, ...]`): dropped entries.
+        queued (`tuple[str, ...]`): ids of records that are pending again.
+        lost (`tuple[str, ...]`): ids of records that could not be queued, because their texts were not found.
+        also_in (`tuple[Path, ...]`): earlier runs that also hold one of the entries; they are not changed.
     """
 
     entries: tuple[str, ...]
@@ -50,33 +50,31 @@ class Dropped:
 
 
 def set_enabled(run: FinishedRun, entry: LedgerEntry, is_enabled: bool, model: str | None = None) -> None:
-    """Let an entry's expert speak, or silence it and keep its weights. If it shares the expert with others, they fall
-    silent or speak with it.
+    """Enable or disable an entry's expert, keeping its weights. Entries that share the expert change with it.
 
     Args:
         run (`FinishedRun`):
-            The run; its `adapter/` and `model/` are rewritten.
+            The run, whose `adapter/` and `model/` are rewritten.
         entry (`LedgerEntry`):
             One of its entries.
         is_enabled (`bool`):
-            Whether it is to speak.
+            Whether to enable or disable it.
         model (`str`, *optional*):
-            The base model, where it is no longer where the run's configuration says.
+            The base model, if it is no longer where the run's configuration says.
 
     Raises:
-        `ValueError`: if the entry was dropped or is so already, the base model is not there, or dreams were learnt into
-            an adapter, which fits the model as it is.
+        `ValueError`: if the entry was dropped or is already in that state, the base model is missing, or dreams were
+            learned into an adapter, which fits only the present model.
     """
     if (run.folder / "dream_adapter").is_dir():
         raise ValueError(
-            f"{run.folder / 'dream_adapter'} fits the model with the experts that it has now. Move it away, and call "
-            f"this again."
+            f"{run.folder / 'dream_adapter'} fits only the model with its present experts. Move it away and try again."
         )
     if entry.dropped is not None:
         raise ValueError(f"{entry.id} was dropped on {entry.dropped}: its expert is gone. Learn its records again.")
     owner = run.owners[entry.id]
     if (run.state(owner) == "enabled") == is_enabled and _is_settled(run):
-        raise ValueError(f"{owner.id} is {run.state(owner)} already.")
+        raise ValueError(f"{owner.id} is already {run.state(owner)}.")
     _rewrite(run, lambda memory: memory.enable(owner.expert, is_enabled), lambda: None, model)
 
 
@@ -88,44 +86,44 @@ def drop(
     later: Literal["drop", "keep"] | None = None,
     model: str | None = None,
 ) -> Dropped:
-    """Take entries back: reset their experts, fold the model without them, queue their records again.
+    """Drop entries: reset their experts, fold the model without them, and queue their records again.
 
-    Entries that share an expert go together: what one of them taught cannot be taken out of it. With dense experts the
-    folded model is then exactly the model without these experts. The blocks of all levels, and what they have
-    accumulated (Eq. 2), begin anew: one gradient holds all that was heard. Work that the run has left (checkpoints, the
-    teacher's samples) is removed, since it holds the same texts, and the report is written anew without them.
+    Entries that share an expert are dropped together, because their contributions cannot be separated. With dense
+    experts the folded model is then exactly the model without these experts. The blocks of all levels and their
+    accumulated gradients (Eq. 2) are reset, because one gradient holds everything ingested. Intermediate files of the
+    run (checkpoints, the teacher's samples) contain the same texts and are removed, and the report is written again.
 
     Args:
         run (`FinishedRun`):
-            The run; its `ledger.jsonl`, `adapter/` and `model/` are rewritten. Runs that it continues are not.
+            The run, whose `ledger.jsonl`, `adapter/` and `model/` are rewritten. Runs that it continues are not changed.
         names (`Sequence[str]`):
             Ids of entries.
         buffer (`WakeBuffer`, *optional*):
-            Where records are queued again. Texts that it does not have are looked for where the runs read them.
+            Where records are queued again. Texts it does not have are read from the files the runs read.
         without (`str`, *optional*):
-            A source whose records are not queued again, and are forgotten if the buffer has them.
+            A source whose records are not queued again, but forgotten by the buffer.
         later (`str`, *optional*):
-            What becomes of later entries, which were learnt beside the dropped ones and lean on their experts.
-            `"drop"`: they are dropped too, and their records queued. `"keep"`: they stay, and may answer worse. It has
-            to be said if there are any (ours).
+            What to do with dependent entries, which were learned while the dropped ones were enabled. `"drop"`: drop
+            them too and queue their records. `"keep"`: keep them, although they may answer worse. Required if there
+            are any (ours).
         model (`str`, *optional*):
-            The base model, where it is no longer where the run's configuration says.
+            The base model, if it is no longer where the run's configuration says.
 
     Raises:
-        `ValueError`: if an entry is unknown or was dropped before, the base model is not there, or `later` is needed.
+        `ValueError`: if an entry is unknown or already dropped, the base model is missing, or `later` is needed.
     """
     if (gone := [entry for entry in map(run.entry, names) if entry.dropped]) and _is_settled(run):
-        raise ValueError(f"{gone[0].id} was dropped already, on {gone[0].dropped}.")
-    asked, names = names, run.sharing_expert_with(names)
+        raise ValueError(f"{gone[0].id} was already dropped, on {gone[0].dropped}.")
+    requested, names = names, run.sharing_expert_with(names)
     if (dependents := run.dependents_of(names)) and later is None:
-        source = MemorySource(forget=tuple(asked))
+        source = MemorySource(forget=tuple(requested))
         raise ValueError(
-            f"{', '.join(dependents)} in {run.folder} was learnt beside {', '.join(names)} and leans on it. A night "
-            f"learns it anew: launch/sleep.py --continue_from {run.folder} --memories {source}. "
-            f"Or choose: --later drop takes it back too and queues its records for the next night; --later keep leaves "
-            f"it, and it may lose what it knows."
+            f"Entries that depend on {', '.join(names)} in {run.folder}: {', '.join(dependents)}. A night can relearn "
+            f"them: launch/sleep.py --continue_from {run.folder} --memories {source}. Or choose: --later drop also "
+            f"drops them and queues their records for the next night; --later keep keeps them, although they may "
+            f"answer worse."
         )
-    names = [*names, *(dependents if later == "drop" else [])]
+    names, files = [*names, *(dependents if later == "drop" else [])], RunFolder(run.folder)
     entries = [run.entry(name) for name in names]
     nights = [entry for entry in entries if not entry.holds]
     texts = [source for entry in nights for source in entry.sources if source.source != without]
@@ -139,15 +137,14 @@ def drop(
             memory.reset(index)
 
     def write() -> None:
-        write_ledger(run.folder / "ledger.jsonl", ledger)
-        for name in ("prompts.jsonl", "questions.jsonl"):
-            path = run.folder / "adapter" / name
+        write_ledger(files.ledger, ledger)
+        for path in (files.adapter.prompts, files.adapter.questions):
             write_jsonl(path, [row for row in read_jsonl(path) if row["entry"] in kept])
-        _remove(run.folder / "adapter" / ACCUMULATED)
-        for path in [path for pattern in WORK for path in run.folder.glob(pattern)]:
+        _remove(files.adapter.accumulated)
+        for path in [path for pattern in INTERMEDIATE for path in run.folder.glob(pattern)]:
             _remove(path)
 
-    has_report = (run.folder / "report.html").is_file() and find_spec("plotly") is not None
+    has_report = files.report.is_file() and find_spec("plotly") is not None
     missing = _prepare(run, texts, buffer, without) if buffer else []
     _rewrite(run, edit, write, model)
     if has_report:
@@ -162,10 +159,10 @@ def drop(
 
 
 def _prepare(run: FinishedRun, wanted: Sequence[Source], buffer: WakeBuffer, without: str | None) -> list[Source]:
-    """Let the buffer follow the run, unless it follows a later one, and put into it what will wait for a night again.
+    """Prepare the buffer to queue records: register the run unless the buffer follows a later one, and add their texts.
 
     Returns:
-        `list[Source]`: those whose texts were found nowhere.
+        `list[Source]`: records whose texts were not found.
     """
     if (followed := buffer.run()) is None or followed.resolve() in {one.folder.resolve() for one in run.earlier()}:
         buffer.register(run.folder)
@@ -176,10 +173,10 @@ def _prepare(run: FinishedRun, wanted: Sequence[Source], buffer: WakeBuffer, wit
 
 
 def _fetch(run: FinishedRun, wanted: Sequence[Source], buffer: WakeBuffer) -> list[Source]:
-    """Put the texts of sources into the buffer, if it has them not: from where the run and those before it read them.
+    """Add missing texts to the buffer, from the files that the run and the runs it continues read.
 
     Returns:
-        `list[Source]`: those that were found nowhere.
+        `list[Source]`: records whose texts were not found.
     """
     known = {record.sha256 for record in buffer.records() if record.state != "forgotten"}
     missing = [source for source in wanted if source.sha256 not in known]
@@ -194,21 +191,22 @@ def _fetch(run: FinishedRun, wanted: Sequence[Source], buffer: WakeBuffer) -> li
 
 
 def _is_settled(run: FinishedRun) -> bool:
-    """Tell whether nothing was cut short: experts and ledger agree, and no model but `model/` is there."""
-    is_routed = read_json(run.folder / "adapter" / "memory.json")["spec"]["routing"] == "topk"
-    has_model = is_routed or (run.folder / "model").is_dir()
-    is_clean = not any((run.folder / name).exists() for name in ("model.partial", "model.replaced"))
+    """Return whether no earlier change was interrupted: experts and ledger agree, and `model/` is the only model."""
+    files = RunFolder(run.folder)
+    is_routed = read_json(files.adapter.description)["spec"]["routing"] == "topk"
+    has_model = is_routed or files.model.is_dir()
+    is_clean = not any(path.exists() for path in _temporary(files.model))
     return has_model and is_clean and {entry.expert for entry in expert_owners(run.entries)} == set(run.enabled)
 
 
 def _rewrite(
     run: FinishedRun, edit: Callable[[Memory], None], write: Callable[[], None], model: str | None = None
 ) -> None:
-    """Change a run's memory, and whatever `write` writes, and fold its model anew."""
-    adapter, target = run.folder / "adapter", run.folder / "model"
-    folded, replaced = target.with_name("model.partial"), target.with_name("model.replaced")
+    """Edit a run's memory, call `write` for its other files, and fold its model again."""
+    adapter, target = RunFolder(run.folder).adapter, RunFolder(run.folder).model
+    folded, replaced = _temporary(target)
     config = _config(run, model)
-    memory = load_memory(load_model(config), adapter)
+    memory = load_memory(load_model(config), adapter.path)
     edit(memory)
     _remove(folded)
     if not memory.spec.is_routed:
@@ -218,27 +216,32 @@ def _rewrite(
         _remove(replaced)
         target.rename(replaced)
     write()
-    # A record without its weights would not load, weights without a record are not looked at: records go first.
-    description = read_json(adapter / "memory.json")
-    write_json(adapter / "memory.json", description | {"experts": memory.describe()["experts"]})
-    save_memory(memory, adapter)
+    # An expert listed without weights would not load, while unlisted weights are ignored: the list is written first.
+    description = read_json(adapter.description)
+    write_json(adapter.description, description | {"experts": memory.describe()["experts"]})
+    save_memory(memory, adapter.path)
     if folded.is_dir():
         (folded / "README.md").write_text(card_of(FinishedRun.read(run.folder), "checkpoint"), "utf-8")
         folded.rename(target)
     _remove(replaced)
 
 
+def _temporary(model: Path) -> tuple[Path, Path]:
+    """Return where a model is folded, and where the one it replaces is moved."""
+    return model.with_name("model.partial"), model.with_name("model.replaced")
+
+
 def _config(run: FinishedRun, model: str | None) -> RunConfig:
-    """Return the run's configuration, with the dtype in which its model was folded.
+    """Return the run's configuration, with the dtype its model was folded in.
 
     Raises:
-        `ValueError`: if the base model is not there.
+        `ValueError`: if the base model is missing.
     """
     config = run.config.model_copy(update={"model": model or run.config.model})
     try:
         read_config(config.model)
     except ValueError as error:
-        raise ValueError(f"{run.folder} needs its base model to be folded anew. {error} Or give --model.") from None
+        raise ValueError(f"{run.folder} needs its base model to fold again. {error} Or give --model.") from None
     for name in ("model", "model.replaced"):
         if (path := run.folder / name / "config.json").is_file():
             dtype = read_json(path).get("dtype", config.dtype)

@@ -1,1 +1,1 @@
-"""The files of a run: ledger, phases, results, model card."""
+"""The files of a run: ledger, phases, results and model card."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: everything that must survive a crash is written through here."""
+"""Atomic files: everything that must survive a crash is written through here, completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file by atomic rename, flushed to disk first: a reader sees the old content or the new one."""
+    """Write a file by atomic rename, flushed to disk first: a reader sees the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
@@ -29,7 +29,7 @@ def read_json(path: Path) -> Any:
     """Read one JSON value.
 
     Raises:
-        `ValueError`: if the file is missing or is not JSON, with its name.
+        `ValueError`: if the file is missing or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -45,10 +45,10 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON lines file; blank lines are passed over.
+    """Yield the objects of a JSON lines file, skipping blank lines.
 
     Raises:
-        `ValueError`: if the file is missing, or a line is not a JSON object, with file and line number.
+        `ValueError`: if the file is missing, or a line is not a JSON object.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 inside a text

@@ -1,4 +1,4 @@
-"""The names of the files in a run's folder, in one place."""
+"""The names of the files in a run's folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FORMER_INGESTED = "heard.jsonl"  # its name in runs of 0.1
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """The experts of a run and what goes with them: `adapter/`, or any folder that `save_memory` wrote.
+    """The experts of a run and their replay data: `adapter/`, or any folder written by `save_memory`.
 
     Args:
         path (`Path`): the folder.
@@ -25,22 +25,22 @@ class AdapterFolder:
 
     @property
     def experts(self) -> Path:
-        """Their weights."""
+        """The experts' weights."""
         return self.path / "experts.safetensors"
 
     @property
     def prompts(self) -> Path:
-        """Prompts of all nights, which later nights replay."""
+        """Prompts of all nights, replayed by later nights."""
         return self.path / "prompts.jsonl"
 
     @property
     def questions(self) -> Path:
-        """Questions of all nights, which later nights ask again."""
+        """Questions of all nights, asked again by later nights."""
         return self.path / "questions.jsonl"
 
     @property
     def accumulated(self) -> Path:
-        """Gradients that levels have accumulated since their last boundary (Eq. 2)."""
+        """Gradients accumulated by levels since their last boundary (Eq. 2)."""
         return self.path / "accumulated.safetensors"
 
 
@@ -56,7 +56,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The configuration it was begun with, as JSON."""
+        """The configuration the run was started with, as JSON."""
         return self.path / "config.json"
 
     @property
@@ -73,7 +73,7 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The grown model, folded into a checkpoint; missing if its experts are routed."""
+        """The grown model as a folded checkpoint; missing if its experts are routed."""
         return self.path / "model"
 
     @property
@@ -82,23 +82,23 @@ class RunFolder:
 
     @property
     def phases(self) -> Path:
-        """Results of phases, one file each."""
+        """Results of phases, one file for each."""
         return self.path / "phases"
 
     @property
     def seeded(self) -> Path:
-        """The expert as Knowledge Seeding left it."""
+        """The expert after Knowledge Seeding."""
         return self.phases / "seeded"
 
     @property
     def ingested(self) -> Path:
-        """The records that a night from a wake buffer began with."""
+        """The records a night from a wake buffer started with."""
         former = self.phases / FORMER_INGESTED
         return former if former.is_file() else self.phases / "ingested.jsonl"
 
     @property
     def is_begun(self) -> bool:
-        """Whether a night was begun here."""
+        """Whether a night was started here."""
         return self.config.is_file()
 
     @property
@@ -108,9 +108,9 @@ class RunFolder:
 
     @property
     def is_committed(self) -> bool:
-        """Whether what the night learnt is in the ledger, and the night is over."""
+        """Whether a night was finished here and has a ledger. Its ledger is complete before its results are written."""
         return self.results.is_file() and self.ledger.is_file()
 
     def missing(self, *files: Path) -> list[str]:
-        """Return those of these files that are not there, by their names in the folder."""
+        """Return the names, relative to the folder, of those of these files that do not exist."""
         return [file.relative_to(self.path).as_posix() for file in files if not file.is_file()]

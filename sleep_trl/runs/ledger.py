@@ -1,4 +1,4 @@
-"""The ledger: one line a night, which says what was learnt, from what, by which expert, and with what effect; and one
+"""The ledger: one line for each night (what was learned, from which records, by which expert, with what effect) and one
 for each consolidation of several experts into one."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .files import read_jsonl, write_jsonl
 
 
 class Source(BaseModel):
-    """One memory of an entry: its id, where it came from, and the SHA-256 of its text."""
+    """One record of an entry: its id, its source, and the SHA-256 of its text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,7 +24,7 @@ class Source(BaseModel):
 
 
 class LedgerEntry(BaseModel):
-    """One consolidation, of memories by a night, or of older entries into one expert.
+    """One consolidation: of records by a night, or of older entries into one expert.
 
     Args:
         id (`str`): `entry-001` and so on.
@@ -33,14 +33,14 @@ class LedgerEntry(BaseModel):
         level (`int`): memory level of the expert.
         fingerprint (`str`): SHA-256 of the expert's weights.
         base (`str`): fingerprint of the base model.
-        parents (`tuple[str, ...]`): entries that were not silent when it was made.
-        sources (`tuple[Source, ...]`): the memories.
+        parents (`tuple[str, ...]`): entries that were enabled when it was made.
+        sources (`tuple[Source, ...]`): its records.
         metrics (`dict`): recall and base skill before and after; empty for a consolidation of entries.
-        tokens (`int`): tokens of a night's memories, by which levels fall due. 0 in ledgers of earlier versions.
-        holds (`tuple[str, ...]`): for a consolidation of entries, those whose experts became this one. A night's own
-            entry holds none.
-        dropped (`str`, *optional*): when the entry was taken back. Its line stays, its expert is reset.
-        rolled_back (`str`, *optional*): why the night itself took it back, at its end.
+        tokens (`int`): tokens of a night's records, which decide when levels fall due. 0 in old ledgers.
+        holds (`tuple[str, ...]`): for a consolidation of entries, those whose experts became this one; empty for a
+            night.
+        dropped (`str`, *optional*): when the entry was dropped. Its line stays, its expert is reset.
+        rolled_back (`str`, *optional*): why the night dropped its own entry.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,25 +61,25 @@ class LedgerEntry(BaseModel):
 
 
 def active_entries(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
-    """Return the entries that have not been dropped: what they learnt is in an expert, enabled or not, their own or
-    that of an entry which took them in."""
+    """Return the entries that were not dropped. What they learned is in an expert, enabled or not: their own, or that of
+    the entry they were consolidated into."""
     return [entry for entry in entries if entry.dropped is None]
 
 
 def owners(entries: Iterable[LedgerEntry]) -> dict[str, LedgerEntry]:
-    """Return for each entry that stands, by id, the one whose expert has what it learnt: itself, or the one that took
-    it in. An entry owns an expert if it is its own owner."""
+    """Return for each active entry, by id, the entry whose expert holds what it learned: itself, or the one it was
+    consolidated into. An entry that is its own owner owns an expert."""
     entries = active_entries(entries)
-    taken_in = {name: entry for entry in entries for name in entry.holds}
+    into = {name: entry for entry in entries for name in entry.holds}
 
     def owner(entry: LedgerEntry) -> LedgerEntry:
-        return owner(taken_in[entry.id]) if entry.id in taken_in else entry
+        return owner(into[entry.id]) if entry.id in into else entry
 
     return {entry.id: owner(entry) for entry in entries}
 
 
 def expert_owners(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
-    """Return the entries that stand and have an expert of their own, oldest first."""
+    """Return the active entries with an expert of their own, oldest first."""
     entries = active_entries(entries)
     found = owners(entries)
     return [entry for entry in entries if found[entry.id] is entry]
@@ -93,7 +93,7 @@ def sharing_expert(entries: Iterable[LedgerEntry], names: Iterable[str]) -> set[
 
 
 def with_held(entries: Sequence[LedgerEntry], names: Iterable[str]) -> set[str]:
-    """Return these entries and all that they hold, also through entries that they took in."""
+    """Return these entries and all that they hold, directly or through other entries."""
     found = set(names)
     for entry in reversed(entries):  # what an entry holds is older
         if entry.id in found:
@@ -102,8 +102,8 @@ def with_held(entries: Sequence[LedgerEntry], names: Iterable[str]) -> set[str]:
 
 
 def dependents(entries: Sequence[LedgerEntry], names: Iterable[str]) -> set[str]:
-    """Return the entries that stand and were learnt beside one of these, which spoke at the time, with those that share
-    an expert with them, and what leans on these again."""
+    """Return the active entries that depend on one of these: those learned while it was enabled, those that share an
+    expert with them, and in turn what depends on these."""
     names = set(names)
     found = set(names)
     while more := {entry.id for entry in active_entries(entries) if set(entry.parents) & found} - found:
@@ -112,7 +112,7 @@ def dependents(entries: Sequence[LedgerEntry], names: Iterable[str]) -> set[str]
 
 
 def tokens_ingested(entries: Iterable[LedgerEntry]) -> int:
-    """Return the tokens of all nights but those that were rolled back, whose memories are heard again."""
+    """Return the tokens of all nights except those that were rolled back, whose records are ingested again."""
     return sum(entry.tokens for entry in entries if entry.rolled_back is None)
 
 

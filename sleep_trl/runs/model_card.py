@@ -1,4 +1,4 @@
-"""The model card of a grown model: `README.md` with its base, its ledger, and how it is loaded."""
+"""The model card of a grown model: its base, what it learned, and how to load it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Form = Literal["checkpoint", "adapter"]
 
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 SHOWN_SOURCES = 4  # of an entry
-MOST_LABEL = 60  # characters of a source
+MAX_LABEL = 60  # characters of a source
 
 HOW_TO_LOAD: dict[Form, str] = {
     "checkpoint": """An ordinary checkpoint of its base's architecture, with wider MLPs:
@@ -30,12 +30,11 @@ tokenizer = AutoTokenizer.from_pretrained("PATH_OR_REPOSITORY")
     "adapter": """The experts alone. They need their base model and `pip install sleep-trl`:
 
 ```python
-from pathlib import Path
-from sleep_trl.memory import load_memory
+from sleep_trl import load_memory
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("{base}")
-load_memory(model, Path("FOLDER"))
+load_memory(model, "FOLDER")
 ```""",
 }
 
@@ -45,23 +44,23 @@ def model_card(base: str, entries: Sequence[LedgerEntry], enabled: Collection[in
 
     Args:
         base (`str`):
-            The base model: a name on the hub, or a folder, of which only the last part is told.
+            The base model: a name on the Hub, or a folder, of which only the last part is shown.
         entries (`Sequence[LedgerEntry]`):
-            The ledger, oldest first. Dropped entries are left out, and consolidations, whose nights are told of.
+            The ledger, oldest first. Dropped entries are left out, and consolidations, whose nights are listed.
         enabled (`Collection[int]`):
-            Experts that speak. Entries of others are counted, and not listed.
+            Indices of the enabled experts. Entries of other experts are counted but not listed.
         form (`str`):
-            `checkpoint` or `adapter`: what the card lies beside.
+            What the card describes: `checkpoint` or `adapter`.
 
     Returns:
-        `str`: Markdown. Labels that came from outside are escaped.
+        `str`: Markdown. Labels from outside are escaped.
     """
     known = [entry for entry in active_entries(entries) if not entry.holds]
     owner = owners(entries)
     shown = [entry for entry in known if owner[entry.id].expert in enabled]
     is_folder = base.startswith((".", "/", "~")) or base.count("/") > 1 or Path(base).exists()
     name = Path(base).name if is_folder else base
-    silent = len(known) - len(shown)
+    disabled = len(known) - len(shown)
     card = ModelCard.from_template(
         ModelCardData(
             base_model=None if is_folder else base,
@@ -71,12 +70,12 @@ def model_card(base: str, entries: Sequence[LedgerEntry], enabled: Collection[in
         ),
         template_path=str(TEMPLATE),
         title=f"{_escaped(name)}, grown",
-        base_said=f"`{name}`" if is_folder else f"[{_escaped(base)}](https://huggingface.co/{base})",
+        base=f"`{name}`" if is_folder else f"[{_escaped(base)}](https://huggingface.co/{base})",
         nights="a night" if len(shown) == 1 else f"{len(shown)} nights",
         how_to_load=HOW_TO_LOAD[form].replace("{base}", base if not is_folder else f"FOLDER_OF_{name}"),
         rows=[_row(entry, known[-1]) for entry in shown],
         skill=_skill(known[-1]) if known else None,
-        left_out=f"What {silent} further nights learnt is silenced and not in here" if silent else "",
+        left_out=f"What was learned in {disabled} more nights is disabled and not included" if disabled else "",
     )
     return str(card)
 
@@ -104,9 +103,9 @@ def _skill(newest: LedgerEntry) -> dict[str, str] | None:
 
 
 def _escaped(label: str) -> str:
-    """Return a label as text that Markdown leaves alone, clipped."""
+    """Return a label escaped for Markdown and clipped."""
     printable = "".join(c if c.isprintable() else "�" for c in label)
-    clipped = printable if len(printable) <= MOST_LABEL else printable[: MOST_LABEL - 1] + "…"
+    clipped = printable if len(printable) <= MAX_LABEL else printable[: MAX_LABEL - 1] + "…"
     return re.sub(r"([\\`*_\[\]()|~#!])", r"\\\1", html.escape(clipped, quote=False))
 
 

@@ -1,5 +1,4 @@
-"""Phases of a run, each done once: its result lies on disk before the next begins, so that a run resumes where it
-was."""
+"""Phases of a run. Each result is on disk before the next phase starts, so an interrupted run resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -16,15 +15,15 @@ from accelerate.utils import broadcast_object_list
 
 from .files import read_json, write_json
 
-EVERY = 5.0  # seconds after which a phase notes how long it has taken; a kill leaves no more uncounted
+SAVE_EVERY = 5.0  # seconds between two saves of a phase's elapsed time; a kill loses no more than this
 
 
 class Phases:
-    """Results of finished phases, one JSON file each, under the run's folder.
+    """Runs each phase of a run once, keeping its result in a JSON file.
 
     Args:
         folder (`Path`):
-            Where the files go.
+            Folder of the files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,16 +34,16 @@ class Phases:
         return (self.folder / f"{name}.json").exists()
 
     def once(self, name: str, work: Callable[[], Any]) -> Any:
-        """Return the result of a phase: from disk if it has been done, else by doing it now.
+        """Return the result of a phase, from disk if it is done, else by running it.
 
         Args:
             name (`str`):
                 Name of the phase.
             work (`Callable[[], Any]`):
-                Does it, on every process; returns plain data, of which the main process's is written.
+                Runs the phase on every process and returns JSON data; that of the main process is written.
         """
         path, is_writer = self.folder / f"{name}.json", PartialState().is_main_process
-        [is_done] = broadcast_object_list([path.exists()])  # the first process says it, before any begins
+        [is_done] = broadcast_object_list([path.exists()])  # the main process decides, before any process starts
         if not is_done:
             watch = Stopwatch(self.folder / f"{name}.seconds") if is_writer else None
             with watch or nullcontext():
@@ -59,11 +58,11 @@ class Phases:
 
 
 class Stopwatch:
-    """Counts the seconds of a phase, those of earlier sittings that were interrupted among them.
+    """Measures the seconds of a phase, including earlier attempts that were interrupted.
 
     Args:
         path (`Path`):
-            Where they are noted while the phase is under way, so that a kill leaves [`EVERY`] seconds out at most.
+            File they are saved to while the phase runs, so that a kill loses at most [`SAVE_EVERY`] seconds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,27 +70,27 @@ class Stopwatch:
         self.seconds: float = read_json(path) if path.exists() else 0.0
 
     def __enter__(self) -> None:
-        self._since, self._is_over = time.perf_counter(), Event()
-        self._thread = Thread(target=self._keep, name="stopwatch", daemon=True)
+        self._since, self._is_done = time.perf_counter(), Event()
+        self._thread = Thread(target=self._save_regularly, name="stopwatch", daemon=True)
         self._thread.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._is_over.set()
+        self._is_done.set()
         self._thread.join()
         if error is None:
-            self._note()
+            self._save()
         else:
-            with suppress(OSError):  # what went wrong is worth more than how long it took
-                self._note()
+            with suppress(OSError):  # the phase's own error matters more
+                self._save()
 
-    def _keep(self) -> None:
-        with suppress(OSError):  # a full disk, on which the phase itself will fail and say so
-            while not self._is_over.wait(EVERY):
-                self._note()
+    def _save_regularly(self) -> None:
+        with suppress(OSError):  # on a full disk the phase itself fails with a message
+            while not self._is_done.wait(SAVE_EVERY):
+                self._save()
 
-    def _note(self) -> None:
+    def _save(self) -> None:
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
         write_json(self.path, self.seconds)

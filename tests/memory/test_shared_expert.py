@@ -37,7 +37,7 @@ def run(model, tmp_path) -> FinishedRun:
 
 @pytest.mark.parametrize("name", ["entry-001", "entry-003"])
 def test_dropping_one_that_was_taken_in_drops_all_of_its_expert(run, tmp_path, name) -> None:
-    with pytest.raises(ValueError, match=r"entry-004 in .* was learnt beside entry-001, entry-002, entry-003"):
+    with pytest.raises(ValueError, match=r"depend on entry-001, entry-002, entry-003 in .*: entry-004"):
         drop(run, [name])
     with WakeBuffer(tmp_path / "wake.db") as buffer:
         done = drop(run, [name], buffer, later="keep")

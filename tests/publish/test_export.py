@@ -1,4 +1,4 @@
-"""Exporting: what is written loads with plain libraries, holds no texts, and reaches the hub as it should."""
+"""Exports load with plain libraries, contain no texts, and are pushed to the Hub."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """Three nights, the second silenced."""
+    """Three nights, the second disabled."""
     base = write_model(tmp_path_factory.mktemp("base") / "model")
     run = write_run(tmp_path_factory.mktemp("runs"), base)
     description = read_json(run / "adapter" / "memory.json")
@@ -54,18 +54,18 @@ def test_checkpoint_is_the_folded_model(run, tmp_path):
     assert AutoTokenizer.from_pretrained(folder).vocab_size == 97
 
 
-def test_adapter_holds_what_speaks_and_nothing_else(run, tmp_path):
+def test_adapter_holds_the_enabled_experts_only(run, tmp_path):
     folder = export(run, "adapter", tmp_path / "out")
     assert {path.name for path in folder.iterdir()} == {"README.md", "experts.safetensors", "memory.json"}
     assert {name.split(".")[1] for name in load_file(folder / "experts.safetensors")} == {"0", "2"}
     ours, theirs = tiny_model(), tiny_model()
     load_memory(ours, folder)
     load_memory(theirs, run / "adapter")
-    assert torch.equal(logits(ours), logits(theirs)), "a silenced expert says nothing, there or not"
+    assert torch.equal(logits(ours), logits(theirs)), "a disabled expert has no effect, whether present or not"
     assert not torch.equal(logits(ours), logits(tiny_model()))
 
 
-def test_no_form_holds_texts(run, tmp_path):
+def test_no_form_contains_texts(run, tmp_path):
     for form in ("checkpoint", "adapter"):
         folder = export(run, form, tmp_path / form)
         content = b"".join(path.read_bytes() for path in folder.rglob("*") if path.suffix != ".safetensors")
@@ -81,7 +81,7 @@ def test_peft_is_refused_with_the_reason(run, tmp_path):
 def test_mistakes_leave_nothing_behind(run, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists and is not empty"):
         export(run, "checkpoint", tmp_path / "full")
     with pytest.raises(ValueError, match="no committed night"):
         export(tmp_path, "checkpoint", tmp_path / "out")
@@ -91,20 +91,20 @@ def test_mistakes_leave_nothing_behind(run, tmp_path):
     with pytest.raises(ValueError, match="routed experts do not fold"):
         export(routed, "checkpoint", tmp_path / "out")
     description = read_json(routed / "adapter" / "memory.json")
-    silent = [expert | {"is_enabled": False} for expert in description["experts"]]
-    write_json(routed / "adapter" / "memory.json", description | {"experts": silent})
+    disabled = [expert | {"is_enabled": False} for expert in description["experts"]]
+    write_json(routed / "adapter" / "memory.json", description | {"experts": disabled})
     with pytest.raises(ValueError, match="this is the base model"):
         export(routed, "adapter", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "full", "routed"]
 
 
-def test_the_newest_night_of_a_life(tmp_path):
+def test_the_newest_night_of_a_chain(tmp_path):
     for name in ("night-002", "night-010", "night-011"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "ledger.jsonl").touch()
     for name in ("night-002", "night-010"):
         (tmp_path / name / "results.json").touch()
-    assert newest_committed_night(tmp_path) == tmp_path / "night-010", "11 has begun, and is not committed"
+    assert newest_committed_night(tmp_path) == tmp_path / "night-010", "11 was started but not committed"
     assert newest_committed_night(tmp_path / "night-002") == tmp_path / "night-002"
 
 
@@ -126,12 +126,12 @@ def entry(number: int, sources: tuple[str, ...], after: dict, **values) -> Ledge
     )
 
 
-def test_card_says_what_was_learnt():
+def test_card_lists_what_was_learned():
     entries = [
         entry(1, ("letters",) * 3, {"recall": 1.0}),
-        entry(2, ("taken back",), {"recall": 1.0}, dropped="2026-07-11"),
+        entry(2, ("dropped",), {"recall": 1.0}, dropped="2026-07-11"),
         entry(3, ("a", "b", "c", "d", "e"), {"recall": 1.0}),
-        entry(4, ("silenced",), {"recall": 0.5, "skill": 0.895, "earlier": {"entry-001": 0.975}}),
+        entry(4, ("disabled",), {"recall": 0.5, "skill": 0.895, "earlier": {"entry-001": 0.975}}),
     ]
     card = model_card("Qwen/Qwen3-0.6B", entries, {0, 2}, "checkpoint")
     _, head, body = card.split("---\n", 2)
@@ -146,12 +146,12 @@ def test_card_says_what_was_learnt():
         "| entry-001 | 2026-07-10 | 3 | letters | 5.0 % | 100.0 % | 97.5 % |",
         "| entry-003 | 2026-07-10 | 5 | a; b; c; d and 1 more | 5.0 % | 100.0 % | – |",
     ]
-    assert "90.0 %" in body and "89.5 %" in body and "1 further nights" in body
-    assert "taken back" not in body and "silenced |" not in body
+    assert "90.0 %" in body and "89.5 %" in body and "1 more nights" in body
+    assert "dropped |" not in body and "disabled |" not in body
 
 
 @pytest.mark.parametrize("place", ["/secret/place/model", "secret/place/model"])
-def test_card_leaves_labels_without_power(place):
+def test_card_escapes_labels(place):
     hostile = "x|y`](http://evil) <script>alert(1)</script>\n# head" + "z" * 600
     card = model_card(place, [entry(1, (hostile,), {"recall": 1.0})], {0}, "adapter")
     line = next(line for line in card.splitlines() if line.startswith("| entry-001"))
@@ -163,14 +163,14 @@ def test_card_leaves_labels_without_power(place):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers as the hub does at its HTTP boundary, and remembers what it was asked."""
+    """Answers as the Hub does over HTTP, and remembers the requests."""
 
-    asked: list[tuple[str, str, bytes]]
+    requests: list[tuple[str, str, bytes]]
     refuses = False
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.asked.append((self.path, self.headers.get("Authorization", ""), body))
+        self.requests.append((self.path, self.headers.get("Authorization", ""), body))
         if self.path.endswith("/preupload/main"):
             files = [
                 {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
@@ -197,7 +197,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[tuple[str, type[Hub]]]:
-    handler = type("AskedHub", (Hub,), {"asked": []})
+    handler = type("TestHub", (Hub,), {"requests": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -223,21 +223,23 @@ def test_pushes_to_a_private_repository(run, tmp_path, hub):
         "to": "adapter",
         "pushed": f"{endpoint}/me/grown",
     }
-    created = json.loads(handler.asked[0][2])
-    assert handler.asked[0][0] == "/api/repos/create" and created["name"] == "grown" and created["organization"] == "me"
+    created = json.loads(handler.requests[0][2])
+    assert (
+        handler.requests[0][0] == "/api/repos/create" and created["name"] == "grown" and created["organization"] == "me"
+    )
     assert created.get("private") is True or created.get("visibility") == "private"
-    assert {token for _, token, _ in handler.asked} == {"Bearer hf_test"}
-    [commit] = [body for path, _, body in handler.asked if path == "/api/models/me/grown/commit/main"]
+    assert {token for _, token, _ in handler.requests} == {"Bearer hf_test"}
+    [commit] = [body for path, _, body in handler.requests if path == "/api/models/me/grown/commit/main"]
     lines = [json.loads(line) for line in commit.splitlines()]
     files = {line["value"]["path"] for line in lines if line["key"] == "file"}
     assert files == {"README.md", "experts.safetensors", "memory.json"}
 
 
-def test_what_the_hub_refuses_is_told(run, tmp_path, hub):
+def test_a_refusal_of_the_hub_is_reported(run, tmp_path, hub):
     endpoint, handler = hub
     handler.refuses = True
     done = call(endpoint, run, "--to", "adapter", "--output", tmp_path / "out", "--push_to_hub", "me/grown")
-    assert done.returncode == 1 and "was not pushed to me/grown" in done.stderr and "hf_test" not in done.stderr
+    assert done.returncode == 1 and "not pushed to me/grown" in done.stderr and "hf_test" not in done.stderr
     assert ". Log in with `hf auth login`" in done.stderr
     assert (tmp_path / "out" / "README.md").is_file()
     with pytest.raises(ValueError, match="NAMESPACE/NAME"):

@@ -1,4 +1,4 @@
-"""Taking nights back, on finished runs of a tiny model: what is left is exactly the model without the expert."""
+"""Unlearning on finished runs of a tiny model: what remains is exactly the model without the expert."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NIGHTS = [
 
 
 def filled(experts: tuple[int, ...], **spec: object):
-    """Return the tiny model with these of three experts, each with the weights that its night gave it."""
+    """Return the tiny model with these of three experts, each with weights drawn for its night."""
     memory = attach(tiny_model(), MemorySpec(**{"width": 8, "max_experts": 3, "top_k": 1, **spec}))
     for index in range(3):
         assert memory.activate() == index
@@ -52,7 +52,7 @@ def filled(experts: tuple[int, ...], **spec: object):
 
 
 def write_run(folder: Path, base: Path, **spec: object) -> Path:
-    """Write what three nights leave behind."""
+    """Write the files of three finished nights."""
     memory = filled((0, 1, 2), **spec)
     run = folder / "night3"
     config = RunConfig(model=str(base), memories=str(folder / "memories.jsonl"), output_dir=run)
@@ -147,15 +147,15 @@ def test_a_dropped_entry_leaves_exactly_the_model_without_its_expert(run, base, 
     assert memory.fingerprint(dropped) != run.entries[dropped].fingerprint
 
 
-def test_later_entries_lean_on_earlier_ones_and_one_has_to_choose(run, tmp_path):
-    with pytest.raises(ValueError, match=r"entry-002, entry-003 in .* was learnt beside entry-001 .*--later drop"):
+def test_dropping_an_entry_with_dependents_needs_a_choice(run, tmp_path):
+    with pytest.raises(ValueError, match=r"depend on entry-001 in .*: entry-002, entry-003\. .*--later drop"):
         drop(run, ["entry-001"])
     assert is_same(weights(run.folder / "model"), model_of((0, 1, 2), tmp_path / "whole"))
     with WakeBuffer(tmp_path / "wake.db") as buffer:
         done = drop(run, ["entry-002"], buffer, later="drop")
         assert (done.entries, done.queued) == (("entry-002", "entry-003"), ("c", "d", "e"))
     assert is_same(weights(run.folder / "model"), model_of((0,), tmp_path / "expected"))
-    drop(FinishedRun.read(run.folder), ["entry-001"])  # none that stands leans on it any more
+    drop(FinishedRun.read(run.folder), ["entry-001"])  # no active entry depends on it any more
     assert is_same(weights(run.folder / "model"), model_of((), tmp_path / "base"))
 
 
@@ -175,30 +175,30 @@ def test_a_night_can_continue_a_run_of_which_every_entry_was_dropped(run, base, 
     assert (plan.experts, plan.max_experts, plan.width) == (1, 3, 8)
 
 
-def test_nothing_of_the_dropped_texts_is_left_in_the_runs_work(run):
+def test_intermediate_files_with_dropped_texts_are_removed(run):
     drop(run, ["entry-001"], later="keep")
     assert names_in(run) == {"adapter", "config.json", "ledger.jsonl", "model", "results.json"}
     for path in run.folder.rglob("*"):
         assert path.is_dir() or b"the boat of Ben" not in path.read_bytes(), path
 
 
-def test_a_disabled_entry_is_silent_and_comes_back_bit_for_bit(run, tmp_path):
+def test_a_disabled_entry_has_no_effect_and_is_restored_bit_for_bit(run, tmp_path):
     before = weights(run.folder / "model")
-    with pytest.raises(ValueError, match="dream_adapter fits the model"):
+    with pytest.raises(ValueError, match="dream_adapter fits only the model"):
         set_enabled(run, run.entry("entry-002"), False)
     (run.folder / "dream_adapter").rename(tmp_path / "dream_adapter")
     set_enabled(run, run.entry("entry-002"), False)
     assert is_same(weights(run.folder / "model"), model_of((0, 2), tmp_path / "expected"))
-    silenced = FinishedRun.read(run.folder)
-    assert [silenced.state(entry) for entry in silenced.entries] == ["enabled", "disabled", "enabled"]
-    with pytest.raises(ValueError, match="entry-002 is disabled already"):
-        set_enabled(silenced, silenced.entry("entry-002"), False)
-    set_enabled(silenced, silenced.entry("entry-002"), True)
+    disabled = FinishedRun.read(run.folder)
+    assert [disabled.state(entry) for entry in disabled.entries] == ["enabled", "disabled", "enabled"]
+    with pytest.raises(ValueError, match="entry-002 is already disabled"):
+        set_enabled(disabled, disabled.entry("entry-002"), False)
+    set_enabled(disabled, disabled.entry("entry-002"), True)
     assert is_same(weights(run.folder / "model"), before)
-    assert names_in(run) >= {"checkpoints", "phases"}  # only a drop removes what a run has left
+    assert names_in(run) >= {"checkpoints", "phases"}  # only a drop removes intermediate files
 
 
-def test_a_routed_memory_is_taken_back_too(base, tmp_path):
+def test_entries_of_a_routed_memory_can_be_dropped(base, tmp_path):
     run = FinishedRun.read(write_run(tmp_path, base, routing="topk"))
     drop(run, ["entry-002"], later="keep")
     memory = load_memory(AutoModelForCausalLM.from_pretrained(base).eval(), run.folder / "adapter")
@@ -208,7 +208,7 @@ def test_a_routed_memory_is_taken_back_too(base, tmp_path):
     assert not (run.folder / "model").exists()
 
 
-# -- records that wait again -----------------------------------------------------------------------
+# -- records that are pending again -----------------------------------------------------------------------
 
 
 def states(buffer: WakeBuffer) -> dict[str, str]:
@@ -216,7 +216,7 @@ def states(buffer: WakeBuffer) -> dict[str, str]:
 
 
 def test_forgetting_a_source_drops_what_holds_it_and_queues_the_rest(run, tmp_path):
-    """The buffer has never seen these memories: their texts come from where the run read them."""
+    """The buffer does not have these records; their texts come from the file that the run read."""
     names = [entry.id for entry in run.holding("contract-17.pdf")]
     assert names == ["entry-001", "entry-002"]
     with WakeBuffer(tmp_path / "wake.db") as buffer:
@@ -239,7 +239,7 @@ def test_records_of_the_buffer_follow_the_ledger(run, tmp_path):
         assert states(buffer) == {"a": "new", "b": "forgotten", "c": "forgotten", "d": "new", "e": third}
 
 
-def test_a_buffer_that_follows_a_later_run_is_not_turned_back(run, tmp_path):
+def test_a_buffer_that_follows_a_later_run_keeps_following_it(run, tmp_path):
     later = tmp_path / "runs" / "night4"
     shutil.copytree(run.folder, later)
     with WakeBuffer(tmp_path / "wake.db") as buffer:
@@ -249,7 +249,7 @@ def test_a_buffer_that_follows_a_later_run_is_not_turned_back(run, tmp_path):
         assert states(buffer) == {"c": "consolidated entry-002", "d": "consolidated entry-002"}
 
 
-def test_a_buffer_that_follows_an_earlier_run_goes_on_to_this_one(run, tmp_path):
+def test_a_buffer_that_follows_an_earlier_run_follows_this_one_then(run, tmp_path):
     later = tmp_path / "runs" / "night4"
     shutil.copytree(run.folder, later)
     write_json(later / "config.json", read_json(run.folder / "config.json") | {"continue_from": str(run.folder)})
@@ -259,14 +259,14 @@ def test_a_buffer_that_follows_an_earlier_run_goes_on_to_this_one(run, tmp_path)
         assert buffer.run() == later and states(buffer) == {"e": "new"}
 
 
-def test_a_text_that_is_nowhere_is_named(run, tmp_path):
+def test_records_without_text_are_reported(run, tmp_path):
     (run.folder.parent / "memories.jsonl").write_text(json.dumps({"id": "d", "text": "the boat sleeps"}) + "\n")
     with WakeBuffer(tmp_path / "wake.db") as buffer:
         done = drop(run, ["entry-002"], buffer, later="keep")
     assert (done.queued, done.lost) == (("d",), ("c",))
 
 
-def test_runs_that_hold_the_entry_too_are_named(run, base, tmp_path):
+def test_earlier_runs_with_the_entry_are_reported(run, base, tmp_path):
     later = tmp_path / "runs" / "night4"
     shutil.copytree(run.folder, later)
     write_json(later / "config.json", read_json(run.folder / "config.json") | {"continue_from": str(run.folder)})
@@ -275,12 +275,12 @@ def test_runs_that_hold_the_entry_too_are_named(run, base, tmp_path):
     assert read_ledger(run.folder / "ledger.jsonl")[2].dropped is None
 
 
-# -- cut short -------------------------------------------------------------------------------------
+# -- interruptions -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", range(EXCHANGES + 1))
-def test_a_drop_that_is_cut_short_is_finished_by_the_same_command(run, tmp_path, monkeypatch, step):
-    """Stopped before any of the exchanges of files, nothing is left that promises more than there is."""
+def test_an_interrupted_drop_is_finished_by_the_same_command(run, tmp_path, monkeypatch, step):
+    """Interrupted before any exchange of files, the run never promises more than it holds."""
     left = step
 
     def stopping(original):
@@ -301,7 +301,7 @@ def test_a_drop_that_is_cut_short_is_finished_by_the_same_command(run, tmp_path,
     if left < 0:
         cut = FinishedRun.read(run.folder)
         has_model = (run.folder / "model").is_dir()
-        assert not (has_model and cut.entry("entry-002").dropped), "the old model stands beside the new ledger"
+        assert not (has_model and cut.entry("entry-002").dropped), "old model with the new ledger"
         load_memory(tiny_model(), run.folder / "adapter")  # it can be loaded at any moment
         drop(cut, ["entry-002"], later="keep")
     else:
@@ -312,9 +312,9 @@ def test_a_drop_that_is_cut_short_is_finished_by_the_same_command(run, tmp_path,
     assert not names_in(run) & {"model.partial", "model.replaced"}
 
 
-def test_an_old_model_that_was_left_behind_is_removed_by_the_same_command(run):
+def test_a_leftover_old_model_is_removed_by_the_same_command(run):
     drop(run, ["entry-002"], later="keep")
-    shutil.copytree(run.folder / "model", run.folder / "model.replaced")  # killed before it was gone
+    shutil.copytree(run.folder / "model", run.folder / "model.replaced")  # killed before it was removed
     drop(FinishedRun.read(run.folder), ["entry-002"], later="keep")
     assert not (run.folder / "model.replaced").exists()
 
@@ -334,12 +334,12 @@ def test_a_model_that_cannot_be_folded_changes_nothing(run, monkeypatch):
 # -- mistakes --------------------------------------------------------------------------------------
 
 
-def test_mistakes_are_told(run, tmp_path):
+def test_mistakes_are_reported(run, tmp_path):
     with pytest.raises(ValueError, match="has no entry 'entry-009', but entry-001"):
         drop(run, ["entry-009"])
     drop(run, ["entry-001"], later="keep")
     after = FinishedRun.read(run.folder)
-    with pytest.raises(ValueError, match="entry-001 was dropped already, on"):
+    with pytest.raises(ValueError, match="entry-001 was already dropped, on"):
         drop(after, ["entry-001"], later="keep")
     with pytest.raises(ValueError, match=r"was dropped on .* its expert is gone"):
         set_enabled(after, after.entry("entry-001"), True)

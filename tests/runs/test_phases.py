@@ -1,4 +1,4 @@
-"""What is left of a phase: its result, once, and the seconds of all its sittings."""
+"""A phase runs once; its result and the seconds of all attempts are kept."""
 
 import os
 import subprocess
@@ -15,9 +15,9 @@ KILLED = """
 import os, sys, time
 from pathlib import Path
 import sleep_trl.runs.phases as phases
-phases.EVERY = 0.05
+phases.SAVE_EVERY = 0.05
 def work():
-    print("begun", flush=True)
+    print("started", flush=True)
     time.sleep(60)
 phases.Phases(Path(sys.argv[1])).once("seed", work)
 """
@@ -28,12 +28,12 @@ def interrupted() -> None:
     raise KeyboardInterrupt
 
 
-def test_a_phase_is_done_once(tmp_path) -> None:
+def test_a_phase_runs_once(tmp_path) -> None:
     assert [Phases(tmp_path).once("seed", lambda value=value: value) for value in (1, 2)] == [1, 1]
     assert [path.name for path in tmp_path.iterdir()] == ["seed.json"]
 
 
-def test_seconds_of_interrupted_sittings_count(tmp_path) -> None:
+def test_seconds_of_interrupted_attempts_count(tmp_path) -> None:
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             Phases(tmp_path).once("seed", interrupted)
@@ -47,7 +47,7 @@ def test_seconds_before_a_kill_count(tmp_path) -> None:
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     root = Path(__file__).parents[2]
     process = subprocess.Popen(command, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.readline() == b"begun\n"
+    assert process.stdout is not None and process.stdout.readline() == b"started\n"
     time.sleep(1)
     process.kill()
     process.communicate()
@@ -56,7 +56,7 @@ def test_seconds_before_a_kill_count(tmp_path) -> None:
     assert 0.5 <= phases.seconds["seed"] < 5
 
 
-def test_a_full_disk_hides_nothing(tmp_path, monkeypatch) -> None:
+def test_a_full_disk_does_not_hide_the_error(tmp_path, monkeypatch) -> None:
     import sleep_trl.runs.phases as module
 
     def full(path: Path, value: object) -> None:
