@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -23,8 +22,6 @@ from transformers.integrations.deepspeed import (
     set_hf_deepspeed_config,
     unset_hf_deepspeed_config,
 )
-
-STALE = 600  # seconds after which a compilation is taken for dead
 
 
 def expect_no_gpu() -> None:
@@ -110,30 +107,50 @@ def check_launch(dreams: bool) -> None:
 
 
 def check_compiler() -> None:
-    """Raise if DeepSpeed cannot compile its operations, which it does where there is no GPU.
+    """Raise if DeepSpeed cannot compile its operations: all of them where there is no GPU, some with one.
 
     Raises:
-        `ValueError`: if a compiler is missing, or a compilation was interrupted and left its lock behind.
+        `ValueError`: if a tool is missing where there is no GPU, or an interrupted build left its lock file behind.
     """
-    if torch.accelerator.is_available():
-        return
     from torch.utils import cpp_extension
 
     compiler = cpp_extension.get_cxx_compiler()
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # beside Python lies ninja
-    if missing := [name for name in (compiler, "ninja") if shutil.which(name, path=path) is None]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja is next to Python
+    missing = [name for name in (compiler, "ninja") if shutil.which(name, path=path) is None]
+    if missing and not torch.accelerator.is_available():
         raise ValueError(
             f"DeepSpeed compiles its operations for the CPU once, with a C++ compiler and ninja; not found: "
             f"{', '.join(missing)}. Install g++ from the system's packages and `pip install ninja`, or launch with "
             f"launch/accelerate/ddp.yaml."
         )
-    extensions = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    for lock in extensions.glob("**/deepspeed_*/lock"):
-        if time.time() - lock.stat().st_mtime > STALE:
-            raise ValueError(
-                f"{lock} is more than {STALE // 60} minutes old: a process was killed while it compiled, and "
-                f"DeepSpeed would wait for it without end. Remove the file."
-            )
+    builds = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    if lock := find_abandoned_lock(builds):
+        raise ValueError(
+            f"{lock} was left behind by a build that was killed (no process on this machine has it open), and "
+            f"DeepSpeed would wait forever for it to go. Run `rm {lock}`."
+        )
+
+
+def find_abandoned_lock(builds: Path) -> Path | None:
+    """Return the lock file of an interrupted build, if there is one.
+
+    torch's builds wait until another one's lock file is gone, which never happens if that one was killed. A build keeps
+    its lock open until it removes it, so a lock that no process has open is abandoned, however new it is.
+
+    Args:
+        builds (`Path`):
+            Folder in which torch builds extensions.
+    """
+    locks = [path.resolve() for path in builds.rglob("lock") if path.is_file()]
+    if not locks:
+        return None
+    import psutil
+
+    opened: set[str] = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # ended meanwhile, or another user's
+            opened.update(file.path for file in process.open_files())
+    return next((lock for lock in locks if str(lock) not in opened and lock.exists()), None)
 
 
 def count_shards() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 from collections.abc import Mapping
@@ -178,8 +177,6 @@ def check_ray(case: Case) -> Finding:
 def check_compiler(case: Case) -> Finding:
     """Look for the tools that DeepSpeed compiles with, and for the lock of a build that was killed: the next build
     would wait for it forever."""
-    from torch.utils.cpp_extension import get_default_build_root
-
     from ..distributed import zero3
 
     if not case.launch.is_deepspeed:
@@ -190,12 +187,6 @@ def check_compiler(case: Case) -> Finding:
         zero3.check_compiler()
     except ValueError as error:
         return from_error(str(error))
-    builds = Path(os.environ.get("TORCH_EXTENSIONS_DIR", get_default_build_root()))
-    if lock := next(builds.rglob("lock"), None):
-        return fault(
-            f"{lock} exists: a build is running or was killed, and DeepSpeed waits until the file is gone",
-            f"If nothing is being compiled: rm {lock}",
-        )
     return ok("C++ compiler and ninja found, or a GPU")
 
 

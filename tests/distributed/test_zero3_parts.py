@@ -1,7 +1,5 @@
 """Sharded weights in one process: nothing to do, and what is told before a launch that cannot work."""
 
-import os
-
 import pytest
 import torch
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
@@ -50,23 +48,13 @@ def test_dreams_on_sharded_layers_are_refused():
 
 
 @zero3
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="on a GPU nothing of this is compiled")
-def test_a_missing_compiler_is_named(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match=r"not found: no-such-compiler.*ddp.yaml"):
-        sharding.check_launch(dreams=False)
-
-
-@zero3
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="on a GPU nothing of this is compiled")
-def test_a_lock_of_a_killed_compilation_is_named(monkeypatch, tmp_path):
+def test_a_lock_of_a_killed_build_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     lock = tmp_path / "deepspeed_shm_comm" / "lock"
     lock.parent.mkdir()
-    lock.touch()
-    sharding.check_launch(dreams=False)  # somebody compiles
-    os.utime(lock, (0, 0))
-    with pytest.raises(ValueError, match=r"deepspeed_shm_comm/lock .*Remove the file"):
+    with lock.open("w"):  # as long as a build runs
+        sharding.check_launch(dreams=False)
+    with pytest.raises(ValueError, match=r"deepspeed_shm_comm/lock was left behind .*Run `rm /.*lock`"):
         sharding.check_launch(dreams=False)
 
 

@@ -162,7 +162,7 @@ if CPU:
     FAULTS["killed build"] = (
         killed_build,
         "compiler",
-        r"shm/lock exists: a build is running or was killed",
+        r"shm/lock was left behind by a build that was killed",
         r"rm \S*lock",
     )
 
