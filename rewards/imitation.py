@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from sleep_trl.data.parts import LEARNED
 from sleep_trl.rewards.guard import RewardError
 from sleep_trl.rewards.judges import Judge, make_judge
 from sleep_trl.rewards.registry import reward
-
-LEARNT = ("memory", "dream")  # parts of the data set that are no self-replay
 
 
 def levenshtein_reward(completion_ids: Sequence[int], reference_ids: Sequence[int], z0: float | None = None) -> float:
@@ -134,7 +133,7 @@ class ImitationReward:
         **columns: Any,
     ) -> list[float | None]:
         """Return one reward in [0, 1] for each completion, or None where the row is no memory's."""
-        rows = [i for i in range(len(completions)) if part is None or part[i] in LEARNT]
+        rows = [i for i in range(len(completions)) if part is None or part[i] in LEARNED]
         rewards: list[float | None] = [None] * len(completions)
         if not rows:
             return rewards

@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .samples import Part, Sample
+from .parts import Part
+from .samples import Sample
 
 COLUMNS = (
     "prompt",

@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from ..rollout import Completion, Engine, Progress, Sampling
+from .parts import Part
 from .prompts import Prompter
 from .templates import Template
 
 Item = TypeVar("Item")
-Part = Literal["memory", "dream", "general", "earlier"]
 SHINGLE = 4  # words; a text whose word 4-grams mostly repeat is a loop
 MOST_REPEATED = 0.5  # share of repeated 4-grams above which a sample is dropped
 

@@ -10,8 +10,10 @@ from typing import Literal, Protocol
 import torch
 from transformers import PreTrainedModel
 
+from ..config import DreamConfig
 from .gradients import Text, gradient_scores
 
+DEFAULTS = DreamConfig()
 Rule = Literal["gradient_norm", "gradient_alignment", "random", "all"]
 
 
@@ -65,9 +67,9 @@ class Selection:
             Further dreams that are drawn among the others (the paper's b).
     """
 
-    rule: Rule = "gradient_norm"
-    top_k: int = 4
-    random_k: int = 1
+    rule: Rule = DEFAULTS.selection
+    top_k: int = DEFAULTS.top_k
+    random_k: int = DEFAULTS.random_k
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:

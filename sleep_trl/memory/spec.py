@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ..config import MemoryConfig
+
+DEFAULTS = MemoryConfig()
+
 
 @dataclass(frozen=True)
 class MemorySpec:
@@ -26,12 +30,12 @@ class MemorySpec:
             Experts for each token with `routing="topk"`; at most `max_experts`.
     """
 
-    width: int = 64
-    max_experts: int = 8
-    routing: Literal["dense", "topk"] = "dense"
+    width: int = DEFAULTS.width
+    max_experts: int = DEFAULTS.max_experts
+    routing: Literal["dense", "topk"] = DEFAULTS.routing
     seed: int = 0
     init_scale: float = 2.0
-    top_k: int = 2
+    top_k: int = DEFAULTS.top_k
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.max_experts < 1:

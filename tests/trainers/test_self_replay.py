@@ -4,9 +4,9 @@ import pytest
 import torch
 from datasets import Dataset
 
+from sleep_trl.data.parts import PARTS
 from sleep_trl.memory import Memory, MemorySpec, attach
 from sleep_trl.trainers import KnowledgeSeedingConfig
-from sleep_trl.trainers.knowledge_seeding.parts import PARTS
 from tests.tiny import tiny_model
 from tests.trainers import seedings
 

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-Tensors = dict[str, torch.Tensor]
+from sleep_trl.data.parts import LEARNED, PARTS
 
-PARTS = ("memory", "dream", "general", "earlier")
-LEARNT = ("memory", "dream")  # the others are self-replay
+Tensors = dict[str, torch.Tensor]
 
 
 def count_copies(rows: list[dict[str, Any]]) -> list[int]:
@@ -54,7 +53,7 @@ def weigh_rows(
 
 def is_replay(part: torch.Tensor) -> torch.Tensor:
     """Tell which rows are self-replay and not learnt from. Shape of `part`."""
-    return ~torch.isin(part, part.new_tensor([PARTS.index(name) for name in LEARNT]))
+    return ~torch.isin(part, part.new_tensor([PARTS.index(name) for name in LEARNED]))
 
 
 def spread_references(inputs: Tensors, passes: int) -> list[Tensors]:

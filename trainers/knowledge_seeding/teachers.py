@@ -13,12 +13,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from trl.models import prepare_deepspeed
 
+from sleep_trl.data.parts import LEARNED, PARTS
 from sleep_trl.distributed.zero3 import withdraw
 from sleep_trl.memory import Memory
 
 from .ensemble import ensemble_divergence
 from .loss import Head, divergence_per_token
-from .parts import LEARNT, PARTS
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def assign_teachers(
         is_grown = bool(memory.in_view)
     classes: dict[tuple[bool, bool], list[str]] = {}
     for name in PARTS:
-        classes.setdefault((bool(others) and name in LEARNT, is_grown and name == "general"), []).append(name)
+        classes.setdefault((bool(others) and name in LEARNED, is_grown and name == "general"), []).append(name)
     return [(parts, others if are_others else [itself], is_base) for (are_others, is_base), parts in classes.items()]
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import get_config_model_id, pad
 
+from sleep_trl.data.parts import PARTS
 from sleep_trl.memory import Memory, MemorySpec, attach
 from sleep_trl.rewards import resolve
 from sleep_trl.rollout.in_trl import share_clipped
@@ -22,7 +23,7 @@ from ..expert_checkpoints import ExpertCheckpoints
 from ..log_filter import without_row_dump
 from .config import KnowledgeSeedingConfig
 from .loss import Head, log_probs_per_token
-from .parts import PARTS, Tensors, count_copies, is_replay, spread_references, weigh_rows
+from .parts import Tensors, count_copies, is_replay, spread_references, weigh_rows
 from .teachers import Teacher, TeacherOutput, as_base, assign_teachers, find_rows, prepare_teachers
 
 Rows = list[dict[str, Any]]

@@ -1,0 +1,9 @@
+"""The parts of a night's data set, by what a row is for. Imports no torch: rewards read it too."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Part = Literal["memory", "dream", "general", "earlier"]
+PARTS: tuple[Part, ...] = get_args(Part)
+LEARNED: tuple[Part, ...] = ("memory", "dream")  # the others are self-replay
