@@ -88,7 +88,7 @@ def make_dreams(count: int, vocabulary: int) -> list[Any]:
     """Make dreams of 40 to 60 random tokens, 50 on average."""
     import torch
 
-    from sleep_trl.batched_lora.batches import LoraJob
+    from sleep_trl.batched_lora import LoraJob
 
     generator = torch.Generator().manual_seed(0)
     lengths = [40 + (13 * i) % 21 for i in range(count)]
@@ -106,7 +106,7 @@ def lora_config(args: argparse.Namespace, model: Any) -> Any:
 
 
 def spec(args: argparse.Namespace) -> Any:
-    from sleep_trl.batched_lora.adapters import LoraSpec
+    from sleep_trl.batched_lora import LoraSpec
 
     return LoraSpec(args.rank, 2 * args.rank)
 
@@ -124,11 +124,10 @@ def now(model: Any) -> float:
 
 def run_farm(args: argparse.Namespace, model: Any, dreams: list[Any]) -> tuple[float, dict[str, Any]]:
     """Train all dreams together; return seconds and weights by dream."""
-    from sleep_trl.batched_lora.api import train_adapters
-    from sleep_trl.batched_lora.inner_loop import InnerLoop
+    from sleep_trl.batched_lora import LoraTraining, train_adapters
 
     start = now(model)
-    outcomes = train_adapters(model, dreams, spec(args), InnerLoop(steps=args.steps), chunk=args.chunk)
+    outcomes = train_adapters(model, dreams, spec(args), LoraTraining(steps=args.steps), chunk=args.chunk)
     seconds = now(model) - start
     if errors := [outcome.error for outcome in outcomes if outcome.error]:
         raise RuntimeError(errors[0])
@@ -356,7 +355,7 @@ def main() -> None:
     if args.cuda:
         found = compare_cuda(args)
         rows: list[Row] = [("", "0.8b"), *((key, f"{value:.3g}") for key, value in found.items())]
-        report(f"LoraJob farm: {setting}", rows, {**found, "setting": setting}, args.json)
+        report(f"Batched LoRA: {setting}", rows, {**found, "setting": setting}, args.json)
         return
     by_model = {name: compare(args, name) for name in args.models}
     result: dict[str, object] = {}
@@ -372,7 +371,7 @@ def main() -> None:
             bound = BOUNDS["" if name == "bundled" else f"_at_{name}"][key]
             cells.append(f">= {bound} {'met' if values[key] >= bound else 'MISSED'}")
         table.append((f"bound of {key}", *cells))
-    report(f"LoraJob farm: {setting}", table, {**result, "setting": setting}, args.json)
+    report(f"Batched LoRA: {setting}", table, {**result, "setting": setting}, args.json)
 
 
 if __name__ == "__main__":

@@ -52,9 +52,9 @@ class Setup:
 
 def load(args: argparse.Namespace) -> Setup:
     """Load the model, with a new expert beside each MLP if it is to be trained."""
+    from sleep_trl.batched_lora import Workers
     from sleep_trl.config import RunConfig
     from sleep_trl.data.prompts import Prompter
-    from sleep_trl.dreams import Workers
     from sleep_trl.memory import MemorySpec, attach
     from sleep_trl.models.loading import load_model, load_tokenizer
     from sleep_trl.rollout import TransformersEngine

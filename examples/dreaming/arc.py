@@ -103,7 +103,7 @@ def learn(args: argparse.Namespace, setup: Setup, task: dict[str, Any], recipe: 
     Raises:
         `ValueError`: if it takes more steps than SEAL allows.
     """
-    from sleep_trl.dreams.presets import SEAL_ARC
+    from seal_presets import SEAL_ARC
 
     rows, counted = [], []
     for known, (given, wanted) in augment(task["train"], list(recipe.changes), MOST_EXAMPLES, args.seed):
@@ -111,7 +111,7 @@ def learn(args: argparse.Namespace, setup: Setup, task: dict[str, Any], recipe: 
         answer = [*setup.prompter.ids(write_grid(wanted)), setup.engine.eos_ids[0]]
         rows.append((*prompt, *answer))
         counted.append((recipe.learn_all,) * len(prompt) + (True,) * len(answer))
-    dream = SEAL_ARC.dream(id, rows, counted, recipe.epochs, recipe.learning_rate)
+    dream = SEAL_ARC.job(id, rows, counted, recipe.epochs, recipe.learning_rate)
     if dream.steps > MOST_STEPS:
         raise ValueError(f"{dream.steps} steps; at most {MOST_STEPS} are made")
     return dream
@@ -121,8 +121,9 @@ def make_evaluator(args: argparse.Namespace, setup: Setup, tasks: dict[str, dict
     """Return what tries dreams out; what is no recipe fails, and has no reward."""
     from dataclasses import replace
 
+    from seal_presets import SEAL_ARC
+
     from sleep_trl.dreams import DreamEvaluator, SignificanceTest, Trial
-    from sleep_trl.dreams.presets import SEAL_ARC
 
     prompter = setup.prompter  # what travels to workers with `solve`: no model
 
@@ -151,8 +152,8 @@ def make_evaluator(args: argparse.Namespace, setup: Setup, tasks: dict[str, dict
                 done |= {t.id: t for t in super().try_out([d for d, _ in good], [t for _, t in good])}
             return [done[dream.id] for dream in dreams]
 
-    loop = replace(SEAL_ARC.loop, seed=args.seed)
-    return ByRecipe(setup.engine, solve, SEAL_ARC.spec, loop, SignificanceTest("sign"), args.chunk, setup.workers)
+    training = replace(SEAL_ARC.training, seed=args.seed)
+    return ByRecipe(setup.engine, solve, SEAL_ARC.spec, training, SignificanceTest("sign"), args.chunk, setup.workers)
 
 
 def train(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]]:
@@ -166,7 +167,8 @@ def train(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]]:
 
 def evaluate(args: argparse.Namespace, setup: Setup) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Dream about held-out tasks, learn by each dream, and evaluate."""
-    from sleep_trl.dreams import LoraJob, Task
+    from sleep_trl.batched_lora import LoraJob
+    from sleep_trl.dreams import Task
     from sleep_trl.rollout import Sampling
 
     tasks = read_tasks(args.tasks, args.limit)

@@ -87,14 +87,14 @@ def make_evaluator(args: argparse.Namespace, setup: Setup, preset: Any, passages
         def try_out(self, dreams: Any, tasks: Any) -> Any:
             texts = [setup.tokenizer.decode(dream.sequences[0], skip_special_tokens=True) for dream in dreams]
             cut = [
-                preset.dream(dream.id, sequences(setup, by_id[task.id], text))
+                preset.job(dream.id, sequences(setup, by_id[task.id], text))
                 for dream, task, text in zip(dreams, tasks, texts, strict=True)
             ]
             return super().try_out(cut, tasks)
 
-    loop = replace(preset.loop, seed=args.seed)
+    training = replace(preset.training, seed=args.seed)
     measure = Questions(setup.prompter, args.metric, 64)  # tokens of an answer, as in SEAL
-    return ByLine(setup.engine, measure, preset.spec, loop, SignificanceTest("sign"), args.chunk, setup.workers)
+    return ByLine(setup.engine, measure, preset.spec, training, SignificanceTest("sign"), args.chunk, setup.workers)
 
 
 def windows(passages: list[Passage]) -> list[Any]:
@@ -106,8 +106,9 @@ def windows(passages: list[Passage]) -> list[Any]:
 
 def train(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]]:
     """Let the dreamer get better on passages of their own."""
+    from seal_presets import SEAL_SQUAD
+
     from sleep_trl.data.templates import Template
-    from sleep_trl.dreams.presets import SEAL_SQUAD
 
     template = Template.load(args.template).respond
     passages = read_passages(args.train_passages, "train", args.train_limit)
@@ -129,9 +130,10 @@ def train(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]]:
 
 def evaluate(args: argparse.Namespace, setup: Setup) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Dream about the passages, learn the dreams, and ask the questions."""
+    from seal_presets import SEAL_SQUAD, SEAL_SQUAD_MANY
+
     from sleep_trl.data.templates import Template
     from sleep_trl.dreams import Task
-    from sleep_trl.dreams.presets import SEAL_SQUAD, SEAL_SQUAD_MANY
     from sleep_trl.rollout import Sampling
 
     template = Template.load(args.template).respond
@@ -144,17 +146,17 @@ def evaluate(args: argparse.Namespace, setup: Setup) -> tuple[dict[str, Any], li
     learnt = [sequences(setup, passage, text) for passage, text in zip(about, written, strict=True)]
     if args.n == 1:
         preset, tasks = SEAL_SQUAD, [make_task(passage) for passage in passages]
-        alone = [preset.dream(p["id"], sequences(setup, p)) for p in passages]
-        dreams = [preset.dream(f"{i}", rows) for i, rows in enumerate(learnt)]
+        alone = [preset.job(p["id"], sequences(setup, p)) for p in passages]
+        dreams = [preset.job(f"{i}", rows) for i, rows in enumerate(learnt)]
         owners = [task for task in tasks for _ in range(args.dreams)]
     else:
         preset, tasks, alone, dreams = SEAL_SQUAD_MANY, [], [], []
         for start in range(0, len(passages), args.n):
             group = passages[start : start + args.n]
             tasks.append(Task(f"group {start}", "", tuple(q for p in group for q in make_task(p).questions)))
-            alone.append(preset.dream(f"alone {start}", [row for p in group for row in sequences(setup, p)]))
+            alone.append(preset.job(f"alone {start}", [row for p in group for row in sequences(setup, p)]))
             rows = learnt[start * args.dreams : (start + args.n) * args.dreams]
-            dreams.append(preset.dream(f"group {start}", [row for own in rows for row in own]))
+            dreams.append(preset.job(f"group {start}", [row for own in rows for row in own]))
         owners = tasks
     evaluator = make_evaluator(args, setup, preset, passages)
     before = evaluator.score_as_is(tasks)

@@ -1,4 +1,4 @@
-"""What a LoRA is here: its spec, the maps of a model that it adapts, its first weights, and the trained result."""
+"""An adapter: the linear layers of a model that it changes, its first weights, and the trained result."""
 
 from __future__ import annotations
 
@@ -13,47 +13,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..memory.hosts import linear_shape
-
-ALL_LINEAR = "all-linear"
-
-
-@dataclass(frozen=True)
-class LoraSpec:
-    """Size and place of an adapter: `W x + alpha / rank * B A x` for each target (LoRA, 2106.09685, section 4.1).
-
-    There is no dropout: two runs of a dream must give one adapter, whichever dreams share the batch.
-
-    Args:
-        rank (`int`, *optional*, defaults to `8`):
-            Rows of `A` and columns of `B`, at least 1.
-        alpha (`float`, *optional*, defaults to `16.0`):
-            Numerator of the scale.
-        targets (`tuple[str, ...]`, *optional*, defaults to `("all-linear",)`):
-            Names of linear maps, or the ends of their names, as in PEFT's `target_modules`. `"all-linear"` means every
-            linear map but the output layer.
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
-    targets: tuple[str, ...] = (ALL_LINEAR,)
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or not self.targets or isinstance(self.targets, str):
-            raise ValueError(
-                f"rank must be at least 1 and targets a tuple of at least one name, got {self.rank} and "
-                f"{self.targets!r}."
-            )
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ValueError(f"alpha must be a positive number, got {self.alpha}.")
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
+from .config import ALL_LINEAR, LoraSpec
 
 
 @dataclass(frozen=True)
 class Target:
-    """One linear map that an adapter changes."""
+    """One linear layer that an adapter changes."""
 
     name: str
     module: nn.Linear | Conv1D
@@ -83,11 +48,10 @@ class Adapter:
 
 
 def find_targets(model: PreTrainedModel, spec: LoraSpec) -> list[Target]:
-    """Find the linear maps that a spec names, in the model's order.
+    """Find the linear layers that a spec names, in the model's order.
 
     Raises:
-        `ValueError`: if a name matches nothing or something that is no plain linear map, or if the maps differ in dtype
-            or device.
+        `ValueError`: if a name matches no plain linear layer, or if the layers differ in dtype or device.
     """
     linears = dict(_linears(model))
     output = model.get_output_embeddings()
@@ -100,8 +64,8 @@ def find_targets(model: PreTrainedModel, spec: LoraSpec) -> list[Target]:
         if not found:
             ends = sorted({name.rpartition(".")[2] for name in linears})
             raise ValueError(
-                f"{type(model).__name__} has no linear map whose name is or ends with {target!r}; it has maps ending "
-                f"with {', '.join(ends)}. Name some of these in `targets`."
+                f"{type(model).__name__} has no linear layer whose name is or ends with {target!r}; it has layers "
+                f"ending with {', '.join(ends)}. Name some of these in `targets`."
             )
         chosen |= found
     targets = [
@@ -118,29 +82,29 @@ def find_targets(model: PreTrainedModel, spec: LoraSpec) -> list[Target]:
 
 def _linears(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear | Conv1D]]:
     for name, module in model.named_modules():
-        # A subclass may compute something else than x W^T + b, which the stack would pass over in silence.
+        # A subclass may compute something other than x W^T + b, which the kernels would not reproduce.
         if type(module) in (nn.Linear, Conv1D):
             yield name, module
 
 
 def seeded(seed: int, job: str, purpose: str) -> torch.Generator:
-    """Return a generator that depends on these three alone, and so not on a dream's place among others."""
+    """Return a generator that depends on these three only, so not on a job's position in the call."""
     digest = hashlib.sha256(f"{seed}\n{purpose}\n{job}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def initial_adapter(targets: list[Target], spec: LoraSpec, seed: int, job: str) -> Adapter:
-    """Draw a dream's first weights as PEFT does: `A` uniform within `1 / sqrt(in_features)`, `B` zero.
+    """Draw the first weights of an adapter as PEFT does: `A` uniform within `1 / sqrt(in_features)`, `B` zero.
 
     Args:
         targets (`list[Target]`):
-            Of [`find_targets`].
+            From [`find_targets`].
         spec (`LoraSpec`):
             The adapter's size.
         seed (`int`):
-            The inner loop's seed.
-        dream (`str`):
-            The dream's id. Another id draws other weights, another place in the batch does not.
+            Seed of the training.
+        job (`str`):
+            Id of the job. Another id draws other weights; another position in the batch does not.
     """
     weights = {}
     for target in targets:

@@ -1,4 +1,4 @@
-"""One adapter on disk as PEFT reads it: `adapter_config.json` and `adapter_model.safetensors`."""
+"""Export of an adapter in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .adapters import Adapter, find_targets
 def export_adapter(adapter: Adapter, model: PreTrainedModel, folder: str | Path) -> None:
     """Write an adapter so that `peft.PeftModel.from_pretrained(model, folder)` loads it.
 
-    The weights are written first and described last, so that a folder with an `adapter_config.json` is complete.
+    `adapter_config.json` is written last, so that a folder that has one is complete.
 
     Args:
         adapter (`Adapter`):
-            Of [`train_adapters`].
+            From [`train_adapters`].
         model (`PreTrainedModel`):
             The model on which it was trained; it is not written.
         folder (`str` or `Path`):
@@ -30,7 +30,7 @@ def export_adapter(adapter: Adapter, model: PreTrainedModel, folder: str | Path)
     """
     targets = find_targets(model, adapter.spec)
     if {target.name for target in targets} != adapter.weights.keys():
-        raise ValueError("This adapter was trained on a model with other targets than the one given.")
+        raise ValueError("This adapter was trained on a model with other targets. Give that model.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}

@@ -1,4 +1,4 @@
-"""The output layer on counted positions alone, a few of them at a time: the logits of a pass are never held at once."""
+"""The output layer, computed for counted positions only and in tiles, so that a pass never holds all its logits."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from transformers import PreTrainedModel
 
 from .batches import Pass
 
-# Logits of a tile. Ours: a few hold them in a core's cache; on CUDA a tile of 2**27 is half a GiB in float32.
+# Logits in a tile. Ours: on a CPU a tile fits in a core's cache; on CUDA 2**27 logits are half a GiB in float32.
 LOGITS = {"cpu": 2**20, "cuda": 2**27}
 
 
 class Head:
-    """Computes a pass's losses, and their gradients, while installed by [`installed_head`].
+    """Computes losses and gradients of a pass while installed by [`installed_head`].
 
     Args:
         model (`PreTrainedModel`):
             The model.
         is_target (`bool`):
-            Whether the output layer has an adapter: then it has to see all rows, and its logits come at once.
+            Whether the output layer has an adapter. Its logits are then computed for all positions at once.
     """
 
     def __init__(self, model: PreTrainedModel, is_target: bool) -> None:
@@ -32,22 +32,22 @@ class Head:
         self.places, self.hidden = torch.zeros(1, dtype=torch.long, device=model.device), torch.empty(0)
 
     def select(self, _: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        """Keep the counted positions; of a plain head the model then computes but one."""
+        """Keep the counted positions only. With a plain head the model itself computes the logits of a single one."""
         self.hidden = args[0].flatten(0, 1).index_select(0, self.places)  # (counted, hidden)
         return ((self.hidden[:1] if self.is_plain else self.hidden)[None],)
 
     def find_form(self) -> None:
-        """Find out whether the logits are what the output layer gives, or the model caps or scales them afterwards."""
+        """Find out whether the logits are the output layer's (a plain head), or the model caps or scales them."""
         logits = self.model(input_ids=self.places[None], use_cache=False).logits[0]
         self.is_plain = torch.equal(logits, self.output.forward(self.hidden))
 
-    def learn(self, rows: Pass) -> torch.Tensor:
+    def forward_backward(self, rows: Pass) -> torch.Tensor:
         """
         Run the model forward and backward.
 
         Args:
             rows (`Pass`):
-                What it reads.
+                Its input and labels.
 
         Returns:
             `torch.Tensor` of shape `(counted,)`: the weighted losses.
@@ -80,7 +80,7 @@ def _losses(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -
 
 @contextmanager
 def installed_head(model: PreTrainedModel, is_target: bool) -> Iterator[Head]:
-    """Spend the output layer on counted positions only, unless it is a target itself."""
+    """Compute the output layer for counted positions only, unless it is a target itself."""
     head = Head(model, is_target)
     if is_target:
         yield head

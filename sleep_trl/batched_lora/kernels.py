@@ -1,10 +1,10 @@
-"""Many adapters on one frozen model in one batch: the forward and backward pass of a stack.
+"""Forward and backward pass of many adapters over one frozen model in one batch.
 
-Each target's `forward` is replaced while a stack is installed. A forward hook cannot do this at the same price: it sees
-the product after autograd has recorded it, so the gradient of the input comes in two tensors, which are then added in
-a pass over memory of their own. Here the adapter's part is accumulated by the matrix product itself (`baddbmm`), maps
-that read the same input (query, key and value; gate and up) share one product with all their `A`, and one buffer takes
-the gradient of that input. No gradient of a frozen weight is ever computed, and none of an input that needs none.
+The `forward` of each target is replaced while a stack is installed. A forward hook would cost more: it sees the product
+after autograd has recorded it, so the gradient of the input comes in two tensors, and adding them takes another pass
+over memory. Here the adapter's part is accumulated by the matrix product itself (`baddbmm`), layers that read the
+same input (query, key and value; gate and up) share one product with all their `A`, and one buffer holds the gradient
+of that input. Gradients of frozen weights are never computed, nor those of inputs that need none.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .adapters import Adapter, LoraSpec, Target
+from .adapters import Adapter, Target
+from .config import LoraSpec
 
 
 @dataclass(frozen=True)
 class Site:
-    """Targets that read the same tensor, and where their weights lie in an adapter's row.
+    """Targets that read the same tensor, and where their weights are in the flat row of an adapter.
 
     A row holds, site by site, the `A` of every target of the site and then every `B`.
     """
@@ -57,8 +58,11 @@ class Site:
 
 @contextmanager
 def replaced_forwards(forwards: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    """Give modules another `forward` of their own. A host whose maps have one computes without its settled experts,
-    which stand beside it meanwhile (see [`sleep_trl.memory.wide`]): its maps have the shapes that adapters are for."""
+    """Replace the `forward` of modules for a while.
+
+    An MLP with a replaced linear layer does not take its settled experts into its own weights meanwhile (see
+    [`sleep_trl.memory.wide`]), so that the layer keeps the shape that the adapters have.
+    """
     before = [(module, module.__dict__.get("forward")) for module, _ in forwards]
     try:
         for module, forward in forwards:
@@ -74,10 +78,10 @@ def replaced_forwards(forwards: Sequence[tuple[nn.Module, Callable[..., Any]]]) 
 
 @torch.no_grad()
 def find_sites(model: PreTrainedModel, targets: list[Target], rank: int) -> list[Site]:
-    """Find out, by one pass over two rows of three tokens, which targets read the same input and in which order.
+    """Find out which targets read the same input, and in which order, by one pass over two rows of three tokens.
 
     Raises:
-        `ValueError`: if a target is not called exactly once a pass with an input `(batch, length, in_features)`.
+        `ValueError`: if a target is not called exactly once in a pass, with an input `(batch, length, in_features)`.
     """
     calls: list[tuple[Target, torch.Tensor]] = []
 
@@ -107,7 +111,7 @@ def find_sites(model: PreTrainedModel, targets: list[Target], rank: int) -> list
 
 
 def to_row(sites: list[Site], adapter: Adapter) -> torch.Tensor:
-    """Lay the weights of an adapter out as one row, `(size,)`, float32."""
+    """Return the weights of an adapter as one flat row, `(size,)`, float32."""
     row = torch.empty(1, sites[-1].stop)
     for site in sites:
         names = [target.name for target in site.targets]
@@ -136,11 +140,11 @@ class Window:
         weights (`torch.Tensor` of shape `(n, size)`):
             One adapter a row, in the model's dtype.
         grads (`torch.Tensor` of shape `(n, size)`, *optional*):
-            Where gradients go.
+            Gradients are written or added here.
         repeats (`int`):
             Rows of the batch for each adapter: row `b` belongs to adapter `b // repeats`.
         is_first (`bool`, *optional*, defaults to `False`):
-            Whether gradients replace what `grads` holds instead of being added.
+            Whether gradients overwrite `grads` instead of being added to it.
     """
 
     weights: torch.Tensor
@@ -148,8 +152,8 @@ class Window:
     repeats: int
     is_first: bool = False
 
-    def take(self, grad: torch.Tensor, value: torch.Tensor) -> None:
-        """Put a gradient where it belongs, a view of `grads`."""
+    def accumulate(self, grad: torch.Tensor, value: torch.Tensor) -> None:
+        """Write or add a gradient to `grad`, a view of `grads`."""
         if self.is_first:
             grad.copy_(value)
         else:
@@ -164,8 +168,8 @@ def layout(owners: Sequence[int]) -> tuple[slice | list[int], int]:
             For each row of the batch the index of its adapter.
 
     Returns:
-        `tuple[slice | list[int], int]`: a slice where the adapters lie side by side, so that nothing is copied; where
-        rows are not grouped evenly, one adapter for each row.
+        `tuple[slice | list[int], int]`: a slice if the adapters are adjacent, so that nothing is copied; if rows are
+        not grouped evenly, one adapter for each row.
     """
     repeats = 1
     while repeats < len(owners) and owners[repeats] == owners[0]:
@@ -179,11 +183,11 @@ def layout(owners: Sequence[int]) -> tuple[slice | list[int], int]:
 
 
 class Stack:
-    """The adapters of a model's targets; while installed, a pass uses those of the window in `show`.
+    """The adapters of a model's targets. While installed, a pass uses those of the current window, see [`show`].
 
     Args:
         sites (`list[Site]`):
-            Of [`find_sites`].
+            From [`find_sites`].
         scale (`float`):
             `alpha / rank`.
     """
@@ -192,14 +196,14 @@ class Stack:
         self.sites, self.scale = sites, scale
         self.window: Window | None = None
         device = sites[0].targets[0].module.weight.device
-        # Makes autograd record the first layer's targets too, whose input needs no gradient.
+        # Makes autograd record the targets of the first layer too, whose input needs no gradient.
         self.anchor = torch.zeros((), device=device, requires_grad=True)
-        self.open = 0  # reads of a pass whose gradient is still to come
+        self.open = 0  # target calls of a pass whose gradient has not arrived yet
         self._reads: dict[int, _Read] = {}
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Replace the targets' `forward`, and put it back at the end, whatever happens."""
+        """Context manager that replaces the `forward` of the targets."""
         forwards = [
             (target.module, partial(self._forward, index, place))
             for index, site in enumerate(self.sites)
@@ -222,24 +226,25 @@ class Stack:
             self._reads[index] = _Read(self, self.sites[index], x)
         read = self._reads[index]
         if place == len(read.site.targets) - 1:
-            del self._reads[index]  # from here on the graph alone keeps the activations
+            del self._reads[index]  # now only the graph keeps the activations
         if read.source is not x:
             raise RuntimeError(
-                f"{read.site.targets[place].name} read another input than {read.site.targets[0].name}, unlike in the "
-                f"first pass over this model. Name only one of the two in `targets`."
+                f"{read.site.targets[place].name} and {read.site.targets[0].name} read different inputs, but read the "
+                f"same one in the first pass over this model. Name only one of the two in `targets`."
             )
         return _Adapted.apply(x, self.anchor, read, place)
 
 
 class _Read:
-    """One site's share of one pass: its input, what `A` made of it, and the gradients as they come."""
+    """The state of one site in one pass: its input, the product with `A`, and the gradients as they arrive."""
 
     def __init__(self, stack: Stack, site: Site, x: torch.Tensor) -> None:
         window = stack.window
         if window is None or x.dim() != 3 or x.shape[0] != len(window.weights) * window.repeats:
             rows = 0 if window is None else len(window.weights) * window.repeats
             raise ValueError(
-                f"{site.targets[0].name}: input {tuple(x.shape)} in a view of {rows} rows; they must agree."
+                f"{site.targets[0].name}: the input has shape {tuple(x.shape)}, but adapters were given for {rows} "
+                f"rows. Give an index for each row of the batch."
             )
         self.stack, self.site, self.window, self.source = stack, site, window, x
         self.x = x.detach().reshape(len(window.weights), -1, x.shape[-1])  # (n, tokens, in)
@@ -265,15 +270,15 @@ class _Read:
     def backward(self, place: int, y_grad: torch.Tensor, needs_input: bool) -> torch.Tensor | None:
         """Add the gradients of one target; the last one of the site returns the gradient of the shared input.
 
-        Autograd runs the node that made the input only after all its readers, so a buffer that they fill together, in
-        any order, is whole by then.
+        Autograd runs the node that made the input only after all its readers, so the buffer that they fill together, in
+        any order, is complete by then.
         """
         target, window, site = self.site.targets[place], self.window, self.site
         if window.grads is None:
-            raise RuntimeError("A view is for scoring: it has no gradients. Use train_adapters to train.")
+            raise RuntimeError("using_adapters computes no gradients. Use train_adapters to train.")
         flat = y_grad.reshape(-1, target.out_features)
         grouped = flat.view(len(window.weights), -1, target.out_features)  # (n, tokens, out)
-        window.take(site.up(window.grads, place), torch.bmm(grouped.mT, self.part(self.hidden, place)))
+        window.accumulate(site.up(window.grads, place), torch.bmm(grouped.mT, self.part(self.hidden, place)))
         if self.hidden_grad is None:
             self.hidden_grad = torch.empty_like(self.hidden)
         torch.mul(
@@ -289,7 +294,7 @@ class _Read:
         self.stack.open -= 1
         if self.pending:
             return None
-        window.take(site.downs(window.grads), torch.bmm(self.hidden_grad.mT, self.x))
+        window.accumulate(site.downs(window.grads), torch.bmm(self.hidden_grad.mT, self.x))
         x_grad, self.x_grad = self.x_grad, None
         if x_grad is None:
             return None

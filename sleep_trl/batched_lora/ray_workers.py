@@ -1,7 +1,7 @@
-"""Dreams on several processes: each Ray task learns a chunk of them, and scores it too, so that only scores come back.
+"""Jobs on several processes: each Ray task works on one chunk with a copy of the model.
 
-Which worker runs what changes nothing: dreams are divided before they are handed out, and their draws depend on seed
-and id alone. A task whose worker dies is run again by another one.
+Results do not depend on which worker runs what: jobs are divided before they are sent, and their random draws depend on
+seed and id only. A task whose worker dies is run again by another one.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Work = Callable[[PreTrainedModel, Chunk], Result]
 class Workers:
     """Ray tasks that each work on a chunk with a copy of one model. On a CPU the copies share their memory.
 
-    Make it on all processes of a run alike; each uses it for dreams of its own.
+    Create it on every process of a run; each uses it for its own jobs.
 
     Args:
         address (`str`, *optional*):
-            Of a Ray cluster; by default one is started on this machine, see [`~sleep_trl.distributed.ray.connect`].
+            Address of a Ray cluster; by default one is started here, see [`~sleep_trl.distributed.ray.connect`].
         count (`int`, *optional*):
-            Tasks that run at the same time on a Ray started here; by default as many as its cores allow.
+            Maximum number of tasks at a time on a Ray started here; by default as many as its cores allow.
         cpus (`float`, *optional*, defaults to `1`):
-            Cores of a task, and its threads.
+            Cores, and threads, of a task.
         gpus (`float`, *optional*, defaults to `0`):
-            GPUs of a task, at most 1; a fraction lets several share one, `0` is the CPU.
+            GPUs of a task, at most 1; with a fraction several tasks share one, `0` means the CPU.
         retries (`int`, *optional*, defaults to `3`):
-            How often a chunk is tried again after its worker died.
+            How often a chunk is retried after its worker died.
     """
 
     def __init__(
@@ -55,7 +55,9 @@ class Workers:
                 f"{cpus}, {gpus} and {retries}."
             )
         if address is not None and count is not None:
-            raise ValueError(f"count is for a Ray that is started here; the cluster at {address} has its own size.")
+            raise ValueError(
+                f"count applies to a Ray started here, but the cluster at {address} has its own size. Leave one out."
+            )
         cluster.connect(address, cpus=count and max(1, round(count * cpus)))
         self.cpus, self.gpus, self.retries = cpus, gpus, retries
         self._sent: dict[str, Weight] = {}
@@ -68,14 +70,14 @@ class Workers:
 
         Args:
             model (`PreTrainedModel`):
-                The model. Its weights travel the first time, later those that have changed.
+                The model. Its weights are sent the first time; later calls send those that have changed.
             work (`Callable[[PreTrainedModel, Chunk], Result]`):
-                What to do. It must not change the model, and like its results it has to be picklable.
+                Function to call. It must not change the model; it and its results have to be picklable.
             chunks (`Sequence[Chunk]`):
-                What to do it with.
+                Its second arguments.
 
         Returns:
-            `list[Result]`: one for each chunk, in their order.
+            `list[Result]`: one for each chunk, in the order given.
 
         Raises:
             `RuntimeError`: if a chunk lost its worker more than `retries` times, or `work` raised.
@@ -97,15 +99,15 @@ class Workers:
                 ray.cancel(reference)
             if isinstance(error, ray.exceptions.WorkerCrashedError | ray.exceptions.OutOfMemoryError):
                 raise RuntimeError(
-                    f"A chunk of dreams lost its worker {self.retries + 1} times. Most often memory is too small: give "
-                    f"smaller chunks, or fewer tasks at a time."
+                    f"A chunk lost its worker {self.retries + 1} times, most often because memory ran out. Use smaller "
+                    f"chunks, or fewer tasks at a time."
                 ) from error
             raise
 
 
 @dataclass(frozen=True)
 class _Packed:
-    """What all chunks of a call have in common, under a name by which a worker knows it again."""
+    """What all chunks of a call have in common, with a key by which a worker recognizes it."""
 
     key: str
     content: bytes
@@ -113,7 +115,7 @@ class _Packed:
 
 @dataclass
 class _Held:
-    """What a worker keeps from task to task: the base's weights on its device, and the last model made of them."""
+    """What a worker keeps from task to task: the base weights on its device, and the last model built from them."""
 
     base_key: str
     weights: dict[str, torch.Tensor]
@@ -133,11 +135,11 @@ def _run(
     packed: _Packed,
     chunk: Any,
 ) -> Any:
-    """Work on one chunk, in a worker."""
+    """Work on one chunk; runs in a worker."""
     global _held
     torch.set_num_threads(threads)
     if _held is None or _held.base_key != base_key:
-        _held = None  # makes room before the next one comes
+        _held = None  # free the memory before the next one is loaded
         _held = _Held(base_key, {name: weight.tensor().to(device) for name, weight in base.items()})
     if _held.packed_key != packed.key:
         weights = _held.weights | {name: weight.tensor().to(device) for name, weight in new.items()}

@@ -1,7 +1,6 @@
-"""A model on its way to other processes: its weights lie in shared memory and travel once, all else is a few kilobytes.
+"""Sending a model to other processes: weights go through shared memory and are sent once, the rest is a few kilobytes.
 
-The weights of a model are sent as they are at first. Later only those go along that have changed since: what a night
-trains, never the frozen base.
+The first time all weights are sent. Later only those that have changed since: trained experts, never the frozen base.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor as bytes, which Ray keeps outside its pickles and every process of a machine reads where they lie.
+    """A tensor as bytes, which Ray keeps outside its pickles and every process on a machine reads without a copy.
 
     Args:
         data (`np.ndarray` of shape `(bytes,)`):
-            Its values, uint8.
+            The values, as uint8.
         dtype (`torch.dtype`):
-            What they are: NumPy has no bfloat16.
+            The tensor's dtype; NumPy has no bfloat16.
         shape (`tuple[int, ...]`):
-            The tensor's.
+            The tensor's shape.
     """
 
     data: Any
@@ -41,7 +40,7 @@ class Weight:
         return Weight(flat.numpy(), tensor.dtype, tuple(tensor.shape))
 
     def tensor(self) -> torch.Tensor:
-        """Return the tensor, on the CPU, without a copy. The memory is shared and may not be written to."""
+        """Return the tensor, on the CPU, without a copy. Its memory is shared and must not be written to."""
         if not len(self.data):
             return torch.empty(self.shape, dtype=self.dtype)
         with warnings.catch_warnings():
@@ -53,18 +52,18 @@ def weights_of(model: PreTrainedModel) -> dict[str, Weight]:
     """Return all parameters and buffers of a model by name.
 
     Raises:
-        `ValueError`: if this process holds only a part of them.
+        `ValueError`: if the model is sharded, so that this process holds only a part of them.
     """
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         raise ValueError(
-            "This model's weights are spread over the processes (ZeRO-3), so that no process can send them to workers. "
-            "LoraJob without workers, or train without ZeRO-3."
+            "This model's weights are sharded over the processes (ZeRO-3), so no process can send them to workers. Do "
+            "without workers, or without ZeRO-3."
         )
     return {name: Weight.of(tensor) for name, tensor in _named_tensors(model).items()}
 
 
 def changed(model: PreTrainedModel, sent: Mapping[str, Weight]) -> dict[str, Weight]:
-    """Return the weights that are not among those sent, or no longer equal to them."""
+    """Return the weights that were not sent yet, or have changed since."""
     new = {}
     for name, tensor in _named_tensors(model).items():
         before = sent.get(name)
@@ -75,7 +74,7 @@ def changed(model: PreTrainedModel, sent: Mapping[str, Weight]) -> dict[str, Wei
 
 
 def pack(model: PreTrainedModel, *others: object) -> bytes:
-    """Pickle a model without its weights, together with what else is to travel."""
+    """Pickle a model without its weights, together with other objects."""
     from ray.cloudpickle import Pickler
 
     names = {id(tensor): name for name, tensor in _named_tensors(model).items()}
@@ -90,13 +89,13 @@ def pack(model: PreTrainedModel, *others: object) -> bytes:
 
 
 def unpack(packed: bytes, weights: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
-    """Return what [`pack`] was given, with these weights in the model, none of which asks for a gradient.
+    """Return what [`pack`] was given, with the model's weights filled in and frozen.
 
     Args:
         packed (`bytes`):
-            Of [`pack`], from this run's own process. A pickle runs code: no other bytes may ever come here.
+            From [`pack`] in a process of this run. Unpickling runs code: never pass bytes from elsewhere.
         weights (`Mapping[str, torch.Tensor]`):
-            The model's parameters, which it takes as they are, and buffers, which it copies.
+            Parameters, used without a copy, and buffers, which are copied.
     """
     made: dict[str, torch.Tensor] = {}
 

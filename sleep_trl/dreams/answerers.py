@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from ..batched_lora.adapters import Adapter
-from ..batched_lora.api import view
+from ..batched_lora import Adapter, using_adapters
 from ..rollout import Sampling, TransformersEngine
 from .gradients import Text
 
@@ -75,7 +74,7 @@ class Answerers:
             with _evaluating(self.model), torch.no_grad():
                 yield
         else:
-            with view(self.model, self.adapters, owners):
+            with using_adapters(self.model, self.adapters, owners):
                 yield
 
 

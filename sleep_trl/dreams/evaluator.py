@@ -8,11 +8,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..batched_lora.adapters import LoraSpec
-from ..batched_lora.api import train_adapters
-from ..batched_lora.batches import LoraJob, divide_jobs
-from ..batched_lora.inner_loop import InnerLoop
-from ..batched_lora.ray_workers import Workers
+from ..batched_lora import LoraJob, LoraSpec, LoraTraining, Workers, divide_jobs, train_adapters
 from ..rollout import TransformersEngine
 from .answerers import Answerers
 from .measure import Measure, Task
@@ -90,10 +86,10 @@ class Attempting:
     batch_size: int
     measure: Measure
     spec: LoraSpec
-    loop: InnerLoop
+    training: LoraTraining
 
     def __call__(self, model: PreTrainedModel, chunk: Sequence[tuple[LoraJob, Task]]) -> list[Attempt]:
-        outcomes = train_adapters(model, [dream for dream, _ in chunk], self.spec, self.loop)
+        outcomes = train_adapters(model, [dream for dream, _ in chunk], self.spec, self.training)
         learnt = [i for i, outcome in enumerate(outcomes) if outcome.adapter is not None]
         engine = TransformersEngine(model, self.tokenizer, self.batch_size)
         answerers = Answerers(engine, [outcomes[i].adapter for i in learnt])
@@ -115,9 +111,9 @@ class DreamEvaluator:
             τ.
         spec (`LoraSpec`, *optional*):
             Size and place of the adapters.
-        loop (`InnerLoop`, *optional*):
-            How a dream is learnt.
-        doubt (`SignificanceTest`, *optional*):
+        training (`LoraTraining`, *optional*):
+            How they are trained.
+        significance (`SignificanceTest`, *optional*):
             When a gain is believed.
         chunk (`int`, *optional*):
             Dreams learnt and scored at a time, which bounds the memory; by default all.
@@ -133,7 +129,7 @@ class DreamEvaluator:
         engine: TransformersEngine,
         measure: Measure,
         spec: LoraSpec | None = None,
-        loop: InnerLoop | None = None,
+        training: LoraTraining | None = None,
         significance: SignificanceTest | None = None,
         chunk: int | None = None,
         workers: Workers | None = None,
@@ -141,11 +137,8 @@ class DreamEvaluator:
         if workers is not None and chunk is None:
             raise ValueError("Workers need chunks of dreams to share. Give `chunk`, the number of dreams in each.")
         self.engine, self.measure, self.chunk, self.workers = engine, measure, chunk, workers
-        self.spec, self.loop, self.significance = (
-            spec or LoraSpec(),
-            loop or InnerLoop(),
-            significance or SignificanceTest(),
-        )
+        self.spec, self.training = spec or LoraSpec(), training or LoraTraining()
+        self.significance = significance or SignificanceTest()
 
     def try_out(self, dreams: Sequence[LoraJob], tasks: Sequence[Task]) -> list[Trial]:
         """
@@ -199,8 +192,8 @@ class DreamEvaluator:
         Returns:
             `list[Attempt]`: one for each dream, in the order given.
         """
-        loop = replace(self.loop, seed=self.loop.seed + repeat)
-        work = Attempting(self.engine.tokenizer, self.engine.batch_size, self.measure, self.spec, loop)
+        training = replace(self.training, seed=self.training.seed + repeat)
+        work = Attempting(self.engine.tokenizer, self.engine.batch_size, self.measure, self.spec, training)
         parts = divide_jobs(dreams, self.chunk)
         chunks = [[(dreams[i], tasks[i]) for i in part] for part in parts]
         if self.workers is None:

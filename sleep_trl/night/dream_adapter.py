@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from ..batched_lora import LoraJob, LoraSpec, LoraTraining, export_adapter, train_adapters
 from ..config import RunConfig
 from ..data.samples import Sample
-from ..dreams import InnerLoop, LoraJob, LoraSpec, export_adapter, train_adapters
 
 FOLDER = "dream_adapter"
 
@@ -45,7 +45,7 @@ def learn_into_adapter(
         tuple((*s.prompt_ids, *s.reference_ids) for s in dreams),
         tuple((False,) * len(s.prompt_ids) + (True,) * len(s.reference_ids) for s in dreams),
     )
-    loop = InnerLoop(
+    training = LoraTraining(
         options.steps,
         options.lora_learning_rate,
         schedule="linear",
@@ -53,7 +53,7 @@ def learn_into_adapter(
         seed=config.seed,
     )
     spec = LoraSpec(options.lora_rank, options.lora_alpha)
-    (outcome,) = train_adapters(model.to(device), [learnt], spec, loop)
+    (outcome,) = train_adapters(model.to(device), [learnt], spec, training)
     if outcome.adapter is None:
         raise RuntimeError(f"The dreams could not be learnt: {outcome.error}. Lower dream.lora_learning_rate.")
     export_adapter(outcome.adapter, model, folder)

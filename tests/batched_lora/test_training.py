@@ -8,30 +8,35 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import get_scheduler
 
-from sleep_trl.batched_lora import head
-from sleep_trl.batched_lora.adapters import LoraSpec, find_targets, initial_adapter
-from sleep_trl.batched_lora.api import train_adapters, view
-from sleep_trl.batched_lora.batches import LoraJob, data_order, divide
-from sleep_trl.batched_lora.export import export_adapter
-from sleep_trl.batched_lora.inner_loop import InnerLoop
+from sleep_trl.batched_lora import (
+    LoraJob,
+    LoraSpec,
+    LoraTraining,
+    export_adapter,
+    head,
+    train_adapters,
+    using_adapters,
+)
+from sleep_trl.batched_lora.adapters import find_targets, initial_adapter
+from sleep_trl.batched_lora.batches import data_order, divide
 from sleep_trl.memory import MemorySpec, attach
 from tests.tiny import FORMS, tiny_model
 
 SPEC = LoraSpec(rank=4, alpha=8)
-LOOP = InnerLoop(steps=6, learning_rate=1e-3, weight_decay=0.01, seed=3)
+TRAINING = LoraTraining(steps=6, learning_rate=1e-3, weight_decay=0.01, seed=3)
 IDS = torch.randint(3, 97, (2, 12), generator=torch.Generator().manual_seed(1))
 
 
-def make_dreams(count: int, sequences: int = 1, seed: int = 0) -> list[LoraJob]:
-    """Make dreams of unlike lengths and step counts; of every third one only the second half counts."""
+def make_jobs(count: int, sequences: int = 1, seed: int = 0) -> list[LoraJob]:
+    """Make jobs of different lengths and step counts; in every third one only the second half counts."""
     generator = torch.Generator().manual_seed(seed)
-    dreams = []
+    jobs = []
     for i in range(count):
         lengths = [5 + (7 * i + 3 * k) % 17 for k in range(sequences)]
         ids = tuple(tuple(torch.randint(3, 97, (n,), generator=generator).tolist()) for n in lengths)
         half = tuple(tuple(place >= n // 2 for place in range(n)) for n in lengths)
-        dreams.append(LoraJob(f"dream {i}", ids, half if i % 3 == 2 else None, steps=3 + i % 5))
-    return dreams
+        jobs.append(LoraJob(f"job {i}", ids, half if i % 3 == 2 else None, steps=3 + i % 5))
+    return jobs
 
 
 def checksum(model) -> str:
@@ -50,39 +55,39 @@ def peft_config(targets) -> LoraConfig:
     )
 
 
-def trained_alone(model, dream: LoraJob, loop: InnerLoop) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Train one dream by PEFT and torch's AdamW, with labels as transformers takes them, and return its A and B."""
+def trained_alone(model, job: LoraJob, training: LoraTraining) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Train one job by PEFT and torch's AdamW, with labels as transformers takes them, and return its A and B."""
     targets = find_targets(model, SPEC)
-    first = initial_adapter(targets, SPEC, loop.seed, dream.id)
+    first = initial_adapter(targets, SPEC, training.seed, job.id)
     adapted = get_peft_model(copy.deepcopy(model), peft_config(targets))
     layers = {name: adapted.get_submodule(f"base_model.model.{name}") for name in first.weights}
     for name, (down, up) in first.weights.items():
         layers[name].lora_A["default"].weight.data.copy_(down)
         layers[name].lora_B["default"].weight.data.copy_(up)
     trained = [p for p in adapted.parameters() if p.requires_grad]
-    steps = dream.steps or loop.steps
+    steps = job.steps or training.steps
     optimizer = torch.optim.AdamW(
         trained,
-        lr=dream.learning_rate or loop.learning_rate,
-        betas=loop.betas,
-        eps=loop.eps,
-        weight_decay=loop.weight_decay,
+        lr=job.learning_rate or training.learning_rate,
+        betas=training.betas,
+        eps=training.eps,
+        weight_decay=training.weight_decay,
     )
-    name = loop.schedule if loop.schedule != "constant" else "constant_with_warmup"
-    schedule = get_scheduler(name, optimizer, loop.warmup_steps, steps)
-    for chosen in itertools.islice(data_order(dream, loop.batch_size, loop.seed), steps):
-        longest = max(len(dream.sequences[n]) for n in chosen)
+    name = training.schedule if training.schedule != "constant" else "constant_with_warmup"
+    schedule = get_scheduler(name, optimizer, training.warmup_steps, steps)
+    for chosen in itertools.islice(data_order(job, training.batch_size, training.seed), steps):
+        longest = max(len(job.sequences[n]) for n in chosen)
         ids, mask = torch.zeros(len(chosen), longest, dtype=torch.long), torch.zeros(len(chosen), longest).long()
         labels = torch.full_like(ids, -100)
         for row, n in enumerate(chosen):
-            sequence = torch.tensor(dream.sequences[n])
+            sequence = torch.tensor(job.sequences[n])
             ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
-            counted = torch.tensor(dream.counted[n]) if dream.counted else torch.ones(len(sequence), dtype=torch.bool)
+            counted = torch.tensor(job.counted[n]) if job.counted else torch.ones(len(sequence), dtype=torch.bool)
             labels[row, : len(sequence)] = torch.where(counted, sequence, -100)
         optimizer.zero_grad()
         adapted(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
-        if loop.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(trained, loop.max_grad_norm)
+        if training.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm)
         optimizer.step()
         schedule.step()
     return {name: (m.lora_A["default"].weight, m.lora_B["default"].weight) for name, m in layers.items()}
@@ -94,104 +99,107 @@ def difference(one, other) -> float:
 
 
 @pytest.mark.parametrize("count", [1, 3, 16])
-def test_each_equals_peft_alone(count):
+def test_each_adapter_equals_one_trained_by_peft(count):
     model = tiny_model()
     before = checksum(model)
-    dreams = make_dreams(count)
-    outcomes = train_adapters(model, dreams, SPEC, LOOP)
+    jobs = make_jobs(count)
+    results = train_adapters(model, jobs, SPEC, TRAINING)
     assert checksum(model) == before
-    for dream, outcome in zip(dreams, outcomes, strict=True):
-        assert (outcome.id, outcome.error, outcome.updates) == (dream.id, None, dream.steps)
-        assert difference(outcome.adapter.weights, trained_alone(model, dream, LOOP)) <= 1e-5
-        first = initial_adapter(find_targets(model, SPEC), SPEC, LOOP.seed, dream.id)
-        assert difference(outcome.adapter.weights, first.weights) > 1e-3  # it has learnt
+    for job, result in zip(jobs, results, strict=True):
+        assert (result.id, result.error, result.updates) == (job.id, None, job.steps)
+        assert difference(result.adapter.weights, trained_alone(model, job, TRAINING)) <= 1e-5
+        first = initial_adapter(find_targets(model, SPEC), SPEC, TRAINING.seed, job.id)
+        assert difference(result.adapter.weights, first.weights) > 1e-3  # it was trained
 
 
 @pytest.mark.parametrize(
-    "loop",
+    "training",
     [
-        InnerLoop(steps=5, batch_size=2, schedule="linear", max_grad_norm=0.5),
-        InnerLoop(steps=5, batch_size=3, betas=(0.8, 0.95), weight_decay=0.1),
-        InnerLoop(steps=6, batch_size=2, schedule="cosine", warmup_steps=2),
-        InnerLoop(steps=6, warmup_steps=3),
+        LoraTraining(steps=5, batch_size=2, schedule="linear", max_grad_norm=0.5),
+        LoraTraining(steps=5, batch_size=3, betas=(0.8, 0.95), weight_decay=0.1),
+        LoraTraining(steps=6, batch_size=2, schedule="cosine", warmup_steps=2),
+        LoraTraining(steps=6, warmup_steps=3),
     ],
 )
-def test_several_sequences_a_dream(loop):
+def test_jobs_of_several_sequences(training):
     model = tiny_model()
-    dreams = [*make_dreams(3, sequences=3), *make_dreams(5)[3:]]
-    for dream, outcome in zip(dreams, train_adapters(model, dreams, SPEC, loop), strict=True):
-        assert difference(outcome.adapter.weights, trained_alone(model, dream, loop)) <= 1e-5
+    jobs = [*make_jobs(3, sequences=3), *make_jobs(5)[3:]]
+    for job, result in zip(jobs, train_adapters(model, jobs, SPEC, training), strict=True):
+        assert difference(result.adapter.weights, trained_alone(model, job, training)) <= 1e-5
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_with_a_memory_attached(form):
     model = tiny_model(form)
     memory = attach(model, MemorySpec(width=8, max_experts=2))
-    for index in memory.activate(), memory.activate():  # one is settled and computes inside its host, the other learns
+    for index in (
+        memory.activate(),
+        memory.activate(),
+    ):  # one is settled and computed inside its host, the other is learning
         with torch.no_grad():
             for _, parameter in memory.expert_parameters(index):
                 parameter.normal_(0, 0.2)
     model.train()
     before, flags = checksum(model), [p.requires_grad for p in model.parameters()]
-    dreams = make_dreams(3)
-    outcomes = train_adapters(model, dreams, SPEC, LOOP)
+    jobs = make_jobs(3)
+    results = train_adapters(model, jobs, SPEC, TRAINING)
     assert checksum(model) == before and all(p.grad is None for p in model.parameters())
     assert [p.requires_grad for p in model.parameters()] == flags and any(flags)
     assert model.training and not any("forward" in module.__dict__ for module in model.modules())
     model.eval()
-    for dream, outcome in zip(dreams, outcomes, strict=True):
-        assert difference(outcome.adapter.weights, trained_alone(model, dream, LOOP)) <= 1e-5
+    for job, result in zip(jobs, results, strict=True):
+        assert difference(result.adapter.weights, trained_alone(model, job, TRAINING)) <= 1e-5
 
 
 def test_each_has_a_learning_rate_of_its_own():
     model, rates = tiny_model(), (1e-3, 4e-3, None)
-    dreams = [replace(dream, learning_rate=rate) for dream, rate in zip(make_dreams(3), rates, strict=True)]
-    for dream, outcome in zip(dreams, train_adapters(model, dreams, SPEC, LOOP), strict=True):
-        assert difference(outcome.adapter.weights, trained_alone(model, dream, LOOP)) <= 1e-5
+    jobs = [replace(job, learning_rate=rate) for job, rate in zip(make_jobs(3), rates, strict=True)]
+    for job, result in zip(jobs, train_adapters(model, jobs, SPEC, TRAINING), strict=True):
+        assert difference(result.adapter.weights, trained_alone(model, job, TRAINING)) <= 1e-5
 
 
-def test_the_others_in_a_call_change_nothing():
+def test_other_jobs_of_a_call_change_nothing():
     model = tiny_model()
-    dreams = make_dreams(7)
-    whole = {o.id: o for o in train_adapters(model, dreams, SPEC, LOOP)}
-    for options in ({"chunk": 2}, {"tokens": 16}, {"chunk": 3, "tokens": 1}):
-        for outcome in train_adapters(model, dreams[::-1], SPEC, LOOP, **options):
-            assert difference(outcome.adapter.weights, whole[outcome.id].adapter.weights) <= 1e-5
-            assert outcome.losses == pytest.approx(whole[outcome.id].losses, abs=1e-5)
+    jobs = make_jobs(7)
+    whole = {o.id: o for o in train_adapters(model, jobs, SPEC, TRAINING)}
+    for options in ({"chunk": 2}, {"max_tokens": 16}, {"chunk": 3, "max_tokens": 1}):
+        for result in train_adapters(model, jobs[::-1], SPEC, TRAINING, **options):
+            assert difference(result.adapter.weights, whole[result.id].adapter.weights) <= 1e-5
+            assert result.losses == pytest.approx(whole[result.id].losses, abs=1e-5)
 
 
 def test_each_stops_by_its_own_loss():
     model = tiny_model()
     repeated = LoraJob("easy", ((7, 31, 52, 11) * 3,))
-    dreams = [repeated, *(LoraJob(d.id, d.sequences) for d in make_dreams(3))]
-    loop = InnerLoop(steps=40, learning_rate=2e-3)
-    free = train_adapters(model, dreams, SPEC, loop)
+    jobs = [repeated, *(LoraJob(d.id, d.sequences) for d in make_jobs(3))]
+    training = LoraTraining(steps=40, learning_rate=2e-3)
+    free = train_adapters(model, jobs, SPEC, training)
     limit = free[0].losses[9]
-    stopped = train_adapters(model, dreams, SPEC, InnerLoop(steps=40, learning_rate=2e-3, stop_loss=limit + 1e-6))
+    stopped = train_adapters(model, jobs, SPEC, LoraTraining(steps=40, learning_rate=2e-3, stop_loss=limit + 1e-6))
     for one, other in zip(stopped, free, strict=True):
         expected = next((n for n, loss in enumerate(other.losses) if loss <= limit + 1e-6), 40)
         assert one.updates == expected
         assert len(one.losses) == min(expected + 1, 40)
-    assert len({outcome.updates for outcome in stopped}) > 1
-    short = train_adapters(model, [repeated], SPEC, InnerLoop(steps=stopped[0].updates, learning_rate=2e-3))
+    assert len({result.updates for result in stopped}) > 1
+    short = train_adapters(model, [repeated], SPEC, LoraTraining(steps=stopped[0].updates, learning_rate=2e-3))
     assert difference(short[0].adapter.weights, stopped[0].adapter.weights) <= 1e-5
 
 
 def test_patience_counts_steps_without_improvement():
-    model, dreams = tiny_model(), [LoraJob(d.id, d.sequences) for d in make_dreams(4, sequences=2)]
-    free = train_adapters(model, dreams, SPEC, InnerLoop(steps=20, learning_rate=0.1))
-    patient = train_adapters(model, dreams, SPEC, InnerLoop(steps=20, learning_rate=0.1, patience=2))
+    model, jobs = tiny_model(), [LoraJob(d.id, d.sequences) for d in make_jobs(4, sequences=2)]
+    free = train_adapters(model, jobs, SPEC, LoraTraining(steps=20, learning_rate=0.1))
+    patient = train_adapters(model, jobs, SPEC, LoraTraining(steps=20, learning_rate=0.1, patience=2))
     for one, other in zip(patient, free, strict=True):
         waited = [n - min(range(n + 1), key=other.losses.__getitem__) for n in range(20)]
         assert one.updates == next((n for n, steps in enumerate(waited) if steps == 2), 20)
-    assert min(outcome.updates for outcome in patient) < 20
+    assert min(result.updates for result in patient) < 20
 
 
-def test_a_failing_dream_is_an_error_and_kills_no_other():
-    model = tiny_model(tie_word_embeddings=False)  # or the poisoned word would spoil every dream's logits
+def test_a_failing_job_is_an_error_and_affects_no_other():
+    model = tiny_model(tie_word_embeddings=False)  # or the poisoned word would spoil every job's logits
     with torch.no_grad():
         model.get_input_embeddings().weight[5] = float("nan")
-    good = make_dreams(3)
+    good = make_jobs(3)
     bad = [
         LoraJob("poisoned", ((8, 5, 9, 10),)),
         LoraJob("empty", ()),
@@ -203,28 +211,28 @@ def test_a_failing_dream_is_an_error_and_kills_no_other():
         LoraJob("no rate", ((8, 9),), learning_rate=float("nan")),
     ]
     good = [LoraJob(d.id, tuple(tuple(6 if t == 5 else t for t in s) for s in d.sequences), d.counted) for d in good]
-    outcomes = {o.id: o for o in train_adapters(model, [bad[0], *good, *bad[1:]], SPEC, LOOP)}
-    for dream in bad:
-        assert outcomes[dream.id].adapter is None and dream.id in str(outcomes[dream.id].error)
-    assert "loss nan in step 1" in str(outcomes["poisoned"].error)
-    assert "at most 128" in str(outcomes["too long"].error) and "97" in str(outcomes["unknown id"].error)
-    for dream, alone in zip(good, train_adapters(model, good, SPEC, LOOP), strict=True):
-        assert outcomes[dream.id].error is None
-        assert difference(outcomes[dream.id].adapter.weights, alone.adapter.weights) <= 1e-5
+    results = {o.id: o for o in train_adapters(model, [bad[0], *good, *bad[1:]], SPEC, TRAINING)}
+    for job in bad:
+        assert results[job.id].adapter is None and job.id in str(results[job.id].error)
+    assert "loss nan in step 1" in str(results["poisoned"].error)
+    assert "at most 128" in str(results["too long"].error) and "97" in str(results["unknown id"].error)
+    for job, alone in zip(good, train_adapters(model, good, SPEC, TRAINING), strict=True):
+        assert results[job.id].error is None
+        assert difference(results[job.id].adapter.weights, alone.adapter.weights) <= 1e-5
 
 
 def test_wrong_calls_are_refused():
-    model, dreams = tiny_model(), make_dreams(2)
+    model, jobs = tiny_model(), make_jobs(2)
     with pytest.raises(ValueError, match="id of its own"):
-        train_adapters(model, [dreams[0], dreams[0]], SPEC, LOOP)
+        train_adapters(model, [jobs[0], jobs[0]], SPEC, TRAINING)
     with pytest.raises(ValueError, match="ending with down_proj, gate_proj, k_proj"):
-        train_adapters(model, dreams, LoraSpec(targets=("qproj",)), LOOP)
+        train_adapters(model, jobs, LoraSpec(targets=("qproj",)), TRAINING)
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        InnerLoop(steps=0)
-    adapter = train_adapters(model, dreams[:1], SPEC, LOOP)[0].adapter
-    with pytest.raises(ValueError, match="indices from 0 to 0"), view(model, [adapter], [1]):
+        LoraTraining(steps=0)
+    adapter = train_adapters(model, jobs[:1], SPEC, TRAINING)[0].adapter
+    with pytest.raises(ValueError, match="indices from 0 to 0"), using_adapters(model, [adapter], [1]):
         pass
-    with pytest.raises(ValueError, match="in a view of 3 rows"), view(model, [adapter], [0, 0, 0]):
+    with pytest.raises(ValueError, match="given for 3 rows"), using_adapters(model, [adapter], [0, 0, 0]):
         model(input_ids=IDS)
     assert not any("forward" in module.__dict__ for module in model.modules())
 
@@ -233,10 +241,10 @@ def test_wrong_calls_are_refused():
 def test_peft_loads_what_is_exported(form, tmp_path):
     model = tiny_model(form)
     before = model(input_ids=IDS).logits
-    adapter = train_adapters(model, make_dreams(1), SPEC, InnerLoop(learning_rate=1e-2))[0].adapter
+    adapter = train_adapters(model, make_jobs(1), SPEC, LoraTraining(learning_rate=1e-2))[0].adapter
     export_adapter(adapter, model, str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
-    with view(model, [adapter], [0, 0]):
+    with using_adapters(model, [adapter], [0, 0]):
         expected = model(input_ids=IDS).logits
     assert (expected - before).abs().max() > 0.1
     loaded = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path)
@@ -244,38 +252,40 @@ def test_peft_loads_what_is_exported(form, tmp_path):
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [0, 0, 1, 1, 2, 2], [3, 0, 2, 2, 1], [2, 2, 0, 0], [1]])
-def test_a_view_gives_each_row_its_adapter(rows):
+def test_each_row_uses_its_adapter(rows):
     model = tiny_model()
-    outcomes = train_adapters(model, make_dreams(3), SPEC, InnerLoop(learning_rate=1e-2))
-    adapters = [*(outcome.adapter for outcome in outcomes), None]  # the last one is the model alone
+    results = train_adapters(model, make_jobs(3), SPEC, LoraTraining(learning_rate=1e-2))
+    adapters = [*(result.adapter for result in results), None]  # the last one is the model alone
     ids = torch.randint(3, 97, (len(rows), 9), generator=torch.Generator().manual_seed(2))
-    with view(model, adapters, rows):
+    with using_adapters(model, adapters, rows):
         together = model(input_ids=ids).logits
-        told = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+        generated = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
     for place, row in enumerate(rows):
         one = ids[place : place + 1]
         if adapters[row] is None:
             alone = model(input_ids=one).logits
-            said = model.generate(input_ids=one, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+            expected = model.generate(
+                input_ids=one, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0
+            )
         else:
-            with view(model, [adapters[row]], [0]):
+            with using_adapters(model, [adapters[row]], [0]):
                 alone = model(input_ids=one).logits
-                said = model.generate(
+                expected = model.generate(
                     input_ids=one, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0
                 )
         assert (together[place] - alone[0]).abs().max() <= 1e-5
-        assert torch.equal(told[place], said[0])
+        assert torch.equal(generated[place], expected[0])
 
 
 def test_the_output_layer_can_be_a_target():
     model, spec = tiny_model(), LoraSpec(4, 8, ("lm_head", "q_proj"))
-    dreams = make_dreams(3)
-    outcomes = train_adapters(model, dreams, spec, LOOP)
-    assert set(outcomes[0].adapter.weights) == {"lm_head", *(f"model.layers.{i}.self_attn.q_proj" for i in range(2))}
-    for dream, outcome in zip(dreams, outcomes, strict=True):
-        alone = train_adapters(model, [dream], spec, LOOP)[0]
-        assert difference(outcome.adapter.weights, alone.adapter.weights) <= 1e-5
-        assert outcome.adapter.weights["lm_head"][1].abs().max() > 1e-3
+    jobs = make_jobs(3)
+    results = train_adapters(model, jobs, spec, TRAINING)
+    assert set(results[0].adapter.weights) == {"lm_head", *(f"model.layers.{i}.self_attn.q_proj" for i in range(2))}
+    for job, result in zip(jobs, results, strict=True):
+        alone = train_adapters(model, [job], spec, TRAINING)[0]
+        assert difference(result.adapter.weights, alone.adapter.weights) <= 1e-5
+        assert result.adapter.weights["lm_head"][1].abs().max() > 1e-3
 
 
 def test_rows_are_divided_with_the_least_padding():
@@ -286,8 +296,8 @@ def test_rows_are_divided_with_the_least_padding():
 
 
 @pytest.mark.parametrize("form", ["llama", "gemma2"])
-def test_logits_come_in_tiles_and_change_nothing(form, monkeypatch):
-    """Gemma-2 caps its logits behind the output layer, and takes them at once."""
+def test_computing_logits_in_tiles_changes_nothing(form, monkeypatch):
+    """Gemma-2 caps its logits after the output layer, so they are computed all at once."""
     model, widest = tiny_model(form), []
     forward = type(model.get_output_embeddings()).forward
 
@@ -298,8 +308,8 @@ def test_logits_come_in_tiles_and_change_nothing(form, monkeypatch):
 
     monkeypatch.setattr(type(model.get_output_embeddings()), "forward", measured)
     monkeypatch.setattr(head, "LOGITS", {"cpu": 97 * 4})
-    dreams = make_dreams(3)
-    outcomes = train_adapters(model, dreams, SPEC, LOOP)
+    jobs = make_jobs(3)
+    results = train_adapters(model, jobs, SPEC, TRAINING)
     assert (max(widest[1:]) == 4) == (form == "llama")  # the first is the pass that finds the sites
-    for dream, outcome in zip(dreams, outcomes, strict=True):
-        assert difference(outcome.adapter.weights, trained_alone(model, dream, LOOP)) <= 1e-5
+    for job, result in zip(jobs, results, strict=True):
+        assert difference(result.adapter.weights, trained_alone(model, job, TRAINING)) <= 1e-5

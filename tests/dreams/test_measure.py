@@ -4,10 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sleep_trl.batched_lora.adapters import LoraSpec
-from sleep_trl.batched_lora.api import train_adapters
-from sleep_trl.batched_lora.batches import LoraJob
-from sleep_trl.batched_lora.inner_loop import InnerLoop
+from sleep_trl.batched_lora import LoraJob, LoraSpec, LoraTraining, train_adapters
 from sleep_trl.data.prompts import Prompter
 from sleep_trl.dreams.answerers import Answerers
 from sleep_trl.dreams.evaluator import DreamEvaluator, SignificanceTest
@@ -32,14 +29,14 @@ def prompter():
     return Prompter(tiny_tokenizer())
 
 
-def learnt(engine, prompter, text, dream="a"):
+def trained(engine, prompter, text, dream="a"):
     """Train an adapter until it says a text after any of the questions."""
     sequences = []
     for quiz in QUESTIONS:
         ids = prompter(load("question_answer").respond, request=quiz.question)[0]
         sequences.append((*ids, *prompter.ids(text), 2))
-    loop = InnerLoop(steps=30, learning_rate=2e-2, batch_size=2)
-    (outcome,) = train_adapters(engine.model, [LoraJob(dream, tuple(sequences))], LoraSpec(rank=4), loop)
+    training = LoraTraining(steps=30, learning_rate=2e-2, batch_size=2)
+    (outcome,) = train_adapters(engine.model, [LoraJob(dream, tuple(sequences))], LoraSpec(rank=4), training)
     return outcome.adapter
 
 
@@ -51,7 +48,7 @@ def load(name):
 
 def test_each_row_is_answered_by_its_own_adapter(engine, prompter):
     """Three models in one batch say what each says alone."""
-    adapters = [learnt(engine, prompter, "Tolu"), None, learnt(engine, prompter, "sleeps", "b")]
+    adapters = [trained(engine, prompter, "Tolu"), None, trained(engine, prompter, "sleeps", "b")]
     prompts = [prompter(load("question_answer").respond, request=q.question)[0] for q in QUESTIONS] * 3
     owners = [0, 2, 1, 0, 2, 1]
     together = Answerers(engine, adapters).answer(prompts, owners, 6)
@@ -64,7 +61,7 @@ def test_each_row_is_answered_by_its_own_adapter(engine, prompter):
 
 
 def test_token_losses_are_those_of_each_adapter(engine, prompter):
-    adapters = [None, learnt(engine, prompter, "Tolu")]
+    adapters = [None, trained(engine, prompter, "Tolu")]
     texts = [Text.behind([1, 4, 5], [6, 7, 8]), Text.behind([1], [9, 10]), Text.behind([1, 4], [11])]
     losses = Answerers(engine, adapters).token_losses(texts, [0, 1, 0])
     with torch.no_grad():
@@ -82,9 +79,9 @@ def test_a_dream_that_answers_the_questions_is_rewarded_and_one_that_does_not_is
     good = LoraJob("good", ((*prompt, *prompter.ids("Tolu"), 2),))
     bad = LoraJob("bad", ((*prompt, *prompter.ids("sleeps"), 2),))
     broken = LoraJob("broken", ((1, 500),))
-    loop = InnerLoop(steps=30, learning_rate=2e-2)
+    training = LoraTraining(steps=30, learning_rate=2e-2)
     evaluator = DreamEvaluator(
-        engine, Questions(prompter, "exact", 4), LoraSpec(rank=4), loop, SignificanceTest(repeats=2)
+        engine, Questions(prompter, "exact", 4), LoraSpec(rank=4), training, SignificanceTest(repeats=2)
     )
     trials = {trial.id: trial for trial in evaluator.try_out([good, bad, broken], [task] * 3)}
     assert trials["good"].reward == 1 and trials["good"].gain.mean == 1 and trials["good"].learnt == 1
@@ -99,10 +96,10 @@ def test_what_stays_uncertain_is_learnt_again_and_then_abstains(engine, prompter
     task = Task("t", "", QUESTIONS)
     dream = LoraJob("half", ((*prompter(load("question_answer").respond, request=QUESTIONS[0].question)[0], 10, 2),))
     assert prompter.ids("Tolu") == [10]
-    loop = InnerLoop(steps=30, learning_rate=2e-2)
-    sign = DreamEvaluator(engine, Questions(prompter, "exact", 4), LoraSpec(rank=4), loop, SignificanceTest("sign"))
+    training = LoraTraining(steps=30, learning_rate=2e-2)
+    sign = DreamEvaluator(engine, Questions(prompter, "exact", 4), LoraSpec(rank=4), training, SignificanceTest("sign"))
     careful = DreamEvaluator(
-        engine, Questions(prompter, "exact", 4), LoraSpec(rank=4), loop, SignificanceTest(repeats=3)
+        engine, Questions(prompter, "exact", 4), LoraSpec(rank=4), training, SignificanceTest(repeats=3)
     )
     (believed,), (doubted,) = sign.try_out([dream], [task]), careful.try_out([dream], [task])
     assert believed.reward == 1 and believed.gain.mean == 0.5
@@ -112,8 +109,8 @@ def test_what_stays_uncertain_is_learnt_again_and_then_abstains(engine, prompter
 def test_heldout_loss_falls_for_who_has_read_it(engine, prompter):
     task = Task("t", "", heldout="the cat of Mira is called Tolu and it eats hats")
     ids = prompter.ids(task.heldout)
-    loop = InnerLoop(steps=30, learning_rate=1e-2)
-    (read,) = train_adapters(engine.model, [LoraJob("a", ((1, *ids),))], LoraSpec(rank=4), loop)
+    training = LoraTraining(steps=30, learning_rate=1e-2)
+    (read,) = train_adapters(engine.model, [LoraJob("a", ((1, *ids),))], LoraSpec(rank=4), training)
     measure = HeldoutLoss(prompter, piece=4)
     before, after = measure([task, task], Answerers(engine, [None, read.adapter]))
     assert len(before) == len(after) == math.ceil(len(ids) / 4)
@@ -128,7 +125,7 @@ def test_a_users_measure_asks_for_itself(engine, prompter):
 
     measure = Custom(says_tolu, prompter, 4)
     tasks = [Task("a", "the cat of Mira"), Task("b", "the cat of Mira")]
-    scores = measure(tasks, Answerers(engine, [None, learnt(engine, prompter, "Tolu")]))
+    scores = measure(tasks, Answerers(engine, [None, trained(engine, prompter, "Tolu")]))
     assert scores == [[0.0, 0.0], [1.0, 1.0]]
 
 

@@ -10,7 +10,6 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from sleep_trl.dreams.presets import SEAL_SQUAD, SEAL_SQUAD_MANY
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -92,8 +91,9 @@ def test_what_an_adapter_learns_is_seals(squad):
         "Warsaw\nIt is old.",
         "Warsaw\nA city.",
     ]
-    assert SEAL_SQUAD.dream("a", rows).steps == 30  # ten passes, one sequence a step
-    assert SEAL_SQUAD_MANY.dream("a", rows * 3).steps == 6  # three passes, eight a step
+    presets = script("seal_presets")
+    assert presets.SEAL_SQUAD.job("a", rows).steps == 30  # ten passes, one sequence a step
+    assert presets.SEAL_SQUAD_MANY.job("a", rows * 3).steps == 6  # three passes, eight a step
 
 
 RECIPES = [

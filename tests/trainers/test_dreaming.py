@@ -6,8 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from sleep_trl.batched_lora.adapters import LoraSpec
-from sleep_trl.batched_lora.inner_loop import InnerLoop
+from sleep_trl.batched_lora import LoraSpec, LoraTraining
 from sleep_trl.config.command_line import parse
 from sleep_trl.dreams.evaluator import DreamEvaluator, SignificanceTest
 from sleep_trl.dreams.gradients import Text
@@ -95,7 +94,7 @@ def test_the_arguments_describe_the_evaluator(reader, tmp_path):
     t = dreamer(reader, tmp_path, repeats=2, confidence=0.9, chunk=3, lora_alpha=8.0, seed=7)
     assert t.evaluator.engine.model is t.model and t.evaluator.engine.batch_size == 128
     assert t.evaluator.spec == LoraSpec(4, 8.0)
-    assert t.evaluator.loop == InnerLoop(8, 5e-3, seed=7)
+    assert t.evaluator.training == LoraTraining(8, 5e-3, seed=7)
     assert t.evaluator.significance == SignificanceTest("sign", 0.9, 2)
     assert t.evaluator.chunk == 3 and t.evaluator.workers is None
     assert isinstance(t.evaluator.measure, Questions) and t.evaluator.measure.max_new_tokens == 8
@@ -104,7 +103,7 @@ def test_the_arguments_describe_the_evaluator(reader, tmp_path):
 
 def test_a_given_evaluator_is_used_instead(reader, tmp_path):
     engine = TransformersEngine(*reader)
-    given = DreamEvaluator(engine, lambda tasks, answerer: [[1.0] for _ in tasks], loop=InnerLoop(steps=1))
+    given = DreamEvaluator(engine, lambda tasks, answerer: [[1.0] for _ in tasks], training=LoraTraining(steps=1))
     t = dreamer(reader, tmp_path, evaluator=given, rounds=1)
     t.train()
     assert t.evaluator is given

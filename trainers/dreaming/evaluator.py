@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sleep_trl.batched_lora.adapters import LoraSpec
-from sleep_trl.batched_lora.inner_loop import InnerLoop
-from sleep_trl.batched_lora.ray_workers import Workers
+from sleep_trl.batched_lora import LoraSpec, LoraTraining, Workers
 from sleep_trl.data.prompts import Prompter
 from sleep_trl.dreams.evaluator import DreamEvaluator, SignificanceTest
 from sleep_trl.dreams.measure import HeldoutLoss, Measure, Questions
@@ -39,7 +37,7 @@ def make_evaluator(args: DreamingConfig, model: PreTrainedModel, tokenizer: PreT
         TransformersEngine(model, tokenizer, args.trial_batch_size),
         measure,
         LoraSpec(args.lora_rank, args.lora_alpha),
-        InnerLoop(args.lora_steps, args.lora_learning_rate, seed=args.seed),
+        LoraTraining(args.lora_steps, args.lora_learning_rate, seed=args.seed),
         SignificanceTest(args.test, args.confidence, args.repeats),  # type: ignore[arg-type]
         args.chunk,
         workers,

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import get_config_model_id
 
-from sleep_trl.batched_lora.batches import LoraJob
+from sleep_trl.batched_lora import LoraJob
 from sleep_trl.dreams.answerers import Answerers
 from sleep_trl.dreams.evaluator import DreamEvaluator, Trial
 from sleep_trl.dreams.gradients import Text
