@@ -1,4 +1,4 @@
-"""What both trainers share: checkpoints that hold the experts and not the frozen base, and the scale of a loss."""
+"""The base class of both trainers: checkpoints that hold the experts and not the frozen base, and a loss's scale."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from trl import GRPOTrainer
 
 from sleep_trl.distributed.zero3 import shard_everything, takes_part_in_saving, withdraw
 from sleep_trl.memory import Memory, load_experts, save_memory
+from sleep_trl.runs.folder import AdapterFolder
 
 
 class ExpertCheckpoints(GRPOTrainer):
-    """A [`~trl.GRPOTrainer`] whose checkpoints hold the experts alone, where the model has a memory; other models are
-    saved and loaded as TRL does.
+    """A [`~trl.GRPOTrainer`] whose checkpoints hold only the experts if the model has a memory. Other models are saved
+    and loaded as in TRL.
 
-    Under DeepSpeed each process writes its part of the optimizer, `optimizer-00001-of-00002.safetensors` and so on, and
-    nobody the frozen base. Such a checkpoint is resumed by as many processes as wrote it.
+    Under DeepSpeed each process writes its part of the optimizer (`optimizer-00001-of-00002.safetensors` and so on) and
+    none writes the frozen base. Such a checkpoint must be resumed by as many processes as wrote it.
     """
 
     def __init__(self, model: str | PreTrainedModel, *args: Any, **kwargs: Any) -> None:
@@ -35,7 +36,7 @@ class ExpertCheckpoints(GRPOTrainer):
         super().__init__(model, *args, **kwargs)
 
     def release(self) -> None:
-        """Give the model back, so that another trainer can take it. The trainer is of no use any more."""
+        """Release the model, so that another trainer can train it. This trainer cannot be used afterwards."""
         self.accelerator.free_memory()
         for owner in (self, self.callback_handler):
             owner.optimizer = owner.lr_scheduler = None
@@ -46,10 +47,11 @@ class ExpertCheckpoints(GRPOTrainer):
         return Memory.of(self.accelerator.unwrap_model(self.model))
 
     def _loss_scale(self) -> float:
-        """Return what a sum over this process's micro-batch, weighed over the whole generation batch, has to be times.
+        """Return the factor for a loss that is a sum over this process's micro-batch, with weights that are normalized
+        over the whole generation batch.
 
-        Gradients are averaged over processes, and over the micro-batches of a step, of which a generation batch may
-        fill several.
+        The factor undoes the averaging of gradients over processes and over the micro-batches of an optimizer step; a
+        generation batch may span several steps.
         """
         processes = float(self.accelerator.num_processes)
         if not self.model.training:
@@ -63,7 +65,7 @@ class ExpertCheckpoints(GRPOTrainer):
             super().save_model(output_dir, _internal_call)
             return
         if takes_part_in_saving(self.accelerator.unwrap_model(self.model)):
-            self._save(output_dir)  # the Trainer would put the whole model together on the first process
+            self._save(output_dir)  # the Trainer would gather the whole model on the first process
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -81,14 +83,14 @@ class ExpertCheckpoints(GRPOTrainer):
         if self._memory() is None or not self.is_deepspeed_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        os.makedirs(output_dir, exist_ok=True)  # the first process may not have come to it yet
+        os.makedirs(output_dir, exist_ok=True)  # the first process may not have made it yet
         save_file(dict(_optimizer_tensors(self.model_wrapped.optimizer)), self._part_of_optimizer(output_dir))
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()  # the first process writes the last file of a checkpoint, when it is whole
+        self.accelerator.wait_for_everyone()  # the first process writes the last file, once the others are complete
 
     def _part_of_optimizer(self, folder: str) -> Path:
         processes = self.args.world_size
@@ -115,7 +117,7 @@ class ExpertCheckpoints(GRPOTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         memory = self._memory()
-        if memory is None or not os.path.exists(os.path.join(resume_from_checkpoint, "memory.json")):
+        if memory is None or not AdapterFolder(Path(resume_from_checkpoint)).description.is_file():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         load_experts(memory, Path(resume_from_checkpoint))

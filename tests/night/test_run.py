@@ -19,7 +19,7 @@ from sleep_trl.memory import Memory, load_memory
 from sleep_trl.night.generate_data import HELD_OUT
 from sleep_trl.runs.files import read_json
 from sleep_trl.runs.ledger import read_ledger
-from sleep_trl.trainers.knowledge_seeding.from_config import remove_half_written
+from sleep_trl.trainers.knowledge_seeding.from_config import remove_incomplete
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [
@@ -176,7 +176,7 @@ def test_a_half_written_checkpoint_is_passed_over(model, finished, monkeypatch, 
     assert (folder / "checkpoints" / "checkpoint-4" / "memory.json").exists()
     capsys.readouterr()
     assert sleep.main([*arguments(model, folder), "--resume"]) == 0
-    assert "half written" in capsys.readouterr().out
+    assert "incomplete" in capsys.readouterr().out
     assert read_ledger(folder / "ledger.jsonl")[0].fingerprint == read_ledger(finished / "ledger.jsonl")[0].fingerprint
 
 
@@ -191,7 +191,7 @@ def test_only_checkpoints_that_are_cut_short_are_removed(finished, tmp_path):
         path.write_bytes(path.read_bytes()[:-20])
     for number in (4, 8):
         shutil.copytree(whole, tmp_path / f"checkpoint-{number}")
-    remove_half_written(tmp_path)
+    remove_incomplete(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-8"]
 
 

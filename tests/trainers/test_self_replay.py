@@ -53,7 +53,7 @@ def hidden(t, batch, prompt, kind="reference"):
 def test_the_pretrained_model_teaches_general_samples_and_last_nights_model_the_rest(tmp_path):
     t = trainer(tmp_path, rows("memory", "general", "earlier"))
     batch, memory = seedings.first_batch(t), Memory.of(t.model)
-    teacher_outputs = t._teach(batch, batch["reference_ids"], batch["reference_mask"])
+    teacher_outputs = t._teacher_outputs(batch, batch["reference_ids"], batch["reference_mask"])
     with torch.no_grad(), memory.as_base():
         base = hidden(t, batch, "teacher_prompt")
     with torch.no_grad(), memory.as_teacher():
@@ -62,7 +62,7 @@ def test_the_pretrained_model_teaches_general_samples_and_last_nights_model_the_
     assert (base - before).abs().max() > 1e-2
     taught = torch.empty_like(base)
     for teacher_output in teacher_outputs:
-        [(states, _)] = teacher_output.taught
+        [(states, _)] = teacher_output.states
         taught[teacher_output.rows] = states
     torch.testing.assert_close(taught[is_general], base[is_general], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(taught[~is_general], before[~is_general], rtol=1e-4, atol=1e-5)

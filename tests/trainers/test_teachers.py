@@ -60,14 +60,12 @@ def test_tokens_beyond_the_smaller_vocabulary_are_left_out():
 def test_no_class_of_rows_is_ever_without_a_row():
     memory, general, earlier = (PARTS.index(name) for name in ("memory", "general", "earlier"))
     part = torch.tensor([memory, general, memory, earlier])
-    assert [
-        rows.tolist() for rows, is_given in (find_rows(part, ["memory", "dream"]), find_rows(part, ["earlier"]))
-    ] == [
+    assert [rows.tolist() for rows, _ in (find_rows(part, ["memory", "dream"]), find_rows(part, ["earlier"]))] == [
         [0, 2],
         [3],
     ]
-    rows, is_given = find_rows(part, ["dream"])
-    assert rows.tolist() == [0] and not is_given
+    rows, is_present = find_rows(part, ["dream"])
+    assert rows.tolist() == [0] and not is_present
 
 
 def classes(student, others=()):

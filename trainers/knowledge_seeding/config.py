@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+from sleep_trl.config.sections import MemoryConfig, SeedingConfig
+
+from ..options import run_option
+
 
 @dataclass
 class KnowledgeSeedingConfig(GRPOConfig):
@@ -19,7 +23,7 @@ class KnowledgeSeedingConfig(GRPOConfig):
             GRPO, at `1` it is distillation.
         lmbda (`float`, *optional*, defaults to `0.5`):
             Weight of the divergence on the student's rollouts, in [0, 1]; `1 - lmbda` is its weight on the references
-            (GKD's λ, taken as a weight and not as a probability, which has the same mean and less variance).
+            (GKD's λ, taken as a weight instead of a probability, which has the same mean and less variance).
         divergence_beta (`float`, *optional*, defaults to `0.0`):
             Generalized Jensen-Shannon coefficient, in [0, 1]: `0` is forward KL(teacher ‖ student), `1` reverse KL. GKD
             calls it `beta`, which in GRPO is the weight of the KL to a reference model.
@@ -29,33 +33,40 @@ class KnowledgeSeedingConfig(GRPOConfig):
             Levenshtein distance above which the other part of that reward is 0 (Eq. 4), in tokens, or as a share of the
             longer sequence if below 1.
         replay_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the rows whose `part` is not `"memory"`, in divergence and drift (ours).
+            Weight of the self-replay rows (those whose `part` is neither `"memory"` nor `"dream"`), in divergence and
+            drift (ours).
         drift_weight (`float`, *optional*, defaults to `0.0`):
-            Weight of the drift of the last hidden states on those rows, beside their divergence: squared distance from
-            the model's own as a teacher, by squared length (ours).
+            Weight of the drift of the last hidden states on self-replay rows, added to their divergence: squared
+            distance from the model's own states as a teacher, divided by their squared length (ours).
         expert_dropout (`float`, *optional*, defaults to `0.0`):
-            Probability with which an optimizer step leaves out each settled expert of the memory, for teacher and
-            student alike, so that a new expert does not lean on them and each can be dropped (ours).
+            Probability with which an optimizer step leaves out each earlier expert of the memory, for teacher and
+            student alike, so that a new expert does not depend on them and each can be dropped (ours).
         reference_passes (`int`, *optional*, defaults to `1`):
-            Forward passes over which the references of a batch are spread, by length: more of them pad less where
-            lengths differ much.
+            Forward passes over which the references of a batch are spread, by length. More passes waste less on padding
+            where lengths differ a lot.
         expert_width (`int`, *optional*, defaults to `64`):
-            Width of the expert that is activated when the model comes without a memory.
+            Width of the expert that is activated if the model comes without a memory.
+        teacher_prompt_template (`str`, *optional*, defaults to `"{prompt}\\n\\n{privileged_context}"`):
+            How the teacher's prompt is made from `prompt` and `privileged_context`, as in TRL's `SDFTConfig`.
         learning_rate (`float`, *optional*, defaults to `2e-4`):
             Peak learning rate. The paper's 5e-6 is for a LoRA of rank 64 and scale 2; a new expert starts at zero.
     """
 
-    alpha: float = field(default=0.7, metadata={"help": "Weight of the divergence, in [0, 1]."})
-    lmbda: float = field(default=0.5, metadata={"help": "Weight of the divergence on rollouts, in [0, 1]."})
-    divergence_beta: float = field(default=0.0, metadata={"help": "0: forward KL, 1: reverse KL, between: JSD."})
-    gamma: float = field(default=0.5, metadata={"help": "Weight of the judge in the imitation reward, in [0, 1]."})
-    z0: float | None = field(default=None, metadata={"help": "Edit distance above which its reward is 0."})
-    replay_weight: float = field(default=1.0, metadata={"help": "Weight of the self-replay rows, against 1."})
-    drift_weight: float = field(default=0.0, metadata={"help": "Weight of the drift of hidden states there."})
-    expert_dropout: float = field(default=0.0, metadata={"help": "Chance that a step leaves a settled expert out."})
-    reference_passes: int = field(default=1, metadata={"help": "Passes, by length, that read the references."})
-    expert_width: int = field(default=64, metadata={"help": "Width of an expert made for a model without a memory."})
-    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
+    alpha: float = run_option(SeedingConfig, "alpha")
+    lmbda: float = run_option(SeedingConfig, "lmbda")
+    divergence_beta: float = run_option(SeedingConfig, "divergence_beta")
+    gamma: float = run_option(SeedingConfig, "gamma")
+    z0: float | None = run_option(SeedingConfig, "z0")
+    replay_weight: float = run_option(SeedingConfig, "replay_weight")
+    drift_weight: float = run_option(SeedingConfig, "drift_weight")
+    expert_dropout: float = run_option(SeedingConfig, "expert_dropout")
+    reference_passes: int = run_option(SeedingConfig, "reference_passes")
+    expert_width: int = run_option(MemoryConfig, "width")
+    teacher_prompt_template: str = field(
+        default="{prompt}\n\n{privileged_context}",
+        metadata={"help": "How the teacher's prompt is made from the prompt and the privileged context."},
+    )
+    learning_rate: float = run_option(SeedingConfig, "learning_rate")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,3 +82,6 @@ class KnowledgeSeedingConfig(GRPOConfig):
             raise ValueError(f"reference_passes must be at least 1, got {self.reference_passes}.")
         if self.z0 is not None and self.z0 <= 0:
             raise ValueError(f"z0 must be positive (or None for no limit), got {self.z0}.")
+        for name in ("{prompt}", "{privileged_context}"):
+            if name not in self.teacher_prompt_template:
+                raise ValueError(f"teacher_prompt_template must contain {name}, got {self.teacher_prompt_template!r}.")

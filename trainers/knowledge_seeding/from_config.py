@@ -1,4 +1,4 @@
-"""From a run's configuration to a trainer: the one place where pydantic becomes TRL."""
+"""From a run's configuration to the trainer of its night."""
 
 from __future__ import annotations
 
@@ -25,58 +25,41 @@ from sleep_trl.rollout import Engine, plain_generation
 from sleep_trl.rollout.in_trl import roll_out_with
 from sleep_trl.rollout.synced import SyncedEngine
 from sleep_trl.runs.files import read_json
+from sleep_trl.runs.folder import AdapterFolder
 
+from ..options import shared_options
 from .config import KnowledgeSeedingConfig
 from .trainer import KnowledgeSeedingTrainer
 
 
-def seeding_arguments(config: RunConfig, folder: Path) -> KnowledgeSeedingConfig:
+def seeding_arguments(config: RunConfig, folder: str | Path) -> KnowledgeSeedingConfig:
     """Translate a run's configuration into the trainer's arguments.
 
     Raises:
-        `ValueError`: if the rollouts of a step cannot be shared out over the processes.
+        `ValueError`: if the rollouts of a step cannot be divided evenly among the processes.
     """
     seeding = config.seeding
     batches = seeding.batches(PartialState().num_processes)
-    return KnowledgeSeedingConfig(
-        output_dir=str(folder),
-        **{
-            "alpha": seeding.alpha,
-            "lmbda": seeding.lmbda,
-            "divergence_beta": seeding.divergence_beta,
-            "gamma": seeding.gamma,
-            "z0": seeding.z0,
-            "replay_weight": seeding.replay_weight,
-            "drift_weight": seeding.drift_weight,
-            "expert_dropout": seeding.expert_dropout,
-            "reference_passes": seeding.reference_passes,
-            "max_steps": seeding.steps,
-            "learning_rate": seeding.learning_rate,
-            "lr_scheduler_type": seeding.lr_scheduler_type,
-            "warmup_steps": seeding.warmup_steps,
-            "max_grad_norm": seeding.max_grad_norm,
-            "num_generations": seeding.num_generations,
-            "max_completion_length": seeding.max_completion_length,
-            "per_device_train_batch_size": batches.per_device,
-            "gradient_accumulation_steps": batches.accumulation,
-            "gradient_checkpointing": seeding.gradient_checkpointing,
-            "logging_steps": seeding.logging_steps,
-            "save_steps": seeding.save_steps,
-            "save_total_limit": 2,
-            "reward_weights": [reward.weight for reward in config.rewards],
-            "shuffle_dataset": False,  # the rows come in training order
-            "seed": config.seed,
-            "bf16": False,  # the base has its dtype, experts are float32: nothing is left to autocast
-            "use_cpu": not torch.cuda.is_available(),
-            "report_to": "none",
-            "disable_tqdm": True,  # the night has its own bar
-            **seeding.extra,
-        },
-    )
+    arguments = {
+        **shared_options(seeding, KnowledgeSeedingConfig),
+        "max_steps": seeding.steps,
+        "per_device_train_batch_size": batches.per_device,
+        "gradient_accumulation_steps": batches.accumulation,
+        "save_total_limit": 2,
+        "reward_weights": [reward.weight for reward in config.rewards],
+        "shuffle_dataset": False,  # the rows come in training order
+        "seed": config.seed,
+        "bf16": False,  # the base keeps its dtype and experts are float32: nothing is left to autocast
+        "use_cpu": not torch.cuda.is_available(),
+        "report_to": "none",
+        "disable_tqdm": True,  # the night has its own progress bar
+        **seeding.extra,
+    }
+    return KnowledgeSeedingConfig(str(folder), **arguments)
 
 
 def load_rewards(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[GuardedReward]:
-    """Resolve the run's rewards and load what they need, whole on each process."""
+    """Resolve the run's rewards and load what they need, unsharded on each process."""
     eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     defaults = {"gamma": config.seeding.gamma, "z0": config.seeding.z0, "eos_token_ids": eos}
     rewards = [resolve(reward, **defaults) for reward in config.rewards]
@@ -91,7 +74,7 @@ def make_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, Any]],
-    folder: Path,
+    folder: str | Path,
     **kwargs: Any,
 ) -> KnowledgeSeedingTrainer:
     """Make the trainer of a night; `kwargs` go to it unchanged."""
@@ -114,12 +97,14 @@ def seed_expert(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, Any]],
-    folder: Path,
+    folder: str | Path,
     engine: Engine,
     teachers: Sequence[PreTrainedModel] = (),
 ) -> list[dict[str, Any]]:
-    """Train the expert that is learning, from the last whole checkpoint in `folder` if there is one. An engine with
-    weights of its own draws the rollouts; otherwise TRL does. `teachers` teach the memories in the model's place.
+    """Train the learning expert, from the last complete checkpoint in `folder` if there is one.
+
+    Rollouts come from the engine if it has weights of its own, otherwise from TRL. `teachers`, if any, teach the
+    memories instead of the model itself.
 
     Returns:
         `list[dict]`: the trainer's log history.
@@ -128,29 +113,32 @@ def seed_expert(
     if isinstance(engine, SyncedEngine):
         roll_out_with(trainer, engine)
     if PartialState().is_main_process:
-        remove_half_written(folder)
+        remove_incomplete(folder)
     PartialState().wait_for_everyone()
     with plain_generation(model):
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+        trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     history: list[dict[str, Any]] = trainer.state.log_history
     trainer.release()
     return history
 
 
-def remove_half_written(folder: Path) -> None:
-    """Remove checkpoints that an interruption left half written, from the newest back to the first whole one."""
-    while folder.is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
-        if is_whole(Path(last)):
-            return
-        echo(f"[yellow]{last} was left half written by an interruption and is removed[/]")
+def remove_incomplete(folder: str | Path) -> None:
+    """Remove incomplete checkpoints that an interruption left behind, from the newest back to the last complete one."""
+    while (last := _last_checkpoint(folder)) is not None and not is_complete(last):
+        echo(f"[yellow]Removing {last}: an interruption left it incomplete[/]")
         shutil.rmtree(last)
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint was written to its end: the Trainer writes in place, `trainer_state.json` last."""
+def _last_checkpoint(folder: str | Path) -> str | None:
+    return get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
+
+
+def is_complete(checkpoint: str | Path) -> bool:
+    """Return whether a checkpoint was written to its end. The Trainer writes in place, `trainer_state.json` last."""
+    checkpoint = Path(checkpoint)
     try:
         read_json(checkpoint / TRAINER_STATE_NAME)
-        for part in (checkpoint / "experts.safetensors", *checkpoint.glob("optimizer-*.safetensors")):
+        for part in (AdapterFolder(checkpoint).experts, *checkpoint.glob("optimizer-*.safetensors")):
             read_header(part)
         read_description(checkpoint)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The parts of the data set within a batch: what a row weighs, and which references have to be read."""
+"""The parts of the dataset within a batch: the weight of each row, and which references have to be read."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Tensors = dict[str, torch.Tensor]
 
 
 def count_copies(rows: list[dict[str, Any]]) -> list[int]:
-    """Count how often each row comes in a run of equal rows: at its first place the length of the run, then 0.
+    """Return the length of each run of equal rows at its first row, and 0 at the others.
 
-    A prompt comes once for each of its rollouts, its reference needs to be read but once.
+    A prompt is repeated for each of its rollouts, but its reference needs to be read only once.
     """
     copies = [0] * len(rows)
     first = 0
@@ -29,8 +29,8 @@ def weigh_rows(
     part: torch.Tensor, copies: torch.Tensor, mask: torch.Tensor, replay_weight: float, accelerator: Accelerator
 ) -> torch.Tensor:
     """
-    Weigh the tokens of each row so that the weighted sum over the whole batch, all processes together, is the mean per
-    token, those of self-replay times `replay_weight`.
+    Weight the tokens of each row so that the weighted sum over the batch of all processes is the mean per token, with
+    those of self-replay multiplied by `replay_weight`.
 
     Args:
         part (`torch.Tensor` of shape `(batch,)`):
@@ -45,23 +45,23 @@ def weigh_rows(
             Sums over the processes.
 
     Returns:
-        `torch.Tensor` of shape `(batch,)`: what a token of the row counts.
+        `torch.Tensor` of shape `(batch,)`: the weight of a token in each row.
     """
     tokens = accelerator.reduce((copies * mask.sum(1)).sum().float())
     return copies * torch.where(is_replay(part), replay_weight, 1.0) / tokens.clamp(min=1)
 
 
 def is_replay(part: torch.Tensor) -> torch.Tensor:
-    """Tell which rows are self-replay and not learnt from. Shape of `part`."""
+    """Return a mask of the rows that are self-replay. Same shape as `part`."""
     return ~torch.isin(part, part.new_tensor([PARTS.index(name) for name in LEARNED]))
 
 
 def spread_references(inputs: Tensors, passes: int) -> list[Tensors]:
     """
-    Divide the references of a batch into as many smaller batches, by length, each padded no further than it needs.
+    Divide the references of a batch into smaller batches by length, each padded only as far as it needs.
 
-    Rows of weight 0 are left out. No batch is ever empty, so that all processes make the same number of forward passes:
-    where there are too few references, one of weight 0 is read instead.
+    Rows of weight 0 are left out. No batch is empty, so that all processes make the same number of forward passes:
+    where there are too few references, one with weight 0 takes their place.
 
     Args:
         inputs (`dict` of `torch.Tensor`):

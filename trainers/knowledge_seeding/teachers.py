@@ -1,4 +1,4 @@
-"""Who teaches which rows of a batch, and what comes of it for the student."""
+"""Which teacher is assigned to which rows of a batch, and what the student learns from its outputs."""
 
 from __future__ import annotations
 
@@ -23,39 +23,40 @@ from .loss import Head, divergence_per_token
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model that teaches, as it is and as it is called: under DeepSpeed by way of an engine."""
+    """A teacher model, and the module to call for a forward pass: under DeepSpeed its engine, otherwise the model."""
 
     model: PreTrainedModel
     wrapped: Any
 
     def release(self) -> None:
-        """Undo what DeepSpeed has done to the model."""
+        """Remove DeepSpeed's hooks from the model."""
         if self.wrapped is not self.model:
             self.wrapped.destroy()
 
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """What some teachers have in mind where they read some rows of a batch.
+    """What the teachers of some rows of a batch predict there.
 
     Args:
         rows (`torch.Tensor` of shape `(rows,)`):
-            Their indices in the batch.
-        taught (`list[tuple[torch.Tensor, Head]]`):
-            Of each teacher the hidden states of shape `(rows, length, its hidden size)`, and the head.
-        is_given (`bool`, *optional*, defaults to `True`):
-            `False` if a row was only read because all processes have to make the same forward passes.
-        is_own (`bool`, *optional*, defaults to `True`):
-            Whether the student teaches itself here, so that hidden states can be compared.
+            Indices of the rows in the batch.
+        states (`list[tuple[torch.Tensor, Head]]`):
+            Each teacher's last hidden states, of shape `(rows, length, its hidden size)`, and its LM head.
+        is_present (`bool`, *optional*, defaults to `True`):
+            `False` if the batch has no such rows: one was read only because all processes must make the same number of
+            forward passes, and counts nothing.
+        is_student (`bool`, *optional*, defaults to `True`):
+            Whether the teacher is the student itself, so that their hidden states can be compared.
     """
 
     rows: torch.Tensor
-    taught: list[tuple[torch.Tensor, Head]]
-    is_given: bool = True
-    is_own: bool = True
+    states: list[tuple[torch.Tensor, Head]]
+    is_present: bool = True
+    is_student: bool = True
 
     def divergence(self, student: torch.Tensor, head: Head, mask: torch.Tensor, beta: float) -> torch.Tensor:
-        """Return the divergence of each row of the batch, summed over its tokens; 0 where others teach.
+        """Return the divergence of each row of the batch, summed over its tokens; 0 in rows of other teachers.
 
         Args:
             student (`torch.Tensor` of shape `(batch, length, hidden)`):
@@ -67,19 +68,20 @@ class TeacherOutput:
             beta (`float`):
                 Generalized Jensen-Shannon coefficient, see [`divergence_per_token`].
         """
-        states, counts = student[self.rows], mask[self.rows]
-        (taught, teacher), *others = self.taught
-        if others or _vocabulary(teacher) != _vocabulary(head):
-            per_token = ensemble_divergence(states, head, self.taught, counts, beta)
+        own, counts = student[self.rows], mask[self.rows]
+        (states, teacher_head), *others = self.states
+        if others or _vocabulary(teacher_head) != _vocabulary(head):
+            per_token = ensemble_divergence(own, head, self.states, counts, beta)
         else:
-            per_token = divergence_per_token(states, taught, head, teacher, counts, beta)
+            per_token = divergence_per_token(own, states, head, teacher_head, counts, beta)
         return self._by_row(per_token, mask)
 
     def drift(self, student: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return how far the student's hidden states are from its own as a teacher, for each row of the batch: squared
-        distance by squared length, summed over the tokens. Hidden states show what a confident prediction hides: the
-        divergence is near zero until the prediction tips over (feature distillation: FitNets, arXiv 1412.6550; on
-        self-replay alone, ours).
+        distance divided by squared length, summed over the tokens.
+
+        Hidden states show a change before a confident prediction does: its divergence stays near zero until the
+        prediction tips over (feature distillation: FitNets, arXiv 1412.6550; applying it only to self-replay is ours).
 
         Args:
             student (`torch.Tensor` of shape `(batch, length, hidden)`):
@@ -87,19 +89,19 @@ class TeacherOutput:
             mask (`torch.Tensor` of shape `(batch, length)`):
                 1 where a token counts.
         """
-        [(taught, _)] = self.taught
-        apart = (student[self.rows].float() - taught.float()).square().sum(-1)
-        return self._by_row(apart / taught.float().square().sum(-1) * mask[self.rows], mask)
+        [(states, _)] = self.states
+        distance = (student[self.rows].float() - states.float()).square().sum(-1)
+        return self._by_row(distance / states.float().square().sum(-1) * mask[self.rows], mask)
 
     def _by_row(self, per_token: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        sums = per_token.sum(1) * float(self.is_given)
+        sums = per_token.sum(1) * float(self.is_present)
         return sums.new_zeros(mask.shape[0]).index_add(0, self.rows, sums)
 
 
 def prepare_teachers(
     models: PreTrainedModel | Sequence[PreTrainedModel] | None, accelerator: Accelerator
 ) -> list[Teacher]:
-    """Freeze teachers and put them where the student is; under DeepSpeed ZeRO-3 their weights are sharded too."""
+    """Freeze teachers and move them to the student's device; under DeepSpeed ZeRO-3 their weights are sharded too."""
     models = [] if models is None else [models] if isinstance(models, nn.Module) else list(models)
     teachers = []
     for model in models:
@@ -113,23 +115,34 @@ def prepare_teachers(
 def assign_teachers(
     student: PreTrainedModel, itself: Teacher, others: list[Teacher]
 ) -> list[tuple[list[str], list[Teacher], bool]]:
-    """Say who teaches which parts of the data set: separate teachers, if any, what is learnt; the student as it was
-    before this night what it has learnt in earlier ones; and the pretrained model, which is in it, the general samples,
-    so that what a night costs of its skill is not passed on to the next (ours). A student without a memory has no
-    other self, and separate teachers teach it everything.
+    """Assign a teacher to each part of the dataset.
+
+    Separate teachers, if any, teach the parts that are learned. Otherwise, and for replay of earlier nights, the
+    student as it was before this night teaches. The pretrained model, which the student contains, teaches the general
+    samples, so that the skill lost in one night is not handed down to the next (ours). A student without a memory
+    cannot teach itself: separate teachers teach it everything.
+
+    Args:
+        student (`PreTrainedModel`):
+            The model being trained.
+        itself (`Teacher`):
+            The student as a teacher.
+        others (`list[Teacher]`):
+            Separate teachers.
 
     Returns:
-        of each class the names of its parts, its teachers, and whether they are the pretrained model.
+        `list[tuple[list[str], list[Teacher], bool]]`: for each group of parts their names, their teachers, and whether
+        the teacher is the pretrained model.
     """
     memory = Memory.of(student)
     if memory is None or memory.learning is None:
         return [([*PARTS], others, False)]
     with memory.as_teacher():
         is_grown = bool(memory.in_view)
-    classes: dict[tuple[bool, bool], list[str]] = {}
+    groups: dict[tuple[bool, bool], list[str]] = {}
     for name in PARTS:
-        classes.setdefault((bool(others) and name in LEARNED, is_grown and name == "general"), []).append(name)
-    return [(parts, others if are_others else [itself], is_base) for (are_others, is_base), parts in classes.items()]
+        groups.setdefault((bool(others) and name in LEARNED, is_grown and name == "general"), []).append(name)
+    return [(parts, others if are_others else [itself], is_base) for (are_others, is_base), parts in groups.items()]
 
 
 def find_rows(part: torch.Tensor, names: list[str]) -> tuple[torch.Tensor, bool]:
@@ -142,17 +155,17 @@ def find_rows(part: torch.Tensor, names: list[str]) -> tuple[torch.Tensor, bool]
             The parts.
 
     Returns:
-        the rows, `torch.Tensor` of shape `(rows,)`, and whether they are meant: where there are none, it is the first
-        row of the batch, since all processes have to make the same forward passes.
+        `tuple[torch.Tensor, bool]`: the rows, of shape `(rows,)`, and whether there are any. If not, the first row of
+        the batch stands in, since all processes must make the same number of forward passes.
     """
     rows = torch.isin(part, part.new_tensor([PARTS.index(name) for name in names])).nonzero()[:, 0]
     return (rows, True) if len(rows) else (part.new_zeros(1), False)
 
 
 def as_base(student: PreTrainedModel) -> AbstractContextManager[None]:
-    """Show the pretrained model that is in a student with a memory."""
+    """Turn a student with a memory into the pretrained model it contains."""
     memory = Memory.of(student)
-    assert memory is not None, "only a student with a memory has the pretrained model in it"
+    assert memory is not None, "only a student with a memory contains the pretrained model"
     return memory.as_base()
 
 

@@ -1,4 +1,4 @@
-"""Knowledge Seeding: the model with the memory in its context teaches the larger model without it."""
+"""Knowledge Seeding: the model with the memory in its context teaches the larger model without it in context."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import get_config_model_id, pad
 
@@ -24,6 +24,7 @@ from ..log_filter import without_row_dump
 from .config import KnowledgeSeedingConfig
 from .loss import Head, log_probs_per_token
 from .parts import Tensors, count_copies, is_replay, spread_references, weigh_rows
+from .privileged_context import compose_teacher_prompt
 from .teachers import Teacher, TeacherOutput, as_base, assign_teachers, find_rows, prepare_teachers
 
 Rows = list[dict[str, Any]]
@@ -40,19 +41,19 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
     where D is a token-level divergence between teacher and student. The teacher is the same set of weights: it reads
     the privileged context and lacks the expert that is learning. Only that expert is trained.
 
-    Rows of the data set have `prompt` (what the student sees), `teacher_prompt` (the same behind the privileged
-    context) and `reference` (what the teacher wrote there). Each may be text or messages, or come as token ids in
-    `prompt_ids`, `teacher_prompt_ids`, `reference_ids`, which are used as they are. Optional `part` (`"memory"`,
-    `"dream"`, `"general"`, `"earlier"`) says what a row is for: the divergence is logged for each part, the last two
-    weigh `replay_weight`, and where the memory has other experts `"general"` is taught by the pretrained model, without
-    any of them. Optional `stop` lists strings before which a rollout of the row ends, for models that seldom end by
-    themselves.
+    Rows of the dataset have `prompt` (what the student sees), `teacher_prompt` (the same with the privileged context)
+    and `reference` (what the teacher wrote there). Each may be text or messages, or come as token ids in `prompt_ids`,
+    `teacher_prompt_ids`, `reference_ids`, which are used as they are. Instead of `teacher_prompt` a row may have
+    `privileged_context`, as in TRL's self-distillation trainers; see `teacher_prompt_template`. Optional columns are
+    `part`, what a row is for (`"memory"`, `"dream"`, `"general"` or `"earlier"`), and `stop`, strings before which a
+    rollout of the row ends. The divergence is logged for each part; the last two parts are weighted by `replay_weight`,
+    and if the memory has other experts, `"general"` is taught by the pretrained model without any of them.
 
-    What is changed with respect to [`~trl.GRPOTrainer`]: `_compute_loss` (adds the divergence),
-    `_generate_and_score_completions` (adds teacher prompts and references to the batch), `_tokenize_prompts` (takes
-    given token ids), `_generate_single_turn` (ends rollouts at the row's stop strings), `training_step` (leaves settled
-    experts out by chance), `_get_per_token_logps_and_entropies` (with `alpha > 0`, keeps the hidden states that the
-    divergence needs and scores completions alone); its checkpoints hold experts only. Generation, rewards, advantages,
+    Changes with respect to [`~trl.GRPOTrainer`]: `_compute_loss` (adds the divergence),
+    `_generate_and_score_completions` (adds teacher prompts and references to the batch), `_tokenize_prompts` (uses
+    given token ids), `_generate_single_turn` (ends rollouts at the row's stop strings), `training_step` (drops out
+    earlier experts), `_get_per_token_logps_and_entropies` (with `alpha > 0`, keeps the hidden states that the
+    divergence needs and scores only completions). Checkpoints hold only the experts. Generation, rewards, advantages,
     logging and callbacks are inherited. With `alpha=0` it is GRPO on the new expert, to the last bit.
 
     Args:
@@ -63,6 +64,12 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
             TRL reward functions. Default: the imitation reward with `args.gamma` and `args.z0`.
         args (`KnowledgeSeedingConfig`, *optional*):
             Configuration.
+        train_dataset (`Dataset` or `IterableDataset`):
+            The rows to train on.
+        eval_dataset (`Dataset`, `IterableDataset` or a dict of them, *optional*):
+            The rows to evaluate on.
+        processing_class (`PreTrainedTokenizerBase`, *optional*):
+            The tokenizer. Default: the model's.
         teacher_model (`PreTrainedModel` or a list of them, *optional*):
             A separate, frozen teacher with the student's tokenizer, smaller or larger than the student; of several, the
             mean of their distributions teaches. The model then trains whatever of it requires gradients. If that is a
@@ -82,6 +89,10 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         model: str | PreTrainedModel,
         reward_funcs: Any = None,
         args: KnowledgeSeedingConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *,
         teacher_model: PreTrainedModel | Sequence[PreTrainedModel] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -91,11 +102,19 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         if reward_funcs is None:
             reward_funcs = resolve("imitation", gamma=args.gamma, z0=args.z0)
         if teacher_model is None:
-            _refuse_what_experts_lack(model, args, kwargs)
-        super().__init__(model, reward_funcs, args=args, **kwargs)
+            _check_that_experts_support(model, args, kwargs)
+        super().__init__(
+            model,
+            reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
         self.teachers = prepare_teachers(teacher_model, self.accelerator)
         if not self.teachers:
-            _prepare(self.model, args)
+            _ensure_learning_expert(self.model, args)
         self._forward_redirection = _ForwardRedirection()
         self._given_prompt_ids: list[list[int]] | None = None
         self._stops: list[Sequence[str]] | None = None
@@ -138,15 +157,38 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         return completion_ids, logprobs and [values[:n] for values, n in zip(logprobs, kept, strict=True)]
 
     def _with_token_ids(self, rows: Rows) -> Rows:
-        """Give rows of text their token ids and the other way round; a reference ends with the end of a sequence."""
-        rows = [self._with_text(row) for row in rows]
-        ids: dict[str, list[list[int]]] = {}
-        if "teacher_prompt" in rows[0] and "teacher_prompt_ids" not in rows[0]:
-            ids["teacher_prompt_ids"] = super()._tokenize_prompts([row["teacher_prompt"] for row in rows])[0]
-        if "reference" in rows[0] and "reference_ids" not in rows[0]:
-            tokens = self._tokenizer([row["reference"] for row in rows], add_special_tokens=False)["input_ids"]
-            ids["reference_ids"] = [[*row, self._tokenizer.eos_token_id] for row in tokens]
-        return [{**row, **{name: column[i] for name, column in ids.items()}} for i, row in enumerate(rows)]
+        """Fill in texts where a row has only token ids, and the other way round. A reference ends with the
+        end-of-sequence token."""
+        rows = [self._with_text(self._with_teacher_prompt(row)) for row in rows]
+        tokenize_prompts = super()._tokenize_prompts
+        for name, tokenize in (
+            ("teacher_prompt", lambda texts: tokenize_prompts(texts)[0]),
+            ("reference", self._tokenize_references),
+        ):
+            lacking = [row for row in rows if row.get(name) is not None and row.get(f"{name}_ids") is None]
+            for row, ids in zip(lacking, tokenize([row[name] for row in lacking]) if lacking else (), strict=True):
+                row[f"{name}_ids"] = ids
+        return rows
+
+    def _tokenize_references(self, texts: list[str]) -> list[list[int]]:
+        tokens = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [[*ids, self._tokenizer.eos_token_id] for ids in tokens]
+
+    def _with_teacher_prompt(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Make the teacher's prompt from a row's privileged context, if it has one."""
+        context = row.get("privileged_context")
+        if context is None:
+            return row
+        if given := [name for name in ("teacher_prompt", "teacher_prompt_ids") if row.get(name) is not None]:
+            raise ValueError(
+                f"A row has both `privileged_context` and `{given[0]}`. Give one of them: the teacher's prompt is made "
+                f"from the context, or it is `teacher_prompt`."
+            )
+        if row.get("prompt") is None:
+            raise ValueError("A row with `privileged_context` needs `prompt` as text or messages, not as token ids.")
+        return row | {
+            "teacher_prompt": compose_teacher_prompt(row["prompt"], context, self.args.teacher_prompt_template)
+        }
 
     def _with_text(self, row: dict[str, Any]) -> dict[str, Any]:
         texts: dict[str, str] = {}
@@ -158,14 +200,15 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         return row | texts
 
     def _teacher_inputs(self, rows: Rows, rollout_mask: torch.Tensor) -> Tensors:
-        """Pad what the teacher sees and wrote, and weigh it. Shapes `(batch, ...)`, prompts padded on the left."""
+        """Pad the teacher's prompts (left) and references (right), and weight the rows. Shapes `(batch, ...)`."""
         device = self.accelerator.device
         part = torch.tensor([PARTS.index(row.get("part", "memory")) for row in rows], device=device)
         inputs = {"part": part}
         for name, side in (("teacher_prompt", "left"), ("reference", "right")):
-            if f"{name}_ids" not in rows[0]:
+            if any(row.get(f"{name}_ids") is None for row in rows):
                 raise ValueError(
-                    f"Knowledge Seeding with alpha > 0 needs a column `{name}` or `{name}_ids`; the rows have "
+                    f"Knowledge Seeding with alpha > 0 needs a column `{name}` or `{name}_ids`"
+                    f"{' (or `privileged_context`)' if name == 'teacher_prompt' else ''}; the rows have "
                     f"{sorted(rows[0])}."
                 )
             tensors = [torch.tensor(row[f"{name}_ids"], dtype=torch.long) for row in rows]
@@ -182,16 +225,15 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         memory = Memory.of(self.accelerator.unwrap_model(model))
-        with nullcontext() if memory is None else memory.hiding(self._left_out(memory)):
+        with nullcontext() if memory is None else memory.hiding(self._dropped_experts(memory)):
             return super().training_step(model, *args, **kwargs)
 
-    def _left_out(self, memory: Memory) -> set[int]:
-        """Draw the settled experts that this optimizer step leaves out: the same ones in all processes, and again after
-        an interruption."""
+    def _dropped_experts(self, memory: Memory) -> set[int]:
+        """Draw the earlier experts that this optimizer step drops: the same in all processes, and after resuming."""
         rng = random.Random(f"{self.args.seed} {self.state.global_step}")
         kept = {memory.learning, *memory.blocks.values()}  # a level's block is in every view
-        settled = (index for index in memory.active if index not in kept)
-        return {index for index in settled if rng.random() < self.args.expert_dropout}
+        earlier = (index for index in memory.active if index not in kept)
+        return {index for index in earlier if rng.random() < self.args.expert_dropout}
 
     def _compute_loss(self, model: nn.Module, inputs: Tensors) -> torch.Tensor:
         alpha, lmbda = self.args.alpha, self.args.lmbda
@@ -200,20 +242,20 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
 
         completion = inputs["completion_ids"], inputs["completion_mask"]
         references = spread_references(inputs, self.args.reference_passes) if lmbda < 1 else []
-        # The teacher first: nothing of the student's graph is held yet, so the two do not add up in memory.
-        taught_rollout = self._teach(inputs, *completion) if lmbda > 0 else None
-        taught_references = [self._teach(b, b["reference_ids"], b["reference_mask"]) for b in references]
+        # The teacher runs first, while no graph of the student is held: their memory use does not add up.
+        on_rollout = self._teacher_outputs(inputs, *completion) if lmbda > 0 else None
+        on_references = [self._teacher_outputs(b, b["reference_ids"], b["reference_mask"]) for b in references]
 
         student = self.accelerator.unwrap_model(model)
         with _LastHidden(student) as seen:  # the policy's forward pass also serves the divergence
             policy_loss = super()._compute_loss(model, inputs)
         loss = (1 - alpha) * policy_loss if alpha < 1 else policy_loss.detach() * 0.0
-        if taught_rollout is not None:
-            sums = self._divergence(_predicting(seen.value, completion[0]), taught_rollout, _counted(inputs))
+        if on_rollout is not None:
+            sums = self._divergence(_predicting(seen.value, completion[0]), on_rollout, _counted(inputs))
             loss = loss + alpha * lmbda * self._mean("rollout", sums, inputs)
         if references:
-            pairs = zip(references, taught_references, strict=True)
-            sums = torch.cat([self._reference_divergence(model, batch, taught) for batch, taught in pairs], dim=1)
+            pairs = zip(references, on_references, strict=True)
+            sums = torch.cat([self._reference_divergence(model, batch, outputs) for batch, outputs in pairs], dim=1)
             rows = {name: torch.cat([b[name] for b in references]) for name in ("part", "reference_weight")}
             loss = loss + alpha * (1 - lmbda) * self._mean("reference", sums, rows)
         return loss
@@ -228,7 +270,7 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         compute_entropy: bool = False,
         **others: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Score the completions. What is not a training pass over text alone is left to TRL."""
+        """Score the completions. Anything but a training pass over text alone is left to TRL."""
         has_others = any(value is not None and value is not False for value in others.values())
         if self.args.alpha == 0 or not compute_entropy or has_others or self.args.cast_lm_head_to_fp32:
             return super()._get_per_token_logps_and_entropies(
@@ -246,8 +288,8 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         with self.accelerator.autocast():
             return self._forward_redirection(model, student, _last_hidden, student, ids, mask)
 
-    def _teach(self, inputs: Tensors, ids: torch.Tensor, mask: torch.Tensor) -> list[TeacherOutput]:
-        """Let teachers read `ids` behind their prompt, each the rows that it teaches."""
+    def _teacher_outputs(self, inputs: Tensors, ids: torch.Tensor, mask: torch.Tensor) -> list[TeacherOutput]:
+        """Run the teachers on `ids` behind the teacher's prompt, each on the rows that are assigned to it."""
         student = self.accelerator.unwrap_model(self.model)
         joined = _joined((inputs["teacher_prompt_ids"], inputs["teacher_prompt_mask"]), (ids, mask))
 
@@ -255,47 +297,33 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
             chosen = (teacher.model, *(tensor[rows] for tensor in joined))
             return _predicting(self._forward_redirection(teacher.wrapped, teacher.model, _last_hidden, *chosen), ids)
 
-        def teacher_output(parts: list[str], teachers: list[Teacher], is_base: bool) -> TeacherOutput:
-            rows, is_given = find_rows(inputs["part"], parts)
+        def run(parts: list[str], teachers: list[Teacher], is_base: bool) -> TeacherOutput:
+            rows, is_present = find_rows(inputs["part"], parts)
             with as_base(student) if is_base else nullcontext():
-                taught = [(read(teacher, rows), Head.of(teacher.model)) for teacher in teachers]
-            return TeacherOutput(rows, taught, is_given, is_own=teachers is not self.teachers)
+                states = [(read(teacher, rows), Head.of(teacher.model)) for teacher in teachers]
+            return TeacherOutput(rows, states, is_present, is_student=teachers is not self.teachers)
 
-        with torch.no_grad(), self.accelerator.autocast(), _teaching(student):
-            return [
-                teacher_output(*each)
-                for each in assign_teachers(student, Teacher(student, self.model_wrapped), self.teachers)
-            ]
+        with torch.no_grad(), self.accelerator.autocast(), _as_teacher(student):
+            assignments = assign_teachers(student, Teacher(student, self.model_wrapped), self.teachers)
+            return [run(*assignment) for assignment in assignments]
 
-    def _reference_divergence(self, model: nn.Module, batch: Tensors, taught: list[TeacherOutput]) -> torch.Tensor:
+    def _reference_divergence(self, model: nn.Module, batch: Tensors, outputs: list[TeacherOutput]) -> torch.Tensor:
         ids, mask = batch["reference_ids"], batch["reference_mask"]
         hidden = self._student_hidden(model, *_joined((batch["prompt_ids"], batch["prompt_mask"]), (ids, mask)))
-        return self._divergence(_predicting(hidden, ids), taught, mask)
+        return self._divergence(_predicting(hidden, ids), outputs, mask)
 
-    def _divergence(
-        self, student: torch.Tensor, teacher_outputs: list[TeacherOutput], mask: torch.Tensor
-    ) -> torch.Tensor:
+    def _divergence(self, student: torch.Tensor, outputs: list[TeacherOutput], mask: torch.Tensor) -> torch.Tensor:
         """Return each row's divergence, number of tokens, and drift of hidden states. Shape `(3, batch)`."""
         head, beta = Head.of(self.accelerator.unwrap_model(self.model)), self.args.divergence_beta
-        sums = torch.stack(
-            [teacher_output.divergence(student, head, mask, beta) for teacher_output in teacher_outputs]
-        ).sum(0)
+        sums = torch.stack([output.divergence(student, head, mask, beta) for output in outputs]).sum(0)
         drift = torch.zeros_like(sums)
         if self.args.drift_weight:
-            drift = torch.stack(
-                [
-                    drift,
-                    *(
-                        teacher_output.drift(student, mask)
-                        for teacher_output in teacher_outputs
-                        if teacher_output.is_own
-                    ),
-                ]
-            ).sum(0)
+            own = [output.drift(student, mask) for output in outputs if output.is_student]
+            drift = torch.stack([drift, *own]).sum(0)
         return torch.stack([sums, mask.sum(1).float(), drift])
 
     def _mean(self, kind: str, sums: torch.Tensor, rows: Tensors) -> torch.Tensor:
-        """Weigh the rows, and log means per token of each part."""
+        """Return the weighted sum over the rows, and log each part's mean per token."""
         weight = rows[f"{kind}_weight"]
         self._log_parts(kind, rows["part"], sums.detach() * (weight > 0))
         divergence, _, drift = sums
@@ -312,20 +340,20 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
                     metrics[f"drift/{name}/{kind}"].append(drift / count)
 
 
-def _refuse_what_experts_lack(model: Any, args: KnowledgeSeedingConfig, kwargs: dict[str, Any]) -> None:
+def _check_that_experts_support(model: Any, args: KnowledgeSeedingConfig, kwargs: dict[str, Any]) -> None:
     if kwargs.get("peft_config") is not None or hasattr(model, "peft_config"):
         raise ValueError(
-            "Knowledge Seeding trains an expert of the memory, beside which an adapter has no place. Leave peft_config "
-            "out, or give a teacher_model to train the adapter instead of an expert."
+            "Knowledge Seeding trains an expert of the memory, which cannot be combined with an adapter. Leave "
+            "peft_config out, or give a teacher_model to train the adapter instead of an expert."
         )
     if args.use_vllm:
         raise ValueError(
-            "use_vllm=True: TRL would send the expert to a vLLM that does not know it. Leave it out, and rollouts come "
-            "from transformers."
+            "use_vllm=True: vLLM cannot load the expert that TRL would send it. Leave it out to generate with "
+            "transformers."
         )
 
 
-def _prepare(model: PreTrainedModel, args: KnowledgeSeedingConfig) -> None:
+def _ensure_learning_expert(model: PreTrainedModel, args: KnowledgeSeedingConfig) -> None:
     memory = Memory.of(model)
     if memory is None:
         memory = attach(model, MemorySpec(width=args.expert_width, max_experts=1, seed=args.seed))
@@ -335,8 +363,8 @@ def _prepare(model: PreTrainedModel, args: KnowledgeSeedingConfig) -> None:
 
 
 @contextmanager
-def _teaching(student: PreTrainedModel) -> Iterator[None]:
-    """Show the student as its own teacher: without the expert that is learning, and without dropout."""
+def _as_teacher(student: PreTrainedModel) -> Iterator[None]:
+    """Turn the student into its own teacher: without the learning expert, and without dropout."""
     memory, was_training = Memory.of(student), student.training
     student.eval()
     try:
@@ -347,7 +375,7 @@ def _teaching(student: PreTrainedModel) -> Iterator[None]:
 
 
 class _LastHidden:
-    """Context manager that keeps the last hidden state of the first backbone pass made inside it."""
+    """Context manager that captures the last hidden states of a forward pass through the backbone."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._backbone = _backbone(model)
@@ -371,7 +399,7 @@ def _backbone(model: PreTrainedModel) -> nn.Module:
 
 
 def _last_hidden(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    # Prompts are padded on the left; a model with learnt positions has to be told where a text begins.
+    # Prompts are padded on the left, so a model with learned positions needs to know where each text begins.
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     return _backbone(model)(
         input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
@@ -386,11 +414,11 @@ def _joined(
 
 
 def _counted(inputs: Tensors) -> torch.Tensor:
-    """Return the mask of the completion's tokens that the student wrote (tools wrote the others)."""
+    """Return the mask of the completion tokens that the student wrote, without those that tools wrote."""
     mask = inputs["completion_mask"]
     return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
 
 
 def _predicting(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Cut out the hidden states from which `ids`, the end of the sequence, are predicted."""
+    """Return the hidden states from which `ids`, the end of the sequence, are predicted."""
     return hidden[:, -ids.size(1) - 1 : -1]

@@ -1,0 +1,53 @@
+"""Arguments that trainers share with a run: written once, documented as they are."""
+
+import dataclasses
+import inspect
+import re
+
+import pytest
+from transformers import HfArgumentParser
+from trl import GRPOConfig, GRPOTrainer
+
+from sleep_trl.config.dreaming import DreamConfig
+from sleep_trl.config.sections import SeedingConfig
+from sleep_trl.trainers import DreamingConfig, DreamingTrainer, KnowledgeSeedingConfig, KnowledgeSeedingTrainer
+from sleep_trl.trainers.options import shared_options
+
+SEEDING = """alpha divergence_beta drift_weight expert_dropout gamma gradient_checkpointing learning_rate lmbda
+logging_steps lr_scheduler_type max_completion_length max_grad_norm num_generations reference_passes replay_weight
+save_steps warmup_steps z0"""
+DREAMING = """chunk confidence em_epochs gpus_per_worker improvement learning_rate lora_alpha lora_learning_rate
+lora_rank lora_steps measure random_expert random_k repeats rounds selection test top_k workers"""
+
+
+@pytest.mark.parametrize(
+    ("section", "arguments", "names"),
+    [(SeedingConfig(), KnowledgeSeedingConfig, SEEDING), (DreamConfig(), DreamingConfig, DREAMING)],
+)
+def test_options_of_a_run_are_passed_on_by_name(section, arguments, names):
+    """A list, so that a field that a new TRL brings is not set by an option of the same name unseen."""
+    assert sorted(shared_options(section, arguments)) == sorted(names.split())
+    assert shared_options(section, arguments)["learning_rate"] == section.learning_rate
+
+
+@pytest.mark.parametrize("arguments", [KnowledgeSeedingConfig, DreamingConfig])
+def test_the_docstring_has_every_argument_with_its_default(arguments):
+    inherited = {field.name: field.default for field in dataclasses.fields(GRPOConfig)}
+    ours = {f.name: f.default for f in dataclasses.fields(arguments) if inherited.get(f.name, "none") != f.default}
+    documented = re.findall(r"^ +(\w+) \(`[^)]*\*optional\*(?:, defaults to `(.*)`)?\):$", arguments.__doc__, re.M)
+    found = {name: eval(default) if default else None for name, default in documented}
+    assert found == ours
+
+
+@pytest.mark.parametrize("arguments", [KnowledgeSeedingConfig, DreamingConfig])
+def test_the_arguments_can_be_parsed_and_have_help(arguments, capsys):
+    with pytest.raises(SystemExit):
+        HfArgumentParser(arguments).parse_args(["--help"])
+    assert "--alpha" in capsys.readouterr().out or arguments is DreamingConfig
+
+
+@pytest.mark.parametrize("trainer", [KnowledgeSeedingTrainer, DreamingTrainer])
+def test_arguments_come_in_the_order_of_grpo(trainer):
+    theirs = list(inspect.signature(GRPOTrainer).parameters.values())
+    ours = [p for p in inspect.signature(trainer).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert [p.name for p in ours] == [p.name for p in theirs[: len(ours)]] and len(ours) == 6
