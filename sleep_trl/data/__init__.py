@@ -1,1 +1,1 @@
-"""From documents to the rows of training: reading, windows, prompts, what the teacher writes."""
+"""From documents to training rows: reading, windows, prompts, samples and their filters."""

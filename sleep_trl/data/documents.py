@@ -1,6 +1,6 @@
-"""Reading memories: JSON lines, a folder of text files, or a data set, each checked as it is read.
+"""Read memories from JSON lines, a folder of text files, or a data set, and check each row.
 
-No message of this module holds a memory's text; it names the file, the line and the key.
+Messages name the file, the line and the key, never a memory's text.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any, NamedTuple
 log = logging.getLogger(__name__)
 
 TEXT_SUFFIXES = (".txt", ".md")
-SAVED_DATASET = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder
+SAVED_DATASET = ("state.json", "dataset_dict.json")  # files that `save_to_disk` writes
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a document, asked before and after the night and never trained on.
+    """A question about a document, asked before and after the night, never trained on.
 
     Args:
         question (`str`):
             The question, as a user would ask it.
         answers (`tuple[str, ...]`):
-            Answers that count as right; at least one.
+            Accepted answers; at least one.
         form (`str`, *optional*, defaults to `"plain"`):
-            What kind of question it is, so that figures can be given for each kind.
+            Kind of question, by which results can be grouped.
     """
 
     question: str
@@ -40,17 +40,17 @@ class Question:
 
 @dataclass(frozen=True)
 class MemoryText:
-    """One memory before it is learnt: a text, where it came from, questions about it.
+    """A memory to be learned: a text, its source, and questions about it.
 
     Args:
         id (`str`):
             Unique among the documents of a run.
         source (`str`):
-            Where the text comes from, for people: a title, an address, a file name.
+            Human-readable origin of the text: a title, a URL, a file name.
         text (`str`):
-            What is to be remembered.
+            The text to learn.
         questions (`tuple[Question, ...]`, *optional*):
-            Used only for evaluation.
+            Used for evaluation only.
     """
 
     id: str
@@ -65,7 +65,7 @@ class MemoryText:
 
 
 class Row(NamedTuple):
-    """A row before it is checked: its place for messages, and what holds where it gives nothing."""
+    """A row before it is checked, with its place for messages and defaults for missing values."""
 
     place: str
     default_id: str
@@ -74,21 +74,20 @@ class Row(NamedTuple):
 
 
 def read_memories(spec: str) -> list[MemoryText]:
-    """Read the documents that a night is about.
+    """Read the documents of a night.
 
     Args:
         spec (`str`):
-            A .jsonl file, a folder of .txt and .md files (subfolders too, in order of their paths),
-            a folder written by `Dataset.save_to_disk`, or the name of a data set. Rows have `text` and optionally `id`,
-            `source` and `questions`, a list of `question`, `answers` and optionally `form`; other
-            keys are left out.
+            A .jsonl file, a folder of .txt and .md files (including subfolders, sorted by path), a folder written by
+            `Dataset.save_to_disk`, or the name of a data set. Rows have `text` and optionally `id`, `source` and
+            `questions`, a list of `question`, `answers` and optionally `form`; other keys are ignored.
 
     Returns:
-        `list[MemoryText]`: at least one. Ids that were not given are made from the source and the
-        position in it, or from the file's name, and are the same on each reading.
+        `list[MemoryText]`: at least one. A missing id is derived from the source and the position in it, or from the
+        file name, so it is the same every time.
 
     Raises:
-        `ValueError`: if nothing can be read, with the file, the line and the key.
+        `ValueError`: if nothing can be read or a row is invalid; names the file, the line and the key.
     """
     path = Path(spec)
     if path.is_dir():
@@ -105,31 +104,30 @@ def read_memories(spec: str) -> list[MemoryText]:
 
 
 def read_skill(path: Path) -> list[MemoryText]:
-    """Read the probe of base skill: rows like those of memories, with questions about their text.
+    """Read the probe of base skill: rows as in [`read_memories`], each with questions about its text.
 
     Raises:
-        `ValueError`: as for [`read_memories`], or if a row has no questions.
+        `ValueError`: as [`read_memories`], or if a row has no questions.
     """
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"Skill: {path} {found}. Give a .jsonl file.")
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"Skill: {path} {problem}. Give a .jsonl file.")
     documents = _documents(str(path), _rows_of_file(path))
     for document in documents:
         if not document.questions:
             raise ValueError(
-                f"{path}: row {document.id!r} has no `questions`, by which skill is measured. "
-                f"Add some, or remove the row."
+                f"{path}: row {document.id!r} has no `questions`, which measure the skill. Add some, or remove the row."
             )
     return documents
 
 
-# -- where rows come from --------------------------------------------------------------------------
+# -- sources of rows -------------------------------------------------------------------------------
 
 
 def _rows_of_file(path: Path) -> Iterator[Row]:
     if path.suffix.lower() != ".jsonl":
-        raise ValueError(f"{path} is not a .jsonl file. Give JSON lines, or the folder that holds .txt and .md files.")
-    # Not splitlines(): that also splits at U+2028 and the like, which may stand in a JSON string.
+        raise ValueError(f"{path} is not a .jsonl file. Give JSON lines, or a folder of .txt and .md files.")
+    # splitlines() would also split at U+2028 and the like, which may occur in a JSON string.
     for number, line in enumerate(_read_text(path).split("\n"), 1):
         place = f"{path}, line {number}"
         if not line.strip():
@@ -153,7 +151,7 @@ def _rows_of_folder(folder: Path) -> Iterator[Row]:
 
 
 def text_files(folder: Path) -> list[Path]:
-    """Return the .txt and .md files of a folder and its subfolders, in order of their paths.
+    """Return the .txt and .md files of a folder and its subfolders, sorted by path.
 
     Raises:
         `ValueError`: if there are none.
@@ -163,18 +161,18 @@ def text_files(folder: Path) -> list[Path]:
     others = len(files) - len(texts)
     if not texts:
         raise ValueError(
-            f"The folder {folder} holds no .txt or .md files and no saved data set, but {others} "
-            f"other files. Put the texts there, or give the path of a .jsonl file."
+            f"The folder {folder} has no .txt or .md files and no saved data set, only {others} other files. Put the "
+            f"texts there, or give the path of a .jsonl file."
         )
     if others:
-        log.info("%s: %d files that are neither .txt nor .md are left out.", folder, others)
+        log.info("%s: ignoring %d files that are neither .txt nor .md.", folder, others)
     return texts
 
 
 def _rows_of_dataset(name: str, dataset: Any) -> Iterator[Row]:
     if "text" not in dataset.column_names:
         raise ValueError(
-            f"The data set {name} has no column `text`, but {', '.join(dataset.column_names)}. "
+            f"The data set {name} has no column `text`, only {', '.join(dataset.column_names)}. "
             f"Rename one with `rename_column` and save the data set to a folder."
         )
     for number, values in enumerate(dataset):
@@ -188,7 +186,7 @@ def _load_saved_dataset(folder: Path) -> Any:
         loaded = datasets.load_from_disk(str(folder))
     except (OSError, TypeError, KeyError, ValueError) as error:
         raise ValueError(
-            f"The data set saved in {folder} cannot be read ({_reason(error)}). Save it anew with `save_to_disk`."
+            f"The data set saved in {folder} cannot be read ({_reason(error)}). Save it again with `save_to_disk`."
         ) from None
     return _one_split(str(folder), loaded)
 
@@ -200,8 +198,8 @@ def _load_dataset(name: str) -> Any:
         loaded = datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError) as error:  # unknown, offline, or a loading script
         raise ValueError(
-            f"Memories: {name!r} is no file or folder here, and no data set of that name could be "
-            f"loaded ({_reason(error)}). Check the spelling and the network, or give a local path."
+            f"Memories: {name!r} is not a file or folder, and no data set of that name could be loaded "
+            f"({_reason(error)}). Check the spelling and the network, or give a local path."
         ) from None
     return _one_split(name, loaded)
 
@@ -212,10 +210,10 @@ def _one_split(name: str, loaded: Any) -> Any:
     split = "train" if "train" in loaded else next(iter(loaded)) if len(loaded) == 1 else None
     if split is None:
         raise ValueError(
-            f"{name} has the splits {', '.join(loaded)} and no `train`. Save the split that you "
-            f"mean to a folder with `save_to_disk` and give that folder."
+            f"{name} has the splits {', '.join(loaded)} and no `train`. Save the split you want with `save_to_disk` "
+            f"and give that folder."
         )
-    log.info("%s: the split %r is read.", name, split)
+    log.info("%s: reading the split %r.", name, split)
     return loaded[split]
 
 
@@ -224,7 +222,7 @@ def _reason(error: Exception) -> str:
 
 
 def _looks_like_a_path(spec: str) -> bool:
-    """Tell a mistyped path from the name of a data set, which is `name` or `owner/name`."""
+    """Return whether this looks like a path, not the name of a data set (`name` or `owner/name`)."""
     suffixes = (*TEXT_SUFFIXES, ".jsonl", ".json", ".csv", ".parquet", "/")
     is_deep = spec.startswith((".", "/", "~")) or spec.count("/") > 1
     return is_deep or spec.lower().endswith(suffixes)
@@ -232,7 +230,7 @@ def _looks_like_a_path(spec: str) -> bool:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of a text
+        return path.read_text(encoding="utf-8-sig")  # drops a byte order mark
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 text (byte {error.start}: {error.reason}). Convert it, for example with iconv."
@@ -241,7 +239,7 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from None
 
 
-# -- what a row must be ----------------------------------------------------------------------------
+# -- checks of a row -------------------------------------------------------------------------------
 
 
 def _documents(spec: str, rows: Iterable[Row]) -> list[MemoryText]:
@@ -251,8 +249,8 @@ def _documents(spec: str, rows: Iterable[Row]) -> list[MemoryText]:
         document = check_row(row)
         if document.id in places:
             raise ValueError(
-                f"{row.place}: the id {document.id!r} was given before, in {places[document.id]}. "
-                f"Make ids unique, or leave them out."
+                f"{row.place}: the id {document.id!r} is already used in {places[document.id]}. Make ids unique, or "
+                f"leave them out."
             )
         places[document.id] = row.place
         documents.append(document)
@@ -262,10 +260,10 @@ def _documents(spec: str, rows: Iterable[Row]) -> list[MemoryText]:
 
 
 def check_row(row: Row) -> MemoryText:
-    """Make one memory of a row.
+    """Turn a row into a memory.
 
     Raises:
-        `ValueError`: if the row is not what a memory must be, with its place and the key.
+        `ValueError`: if the row is invalid; names its place and the key.
     """
     place, values = row.place, _mapping(row.place, row.values)
     questions = [] if values.get("questions") is None else values["questions"]
@@ -283,13 +281,13 @@ def _question(place: str, question: Any) -> Question:
     values = _mapping(place, question)
     answers = values.get("answers")
     if answers is None or answers == []:
-        raise ValueError(f"{place}: `answers` is missing or empty. Give a list of right answers.")
+        raise ValueError(f"{place}: `answers` is missing or empty. Give a list of accepted answers.")
     if not isinstance(answers, list):
         raise ValueError(f"{place}: `answers` must be a list of strings, not {_kind(answers)}.")
-    named = {f"answers[{i}]": answer for i, answer in enumerate(answers)}
+    by_key = {f"answers[{i}]": answer for i, answer in enumerate(answers)}
     return Question(
         question=_text(place, values, "question"),
-        answers=tuple(_text(place, named, key) for key in named),
+        answers=tuple(_text(place, by_key, key) for key in by_key),
         form=_optional_text(place, values, "form", Question.form),
     )
 
@@ -306,14 +304,14 @@ def _optional_text(place: str, values: dict[str, Any], key: str, default: str) -
 
 def _text(place: str, values: dict[str, Any], key: str) -> str:
     if key not in values:
-        raise ValueError(f"{place}: the key `{key}` is missing, which every row needs. Add it.")
+        raise ValueError(f"{place}: the required key `{key}` is missing. Add it.")
     value = values[key]
     if not isinstance(value, str):
         raise ValueError(f"{place}: `{key}` must be a string, not {_kind(value)}.")
     if not value.strip():
         raise ValueError(f"{place}: `{key}` is empty. Fill it in, or remove the row.")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{place}: `{key}` holds half a surrogate pair. Write it as UTF-8.")
+        raise ValueError(f"{place}: `{key}` contains half a surrogate pair. Write it as UTF-8.")
     return value
 
 

@@ -1,4 +1,4 @@
-"""From rendered templates to token ids: through the chat template where a model has one, plainly where it has none."""
+"""Turn rendered templates into token ids, through the model's chat template if it has one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .templates import Template, load_general, render
 
 
 class Prompter:
-    """Turn templates into prompts of one tokenizer.
+    """Turns templates into prompts for one tokenizer.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`):
-            The model's tokenizer; with a chat template, prompts become a user's message.
+            The model's tokenizer; if it has a chat template, prompts become user messages.
         chat_template_kwargs (`dict`, *optional*):
             Variables for the chat template, such as `{"enable_thinking": False}`.
     """
@@ -26,7 +26,7 @@ class Prompter:
         self._chat_template_kwargs = chat_template_kwargs or {}
 
     def __call__(self, template: jinja2.Template, **variables: Any) -> tuple[list[int], str, tuple[str, ...]]:
-        """Render a template and return its token ids, its text, and the strings that end what follows."""
+        """Render a template and return its token ids, its text, and the strings that end a completion."""
         prompt = render(template, chat=self.has_chat, **variables)
         if not self.has_chat:
             return self._plain(prompt.text), prompt.text, prompt.stop
@@ -39,7 +39,7 @@ class Prompter:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"], str(text), ()
 
     def text(self, template: jinja2.Template, **variables: Any) -> str:
-        """Render a template, and nothing more: a plain model's prompt, or what a user says to a chat model."""
+        """Render a template without the chat template: a base model's prompt, or a user's message to a chat model."""
         return render(template, chat=self.has_chat, **variables).text
 
     def question(self, template: Template, question: str, context: str | None = None) -> list[int]:
@@ -47,16 +47,16 @@ class Prompter:
         return self(template.respond, request=question, context=context)[0]
 
     def general(self, text: str | None = None) -> tuple[list[int], str, list[int]]:
-        """Return the prompt of a general sample, as token ids and as text, and with what the sample begins.
+        """Return the prompt of a general sample, as token ids and as text, and the token ids it starts with.
 
-        A plain model's sample begins with the text; a chat model is asked to go on from it. The prompt is never empty:
-        generation has to start from something.
+        A base model's sample starts with the text; a chat model is asked to continue it. The prompt is never empty,
+        since generation needs at least one token.
         """
         ids, rendered, _ = self(load_general(), context=text)
         if self.has_chat or text is None:
             return ids or [self._start()], rendered, []
-        start, nothing, _ = self.general()
-        return start, nothing, ids[len(start) :] if ids[: len(start)] == start else ids
+        start, empty_text, _ = self.general()
+        return start, empty_text, ids[len(start) :] if ids[: len(start)] == start else ids
 
     def ids(self, text: str) -> list[int]:
         """Return the token ids of a text, without special tokens."""
@@ -69,7 +69,7 @@ class Prompter:
 
     def _plain(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
-        if ids and ids[-1] == self.tokenizer.eos_token_id:  # some tokenizers close every text
+        if ids and ids[-1] == self.tokenizer.eos_token_id:  # some tokenizers append it to every text
             ids = ids[:-1]
         return ids
 

@@ -1,4 +1,4 @@
-"""From samples to training rows: a random prefix of each sample becomes part of the prompt, and every optimizer step
+"""Turn samples into training rows: a random prefix of each sample becomes part of the prompt, and every optimizer step
 gets the same shares of memory and self-replay."""
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def split_shares(per_step: int, shares: dict[Part, float]) -> dict[Part, int]:
         per_step (`int`):
             Prompts in a step.
         shares (`dict`):
-            Wanted share of each part but `"memory"`, which takes what is left and at least one prompt.
+            Share of each part except `"memory"`, which gets the rest and at least one prompt.
 
     Returns:
-        `dict`: prompts of each part, which add up to `per_step`. A part with a share above 0 gets at least one prompt
+        `dict`: prompts of each part; they add up to `per_step`. A part with a share above 0 gets at least one prompt
         as long as the memory keeps one.
     """
     counts: dict[Part, int] = {}
@@ -60,11 +60,11 @@ def build_rows(
     seed: int,
 ) -> list[dict[str, Any]]:
     """
-    Lay out the whole night, step by step.
+    Lay out the rows of a whole night, step by step.
 
     Args:
         samples (`Sequence[Sample]`):
-            What the teacher wrote, all parts together.
+            Samples of all parts.
         tokenizer (`PreTrainedTokenizerBase`):
             Decodes prefixes.
         steps (`int`):
@@ -72,17 +72,16 @@ def build_rows(
         per_step (`int`):
             Prompts in a step.
         shares (`dict`):
-            Wanted share of `"dream"`, `"general"` and `"earlier"` rows; a part without samples gives its share to the
-            memory.
+            Share of `"dream"`, `"general"` and `"earlier"` rows; a part without samples leaves its share to the memory.
         prefix_share (`float`):
-            Share of the memory's and earlier rows that begin inside a sample, after a random prefix of it (LTI, method
-            3.3); the others begin at its start (ours: that is where a fact is asked for). A dream's rows always begin
-            inside it: its start alone asks for nothing.
+            Share of `"memory"` and `"earlier"` rows that begin inside a sample, after a random prefix of it (LTI,
+            method 3.3); the others begin at its start (ours: that is where a fact is asked for). Rows of a dream always
+            begin inside it, since its prompt alone asks for nothing.
         max_completion (`int`):
-            Longest rollout, in tokens. General rows begin at most so many tokens after the start of their sample, and
-            where a rollout does not outlast it: nearly all of the sample is read, and prompts stay short.
+            Maximum length of a rollout, in tokens. General rows begin at most this many tokens into their sample, and
+            early enough for a full rollout: nearly all of the sample is used, and prompts stay short.
         seed (`int`):
-            Seed of order and cuts.
+            Seed for the order of rows and the length of prefixes.
 
     Returns:
         `list[dict]`: `steps * per_step` rows for [`KnowledgeSeedingTrainer`], in training order.
@@ -93,9 +92,11 @@ def build_rows(
     rng = random.Random(seed)
     pools = {part: [s for s in samples if s.part == part] for part in ("memory", *shares)}
     if not pools["memory"]:
-        raise ValueError("There is no sample about a memory to learn.")
-    wanted: dict[Part, float] = {part: share if pools[part] else 0.0 for part, share in shares.items()}
-    counts = split_shares(per_step, wanted)
+        raise ValueError(
+            "There are no samples about the memories to learn from. Look at the counts of dropped samples in the log."
+        )
+    available: dict[Part, float] = {part: share if pools[part] else 0.0 for part, share in shares.items()}
+    counts = split_shares(per_step, available)
     streams = {part: _shuffled(pools[part], rng) for part, count in counts.items() if count}
     rows = []
     for _ in range(steps):
@@ -110,7 +111,7 @@ def build_rows(
 
 
 def _shuffled(pool: list[Sample], rng: random.Random) -> Iterator[Sample]:
-    """Go through a pool again and again, in a new order each time."""
+    """Iterate over a pool forever, reshuffled each time."""
     while True:
         yield from rng.sample(pool, len(pool))
 

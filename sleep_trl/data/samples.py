@@ -1,21 +1,18 @@
-"""What the teacher writes at night: samples about the memories, and the self-replay that protects what it knew
-before."""
+"""What a night trains on: the teacher's samples about the memories, and self-replay, which protects what the model
+already knows. filters.py says which completions are dropped."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from ..rollout import Completion, Engine, Progress, Sampling
+from .filters import apply_filters
 from .parts import Part
 from .prompts import Prompter
 from .templates import Template
-
-Item = TypeVar("Item")
-SHINGLE = 4  # words; a text whose word 4-grams mostly repeat is a loop
-MOST_REPEATED = 0.5  # share of repeated 4-grams above which a sample is dropped
 
 
 @dataclass(frozen=True)
@@ -29,10 +26,10 @@ class Window:
 
 @dataclass(frozen=True)
 class Sample:
-    """One thing that the teacher wrote: what the student is asked, what the teacher was asked, what it answered.
+    """A prompt for the student, the teacher's version of it, and the teacher's answer.
 
-    `prompt` and `prompt_ids` have no privileged context; `teacher_prompt_ids` has. `reference_ids` ends with the
-    end-of-sequence token where the teacher ended by itself. `stop` are the strings before which a completion ends.
+    `prompt` and `prompt_ids` lack the privileged context; `teacher_prompt_ids` contains it. `reference_ids` ends with
+    the end-of-sequence token if the teacher's answer did. `stop` holds the strings that end a completion, exclusive.
     """
 
     part: Part
@@ -50,14 +47,14 @@ class Sample:
 
 
 @dataclass
-class Written:
-    """Samples, with the number of those dropped by reason (`empty`, `truncated`, `repetitive`, `duplicate`)."""
+class WrittenSamples:
+    """Samples, and the number of completions dropped by reason (see `filters.FILTERS`)."""
 
     samples: list[Sample] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
 
-    def __add__(self, other: Written) -> Written:
-        return Written(self.samples + other.samples, self.dropped + other.dropped)
+    def __add__(self, other: WrittenSamples) -> WrittenSamples:
+        return WrittenSamples(self.samples + other.samples, self.dropped + other.dropped)
 
 
 def write_about(
@@ -73,49 +70,51 @@ def write_about(
     seed: int,
     keep_truncated: bool = False,
     progress: Progress | None = None,
-) -> Written:
+) -> WrittenSamples:
     """
     Let the teacher write about each window by one template.
 
     Args:
         windows (`Sequence[Window]`):
-            What the teacher reads.
+            Passages that the teacher reads.
         template (`Template`):
-            How it is asked.
+            Template of its prompts.
         engine (`Engine`):
-            Generates with the teacher in view.
+            Generates with the teacher's weights.
         prompter (`Prompter`):
-            Makes the prompts.
+            Renders the prompts.
         samples_per_window (`int`):
-            Samples tried for each window, before de-duplication.
+            Samples generated for each window, before filtering.
         max_new_tokens (`int`):
-            Longest request and longest answer, in tokens.
+            Maximum length of a request and of an answer, in tokens.
         ask_temperature (`float`):
             Sampling temperature of requests.
         temperature (`float`):
             Sampling temperature of answers.
         seed (`int`):
-            Seed of the draws.
+            Seed for sampling.
         keep_truncated (`bool`, *optional*, defaults to `False`):
-            Whether samples that did not end within `max_new_tokens` are kept.
+            Whether completions that were cut at `max_new_tokens` are kept.
         progress (`Callable[[int], None]`, *optional*):
             Called with the number of finished generations.
 
     Returns:
-        `Written`: samples of part `"memory"` and what was dropped.
+        `WrittenSamples`: samples of part `"memory"` and what was dropped.
     """
-    tries = [window for window in windows for _ in range(samples_per_window)]
+    repeated = [window for window in windows for _ in range(samples_per_window)]
+    requests: list[tuple[Window, str]] = [(window, "") for window in repeated]
     dropped: Counter[str] = Counter()
-    requests: list[tuple[Window, str]] = [(window, "") for window in tries]
     if template.ask is not None:
-        asked = [prompter(template.ask, context=w.text, source=w.source) for w in tries]
-        sampling = Sampling(max_new_tokens, ask_temperature, asked[0][2], seed)
-        answers = engine.generate([ids for ids, _, _ in asked], sampling, progress)
-        pairs = zip(tries, answers, strict=True)
-        kept = _keep(pairs, dropped, lambda w, c: (w.memory_id, c.text.casefold()), keep_truncated)
+        prompts = [prompter(template.ask, context=w.text, source=w.source) for w in repeated]
+        sampling = Sampling(max_new_tokens, ask_temperature, prompts[0][2], seed)
+        completions = engine.generate([ids for ids, _, _ in prompts], sampling, progress)
+        pairs = zip(repeated, completions, strict=True)
+        kept, dropped = apply_filters(pairs, lambda w, c: (w.memory_id, c.text.casefold()), keep_truncated)
         requests = [(window, completion.text) for window, completion in kept]
     sampling = Sampling(max_new_tokens, temperature, (), seed + 1)
-    return Written([], dropped) + _answer(requests, template, engine, prompter, sampling, keep_truncated, progress)
+    return WrittenSamples([], dropped) + _answer(
+        requests, template, engine, prompter, sampling, keep_truncated, progress
+    )
 
 
 def _answer(
@@ -126,10 +125,10 @@ def _answer(
     sampling: Sampling,
     keep_truncated: bool,
     progress: Progress | None,
-) -> Written:
-    """Let the teacher answer requests with the window in view, and keep the prompts that the student will see."""
+) -> WrittenSamples:
+    """Let the teacher answer each request with its window in the prompt; the student's prompt lacks the window."""
     if not requests:
-        return Written()
+        return WrittenSamples()
     students = [prompter(template.respond, request=request, source=w.source) for w, request in requests]
     teachers = [prompter(template.respond, request=r, source=w.source, context=w.text)[0] for w, r in requests]
     sampling = Sampling(sampling.max_new_tokens, sampling.temperature, students[0][2], sampling.seed)
@@ -138,10 +137,9 @@ def _answer(
         Sample("memory", w.memory_id, template.name, text, ids, teacher, c.text, c.ids, list(stop))
         for (w, _), (ids, text, stop), teacher, c in zip(requests, students, teachers, completions, strict=True)
     ]
-    dropped: Counter[str] = Counter()
     pairs = zip(samples, completions, strict=True)
-    kept = _keep(pairs, dropped, lambda s, _: (s.prompt, s.memory_id, s.reference.casefold()), keep_truncated)
-    return Written([sample for sample, _ in kept], dropped)
+    kept, dropped = apply_filters(pairs, lambda s, _: (s.prompt, s.memory_id, s.reference.casefold()), keep_truncated)
+    return WrittenSamples([sample for sample, _ in kept], dropped)
 
 
 def write_general(
@@ -152,28 +150,42 @@ def write_general(
     seed: int,
     texts: Sequence[str] = (),
     progress: Progress | None = None,
-) -> Written:
-    """Let the model write freely, without any memory: the general part of self-replay (ours).
+) -> WrittenSamples:
+    """Let the model write without any memory in its prompt: the general part of self-replay (ours).
 
-    Samples may end at `max_new_tokens`: they are read in parts anyway.
+    Truncated samples are kept, since training reads them in parts.
 
     Args:
+        engine (`Engine`):
+            Generates the samples.
+        prompter (`Prompter`):
+            Renders the prompts.
+        count (`int`):
+            Number of samples, before filtering.
+        max_new_tokens (`int`):
+            Maximum length of a sample, in tokens.
+        seed (`int`):
+            Seed for sampling.
         texts (`Sequence[str]`, *optional*):
-            Ordinary texts that the samples go on from, each in its turn; without any, the model begins by itself.
+            Texts that the samples continue, used in turn; without any, the model starts from nothing.
+        progress (`Callable[[int], None]`, *optional*):
+            Called with the number of finished generations.
+
+    Returns:
+        `WrittenSamples`: samples of part `"general"` and what was dropped.
     """
-    begin = [prompter.general(text) for text in texts] or [prompter.general()]
-    starts = [begin[i % len(begin)] for i in range(count)]
+    prompts = [prompter.general(text) for text in texts] or [prompter.general()]
+    starts = [prompts[i % len(prompts)] for i in range(count)]
     sampling = Sampling(max_new_tokens, 1.0, (), seed)
-    completions = engine.generate([prompt + begun for prompt, _, begun in starts], sampling, progress)
+    completions = engine.generate([prompt + prefix for prompt, _, prefix in starts], sampling, progress)
     samples = []
-    for (prompt, text, begun), completion in zip(starts, completions, strict=True):
-        ids = begun + completion.ids
-        written = str(prompter.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-        samples.append(Sample("general", "", "general", text, prompt, prompt, written, ids))
-    dropped: Counter[str] = Counter()
+    for (prompt, text, prefix), completion in zip(starts, completions, strict=True):
+        ids = prefix + completion.ids
+        reference = str(prompter.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        samples.append(Sample("general", "", "general", text, prompt, prompt, reference, ids))
     pairs = [(s, Completion(s.reference_ids, s.reference, "length")) for s in samples]
-    kept = _keep(pairs, dropped, lambda s, _: (s.prompt, s.reference), keep_truncated=True)
-    return Written([sample for sample, _ in kept], dropped)
+    kept, dropped = apply_filters(pairs, lambda s, _: (s.prompt, s.reference), keep_truncated=True)
+    return WrittenSamples([sample for sample, _ in kept], dropped)
 
 
 def write_earlier(
@@ -184,53 +196,36 @@ def write_earlier(
     seed: int,
     keep_truncated: bool = False,
     progress: Progress | None = None,
-) -> Written:
-    """Let the model answer prompts of earlier nights from its weights: the other part of self-replay (ours).
+) -> WrittenSamples:
+    """Let the model answer the prompts of earlier nights from its weights: the other part of self-replay (ours).
 
     Args:
         prompts (`Sequence[dict]`):
             Rows with `memory_id`, `template`, `prompt`, `prompt_ids` and `stop`, the strings that end an answer.
+        engine (`Engine`):
+            Generates the answers.
+        max_new_tokens (`int`):
+            Maximum length of an answer, in tokens.
+        temperature (`float`):
+            Sampling temperature.
+        seed (`int`):
+            Seed for sampling.
+        keep_truncated (`bool`, *optional*, defaults to `False`):
+            Whether answers that were cut at `max_new_tokens` are kept.
+        progress (`Callable[[int], None]`, *optional*):
+            Called with the number of finished generations.
+
+    Returns:
+        `WrittenSamples`: samples of part `"earlier"` and what was dropped.
     """
     pairs: list[tuple[dict[str, Any], Completion]] = []
     for number, stop in enumerate(sorted({tuple(row["stop"]) for row in prompts})):
         rows = [row for row in prompts if tuple(row["stop"]) == stop]
         sampling = Sampling(max_new_tokens, temperature, stop, seed + 100 * number)
         pairs += zip(rows, engine.generate([row["prompt_ids"] for row in rows], sampling, progress), strict=True)
-    dropped: Counter[str] = Counter()
-    kept = _keep(pairs, dropped, lambda row, c: (row["prompt"], c.text), keep_truncated)
+    kept, dropped = apply_filters(pairs, lambda row, c: (row["prompt"], c.text), keep_truncated)
     samples = []
     for row, c in kept:
-        prompt = row["prompt"], row["prompt_ids"], row["prompt_ids"]
+        prompt = row["prompt"], row["prompt_ids"], row["prompt_ids"]  # student and teacher see the same
         samples.append(Sample("earlier", row["memory_id"], row["template"], *prompt, c.text, c.ids, row["stop"]))
-    return Written(samples, dropped)
-
-
-def _keep(
-    pairs: Iterable[tuple[Item, Completion]],
-    dropped: Counter[str],
-    key: Callable[[Item, Completion], object],
-    keep_truncated: bool = False,
-) -> list[tuple[Item, Completion]]:
-    """Drop what teaches nothing and count it by reason: empty, truncated, repetitive, or seen before."""
-    seen: set[object] = set()
-    kept: list[tuple[Item, Completion]] = []
-    for item, completion in pairs:
-        if not completion.text:
-            dropped["empty"] += 1
-        elif completion.stop_reason == "length" and not keep_truncated:
-            dropped["truncated"] += 1
-        elif is_repetitive(completion.text):
-            dropped["repetitive"] += 1
-        elif (identity := key(item, completion)) in seen:
-            dropped["duplicate"] += 1
-        else:
-            seen.add(identity)
-            kept.append((item, completion))
-    return kept
-
-
-def is_repetitive(text: str) -> bool:
-    """Return whether most 4-word sequences of a text occur in it before (a degenerate loop)."""
-    words = text.split()
-    shingles = [tuple(words[i : i + SHINGLE]) for i in range(len(words) - SHINGLE + 1)]
-    return bool(shingles) and 1 - len(set(shingles)) / len(shingles) > MOST_REPEATED
+    return WrittenSamples(samples, dropped)

@@ -1,9 +1,9 @@
-"""Prompt templates: how the teacher is asked about a memory, and how the student is asked without it.
+"""Prompt templates of the teacher, which sees a memory, and of the student, which does not.
 
-A template is a Jinja file `NAME.j2`, rendered with `context` (the memory's text for the teacher, nothing for the
-student), `request`, `source` and `chat` (whether the model has a chat template). Beside it may stand `NAME.ask.j2`, by
-which the teacher first thinks of a `request`, such as a question. `{% set stop = [...] %}` names strings that end a
-sample. Text that does not depend on `context` is what teacher and student share.
+A template is a Jinja file `NAME.j2`, rendered with `context` (the memory's text for the teacher, `None` for the
+student), `request`, `source` and `chat` (whether the model has a chat template). An optional `NAME.ask.j2` next to it
+lets the teacher first write the `request`, such as a question. `{% set stop = [...] %}` sets strings that end a sample.
+Text that does not depend on `context` is shared by teacher and student.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BUILT_IN = ("question_answer", "continuation", "paraphrase", "summary", "implica
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered template: the text, and the strings that end what follows it."""
+    """A rendered template: the text, and the strings that end a completion."""
 
     text: str
     stop: tuple[str, ...]
@@ -29,7 +29,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Template:
-    """A pair of prompts: how the teacher thinks of a request (or nothing), and how a request is answered."""
+    """A pair of prompts: one that asks the teacher for a request (optional), and one that asks for the response."""
 
     name: str
     ask: jinja2.Template | None
@@ -37,7 +37,7 @@ class Template:
 
     @staticmethod
     def load(name: str) -> Template:
-        """Load a built-in template by name, or a user's by the path of its `.j2` file.
+        """Load a built-in template by name, or your own by the path of its `.j2` file.
 
         Raises:
             `ValueError`: if there is no such template, or it is not valid Jinja.
@@ -45,22 +45,20 @@ class Template:
         path = FOLDER / f"{name}.j2" if name in BUILT_IN else Path(name)
         if path.suffix != ".j2" or not path.is_file():
             raise ValueError(
-                f"There is no template {name!r}. Built in are {', '.join(BUILT_IN)}; any other is given as the path "
-                f"of a .j2 file."
+                f"There is no template {name!r}. Give a built-in one ({', '.join(BUILT_IN)}) or the path of a .j2 file."
             )
         ask = path.with_suffix(".ask.j2")
         return Template(path.stem, _compile(ask) if ask.is_file() else None, _compile(path))
 
 
 def render(template: jinja2.Template, **variables: Any) -> Prompt:
-    """Render a template. Its own white space at the end is kept off, since a prompt that ends in a space splits words
-    badly in most tokenizers."""
+    """Render a template. Trailing spaces are removed, since most tokenizers split words badly after them."""
     module = template.make_module({"context": None, "request": None, "source": None, "chat": False, **variables})
     return Prompt(str(module).rstrip(" "), tuple(getattr(module, "stop", ())))
 
 
 def load_general() -> jinja2.Template:
-    """Load the prompt of general samples (empty for a model without a chat template, which just begins)."""
+    """Load the prompt of general samples (empty for a model without a chat template)."""
     return _compile(FOLDER / "general.j2")
 
 
@@ -69,4 +67,4 @@ def _compile(path: Path) -> jinja2.Template:
     try:
         return environment.from_string(path.read_text(encoding="utf-8"))
     except (jinja2.TemplateSyntaxError, UnicodeDecodeError) as error:
-        raise ValueError(f"The template {path} cannot be read: {error}. See the Jinja syntax.") from None
+        raise ValueError(f"The template {path} cannot be read: {error}. Correct its Jinja syntax.") from None

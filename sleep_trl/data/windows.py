@@ -1,4 +1,4 @@
-"""Cutting a memory into windows that fit the teacher's context, at sentence boundaries."""
+"""Split a memory into windows of whole sentences that fit the teacher's context."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from collections.abc import Callable, Iterable
 
 CountTokens = Callable[[str], int]
 
-# A sentence ends with its punctuation and closing quotes, or with a line; the white space behind it belongs to it.
+# A sentence ends with punctuation and closing quotes, or at a line break; white space after it belongs to it.
 SENTENCE = re.compile(r".*?(?:[.!?。!?…]+[\"'”’)\]]*(?:\s+|$)|\n+|$)", re.DOTALL)
 
 
 def split_all(texts: Iterable[str], count_tokens: CountTokens, window: int, overlap: int) -> list[list[str]]:
-    """Split each memory into windows, as [`split_windows`] does. Small windows overlap by half of one at most."""
+    """Split each memory with [`split_windows`]. The overlap is limited to half a window."""
     return [split_windows(text, count_tokens, window, min(overlap, window // 2)) for text in texts]
 
 
 def split_windows(text: str, count_tokens: CountTokens, window: int, overlap: int) -> list[str]:
     """
-    Split a text into windows of whole sentences that together cover all of it.
+    Split a text into windows of whole sentences that together cover it.
 
     Args:
         text (`str`):
             The memory.
         count_tokens (`Callable[[str], int]`):
-            Length of a text in tokens, without special tokens.
+            Returns the length of a text in tokens, without special tokens.
         window (`int`):
-            Longest window, in tokens.
+            Maximum length of a window, in tokens.
         overlap (`int`):
-            Tokens of whole sentences that a window repeats of the one before it, at most.
+            Maximum number of tokens, in whole sentences, that a window repeats from the previous one.
 
     Returns:
         `list[str]`: the windows. A sentence longer than a window is split between words.
@@ -38,7 +38,7 @@ def split_windows(text: str, count_tokens: CountTokens, window: int, overlap: in
     """
     if overlap >= window:
         raise ValueError(
-            f"The overlap of windows ({overlap} tokens) must be smaller than the window ({window} tokens)."
+            f"The overlap of windows ({overlap} tokens) must be smaller than the window ({window} tokens). Lower it."
         )
     if count_tokens(text) <= window:
         return [text]
@@ -62,7 +62,7 @@ def split_windows(text: str, count_tokens: CountTokens, window: int, overlap: in
 
 
 def split_sentences(text: str) -> list[str]:
-    """Split a text into sentences; joined, they are the text again."""
+    """Split a text into sentences, which joined give the text again."""
     return [sentence for sentence in SENTENCE.findall(text) if sentence]
 
 

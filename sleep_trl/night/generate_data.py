@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..data.samples import Window, Written, write_about, write_earlier, write_general
+from ..data.samples import Window, WrittenSamples, write_about, write_earlier, write_general
 from ..data.templates import Template
 from ..distributed.progress import bar, echo
 from ..planning.relearning import prompts_without
@@ -36,7 +36,7 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
         for memory, texts in zip(ctx.memories, ctx.inputs.windows, strict=True)
         for text in texts
     ]
-    written = Written()
+    written = WrittenSamples()
     writers: Sequence[Engine] = ctx.teachers or [ctx.engine]
     shares = [data.samples_per_window * (k + 1) // len(writers) for k in range(len(writers))]  # up to each writer
     for template in map(Template.load, data.templates) if windows else ():

@@ -1,4 +1,4 @@
-"""Reading memories: every source gives the same documents; a bad row is named, never quoted."""
+"""Reading memories: every source gives the same documents; errors name a bad row and never quote it."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ def test_jsonl_gives_what_it_was_given(tmp_path: Path) -> None:
     assert document.sha256 == hashlib.sha256(SECRET.encode()).hexdigest()
 
 
-def test_made_ids_name_source_and_line(tmp_path: Path) -> None:
+def test_derived_ids_name_source_and_line(tmp_path: Path) -> None:
     path = tmp_path / "docs.jsonl"
     path.write_text('{"text": "one"}\n\n{"text": "two", "id": null, "questions": null}\n', "utf-8")
     documents = read_memories(str(path))
@@ -42,7 +42,7 @@ def test_line_separators_and_byte_order_mark_are_text(tmp_path: Path) -> None:
     assert document.text == "one\u2028two\u0085three"
 
 
-def test_folder_is_read_in_order_of_paths(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_folder_is_read_sorted_by_path(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("b.md", "a.txt", "sub/c.TXT", "picture.png"):
         (tmp_path / name).write_text(f"text of {name}", "utf-8")
@@ -50,7 +50,7 @@ def test_folder_is_read_in_order_of_paths(tmp_path: Path, caplog: pytest.LogCapt
         documents = read_memories(str(tmp_path))
     assert [document.id for document in documents] == ["a.txt", "b.md", "sub/c.TXT"]
     assert documents[1] == MemoryText("b.md", "b.md", "text of b.md")
-    assert "1 files that are neither" in caplog.text
+    assert "ignoring 1 files that are neither" in caplog.text
 
 
 @pytest.mark.parametrize("in_splits", [False, True])
@@ -79,16 +79,16 @@ def test_dataset_by_name_takes_the_train_split(monkeypatch: pytest.MonkeyPatch) 
     [
         ("{", r"line 1: not valid JSON.*column 2\)\. Each line"),
         ([SECRET], r"line 1: must be a JSON object, not a list"),
-        ({"txt": SECRET}, r"line 1: the key `text` is missing"),
+        ({"txt": SECRET}, r"line 1: the required key `text` is missing"),
         ({"text": " \n"}, r"line 1: `text` is empty"),
         ({"text": 7}, r"line 1: `text` must be a string, not a number"),
         ({"text": None}, r"line 1: `text` must be a string, not null"),
-        ({"text": SECRET + "\ud800"}, r"line 1: `text` holds half a surrogate pair"),
+        ({"text": SECRET + "\ud800"}, r"line 1: `text` contains half a surrogate pair"),
         ({"text": SECRET, "id": 7}, r"line 1: `id` must be a string, not a number"),
         ({"text": SECRET, "source": True}, r"`source` must be a string, not a boolean"),
         ({"text": SECRET, "questions": "q"}, r"`questions` must be a list of objects, not a str"),
         ({"text": SECRET, "questions": ["q"]}, r"questions\[0\]: must be a JSON object"),
-        ({"text": SECRET, "questions": [{"answers": ["a"]}]}, r"\[0\]: the key `question` is miss"),
+        ({"text": SECRET, "questions": [{"answers": ["a"]}]}, r"\[0\]: the required key `question` is miss"),
         ({"text": SECRET, "questions": [{"question": "q"}]}, r"`answers` is missing or empty"),
         ({"text": SECRET, "questions": [{"question": "q", "answers": []}]}, r"`answers` is miss"),
         ({"text": SECRET, "questions": [{"question": "q", "answers": "a"}]}, r"`answers` must be"),
@@ -106,7 +106,7 @@ def test_bad_row_is_named_without_its_text(tmp_path: Path, row: object, message:
 
 def test_duplicate_id_names_both_lines(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "d.jsonl", {"text": "one", "id": "a"}, {"text": "two", "id": "a"})
-    with pytest.raises(ValueError, match=r"line 2: the id 'a' was given before, in .*line 1"):
+    with pytest.raises(ValueError, match=r"line 2: the id 'a' is already used in .*line 1"):
         read_memories(path)
 
 
@@ -122,22 +122,22 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         "absent.jsonl": "does not exist",
         "latin.jsonl": "is not UTF-8 text",
         "one.txt": r"is not a \.jsonl file",
-        "folder": r"holds no \.txt or \.md files",
-        "damaged": "cannot be read.*Save it anew",
+        "folder": r"has no \.txt or \.md files",
+        "damaged": "cannot be read.*Save it again",
     }.items():
         with pytest.raises(ValueError, match=message):
             read_memories(str(tmp_path / name))
 
 
-def test_dataset_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_dataset_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(name: str) -> None:
         raise ConnectionError(f"Couldn't reach {name} on the Hub\nsecond line")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(ValueError, match=r"'towns' is no file.*reach towns.*network, or give a lo"):
+    with pytest.raises(ValueError, match=r"'towns' is not a file.*reach towns.*network, or give a lo"):
         read_memories("towns")
     datasets.Dataset.from_dict({"body": ["x"]}).save_to_disk(tmp_path / "set")
-    with pytest.raises(ValueError, match=r"no column `text`, but body\. Rename"):
+    with pytest.raises(ValueError, match=r"no column `text`, only body\. Rename"):
         read_memories(str(tmp_path / "set"))
     splits = {"a": datasets.Dataset.from_dict({"text": ["x"]})}
     splits["b"] = splits["a"]

@@ -1,5 +1,5 @@
-"""The main job on real text: SQuAD passages, a Qwen3-form model with random weights, a chat template and a byte-level
-BPE tokenizer trained on the text. Its recall means nothing; that nothing is truncated or dropped does."""
+"""A night on real text: SQuAD passages, a Qwen3 model with random weights, a chat template and a byte-level BPE
+tokenizer trained on the text. Its recall means nothing; what matters is that nothing is truncated or dropped."""
 
 import json
 from pathlib import Path
@@ -26,11 +26,11 @@ def rows() -> list[dict]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("squad")
-    trained = ByteLevelBPETokenizer()
+    bpe = ByteLevelBPETokenizer()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trained.train_from_iterator([row["text"] for row in rows()], vocab_size=1500, special_tokens=special)
+    bpe.train_from_iterator([row["text"] for row in rows()], vocab_size=1500, special_tokens=special)
     names = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, **names)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **names)
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder / "model")
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
@@ -56,26 +56,26 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
-def test_every_passage_is_read_to_its_end(run):
+def test_every_passage_is_read_completely(run):
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     written = json.loads((run / "run" / "phases" / "write_dataset.json").read_text())["result"]
     samples = [s for s in written["samples"] if s["part"] == "memory"]
     assert {s["memory_id"] for s in samples} == {row["id"] for row in rows()}
     for row in rows():
         prompts = [tokenizer.decode(s["teacher_prompt_ids"]) for s in samples if s["memory_id"] == row["id"]]
-        for word in row["text"].split():  # every word of the passage stands in some prompt
+        for word in row["text"].split():  # every word of the passage is in some prompt
             assert any(word in prompt for prompt in prompts), word
         assert any(row["text"].strip()[-30:] in prompt for prompt in prompts)
     assert max(len(tokenizer(row["text"])["input_ids"]) for row in rows()) > CONTEXT  # some had to be split
 
 
-def test_prompts_leave_room_for_the_answer(run):
+def test_prompts_leave_space_for_the_answer(run):
     written = json.loads((run / "run" / "phases" / "write_dataset.json").read_text())["result"]
     assert max(len(s["teacher_prompt_ids"]) for s in written["samples"]) + 16 <= CONTEXT
     assert all("<|im_start|>assistant" in s["prompt"] for s in written["samples"])
 
 
-def test_the_context_is_in_the_teachers_prompt_alone(run):
+def test_only_the_teachers_prompt_has_the_context(run):
     written = json.loads((run / "run" / "phases" / "write_dataset.json").read_text())["result"]
     summaries = [s for s in written["samples"] if s["template"] == "summary"]
     texts = {row["id"]: row["text"] for row in rows()}

@@ -4,14 +4,14 @@ import pytest
 
 from sleep_trl.data.prompts import Prompter
 from sleep_trl.data.rows import COLUMNS, build_rows, split_shares
-from sleep_trl.data.samples import Sample, Window, is_repetitive, write_about, write_earlier, write_general
+from sleep_trl.data.samples import Sample, Window, write_about, write_earlier, write_general
 from sleep_trl.data.templates import Template
 from sleep_trl.rollout import Completion, TransformersEngine
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
-class Script:
-    """An engine that says what it is told, to see what is kept of it."""
+class FixedEngine:
+    """An engine that reuses given completions in order."""
 
     def __init__(self, *answers):
         self.answers, self.prompts = list(answers), []
@@ -21,17 +21,24 @@ class Script:
         return [self.answers.pop(0) for _ in prompts]
 
 
-def said(text, reason="eos"):
+def answer(text, reason="eos"):
     return Completion([9, 2], text, reason)
 
 
 OPTIONS = {"max_new_tokens": 8, "ask_temperature": 1.0, "temperature": 0.5, "seed": 3}
 
 
-def test_what_teaches_nothing_is_dropped_and_counted():
-    engine = Script(
-        *(said("Who?"), said("who?"), said(""), said("Where", "length"), said("a b c d " * 6), said("What?")),
-        *(said("Ben."), said("")),
+def test_dropped_completions_are_counted_by_reason():
+    engine = FixedEngine(
+        *(
+            answer("Who?"),
+            answer("who?"),
+            answer(""),
+            answer("Where", "length"),
+            answer("a b c d " * 6),
+            answer("What?"),
+        ),
+        *(answer("Ben."), answer("")),
     )
     windows = [Window("m", "the town", "the cat of Mira is called Tolu")]
     template, prompter = Template.load("question_answer"), Prompter(tiny_tokenizer())
@@ -45,7 +52,7 @@ def test_what_teaches_nothing_is_dropped_and_counted():
 
 
 def test_the_same_question_about_two_memories_is_kept_twice():
-    engine = Script(*[said("Who?")] * 2, said("Ben."), said("Mira."))
+    engine = FixedEngine(*[answer("Who?")] * 2, answer("Ben."), answer("Mira."))
     windows = [Window(i, "the town", "text") for i in "ab"]
     template = Template.load("question_answer")
     written = write_about(windows, template, engine, Prompter(tiny_tokenizer()), samples_per_window=1, **OPTIONS)
@@ -56,7 +63,7 @@ def test_a_real_model_writes_without_truncation_or_loss():
     model, tokenizer = tiny_model(), tiny_tokenizer()
     engine = TransformersEngine(model, tokenizer, batch_size=3)
     windows = [Window("m", "town", "the cat of Mira"), Window("n", "town", "the boat of Ben sleeps")]
-    done = []
+    finished = []
     options = {**OPTIONS, "max_new_tokens": 24}
     written = write_about(
         windows,
@@ -64,24 +71,24 @@ def test_a_real_model_writes_without_truncation_or_loss():
         engine,
         Prompter(tokenizer),
         samples_per_window=5,
-        progress=done.append,
+        progress=finished.append,
         **options,
     )
-    assert sum(done) == 10 == len(written.samples) + sum(written.dropped.values())
+    assert sum(finished) == 10 == len(written.samples) + sum(written.dropped.values())
     general = write_general(engine, Prompter(tokenizer), 7, 12, seed=1)
     assert len(general.samples) + sum(general.dropped.values()) == 7
     assert all(s.prompt_ids == [1] == s.teacher_prompt_ids for s in general.samples)
     texts = ["the cat of Mira", "the boat of Ben"]
-    begun = write_general(engine, Prompter(tokenizer), 6, 12, seed=1, texts=texts)
-    assert all(s.prompt_ids == [1] and s.reference.startswith(tuple(texts)) for s in begun.samples)
-    assert all(any(s.reference.startswith(text) for s in begun.samples) for text in texts)
+    continued = write_general(engine, Prompter(tokenizer), 6, 12, seed=1, texts=texts)
+    assert all(s.prompt_ids == [1] and s.reference.startswith(tuple(texts)) for s in continued.samples)
+    assert all(any(s.reference.startswith(text) for s in continued.samples) for text in texts)
 
 
-def test_earlier_prompts_end_where_their_answers_ended_before():
+def test_earlier_prompts_keep_their_stop_strings():
     row = {"memory_id": "m", "template": "question_answer", "prompt_ids": [1, 4, 5]}
     stops = ([], ["\nQuestion:"], [], ["\nQuestion:"])
     prompts = [{**row, "prompt": f"p{i}", "stop": stop} for i, stop in enumerate(stops)]
-    engine = Script(said("a"), said("b", "length"), said("c", "stop"), said("d", "stop"))
+    engine = FixedEngine(answer("a"), answer("b", "length"), answer("c", "stop"), answer("d", "stop"))
     written = write_earlier(prompts, engine, 8, 0.5, seed=1)
     assert [sampling.stop for _, sampling in engine.prompts] == [(), ("\nQuestion:",)]
     assert [(s.prompt, s.reference, s.stop) for s in written.samples] == [
@@ -90,16 +97,6 @@ def test_earlier_prompts_end_where_their_answers_ended_before():
         ("p3", "d", ["\nQuestion:"]),
     ]
     assert written.dropped == Counter(truncated=1)
-
-
-@pytest.mark.parametrize("text", ["a b c d a b c d a b c d", "la la la la la la la"])
-def test_loops_are_repetitive(text):
-    assert is_repetitive(text)
-
-
-@pytest.mark.parametrize("text", ["", "Ben", "Ben Ben Ben", "the cat of Mira is called Tolu and eats hats"])
-def test_short_or_ordinary_texts_are_not(text):
-    assert not is_repetitive(text)
 
 
 @pytest.mark.parametrize(
@@ -126,14 +123,14 @@ def sample(part, i, length=6):
 ROWS = {"steps": 30, "per_step": 4, "shares": {"general": 0.25, "earlier": 0.25}, "max_completion": 3, "seed": 0}
 
 
-def test_every_step_has_the_same_shares_and_every_sample_its_turn():
+def test_every_step_has_the_same_shares_and_samples_are_used_evenly():
     samples = [sample("memory", i) for i in range(5)] + [sample("general", 6), sample("earlier", 7)]
     rows = build_rows(samples, tiny_tokenizer(), prefix_share=0.5, **ROWS)
     assert len(rows) == 120
     for step in range(30):
         assert Counter(r["part"] for r in rows[4 * step : 4 * step + 4]) == Counter(memory=2, general=1, earlier=1)
-    turns = Counter(r["memory_id"] for r in rows if r["part"] == "memory")
-    assert max(turns.values()) - min(turns.values()) <= 1
+    uses = Counter(r["memory_id"] for r in rows if r["part"] == "memory")
+    assert max(uses.values()) - min(uses.values()) <= 1
     assert rows == build_rows(samples, tiny_tokenizer(), prefix_share=0.5, **ROWS)
     assert tuple(rows[0]) == COLUMNS
 
@@ -153,11 +150,11 @@ def test_prefix_and_rest_are_the_sample(prefix_share):
     assert (started_inside == 0) == (prefix_share == 0)
 
 
-def test_parts_without_samples_give_their_share_to_the_memory():
+def test_parts_without_samples_leave_their_share_to_the_memory():
     rows = build_rows([sample("memory", 1)], tiny_tokenizer(), prefix_share=0.0, **ROWS)
     assert {row["part"] for row in rows} == {"memory"}
 
 
-def test_nothing_about_the_memory_is_an_error():
-    with pytest.raises(ValueError, match="no sample about a memory to learn"):
+def test_no_sample_about_the_memories_is_an_error():
+    with pytest.raises(ValueError, match="no samples about the memories"):
         build_rows([sample("general", 1)], tiny_tokenizer(), prefix_share=0.0, **ROWS)

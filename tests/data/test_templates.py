@@ -67,11 +67,11 @@ def test_a_general_prompt_is_never_empty():
     assert Prompter(tiny_tokenizer()).general() == ([1], "", [])
 
 
-def test_a_plain_sample_begins_with_the_text_and_a_chat_model_answers_it():
+def test_a_base_model_continues_the_text_and_a_chat_model_answers_it():
     tokenizer = tiny_tokenizer()
     ids = tokenizer("the cat", add_special_tokens=False)["input_ids"]
     assert Prompter(tokenizer).general("the cat") == ([1], "", ids)
     tokenizer.chat_template = CHAT
-    prompt, text, begun = Prompter(tokenizer).general("the cat")
-    assert text == "<user>the cat<assistant>" and begun == []
+    prompt, text, prefix = Prompter(tokenizer).general("the cat")
+    assert text == "<user>the cat<assistant>" and prefix == []
     assert prompt == tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -47,7 +47,7 @@ def test_a_sentence_longer_than_a_window_is_split_between_words():
     assert max(map(count, windows)) <= 10
 
 
-def test_one_endless_word_is_split_too():
+def test_a_word_longer_than_a_window_is_split_too():
     windows = split_windows("x" * 1000, len, 64, 0)
     assert "".join(windows) == "x" * 1000 and max(map(len, windows)) <= 64
 
@@ -65,5 +65,5 @@ def test_random_texts_lose_nothing():
         assert kept == "".join(text.split())
 
 
-def test_small_windows_overlap_by_half_of_one_at_most():
+def test_small_windows_overlap_by_at_most_half():
     assert split_all(["A b c. D e f. G h i.", "J."], count, 6, 50) == [["A b c. D e f.", "D e f. G h i."], ["J."]]

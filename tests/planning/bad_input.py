@@ -88,7 +88,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     "unknown template": (
         options(dataset__templates='["poem"]'),
-        r"no template 'poem'\. Built in are question_answer",
+        r"no template 'poem'\. Give a built-in one \(question_answer",
     ),
     "template that is no jinja": (
         file("my.j2", "{% if %}", dataset__templates='["my.j2"]'),
@@ -131,12 +131,12 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     "memory that is a number": (rows({"text": 5}), r"line 1: `text` must be a string, not a number"),
     "ids twice": (
         rows({"text": TEXT, "id": "a"}, {"text": TEXT, "id": "a"}),
-        r"line 2: the id 'a' was given before, in docs\.jsonl, line 1",
+        r"line 2: the id 'a' is already used in docs\.jsonl, line 1",
     ),
     "question without answers": (question(), r"questions\[0\]: `answers` is missing or empty"),
     "folder without texts": (
         file("notes/picture.png", b"", memories="notes"),
-        r"folder notes holds no \.txt or \.md files",
+        r"folder notes has no \.txt or \.md files",
     ),
     "memories in a format of others": (
         file("docs.csv", "text\nx\n", memories="docs.csv"),

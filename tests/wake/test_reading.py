@@ -128,7 +128,7 @@ def test_a_name_that_cannot_be_shown_is_rejected_in_words_that_can(buffer, tmp_p
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("absent.jsonl", "does not exist"), ("data.csv", "--form"), ("empty", "holds no .txt or .md files")],
+    [("absent.jsonl", "does not exist"), ("data.csv", "--form"), ("empty", "has no .txt or .md files")],
 )
 def test_a_path_that_cannot_be_read_is_refused(buffer, tmp_path, name, message):
     (tmp_path / "data.csv").touch()

@@ -1,0 +1,102 @@
+"""Which completions are dropped before training, and why. Drops are counted by reason in results.json and printed.
+
+To add a filter, write a function that returns whether a completion is dropped, add it to `FILTERS` under the reason to
+report, and test it in tests/data/test_filters.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ..rollout import Completion
+
+Item = TypeVar("Item")
+NGRAM = 4  # words
+MAX_REPEATED = 0.5  # share of repeated 4-grams above which a text is a loop
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A completion that may become a sample.
+
+    Args:
+        text (`str`):
+            What was written.
+        stop_reason (`str`):
+            Why it ends; `"length"` if it was cut at the token limit.
+        identity (`object`):
+            What two duplicates have in common, such as prompt and text.
+        may_be_truncated (`bool`):
+            Whether a completion that was cut at the token limit is kept.
+        kept (`Set[object]`):
+            Identities of the completions kept so far.
+    """
+
+    text: str
+    stop_reason: str
+    identity: object
+    may_be_truncated: bool
+    kept: Set[object]
+
+
+def is_empty(candidate: Candidate) -> bool:
+    return not candidate.text
+
+
+def is_truncated(candidate: Candidate) -> bool:
+    return candidate.stop_reason == "length" and not candidate.may_be_truncated
+
+
+def is_repetitive(candidate: Candidate) -> bool:
+    """Most 4-grams of words occur earlier in the text (a degenerate loop)."""
+    words = candidate.text.split()
+    ngrams = [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
+    return bool(ngrams) and 1 - len(set(ngrams)) / len(ngrams) > MAX_REPEATED
+
+
+def is_duplicate(candidate: Candidate) -> bool:
+    return candidate.identity in candidate.kept
+
+
+FILTERS: Mapping[str, Callable[[Candidate], bool]] = {
+    "empty": is_empty,
+    "truncated": is_truncated,
+    "repetitive": is_repetitive,
+    "duplicate": is_duplicate,
+}
+"""Filters by reason, in order: a completion counts for the first one that drops it."""
+
+
+def apply_filters(
+    pairs: Iterable[tuple[Item, Completion]],
+    identity: Callable[[Item, Completion], object],
+    keep_truncated: bool = False,
+) -> tuple[list[tuple[Item, Completion]], Counter[str]]:
+    """Drop the completions that teach nothing.
+
+    Args:
+        pairs (`Iterable[tuple[Item, Completion]]`):
+            Completions, each with what it belongs to.
+        identity (`Callable[[Item, Completion], object]`):
+            What two duplicates have in common.
+        keep_truncated (`bool`, *optional*, defaults to `False`):
+            Whether completions that were cut at the token limit are kept.
+
+    Returns:
+        `tuple[list, Counter]`: the pairs that are kept, in order, and the number of those dropped by reason.
+    """
+    kept: list[tuple[Item, Completion]] = []
+    identities: set[object] = set()
+    dropped: Counter[str] = Counter()
+    for item, completion in pairs:
+        key = identity(item, completion)
+        candidate = Candidate(completion.text, completion.stop_reason, key, keep_truncated, identities)
+        if reason := next((reason for reason, drops in FILTERS.items() if drops(candidate)), None):
+            dropped[reason] += 1
+        else:
+            identities.add(key)
+            kept.append((item, completion))
+    return kept, dropped

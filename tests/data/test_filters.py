@@ -1,0 +1,47 @@
+from collections import Counter
+
+import pytest
+
+from sleep_trl.data.filters import FILTERS, Candidate, apply_filters
+from sleep_trl.rollout import Completion
+
+
+def candidate(text, stop_reason="eos", *, may_be_truncated=False, kept=()):
+    return Candidate(text, stop_reason, text.casefold(), may_be_truncated, set(kept))
+
+
+DROPPED = {
+    "empty": [candidate("")],
+    "truncated": [candidate("Where", "length")],
+    "repetitive": [candidate("a b c d a b c d a b c d"), candidate("la la la la la la la")],
+    "duplicate": [candidate("Who?", kept=["who?"])],
+}
+KEPT = {
+    "empty": [candidate("Ben")],
+    "truncated": [candidate("Where"), candidate("Where", "length", may_be_truncated=True)],
+    "repetitive": [
+        candidate(text) for text in ("", "Ben", "Ben Ben Ben", "the cat of Mira is called Tolu and eats hats")
+    ],
+    "duplicate": [candidate("Who?", kept=["what?"])],
+}
+
+
+@pytest.mark.parametrize("reason", FILTERS)
+def test_each_filter_drops_what_it_should_and_nothing_else(reason):
+    assert all(map(FILTERS[reason], DROPPED[reason]))
+    assert not any(map(FILTERS[reason], KEPT[reason]))
+
+
+def test_a_completion_counts_for_the_first_filter_that_drops_it():
+    loop = "a b c d " * 6
+    completions = [Completion([], text, reason) for text, reason in [("", "length"), (loop, "length"), (loop, "eos")]]
+    kept, dropped = apply_filters(((None, c) for c in completions), lambda _, c: c.text)
+    assert kept == [] and dropped == Counter(empty=1, truncated=1, repetitive=1)
+
+
+def test_only_kept_completions_have_duplicates():
+    cut, whole, again = Completion([], "Who?", "length"), Completion([], "Who?", "eos"), Completion([], "who?", "eos")
+    kept, dropped = apply_filters(enumerate([cut, whole, again]), lambda _, c: c.text.casefold())
+    assert kept == [(1, whole)] and dropped == Counter(truncated=1, duplicate=1)
+    kept, dropped = apply_filters(enumerate([cut, whole]), lambda _, c: c.text.casefold(), keep_truncated=True)
+    assert kept == [(0, cut)] and dropped == Counter(duplicate=1)
