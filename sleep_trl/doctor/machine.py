@@ -111,7 +111,7 @@ def check_memory(case: Case) -> Finding:
     if torch.cuda.is_available() and not case.launch.uses_cpu:
         free, total = min(torch.cuda.mem_get_info(i) for i in range(torch.cuda.device_count()))
         where, free_mib = "on the GPU", free / MIB
-        needed += config.rollout.gpu_memory * total / MIB if case.engine.replica == "vllm" else 0
+        needed += config.rollout.gpu_memory * total / MIB if case.inputs.engine.replica == "vllm" else 0
     else:
         where, free_mib = "in main memory", free_memory() / MIB
         needed *= case.launch.processes

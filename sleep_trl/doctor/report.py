@@ -11,20 +11,16 @@ from ..config import RunConfig
 from .launcher import Launch
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-    from ..data.documents import MemoryText
-    from ..data.prompts import Prompter
+    from ..planning.inputs import RunInputs
     from ..planning.plan import Plan
-    from ..rollout.choice import Choice
 
 State = Literal["ok", "warning", "fault", "skipped"]
 
 
 @dataclass
 class Case:
-    """What to check. What is derived from the run is computed when a check first asks for it, and raises `ValueError`
-    as preflight does.
+    """What to check. `inputs` and `plan` are derived when a check first asks for them; a mistake in the run raises
+    `ValueError`, as in preflight.
 
     Args:
         config (`RunConfig`, *optional*):
@@ -59,54 +55,18 @@ class Case:
         return self.config.starts_ray or self.config.rollout.ray_address is not None
 
     @cached_property
-    def plan(self) -> Plan:
+    def inputs(self) -> RunInputs:
+        """What follows from the run's configuration without its weights."""
         from ..planning.inputs import RunInputs
+
+        return RunInputs(self.run)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The run in numbers, if preflight finds no mistake."""
         from ..planning.preflight import preflight
 
-        return preflight(RunInputs(self.run))
-
-    @cached_property
-    def model_config(self) -> PretrainedConfig:
-        from ..models.inspection import read_config
-
-        return read_config(self.run.model)
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        from ..models.inspection import read_tokenizer
-
-        return read_tokenizer(self.run, int(self.model_config.get_text_config().vocab_size))
-
-    @cached_property
-    def prompter(self) -> Prompter:
-        from ..data.prompts import Prompter
-
-        return Prompter(self.tokenizer, self.run.chat_template_kwargs)
-
-    @cached_property
-    def memories(self) -> list[MemoryText]:
-        from ..planning.night_source import night_memories
-
-        return night_memories(self.run)
-
-    @cached_property
-    def windows(self) -> list[list[str]]:
-        """Each memory in windows, as the teacher reads it."""
-        from ..data.windows import split_all
-
-        texts = [memory.text for memory in self.memories]
-        return split_all(texts, self.prompter.count_tokens, self.plan.window, self.run.dataset.window_overlap)
-
-    @cached_property
-    def engine(self) -> Choice:
-        """The engine that the run will generate with."""
-        from ..memory.hosts import find_hosts
-        from ..models.inspection import build_without_weights
-        from ..planning.capacity import find_capacity
-        from ..rollout.choice import choose
-
-        hosts = find_hosts(build_without_weights(self.run.model, self.model_config))
-        return choose(self.run.rollout, self.model_config, hosts, find_capacity(self.run).is_routed)
+        return preflight(self.inputs)
 
 
 @dataclass(frozen=True)

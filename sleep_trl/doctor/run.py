@@ -40,12 +40,12 @@ def check_output_dir(case: Case) -> Finding:
 
 def check_tokenizer(case: Case) -> Finding:
     """Load the tokenizer."""
-    return ok(f"{type(case.tokenizer).__name__} with {len(case.tokenizer):,} tokens")
+    return ok(f"{type(case.inputs.tokenizer).__name__} with {len(case.inputs.tokenizer):,} tokens")
 
 
 def check_chat_template(case: Case) -> Finding:
     """Look for a chat template if the model's name or the options suggest one."""
-    if case.tokenizer.chat_template is not None:
+    if case.inputs.tokenizer.chat_template is not None:
         return ok("prompts are user messages")
     has_kwargs = "chat_template_kwargs" in case.run.model_fields_set and bool(case.run.chat_template_kwargs)
     if has_kwargs or CHAT_NAME.search(case.run.model):
@@ -60,7 +60,7 @@ def check_chat_template(case: Case) -> Finding:
 
 def check_engine(case: Case) -> Finding:
     """Report which engine the run will generate with, and why."""
-    choice = case.engine
+    choice = case.inputs.engine
     pool = f"{case.run.rollout.num_engines} x {choice.replica} under Ray"
     return ok(f"{pool if choice.engine == 'ray' else choice.engine}: {choice.reason}")
 
@@ -83,10 +83,12 @@ def check_prompts(case: Case) -> Finding:
     """Check that the memory is in the teacher's prompts and not in the student's."""
     from ..data.templates import Template
 
-    window = case.windows[0][0]
+    window = case.inputs.windows[0][0]
     for name in case.run.dataset.templates:
         respond = Template.load(name).respond
-        student, teacher = (case.prompter(respond, context=c, request="x", source="x")[0] for c in (None, window))
+        student, teacher = (
+            case.inputs.prompter(respond, context=c, request="x", source="x")[0] for c in (None, window)
+        )
         if student == teacher:
             return fault(
                 f"template {name}: teacher and student get the same prompt, so there is nothing to teach",
@@ -99,13 +101,14 @@ def check_context(case: Case) -> Finding:
     """Check that the windows cover all memories, and that every prompt fits the context with its answer."""
     from ..data.templates import Template
 
-    config, plan = case.run, case.plan
-    for memory, windows in zip(case.memories, case.windows, strict=True):
-        if not covers(memory.text, windows):
+    config, inputs = case.run, case.inputs
+    for memory, pieces in zip(inputs.memories, inputs.windows, strict=True):
+        if not covers(memory.text, pieces):
             return fault(f"the windows of memory {memory.id!r} leave something out", "Change --dataset.window.")
-    window = max((window for windows in case.windows for window in windows), key=case.prompter.count_tokens)
+    windows = [window for pieces in inputs.windows for window in pieces]
+    longest_window = max(windows, key=inputs.prompter.count_tokens)
     prompts = [
-        case.prompter(template, context=window, request="x", source="x")[0]
+        inputs.prompter(template, context=longest_window, request="x", source="x")[0]
         for loaded in map(Template.load, config.dataset.templates)
         for template in (loaded.respond, loaded.ask)
         if template is not None
@@ -114,10 +117,10 @@ def check_context(case: Case) -> Finding:
     answer = max(config.dataset.max_new_tokens, config.seeding.max_completion_length)
     longest = max(map(len, prompts)) + request
     sizes = f"prompts of at most {longest} and answers of at most {answer}"
-    message = f"{plan.windows} windows of at most {plan.window} tokens; {sizes}"
-    if longest + answer > plan.context:
-        return fault(f"{message} do not fit a context of {plan.context}", "Lower --dataset.window.")
-    return ok(f"{message} fit a context of {plan.context}: nothing is truncated")
+    message = f"{len(windows)} windows of at most {inputs.window} tokens; {sizes}"
+    if longest + answer > inputs.context:
+        return fault(f"{message} do not fit a context of {inputs.context}", "Lower --dataset.window.")
+    return ok(f"{message} fit a context of {inputs.context}: nothing is truncated")
 
 
 def covers(text: str, windows: Iterable[str]) -> bool:
@@ -177,7 +180,7 @@ def smoke_test(case: Case) -> Iterator[Finding]:
 def _smoke_test_options(case: Case) -> dict[str, Any]:
     if case.config is None:
         return {"rollout": RolloutConfig().model_dump(), "memory": {}}
-    chosen = {"engine": case.engine.engine, "inner_engine": case.engine.replica, "num_engines": 1}
+    chosen = {"engine": case.inputs.engine.engine, "inner_engine": case.inputs.engine.replica, "num_engines": 1}
     return {
         "rollout": case.config.rollout.model_copy(update=chosen).model_dump(),
         "memory": case.config.memory.model_dump(include={"routing", "top_k"}),
