@@ -1,13 +1,13 @@
-"""What `ten_nights.py` compares Sleep with: one model that goes on learning, night after night, by cross-entropy.
+"""The baselines of `ten_nights.py`: one model that keeps learning, night after night, with the cross-entropy loss.
 
-Every night has the rows of a Sleep's night that are about its memories: requests and answers that the pretrained model
-wrote with the text in its context, so that a model which has forgotten how to read is not given worse ones. Steps, rows
-a step, schedule and evaluation are Sleep's.
+Every night has those rows of a Sleep night that are about its memories: requests and answers that the pretrained model
+wrote with the text in its context, so that a model that has forgotten how to read does not get worse data. The number
+of steps, the rows per step, the schedule and the evaluation are Sleep's.
 
     sft            all weights
-    replay         all weights; Sleep's shares of general samples and of earlier nights' rows take part in every step
+    replay         all weights; every step has Sleep's shares of general samples and of earlier nights' rows
     lora           LoRA on every linear map (PEFT), merged into the weights at the end of each night
-    ewc            all weights, held by elastic weight consolidation
+    ewc            all weights, regularized by elastic weight consolidation
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ Penalty = Callable[[PreTrainedModel], torch.Tensor]
 
 @dataclass(frozen=True)
 class Baseline:
-    """How a rival learns.
+    """How a baseline learns.
 
     Args:
-        learning_rate (`float`): peak of AdamW; schedule and warm-up are Sleep's.
-        has_replay (`bool`): whether general samples and earlier nights' rows take part.
-        lora_rank (`int`): rank of LoRA, 0 for all weights.
-        stiffness (`float`): weight of EWC's penalty, 0 for none.
+        learning_rate (`float`): peak learning rate of AdamW; schedule and warm-up are Sleep's.
+        has_replay (`bool`): whether general samples and earlier nights' rows are replayed.
+        lora_rank (`int`): rank of the LoRA; 0 trains all weights.
+        ewc_lambda (`float`): weight of EWC's penalty; 0 for none.
     """
 
     learning_rate: float
@@ -64,28 +64,29 @@ BASELINES = {
 }
 
 
-# -- a life -----------------------------------------------------------------------------------------------------------
+# -- a chain ----------------------------------------------------------------------------------------------------------
 
 
 def live(
     baseline: Baseline, config: RunConfig, memories: Sequence[Path], folder: Path, data: Path
 ) -> list[dict[str, Any]]:
-    """Let a rival learn night after night, or go on where it was.
+    """Let a baseline learn night after night, or continue where it stopped.
 
     Args:
-        rival (`Baseline`):
+        baseline (`Baseline`):
             How it learns.
         config (`RunConfig`):
-            A Sleep's night: model, data set, steps, evaluation.
+            The configuration of a Sleep night: model, data set, steps, evaluation.
         memories (`Sequence[Path]`):
-            Files of memories, one a night.
+            Files of memories, one per night.
         folder (`Path`):
-            Keeps scores and weights of every night.
+            Folder for the scores and weights of every night.
         data (`Path`):
-            Keeps what was written about every night, for all rivals of a seed.
+            Folder for the teacher's samples of every night, shared by all baselines of a seed.
 
     Returns:
-        `list[dict]`: of each night, `recall` of the nights so far, and `skill`; the first is before any night.
+        `list[dict]`: one item per night, with the `recall` of the nights so far and `skill`; the first item is before
+        any night.
     """
     tokenizer = load_tokenizer(config)
     written = [write_night(config, path, data / f"{path.stem}.json") for path in memories]
@@ -101,8 +102,8 @@ def live(
                 rows = night_rows(config, tokenizer, samples, earlier if baseline.has_replay else None)
                 model = train(baseline, config, model, rows, importance)
             if baseline.ewc_lambda:
-                learnt = [s for s in written[max(0, number - 1)] if s.part == ("memory" if number else "general")]
-                importance = Importance.measure(model, learnt, importance)
+                learned = [s for s in written[max(0, number - 1)] if s.part == ("memory" if number else "general")]
+                importance = Importance.measure(model, learned, importance)
                 importance.save(here / "ewc.safetensors")
             model.save_pretrained(here / "model")
             write_json(here / "scores.json", evaluate(config, model, tokenizer, memories[:number]))
@@ -115,7 +116,7 @@ def live(
 def evaluate(
     config: RunConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, memories: Sequence[Path]
 ) -> dict[str, Any]:
-    """Ask what a Sleep's night asks after it: every night's questions so far without context, and the skill probe."""
+    """Ask the questions of all nights so far without context, and the skill probe, as a Sleep night does."""
     engine = TransformersEngine(model, tokenizer, config.evaluation.batch_size)
     prompter = Prompter(tokenizer, config.chat_template_kwargs)
 
@@ -138,11 +139,11 @@ def evaluate(
     return {"recall": [score(items, False) for items in asked], "skill": score(probe, True)}
 
 
-# -- what is learnt ---------------------------------------------------------------------------------------------------
+# -- data -------------------------------------------------------------------------------------------------------------
 
 
 def write_night(config: RunConfig, memories: Path, file: Path) -> list[Sample]:
-    """Let the pretrained model write about a night's memories, and general samples, as Sleep's first night does."""
+    """Let the pretrained model write samples about a night's memories and general samples, as in a first night."""
     if not file.exists():
         model, tokenizer, data = load_model(config), load_tokenizer(config), config.dataset
         engine = TransformersEngine(model, tokenizer, config.evaluation.batch_size)
@@ -176,7 +177,7 @@ def write_night(config: RunConfig, memories: Path, file: Path) -> list[Sample]:
 def night_rows(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, samples: list[Sample], earlier: list[Sample] | None
 ) -> Rows:
-    """Lay out the rows of a night in training order; with `earlier` (maybe empty), self-replay takes part."""
+    """Lay out the rows of a night in training order; if `earlier` is given (it may be empty), with self-replay."""
     data, seeding = config.dataset, config.seeding
     shares: dict[Any, float] = {}
     if earlier is not None:
@@ -194,7 +195,7 @@ def night_rows(
     )
 
 
-# -- how it is learnt -------------------------------------------------------------------------------------------------
+# -- training ---------------------------------------------------------------------------------------------------------
 
 
 def train(
@@ -234,7 +235,7 @@ def batches(rows: Rows, size: int) -> Iterator[Rows]:
 
 
 def reference_loss(model: PreTrainedModel, rows: Rows) -> torch.Tensor:
-    """Return the mean cross-entropy of the references' tokens behind their prompts."""
+    """Return the mean cross-entropy of the references' tokens after their prompts."""
     sequences = [row["prompt_ids"] + row["reference_ids"] for row in rows]
     length = max(map(len, sequences))
     ids = torch.zeros(len(rows), length, dtype=torch.long)  # (rows, length)
@@ -248,12 +249,12 @@ def reference_loss(model: PreTrainedModel, rows: Rows) -> torch.Tensor:
 
 
 class Importance:
-    """Elastic weight consolidation (Kirkpatrick et al., 2017, arXiv 1612.00796), with one anchor for all that was
-    learnt and a sum of diagonal Fisher matrices (online EWC: Schwarz et al., 2018, arXiv 1805.06370, with no decay).
+    """Elastic weight consolidation (Kirkpatrick et al., 2017, arXiv 1612.00796), with a single anchor and a sum of
+    diagonal Fisher matrices (online EWC: Schwarz et al., 2018, arXiv 1805.06370, without decay).
 
     Args:
-        anchor (`dict[str, Tensor]`): weights after what was learnt last.
-        fisher (`dict[str, Tensor]`): how much each of them matters.
+        anchor (`dict[str, Tensor]`): weights after the last night.
+        fisher (`dict[str, Tensor]`): importance of each of them.
     """
 
     def __init__(self, anchor: dict[str, torch.Tensor], fisher: dict[str, torch.Tensor]) -> None:
@@ -261,7 +262,7 @@ class Importance:
 
     @staticmethod
     def measure(model: PreTrainedModel, samples: Sequence[Sample], earlier: Importance | None) -> Importance:
-        """Measure importance on samples (mean square of each one's gradient), beside what mattered before."""
+        """Measure importance on samples (mean squared gradient), and add the earlier importance."""
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         fisher = {name: torch.zeros_like(p) for name, p in named.items()}
         for sample in samples:
@@ -276,7 +277,7 @@ class Importance:
         return Importance({name: p.detach().clone() for name, p in named.items()}, fisher)
 
     def penalty(self, model: PreTrainedModel) -> torch.Tensor:
-        """Return the sum of squared distances from the anchor, each times its importance."""
+        """Return the sum of squared distances from the anchor, weighted by importance."""
         named = dict(model.named_parameters())
         return torch.stack(
             [(f * (named[name] - self.anchor[name]).square()).sum() for name, f in self.fisher.items()]

@@ -1,4 +1,4 @@
-"""The peaks of memory of one side of `seeding_step.py`: of the process or the device, and of each part of a step."""
+"""Peak memory of one side of `seeding_step.py`: of the process or the device, and of each part of a step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 MIB = 2**20
 
-before_model: list[float] = []  # the peak, in MiB, each time a model was about to be made
+before_model: list[float] = []  # the peak, in MiB, just before each model is created
 
 
 def resident_peak() -> float:
@@ -17,7 +17,7 @@ def resident_peak() -> float:
 
 
 class Phases:
-    """The peak of each part of a step. Resets the mark that a peak is read from: not for runs that report theirs."""
+    """Peak memory of each part of a step. Resets the peak counter, so not for runs that report their own."""
 
     def __init__(self, trainer: Any, cuda: bool) -> None:
         self.cuda = cuda
@@ -46,7 +46,7 @@ class Phases:
         self.peaks[name] = max(self.peaks.get(name, 0.0), peak)
 
     def watch(self, owner: Any, method: str, name: str) -> None:
-        """Replace a method by one that notes the peak reached inside it."""
+        """Wrap a method so that the peak reached inside it is recorded."""
         inner = getattr(owner, method)
 
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -59,7 +59,7 @@ class Phases:
 
 
 def memory(cuda: bool) -> dict[str, float]:
-    """Return the peak of the process, or of the device, and what was there before the model was made, in MiB."""
+    """Return the peak of the process or the device, and the peak before the model was created, in MiB."""
     if cuda:
         import torch
 

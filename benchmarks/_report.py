@@ -1,4 +1,4 @@
-"""What the benchmarks share: common options, a table for people and, as the last line, one JSON object.
+"""Common to all benchmarks: options, a readable table and, as the last line, one JSON object.
 
 A study is a benchmark that runs variants over several seeds, see `study_parser`, `run_study` and `report_study`.
 """
@@ -42,13 +42,13 @@ def environment(threads: int | None = None) -> dict[str, str]:
 
 
 def rerun_with(env: dict[str, str]) -> None:
-    """Start this script anew in another environment, unless it runs in it already."""
+    """Restart this script in another environment, unless it already runs in it."""
     if any(os.environ.get(name) != value for name, value in env.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], env)
 
 
 def report(title: str, rows: list[Row], result: dict[str, object], only_json: bool) -> None:
-    """Print the table, whose first row is its head, and the JSON object on the last line."""
+    """Print the table, whose first row is its header, and the JSON object on the last line."""
     if not only_json:
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         print(title)
@@ -59,7 +59,7 @@ def report(title: str, rows: list[Row], result: dict[str, object], only_json: bo
 
 
 def progress(text: str) -> None:
-    """Say on standard error what is being measured."""
+    """Print to standard error what is being measured."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -75,7 +75,7 @@ def study_parser(description: str, variants: Iterable[str], name: str = "variant
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     option = {"nargs": "*", "default": names, "choices": names, "metavar": "NAME", "help": "which to run"}
     parser.add_argument(f"--{name}", dest="variants", **option)
-    parser.add_argument("--output", type=Path, help="results file; runs that are in it are kept and not done again")
+    parser.add_argument("--output", type=Path, help="results file; runs that it already contains are not repeated")
     return parser
 
 
@@ -85,21 +85,21 @@ def run_study(
     run: Callable[[str, int], dict[str, Any]],
     jobs: int = 1,
 ) -> Runs:
-    """Run each variant with each seed. A results file holds every run as soon as it is done, so that an interrupted
-    study goes on where it was.
+    """Run each variant with each seed. Every finished run is written to the results file at once, so an interrupted
+    study continues where it stopped.
 
     Args:
         arguments (`argparse.Namespace`):
-            Of a [`study_parser`].
+            From a [`study_parser`].
         settings (`dict`):
-            What all runs have in common, kept with the results.
+            Settings common to all runs, stored with the results.
         run (`Callable[[str, int], dict]`):
             Runs a variant with a seed and returns its figures.
         jobs (`int`, *optional*, defaults to `1`):
-            Runs at a time.
+            Number of parallel runs.
 
     Raises:
-        `ValueError`: if the results file is of other settings.
+        `ValueError`: if the results file was written with other settings.
     """
     runs: Runs = {}
     if arguments.output and arguments.output.exists():
@@ -122,12 +122,12 @@ def run_study(
                 arguments.output.parent.mkdir(parents=True, exist_ok=True)
                 arguments.output.write_text(json.dumps({"settings": settings, "runs": runs}) + "\n", "utf-8")
     finally:
-        pool.shutdown(cancel_futures=True)  # after an error nothing is begun any more
+        pool.shutdown(cancel_futures=True)  # after an error, no further run is started
     return {v: {s: runs[v][s] for u, s in wanted if u == v} for v in arguments.variants}
 
 
 def report_study(table: list[Row], settings: dict[str, Any], runs: Runs, only_json: bool) -> None:
-    """Print a study's table in Markdown, its first row the head, and the JSON object on the last line."""
+    """Print a study's table in Markdown, its first row being the header, and the JSON object on the last line."""
     if not only_json:
         head, *rows = ["| " + " | ".join(row) + " |" for row in table]
         print("\n".join([head, "| --- |" + " ---: |" * (len(table[0]) - 1), *rows]) + "\n")
@@ -135,6 +135,6 @@ def report_study(table: list[Row], settings: dict[str, Any], runs: Runs, only_js
 
 
 def cell(values: Sequence[float], digits: int = 1) -> str:
-    """Return the mean of values, and their range where it is not a point."""
+    """Return the mean of the values, and their range if they differ."""
     mean, low, high = (f"{value:.{digits}f}" for value in (statistics.mean(values), min(values), max(values)))
     return mean if low == high else f"{mean} ({low} to {high})"

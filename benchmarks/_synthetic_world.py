@@ -1,4 +1,4 @@
-"""The quickstart's town for the studies: its memories, its sentences as tasks, nights and lives of its model."""
+"""The quickstart's town for the studies: its memories, its sentences as tasks, and nights of its model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUICKSTART = ROOT / "examples" / "quickstart"
 sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "pretrain_tiny")]
 
 WINDOW = 20  # tokens of a memory in one task: a sentence
-TOWN_SEED = 1  # of the quickstart's memories; its first three nights are files beside the model
+TOWN_SEED = 1  # of the quickstart's memories; its first three nights are files next to the model
 
 
 def memories_of(night: int) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def write_memories(path: Path, night: int, pages: int | None = None) -> Path:
 def sentence_tasks(
     memories: Sequence[dict[str, Any]], count_tokens: Callable[[str], int], most: int | None = None
 ) -> list[dict[str, Any]]:
-    """Return a task of [`DreamingTrainer`] for each sentence, with the questions whose answers and names it holds."""
+    """Return a task for [`DreamingTrainer`] per sentence, with the questions whose answers and names it contains."""
     from sleep_trl.data.windows import split_windows
 
     rows = []
@@ -60,32 +60,32 @@ def _words(text: str) -> list[str]:
 
 
 def _names(question: str) -> set[str]:
-    """Return the names in a question: its capitalized words but the first."""
+    """Return the names in a question: its capitalized words except the first."""
     return {word for word in _words(question)[1:] if word[0].isupper()}
 
 
 def words_of(options: dict[str, Any]) -> list[str]:
-    """Return the arguments of launch/sleep.py for the quickstart's configuration with other options, by dotted name."""
+    """Return arguments for launch/sleep.py: the quickstart's configuration, changed by options with dotted names."""
     return ["--config", str(QUICKSTART / "config.yaml"), *(f"--{name}={value}" for name, value in options.items())]
 
 
 def sleep(folder: Path, memories: Path, options: dict[str, Any]) -> Path:
-    """Run a night of the quickstart's model in a fresh process, unless the folder holds its results already.
+    """Run a night of the quickstart's model in a fresh process, unless the folder already has its results.
 
     Args:
         folder (`Path`):
-            The run's `output_dir`; an interrupted night in it is gone on with.
+            The run's `output_dir`; an interrupted night in it is continued.
         memories (`Path`):
             The night's memories.
         options (`dict`):
-            What differs from the quickstart's configuration, by dotted name.
+            Differences from the quickstart's configuration, by dotted name.
 
     Returns:
         `Path`: the folder.
 
     Raises:
         `ValueError`: if the folder holds a night with other options.
-        `RuntimeError`: if the night fails, with the end of what it said.
+        `RuntimeError`: if the night fails, with the end of its output.
     """
     from sleep_trl.config.command_line import parse
     from sleep_trl.planning.output_dir import changed_options
@@ -105,22 +105,22 @@ def sleep(folder: Path, memories: Path, options: dict[str, Any]) -> Path:
 
 
 def run_chain(folder: Path, nights: Sequence[Path], options: dict[str, Any]) -> list[LedgerEntry]:
-    """Sleep night after night in a fresh process. Nights that the folder holds already are kept, an interrupted one is
-    gone on with.
+    """Run night after night in a fresh process. Finished nights in the folder are kept, and an interrupted one is
+    continued.
 
     Args:
         folder (`Path`):
-            The life's `output_dir`.
+            The chain's `output_dir`.
         nights (`Sequence[Path]`):
             Each night's memories.
         options (`dict`):
-            What differs from the quickstart's configuration, by dotted name.
+            Differences from the quickstart's configuration, by dotted name.
 
     Returns:
         `list[LedgerEntry]`: the last night's ledger.
 
     Raises:
-        `RuntimeError`: if a night fails; what it said stands on standard error.
+        `RuntimeError`: if a night fails; its output is on standard error.
     """
     from sleep_trl.runs.ledger import read_ledger
 
@@ -134,15 +134,15 @@ def run_chain(folder: Path, nights: Sequence[Path], options: dict[str, Any]) -> 
 
 
 def routed_memory(folder: Path, nights: Sequence[int], steps: int) -> Path:
-    """Let the quickstart's model sleep over several nights with routed experts, each token taking one of them.
+    """Run several nights of the quickstart's model with routed experts, one expert per token.
 
     Args:
         folder (`Path`):
-            Where the nights go; those that are there already are not slept again.
+            Folder for the nights; finished ones are not repeated.
         nights (`Sequence[int]`):
-            Nights of the town, an expert for each.
+            Nights of the town, one expert each.
         steps (`int`):
-            Optimizer steps a night.
+            Optimizer steps per night.
 
     Returns:
         `Path`: the last night's `adapter`.

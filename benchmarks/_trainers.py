@@ -1,8 +1,8 @@
-"""One side of `seeding_step.py`: a trainer in a process of its own, which steps when it is told to.
+"""One side of `seeding_step.py`: a trainer in a separate process that steps on request.
 
-Line by line on standard input, a number runs that many steps and answers with their seconds, and `stop` ends the
-training and answers with the memory. All sides have the same model (random weights), dtype, optimizer, prompts and
-completion length; what differs between them is this file.
+Each line on standard input is a number of steps to run, answered with their seconds, or `stop`, which ends the training
+and is answered with the memory. All sides have the same model (random weights), dtype, optimizer, prompts and
+completion length; this file defines how they differ.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ EOS = 2
 
 SIZES = ("hidden", "intermediate", "layers", "vocabulary", "batch", "prompt", "context", "completion", "width")
 
-# -- what all sides share ---------------------------------------------------------------------------------------------
+# -- common to all sides ----------------------------------------------------------------------------------------------
 
 
 def make_model(args: argparse.Namespace) -> Any:
-    """Make a Llama with tied embeddings; its weights are drawn alike on every side."""
+    """Create a Llama with tied embeddings, with the same random weights on every side."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -49,13 +49,13 @@ def make_model(args: argparse.Namespace) -> Any:
     torch.manual_seed(0)
     with torch.device("cuda" if args.cuda else "cpu"), default_dtype(torch.bfloat16 if args.cuda else torch.float32):
         model = LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = None  # every completion has its full length
+    model.generation_config.eos_token_id = None  # every completion has the full length
     return model
 
 
 @contextlib.contextmanager
 def default_dtype(dtype: Any) -> Iterator[None]:
-    """Make tensors in `dtype` from the start, so that no other copy of the model ever exists."""
+    """Create tensors in `dtype` directly, so that no second copy of the model ever exists."""
     import torch
 
     before = torch.get_default_dtype()
@@ -67,7 +67,7 @@ def default_dtype(dtype: Any) -> Iterator[None]:
 
 
 def make_tokenizer(args: argparse.Namespace) -> Any:
-    """Make a tokenizer with one word for each id."""
+    """Create a tokenizer with one word for each id."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -88,7 +88,7 @@ def words(args: argparse.Namespace, row: int, count: int, salt: int) -> str:
 
 
 def make_rows(args: argparse.Namespace) -> Any:
-    """Make prompts, the teacher's prompts (a context, then the same prompt) and references."""
+    """Create prompts, the teacher's prompts (a context, then the same prompt) and references."""
     from datasets import Dataset
 
     rows = []
@@ -101,7 +101,7 @@ def make_rows(args: argparse.Namespace) -> Any:
 
 
 def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
-    """Return a reward that costs nothing and differs between completions."""
+    """Return a cheap reward that differs between completions."""
     return [float(len(set(ids)) + ids[0] % 7) for ids in completion_ids]
 
 
@@ -113,7 +113,7 @@ def shared_arguments(args: argparse.Namespace, folder: str) -> dict[str, Any]:
         "max_steps": 1_000_000,
         "learning_rate": 1e-5,
         "gradient_checkpointing": args.checkpointing,
-        "bf16": False,  # the weights have their dtype, nothing is left to autocast
+        "bf16": False,  # the weights already have their dtype, so there is nothing to autocast
         "use_cpu": not args.cuda,
         "dataloader_pin_memory": args.cuda,
         "logging_steps": 1,
@@ -124,7 +124,7 @@ def shared_arguments(args: argparse.Namespace, folder: str) -> dict[str, Any]:
 
 
 def policy_arguments(args: argparse.Namespace, folder: str) -> dict[str, Any]:
-    """Return what the trainers derived from GRPO have in common beyond that."""
+    """Return the further arguments that the trainers derived from GRPO have in common."""
     return {
         **shared_arguments(args, folder),
         "num_generations": 2,
@@ -137,7 +137,7 @@ def policy_arguments(args: argparse.Namespace, folder: str) -> dict[str, Any]:
 
 
 def seeding(args: argparse.Namespace, folder: str, lmbda: float = 1.0, beta: float = 0.0) -> Any:
-    """Knowledge Seeding on the rollouts alone (lambda 1): the same tokens as the peers."""
+    """Knowledge Seeding on rollouts only (lambda 1): the same tokens as the peers."""
     from sleep_trl.memory import MemorySpec, attach
     from sleep_trl.trainers import KnowledgeSeedingConfig, KnowledgeSeedingTrainer
 
@@ -158,12 +158,12 @@ def seeding_jsd(args: argparse.Namespace, folder: str) -> Any:
 
 
 def seeding_references(args: argparse.Namespace, folder: str) -> Any:
-    """Knowledge Seeding as it is by default (lambda 0.5): a reference for each prompt too."""
+    """Knowledge Seeding with its defaults (lambda 0.5): also a reference for each prompt."""
     return seeding(args, folder, lmbda=0.5)
 
 
 def grpo(args: argparse.Namespace, folder: str, lora: bool = False, cls: Any = None) -> Any:
-    """GRPO, training all weights, or a LoRA with as many parameters as the expert beside the same linear maps."""
+    """GRPO on all weights, or on a LoRA of the same linear maps with as many parameters as the expert."""
     from peft import LoraConfig
     from trl import GRPOConfig, GRPOTrainer
 
@@ -187,10 +187,10 @@ def grpo_lora(args: argparse.Namespace, folder: str) -> Any:
 
 
 def grpo_teacher(args: argparse.Namespace, folder: str, lora: bool = False) -> Any:
-    """GRPO, and in each step one forward pass of a separate teacher over its own prompt and the same completions.
+    """GRPO plus, in each step, one forward pass of a separate teacher over its own prompt and the same completions.
 
-    Of the teacher only the backbone runs, without gradients; its logits are not computed, nothing is learnt from it.
-    That is the least that any method with such a teacher must do beyond GRPO.
+    Only the teacher's backbone runs, without gradients; its logits are not computed and nothing is learned from it.
+    Any method with such a teacher does at least this in addition to GRPO.
     """
     import torch
     from trl import GRPOTrainer
@@ -222,7 +222,7 @@ def grpo_lora_teacher(args: argparse.Namespace, folder: str) -> Any:
 
 
 def gkd(args: argparse.Namespace, folder: str, beta: float = 0.0) -> Any:
-    """GKD with a separate teacher, on the student's rollouts alone (lambda 1) with our divergence (beta 0)."""
+    """GKD with a separate teacher, on the student's rollouts only (lambda 1), with our divergence (beta 0)."""
     import torch
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
@@ -275,7 +275,7 @@ SIDES: dict[str, Callable[[argparse.Namespace, str], Any]] = {
 
 
 def step_on_demand(trainer: Any, phases: Phases | None, answer: Callable[[Any], None]) -> None:
-    """Train in bouts of as many steps as standard input asks for, answering each with the seconds of its steps."""
+    """Train as many steps at a time as standard input requests, and answer with the seconds of each step."""
     import torch
     from transformers import TrainerCallback
 
@@ -306,7 +306,7 @@ def step_on_demand(trainer: Any, phases: Phases | None, answer: Callable[[Any], 
                 phases.note("optimizer")
 
         def wait(self) -> bool:
-            """Answer with the bout's seconds and wait for the next; return False at the end."""
+            """Answer with the seconds of the last steps and wait for the next request; return False at the end."""
             answer({"seconds": self.seconds})
             self.seconds = []
             line = sys.stdin.readline().strip()
@@ -326,11 +326,11 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--cuda", action="store_true", help="bfloat16 on the first CUDA device")
-    parser.add_argument("--phases", action="store_true", help="note the peak of each part of a step")
+    parser.add_argument("--phases", action="store_true", help="record the peak of each part of a step")
     args = parser.parse_args()
 
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what the libraries print goes to standard error
+    os.dup2(2, 1)  # the libraries' output goes to standard error
     with tempfile.TemporaryDirectory() as folder:
         trainer = SIDES[args.side](args, folder)
         phases = Phases(trainer, args.cuda) if args.phases else None

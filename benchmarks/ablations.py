@@ -1,9 +1,9 @@
-"""What each part of a night is worth: the quickstart's night with one thing changed, over several seeds.
+"""The contribution of each part of a night: the quickstart's night with one thing changed, over several seeds.
 
     python benchmarks/ablations.py --seeds 3 --nights 2 --jobs 2 --output benchmarks/results/ablations.json
 
 Every variant runs in a fresh process, on the same memories, for the same number of steps. With two nights, the second
-has other memories and continues from the first. Prints a table; the last line is one JSON object.
+has other memories and continues the first. Prints a table; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 QUICKSTART = Path("examples/quickstart")
 
-# What is changed, as overrides of the configuration.
+# Overrides of the configuration.
 VARIANTS: dict[str, dict[str, Any]] = {
     "full method": {},
     "no imitation reward (alpha = 1)": {"seeding.alpha": 1.0},
@@ -52,7 +52,7 @@ def run_one(overrides: dict[str, Any], folder: Path) -> dict[str, Any]:
 def train_existing_weights(
     config: Any, model: Any, tokenizer: Any, rows: Any, folder: Path, engine: Any, teachers: Any = ()
 ) -> list[dict[str, Any]]:
-    """Seed without expansion: the pretrained weights learn, a frozen copy teaches, the expert stays zero."""
+    """Seed without expansion: the pretrained weights are trained, a frozen copy teaches, the expert stays zero."""
     from sleep_trl.memory import Memory
     from sleep_trl.trainers.knowledge_seeding.from_config import make_trainer
 
@@ -100,7 +100,7 @@ def run_variant(name: str, seed: int, nights: int, steps: int | None, folder: Pa
 
 
 def tabulate(runs: Runs) -> list[Row]:
-    """Return means in percent, with the range over seeds where it is not a point."""
+    """Return means in percent, with the range over seeds if they differ."""
     keys = [key for key in next(iter(next(iter(runs.values())).values())) if key != "seconds"]
     table: list[Row] = [("variant", *(key.replace("_", " ") for key in keys))]
     for name, by_seed in runs.items():
@@ -110,9 +110,9 @@ def tabulate(runs: Runs) -> list[Row]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = study_parser((__doc__ or "").split("\n")[0], VARIANTS)
-    parser.add_argument("--nights", type=int, default=1, choices=(1, 2, 3), help="nights a run")
-    parser.add_argument("--steps", type=int, help="optimizer steps a night, instead of the configuration's")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--nights", type=int, default=1, choices=(1, 2, 3), help="nights per run")
+    parser.add_argument("--steps", type=int, help="optimizer steps per night; overrides the configuration")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

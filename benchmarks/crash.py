@@ -1,13 +1,13 @@
-"""Kill -9 at random points of a life of two nights, resume it, and compare with the life that was not disturbed.
+"""Kill a chain of two nights with -9 at random moments, resume it, and compare it with an undisturbed chain.
 
     python benchmarks/crash.py --kills 50
 
-The quickstart's model hears three passages, sleeps, hears three others, and sleeps again: nights made short, but with
-everything that a night does. In one night of a life, processes are killed after moments drawn from the time that an
-undisturbed night takes, four at most, and the life goes on with `--resume` each time. In the end ledger (but for the
-dates), experts and folded model have to be equal bit for bit, and every record that was heard has to be in exactly one
-entry. Processes are forked from one that has the libraries imported, so that kills fall into the nights and not into
-imports. The last line is one JSON object.
+Three passages are added to a wake buffer, the quickstart's model runs a night, three other passages are added, and it
+runs a second night. The nights are short but have every phase. In one night of a chain, up to four processes are killed
+at random moments within the duration of an undisturbed night, and the chain is resumed with `--resume` each time. In
+the end the ledger (except dates), the experts and the folded model must be equal bit for bit, and every record must be
+in exactly one entry. Processes are forked from one that has already imported the libraries, so that kills hit the
+nights instead of the imports. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from typing import Any
 from _report import argument_parser, environment, progress, report, rerun_with
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "examples" / "quickstart"
-KILLS = 4  # of a life, at most
+KILLS = 4  # at most, per chain
 DAYS = (QUICKSTART / "memories.jsonl", QUICKSTART / "memories_night2.jsonl")
-RECORDS = 3  # heard a day
+RECORDS = 3  # per day
 SHORT = {
     "config": QUICKSTART / "config.yaml",
     "model": QUICKSTART / "model",
@@ -60,7 +60,7 @@ PRELOADED += ["sleep_trl.trainers.knowledge_seeding.from_config", "sleep_trl.tra
 
 def main() -> None:
     arguments = parse_arguments()
-    rerun_with(environment(threads=1))  # one thread, so that a sum has one order
+    rerun_with(environment(threads=1))  # one thread, so that sums have a fixed order
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     draws = random.Random(arguments.seed)
@@ -75,7 +75,7 @@ def main() -> None:
             chain = Chain(Path(folder, "killed"), context)
             moments = [draws.uniform(0, seconds / 2) for _ in range(min(left, KILLS))]
             took = chain.live(1 + len(outcomes) % 2, moments)
-            seconds = seconds if chain.killed else min(seconds, took)  # the machine has become faster
+            seconds = seconds if chain.killed else min(seconds, took)  # the machine is faster now
             outcomes.append({"killed": chain.killed, "difference": chain.difference(whole), "lost": chain.lost()})
             progress(json.dumps(outcomes[-1]))
             shutil.rmtree(chain.folder)
@@ -84,21 +84,21 @@ def main() -> None:
         "kills": places.total(),
         "identical": sum(len(outcome["killed"]) for outcome in outcomes if not outcome["difference"]),
         "lost_records": sum(outcome["lost"] for outcome in outcomes),
-        "lives": len(outcomes),
+        "chains": len(outcomes),
         "killed": dict(sorted(places.items())),
         "differences": sorted({outcome["difference"] for outcome in outcomes if outcome["difference"]}),
     }
     rows = [("killed in", "times"), *((place, str(count)) for place, count in sorted(places.items()))]
-    told = f"After {result['identical']} of {result['kills']} kills the life ended as the undisturbed one"
-    report(f"{told}; lost records: {result['lost_records']}", rows, result, arguments.json)
+    title = f"After {result['identical']} of {result['kills']} kills the chain ended as the undisturbed one"
+    report(f"{title}; lost records: {result['lost_records']}", rows, result, arguments.json)
 
 
 class Chain:
-    """A life of two nights about what was heard into one wake buffer, a day before each night.
+    """A chain of two nights about one wake buffer, which receives records before each night.
 
     Args:
-        folder (`Path`): keeps buffer and nights.
-        context: makes the processes.
+        folder (`Path`): folder of the buffer and the nights.
+        context: creates the processes.
     """
 
     def __init__(self, folder: Path, context: multiprocessing.context.ForkServerContext) -> None:
@@ -107,17 +107,17 @@ class Chain:
         self.killed: list[str] = []
 
     def live(self, doomed: int = 0, moments: Sequence[float] = ()) -> float:
-        """Hear and sleep twice, and return how long that took.
+        """Add records and run a night, twice, and return the seconds.
 
         Args:
             doomed (`int`, *optional*):
                 The night in which processes are killed.
             moments (`Sequence[float]`, *optional*):
-                After how many seconds, one process after the other; those that come later are left alone.
+                After how many seconds to kill, one process after the other; further processes are not killed.
         """
         start = time.perf_counter()
         for day in (1, 2):
-            hear(self.buffer, day)
+            add_records(self.buffer, day)
             exit_code = None
             while exit_code != 0:
                 process = self.context.Process(target=sleep, args=(self.words(day, is_resumed=exit_code is not None),))
@@ -134,15 +134,15 @@ class Chain:
         return time.perf_counter() - start
 
     def words(self, nights: int, is_resumed: bool) -> list[str]:
-        """Return the arguments of `launch/sleep.py` for the first nights of the life."""
-        given = SHORT | {"output_dir": self.folder / "life"}
+        """Return the arguments of `launch/sleep.py` for the first nights of the chain."""
+        given = SHORT | {"output_dir": self.folder / "chain"}
         nights_given = json.dumps([f"wake:{self.buffer}"] * nights)
         words = [*(f"--{name}={value}" for name, value in given.items()), f"--nights={nights_given}", "--no-report"]
         return [*words, "--resume"] if is_resumed else words
 
     def place(self, day: int) -> str:
-        """Return what a killed night had done last: the newest phase on the disk."""
-        night = self.folder / "life" / f"night-{day:03}"
+        """Return the last thing that a killed night completed: the newest phase on disk."""
+        night = self.folder / "chain" / f"night-{day:03}"
         if (night / "results.json").exists():
             return f"night {day}, after its end"
         phases = sorted((night / "phases").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
@@ -152,11 +152,11 @@ class Chain:
         return f"night {day}, after {last}{written}"
 
     def difference(self, other: Chain) -> str:
-        """Return in what the life ended otherwise than another, nothing if in nothing."""
+        """Return the first file in which the chain differs from another one, or an empty string."""
         from sleep_trl.runs.ledger import read_ledger
 
         for night in ("night-001", "night-002"):
-            mine, others = (chain.folder / "life" / night for chain in (self, other))
+            mine, others = (chain.folder / "chain" / night for chain in (self, other))
             for name in COMPARED:
                 if (mine / name).read_bytes() != (others / name).read_bytes():
                     return f"{night}/{name}"
@@ -168,20 +168,20 @@ class Chain:
         return ""
 
     def lost(self) -> int:
-        """Return how many records are not in exactly one entry, or still wait for a night."""
+        """Return how many records are not in exactly one entry or are still pending."""
         from sleep_trl.runs.ledger import active_entries, read_ledger
         from sleep_trl.wake import WakeBuffer
 
-        entries = active_entries(read_ledger(self.folder / "life" / "night-002" / "ledger.jsonl"))
-        learnt = Counter(source.sha256 for entry in entries for source in entry.sources)
+        entries = active_entries(read_ledger(self.folder / "chain" / "night-002" / "ledger.jsonl"))
+        learned = Counter(source.sha256 for entry in entries for source in entry.sources)
         with WakeBuffer(self.buffer) as buffer:
             records = list(buffer.records())
-        wrong = sum(learnt[record.sha256] != 1 or record.state != "consolidated" for record in records)
+        wrong = sum(learned[record.sha256] != 1 or record.state != "consolidated" for record in records)
         return wrong + len(DAYS) * RECORDS - len(records)
 
 
-def hear(buffer: Path, day: int) -> None:
-    """Store what is heard on a day."""
+def add_records(buffer: Path, day: int) -> None:
+    """Add the records of a day to the buffer."""
     from sleep_trl.data.documents import read_memories
     from sleep_trl.wake import WakeBuffer, WakeRecord
     from sleep_trl.wake.records import now
@@ -192,7 +192,7 @@ def hear(buffer: Path, day: int) -> None:
 
 
 def sleep(words: list[str]) -> None:
-    """Run `launch/sleep.py` in this process; what it says of mistakes goes to standard error."""
+    """Run `launch/sleep.py` in this process; its error messages go to standard error."""
     from sleep_trl.launch import sleep as launcher
 
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -201,8 +201,8 @@ def sleep(words: list[str]) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argument_parser((__doc__ or "").split("\n")[0])
-    parser.add_argument("--kills", type=int, default=50, help="how often to kill")
-    parser.add_argument("--seed", type=int, default=42, help="of the moments")
+    parser.add_argument("--kills", type=int, default=50, help="number of kills")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the moments")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.kills = 2

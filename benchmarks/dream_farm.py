@@ -1,13 +1,13 @@
-"""The dream farm against the same LoRA fine-tunings one after the other.
+"""Batched LoRA training (the farm) against the same LoRA fine-tunings one after another.
 
-Each of 32 dreams of 40 to 60 tokens is learnt in 10 steps of AdamW, on the model of the quickstart and on a Llama of
+Each of 32 dreams of 40 to 60 tokens is trained for 10 steps of AdamW, on the quickstart's model and on a Llama with
 30 million random weights. Sides take turns in one process: the farm trains all adapters in one batch; `peft` is a bare
-loop around PEFT's LoRA, one dream after the other; `trl` makes one SFTTrainer a dream, as SEAL does, without gradient
-checkpointing, loggers and checkpoints. A side that is timed on a part of the dreams is scaled to all of them. All three
-start from equal data; farm and PEFT also from equal weights, and `max_abs_difference` is the largest between what they
-end with. Peaks of memory are those of fresh processes. Keys ending in `_at_30m` are for the larger model.
+loop around PEFT's LoRA, one dream after another; `trl` creates one SFTTrainer per dream, as SEAL does, without gradient
+checkpointing, loggers and checkpoints. A side that is timed on some of the dreams is scaled to all of them. All three
+get the same data; farm and PEFT also start from the same weights, and `max_abs_difference` is the largest difference
+between their results. Peak memory is measured in fresh processes. Keys ending in `_at_30m` are for the larger model.
 
-With --cuda: dreams a minute on a Llama of 0.8 billion random weights in bfloat16, for 1, 8, 32 and 128 dreams.
+With --cuda: dreams per minute on a Llama with 0.8 billion random weights in bfloat16, for 1, 8, 32 and 128 dreams.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def parse() -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--models", nargs="+", choices=("bundled", "30m"), default=["bundled", "30m"], help="models")
     parser.add_argument("--dreams", type=int, default=32, help="dreams (32)")
-    parser.add_argument("--steps", type=int, default=10, help="steps for each (10)")
+    parser.add_argument("--steps", type=int, default=10, help="steps per dream (10)")
     parser.add_argument(
         "--rank", type=int, default=8, help="rank of the adapters, on all linear maps (8, PEFT's default)"
     )
-    parser.add_argument("--chunk", type=int, help="adapters on the device at a time (all)")
+    parser.add_argument("--chunk", type=int, help="adapters on the device at once (all)")
     parser.add_argument("--rounds", type=int, help="rounds (3; with --quick 1)")
     parser.add_argument("--peft-dreams", type=int, help="dreams that PEFT is timed on (all; with --quick 8)")
     parser.add_argument("--trl-dreams", type=int, help="dreams that TRL is timed on (8; with --quick 2)")
-    parser.add_argument("--threads", type=int, default=2, help="threads (2)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
     parser.add_argument("--cuda", action="store_true", help="measure on the first CUDA device")
     parser.add_argument("--peak", choices=("farm", "peft"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -85,7 +85,7 @@ def make_model(name: str, device: str = "cpu") -> Any:
 
 
 def make_dreams(count: int, vocabulary: int) -> list[Any]:
-    """Make dreams of 40 to 60 random tokens, 50 on average."""
+    """Create dreams of 40 to 60 random tokens, 50 on average."""
     import torch
 
     from sleep_trl.batched_lora import LoraJob
@@ -135,7 +135,7 @@ def run_farm(args: argparse.Namespace, model: Any, dreams: list[Any]) -> tuple[f
 
 
 def run_peft(args: argparse.Namespace, model: Any, dreams: list[Any]) -> tuple[float, dict[str, Any]]:
-    """Train dream after dream by PEFT; return seconds and weights by dream. Equal first weights are not timed."""
+    """Train one dream after another with PEFT; return seconds (without copying initial weights) and weights."""
     import torch
     from peft import get_peft_model
 
@@ -169,7 +169,7 @@ def run_peft(args: argparse.Namespace, model: Any, dreams: list[Any]) -> tuple[f
 
 
 def run_trl(args: argparse.Namespace, model: Any, dreams: list[Any]) -> float:
-    """Train dream after dream, each by an SFTTrainer of its own; return seconds."""
+    """Train one dream after another, each with its own SFTTrainer; return seconds."""
     from datasets import Dataset
     from transformers import AutoTokenizer, PrinterCallback
     from trl import SFTConfig, SFTTrainer
@@ -196,7 +196,7 @@ def run_trl(args: argparse.Namespace, model: Any, dreams: list[Any]) -> float:
             )
             rows = Dataset.from_list([{"input_ids": list(dream.sequences[0])}])
             trainer = SFTTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer, peft_config=config)
-            trainer.remove_callback(PrinterCallback)  # it would print between our lines
+            trainer.remove_callback(PrinterCallback)  # it would print into our output
             trainer.train()
             model = trainer.model.unload()
         return now(model) - start
@@ -209,19 +209,19 @@ def resident(field: str) -> float:
 
 
 def measure_peak(args: argparse.Namespace) -> None:
-    """Run one side in this process and print its resident set before, and the peak of it from there on, in MiB."""
+    """Run one side in this process and print the resident set before it and the peak during it, in MiB."""
     model = make_model(args.models[0])
     dreams = make_dreams(args.dreams, model.config.vocab_size)
     few = argparse.Namespace(**{**vars(args), "steps": 2})
-    run_peft(argparse.Namespace(**{**vars(args), "steps": 1}), model, dreams[:1])  # what is loaded on first use
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    run_peft(argparse.Namespace(**{**vars(args), "steps": 1}), model, dreams[:1])  # load what is loaded on first use
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = resident("VmRSS")
     (run_farm if args.peak == "farm" else run_peft)(few, model, dreams)
     print(json.dumps([before, resident("VmHWM")]))
 
 
 def peak(args: argparse.Namespace, name: str, side: str) -> tuple[float, float]:
-    """Return the resident set before and the peak of one side in a process of its own, in MiB."""
+    """Return the resident set before one side and its peak, in a separate process, in MiB."""
     command = [sys.executable, __file__, "--peak", side, "--models", name, "--rank", str(args.rank)]
     command += ["--dreams", str(args.dreams), "--threads", str(args.threads)]
     command += ["--chunk", str(args.chunk)] if args.chunk else []
@@ -234,11 +234,11 @@ def peak(args: argparse.Namespace, name: str, side: str) -> tuple[float, float]:
 
 
 def operations(args: argparse.Namespace, model: Any, dreams: list[Any]) -> float:
-    """Count the multiplications and additions that training all dreams cannot do without.
+    """Count the multiplications and additions that training all dreams requires at least.
 
-    Per token and frozen weight two forward and two backward, for the gradient of its input, which the first layer's
-    query, key and value need not; per token and adapter weight two forward and four backward, less two likewise. The
-    last token of a dream is only predicted. Attention's own are less than a hundredth and left out.
+    Per token and frozen weight, two forward and two backward for the input's gradient, which query, key and value of
+    the first layer do not need; per token and adapter weight, two forward and four backward, two fewer there. The last
+    token of a dream is only predicted. Attention itself takes less than a hundredth and is left out.
     """
     from sleep_trl.batched_lora.adapters import find_targets
 
@@ -252,7 +252,7 @@ def operations(args: argparse.Namespace, model: Any, dreams: list[Any]) -> float
 
 
 def product_speed(rows: int, size: int) -> float:
-    """Measure floating-point operations a second of a matrix product `(rows, size) x (size, size)`."""
+    """Measure floating-point operations per second of a matrix product `(rows, size) x (size, size)`."""
     import torch
 
     x, weight = torch.randn(rows, size), torch.randn(size, size)
@@ -267,13 +267,13 @@ def product_speed(rows: int, size: int) -> float:
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """Return the largest difference between the weights of the dreams that both have."""
+    """Return the largest difference between the weights of the dreams that both sides have."""
     pairs = [(one[d][name], other[d][name]) for d in one.keys() & other.keys() for name in one[d]]
     return max(float((a - b).abs().max()) for x, y in pairs for a, b in zip(x, y, strict=True))
 
 
 def compare(args: argparse.Namespace, name: str) -> dict[str, float]:
-    """Time the sides in turns on one model; return the keys of the result."""
+    """Time the sides in turn on one model; return the keys of the result."""
     model = make_model(name)
     dreams = make_dreams(args.dreams, model.config.vocab_size)
     few = argparse.Namespace(**{**vars(args), "steps": 1})
@@ -315,7 +315,7 @@ def compare(args: argparse.Namespace, name: str) -> dict[str, float]:
 
 
 def compare_cuda(args: argparse.Namespace) -> dict[str, float]:
-    """Measure dreams a minute of the farm and of the PEFT loop on a device."""
+    """Measure dreams per minute of the farm and of the PEFT loop on a device."""
     import torch
 
     model = make_model("0.8b", "cuda")
@@ -343,7 +343,7 @@ def compare_cuda(args: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     args = parse()
-    # Without it DeepSpeed, which TRL imports, prints a guess between our lines.
+    # Otherwise DeepSpeed, which TRL imports, prints a guess into our output.
     rerun_with({**environment(args.threads), "DS_ACCELERATOR": "cuda" if args.cuda else "cpu"})
     logging.getLogger("transformers").setLevel(logging.ERROR)
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"

@@ -1,7 +1,7 @@
-"""What selecting dreams by their gradient costs, in forward and backward passes over the same dreams.
+"""The cost of selecting dreams by their gradient, in forward and backward passes over the same dreams.
 
-A pass trains all weights on the dreams: forward, and backward with every weight's gradient, in batches of the same size
-and order. A random Llama, 64 dreams of 30 to 70 tokens, float32. Sides take turns; medians over the rounds.
+One pass is a forward and a backward pass with the gradients of all weights, in batches of the same size and order. The
+model is a Llama with random weights, float32; 64 dreams of 30 to 70 tokens. Sides take turns; medians over the rounds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def parse() -> argparse.Namespace:
     parser = argument_parser(__doc__ or "")
     parser.add_argument("--dreams", type=int, default=64, help="dreams to select from")
     parser.add_argument("--hidden", type=int, default=512, help="hidden size of the random model")
-    parser.add_argument("--layers", type=int, default=8, help="its layers")
+    parser.add_argument("--layers", type=int, default=8, help="decoder layers")
     parser.add_argument("--batch", type=int, default=16, help="dreams in a forward pass")
     parser.add_argument("--rounds", type=int, help="timed rounds (5; with --quick 2)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
@@ -32,7 +32,7 @@ def parse() -> argparse.Namespace:
 
 
 def make_model(args: argparse.Namespace) -> Any:
-    """Make a random Llama of the given size, with 32,000 words."""
+    """Create a random Llama of the given size, with 32,000 words."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -50,7 +50,7 @@ def make_model(args: argparse.Namespace) -> Any:
 
 
 def train_pass(model: Any, texts: Sequence[Any], size: int) -> None:
-    """Go forward and backward over all texts, with the gradients of all weights."""
+    """Run forward and backward over all texts, with the gradients of all weights."""
     import torch
 
     by_length = sorted(texts, key=lambda text: len(text.ids))

@@ -2,11 +2,11 @@
 
     python benchmarks/dreaming.py --seeds 3 --output benchmarks/results/dreaming.json
 
-The quickstart's model dreams about the sentences of the first night's memories, 8 dreams each. A dream is learnt by an
-isolated LoRA, and its task is the sentence's questions, asked without it: the memories' own and those in other words.
-Each variant changes one thing. A random further expert needs experts that have learnt something: the routed memory has
-three, one from each of three other nights, and a token takes one of them. In the end every dreamer dreams about a night
-that it never saw, and all of these dreams are tried out.
+The quickstart's model dreams about the sentences of the first night's memories, 8 dreams each. An isolated LoRA learns
+each dream and is asked the questions about the sentence without the sentence, in the memories' words and in other
+words. Each variant changes one thing. A random extra expert needs trained experts: the routed memory has three, one
+from each of three other nights, and one per token. In the end every dreamer dreams about a night that it never saw, and
+all of these dreams are tried out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DREAMS = 8  # for each sentence
 BATCHES = 3  # of a round
 SLEPT_NIGHTS, DREAMT_NIGHT, FRESH_NIGHT = (2, 3, 4), 1, 5
 
-# What is changed, as arguments of DreamingConfig; `is_routed` is the memory's.
+# Arguments of DreamingConfig; `is_routed` is for the memory.
 USUAL: dict[str, Any] = {"is_routed": False, "selection": "gradient_norm", "learning_rate": 1e-2}
 VARIANTS: dict[str, dict[str, Any]] = {
     "ReST-EM, 3 by gradient norm and 1 by chance": {},
@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def make_model(is_routed: bool, seed: int, arguments: argparse.Namespace) -> Any:
-    """Return the quickstart's model with a memory whose next expert learns."""
+    """Return the quickstart's model with a memory whose next expert is in training."""
     from transformers import AutoModelForCausalLM
 
     from sleep_trl import MemorySpec, attach, load_memory
@@ -58,7 +58,7 @@ def make_model(is_routed: bool, seed: int, arguments: argparse.Namespace) -> Any
 
 
 def make_trainer(options: dict[str, Any], seed: int, arguments: argparse.Namespace, folder: str) -> Any:
-    """Put a dreamer together, with the sentences that it dreams about and those of the night that it never saw."""
+    """Create a trainer, with the sentences to dream about and those of a night that it never sees."""
     from datasets import Dataset
     from transformers import AutoTokenizer
 
@@ -74,7 +74,7 @@ def make_trainer(options: dict[str, Any], seed: int, arguments: argparse.Namespa
         for night in (DREAMT_NIGHT, FRESH_NIGHT)
     )
     dreams = len(tasks) * DREAMS
-    if options.get("improvement") == "grpo":  # as many dreams and steps as ReST-EM has
+    if options.get("improvement") == "grpo":  # as many dreams and steps as ReST-EM
         options |= {"generation_batch_size": dreams, "num_train_epochs": arguments.rounds, "num_iterations": 2}
 
     return DreamingTrainer(
@@ -124,15 +124,15 @@ def run(variant: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any
         for record in trainer.trials:
             by_round[record["step"]].append(record)
         trainer.trials.clear()
-        trainer.selection, trainer.args.random_expert = Selection("all"), False  # alike for every dreamer
+        trainer.selection, trainer.args.random_expert = Selection("all"), False  # the same for every dreamer
         trainer.evaluate()
     rounds = [describe(records) for records in by_round.values()]
     return {"rounds": rounds, "fresh": describe(trainer.trials), "seconds": round(seconds, 1)}
 
 
 def describe(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return how many dreams were tried out, the share that improved their task, the same by the reason for which they
-    were selected, the mean gain, and the share of all dreams that are unlike the others of their task."""
+    """Return how many dreams were tried out, the share that improved their task (overall and by reason of selection),
+    the mean gain, and the share of all dreams that differ from the others of their task."""
     gains = defaultdict(list)
     for record in records:
         if record["trial_gain"] is not None:
@@ -153,7 +153,7 @@ def share_of_better(gains: list[float]) -> float:
 
 
 def tabulate(runs: Runs) -> list[Row]:
-    """Return the share of improving dreams by round and about fresh sentences, in percent, and the seconds of a run."""
+    """Return the share of improving dreams per round and for fresh sentences, in percent, and the seconds of a run."""
     rounds = len(next(iter(next(iter(runs.values())).values()))["rounds"])
     shares_of = [f"round {k + 1}" for k in range(rounds)]
     table: list[Row] = [("variant", *shares_of, "fresh sentences", "distinct dreams", "tried a round", "seconds")]
@@ -169,7 +169,9 @@ def tabulate(runs: Runs) -> list[Row]:
 def parse_arguments() -> argparse.Namespace:
     parser = study_parser((__doc__ or "").split("\n")[0], VARIANTS)
     parser.add_argument("--rounds", type=int, default=4, help="rounds of dreaming and learning")
-    parser.add_argument("--sentences", type=int, default=36, help=f"dreamt about, a multiple of {BATCHES}, at most 36")
+    parser.add_argument(
+        "--sentences", type=int, default=36, help=f"sentences to dream about, a multiple of {BATCHES}, at most 36"
+    )
     parser.add_argument("--night-steps", type=int, default=90, help="steps of each night of the routed memory")
     parser.add_argument("--memory", type=Path, default=ROOT / "runs" / "dreaming", help="folder of these nights")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")

@@ -1,11 +1,11 @@
 """Speed of a grown model, five experts of width 64 folded in, against its base.
 
-Both are ordinary models in one process, with random weights, float32 (bfloat16 with --cuda), one row. A round reads a
-prompt (prefill), then extends it token by token with the key-value cache (decode), on one model and then on the other;
-rounds swap the order. `grown_vs_base` is the grown model's time for these tokens divided by the base's, the median
-over rounds: time for a token, so 1.05 is 5 % slower. The layers have the shape of Llama-3.2-1B (hidden size 2048),
-fewer of them; the keys ending in `_at_1024` are for layers of the shape of Qwen3-0.6B (hidden size 1024), of which the
-same experts are a larger share.
+Both are ordinary models in one process, with random weights, float32 (bfloat16 with --cuda), batch size 1. A round
+reads a prompt (prefill), then extends it token by token with the key-value cache (decode), first on one model, then on
+the other; the order alternates. `grown_vs_base` is the grown model's time for these tokens divided by the base's, the
+median over rounds: 1.05 is 5 % slower. The layers have the shape of Llama-3.2-1B (hidden size 2048), but there are
+fewer of them. Keys ending in `_at_1024` are for layers of the shape of Qwen3-0.6B (hidden size 1024), where the same
+experts are a larger share.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=256, help="tokens of the prompt (256)")
     parser.add_argument("--completion", type=int, default=16, help="tokens decoded after it (16)")
     parser.add_argument("--rounds", type=int, help="rounds (15; with --quick 5)")
-    parser.add_argument("--threads", type=int, default=1, help="threads (1)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     parser.add_argument("--cuda", action="store_true", help="measure on the first CUDA device, in bfloat16")
     args = parser.parse_args()
     args.rounds = args.rounds or (5 if args.quick else 15)
@@ -42,7 +42,7 @@ def parse() -> argparse.Namespace:
 
 
 def make_pair(args: argparse.Namespace, shape: tuple[int, ...]) -> tuple[Any, Any]:
-    """Make a base model, and the same with experts that say something folded in."""
+    """Create a base model, and the same model with nonzero experts folded in."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -98,7 +98,7 @@ def run(model: Any, ids: Any, completion: int) -> tuple[float, float]:
 
 
 def compare(args: argparse.Namespace, shape: tuple[int, ...]) -> dict[str, float]:
-    """Time base and grown model in turns; return ratios of their seconds and tokens a second."""
+    """Time base and grown model in turn; return ratios of their seconds, and tokens per second."""
     import torch
 
     base, grown = make_pair(args, shape)

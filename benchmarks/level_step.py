@@ -1,9 +1,9 @@
-"""What a level's step along the gradients of what was heard does (Eq. 2), by its size, before any seeding.
+"""The effect of a level's step along the accumulated gradients (Eq. 2), by learning rate, before any seeding.
 
-A finished run hears new memories. Their gradients are accumulated in a block of level 1, and its boundary falls due: by
-each learning rate the block takes its step, and the model is asked the questions about what it has just heard, those of
-its earlier nights, and the skill probe, which has its text in context. The loss is that of the new memories, a token.
-If no run is given, two nights of the quickstart are slept first.
+The gradients of new memories are accumulated for a block of level 1 of a finished run, and its boundary falls due. With
+each learning rate the block takes its step, and the model is asked the questions about the new memories, those of its
+earlier nights, and the skill probe, which has its text in context. The loss is per token of the new memories. If no run
+is given, two nights of the quickstart run first.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from undo import sleep
 RATES = (0.0, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0)
 QUICK = (0.0, 1.0)
 NEXT = ROOT / "examples" / "quickstart" / "memories_night3.jsonl"
-COLUMNS = ("loss", "heard", "earlier", "skill")
+COLUMNS = ("loss", "new", "earlier", "skill")
 
 
 def parse() -> argparse.Namespace:
     parser = argument_parser(__doc__ or "")
     parser.add_argument("run", type=Path, nargs="?", help="folder of a finished run with questions")
-    parser.add_argument("--memories", default=str(NEXT), help="what is heard, as for a night, with questions")
-    parser.add_argument("--threads", type=int, default=1, help="threads")
+    parser.add_argument("--memories", default=str(NEXT), help="the new memories, as for a night, with questions")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     return parser.parse_args()
 
 
-def items(run: Path, heard: list[Any], skill: Path | None) -> dict[str, list[Any]]:
-    """Return what is asked: about what is heard, about earlier nights, and about texts in context."""
+def items(run: Path, new: list[Any], skill: Path | None) -> dict[str, list[Any]]:
+    """Return the questions: about the new memories, about earlier nights, and about texts in context."""
     from sleep_trl.data.documents import read_skill
     from sleep_trl.evaluation.recall import QAItem
     from sleep_trl.runs.files import read_jsonl
@@ -41,14 +41,14 @@ def items(run: Path, heard: list[Any], skill: Path | None) -> dict[str, list[Any
     rows = read_jsonl(run / "adapter" / "questions.jsonl")
     probe = read_skill(skill) if skill else []
     return {
-        "heard": [QAItem(q.question, q.answers) for memory in heard for q in memory.questions],
+        "new": [QAItem(q.question, q.answers) for memory in new for q in memory.questions],
         "earlier": [QAItem(row["question"], tuple(row["answers"])) for row in rows],
         "skill": [QAItem(q.question, q.answers, memory.text) for memory in probe for q in memory.questions],
     }
 
 
 def measure(run: Path, memories: str, rates: tuple[float, ...]) -> dict[str, dict[str, float | None]]:
-    """Return by learning rate the loss of what was heard, and the share of right answers to each kind of question."""
+    """Return, by learning rate, the loss on the new memories and recall to each kind of question."""
     import torch
 
     from sleep_trl.data.documents import read_memories
@@ -60,17 +60,17 @@ def measure(run: Path, memories: str, rates: tuple[float, ...]) -> dict[str, dic
     from sleep_trl.rollout import TransformersEngine
     from sleep_trl.runs.finished import FinishedRun
 
-    config, heard = FinishedRun.read(run).config, read_memories(memories)
+    config, new = FinishedRun.read(run).config, read_memories(memories)
     model, tokenizer = load_model(config), load_tokenizer(config)
     memory = load_memory(model, run / "adapter")
     size = context_limit(model.config, config.max_context)
-    ids = [tokenizer(each.text)["input_ids"] for each in heard]
+    ids = [tokenizer(each.text)["input_ids"] for each in new]
     parts = [text[start : start + size] for text in ids for start in range(0, len(text) - 1, size)]
     block = memory.add_block(1)
     first = {name: parameter.detach().clone() for name, parameter in memory.expert_parameters(block)}
     accumulated = Accumulated()
     tokens = accumulated.add(memory, parts)
-    asked = items(run, heard, config.evaluation.skill)
+    asked = items(run, new, config.evaluation.skill)
     options = {"metric": config.evaluation.metric, "max_new_tokens": config.evaluation.max_new_tokens}
     engine, prompter = TransformersEngine(model, tokenizer), Prompter(tokenizer, config.chat_template_kwargs)
     result: dict[str, dict[str, float | None]] = {}
@@ -91,7 +91,7 @@ def measure(run: Path, memories: str, rates: tuple[float, ...]) -> dict[str, dic
 def main() -> None:
     args = parse()
     rerun_with(environment(args.threads))
-    with tempfile.TemporaryDirectory() as work, contextlib.redirect_stdout(sys.stderr):  # libraries chat on loading
+    with tempfile.TemporaryDirectory() as work, contextlib.redirect_stdout(sys.stderr):  # libraries print while loading
         run = args.run or sleep(Path(work), args.quick)
         result = measure(run, args.memories, QUICK if args.quick else RATES)
     table: list[Row] = [("learning rate", *COLUMNS)]

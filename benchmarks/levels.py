@@ -2,13 +2,13 @@
 
     python benchmarks/levels.py --output benchmarks/results/levels.json
 
-Six days of the quickstart's town are slept over in one night, in three and in six, each with the same optimizer steps
-in all; in one night with the steps of one of the six; and in six with two levels, where the experts of level 1 become
-one of level 2 after every third day, in as many steps again as a night has. Two worlds: in the `town` facts are about
-ten kinds of things; `needles` is multi-key: all facts of a page are about one kind (whose boat is whose), so that the
-others are keys beside the one that is asked for. Recall is that of all days after the last one and, as one may want an
-answer on any evening, the mean over the days' ends of what was heard until then. Nights that are in the folder are
-kept. Prints a table; the last line is one JSON object.
+Six days of the quickstart's town are learned in one night, in three and in six, with the same total number of optimizer
+steps; in one night with the steps of one of the six; and in six nights with two levels, where the experts of level 1
+are consolidated into one of level 2 after every third day, in as many steps as a night. There are two worlds. In the
+`town`, facts are about ten kinds of things. `needles` is multi-key: all facts of a page are about one kind (whose boat
+is which), so the others are distracting keys. Recall is measured for all days after the last one and, because a
+question may come on any evening, as a mean over the ends of the days, for everything ingested so far. Nights that are
+already in the folder are kept. Prints a table; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from _report import ROOT, Row, Runs, cell, environment, report_study, rerun_with
 from _synthetic_world import QUICKSTART, memories_of, run_chain
 
 DAYS = 6
-FACTS = 6  # of a page
+FACTS = 6  # per page
 WORLDS = ("town", "needles")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How the days are slept over.
+    """How the days are divided into nights.
 
     Args:
-        sleeps (`int`): nights, of as many days each.
-        steps (`int`, *optional*, defaults to `1`): steps of a night, and of a consolidation, in `--steps`.
+        sleeps (`int`): number of nights, with the same number of days each.
+        steps (`int`, *optional*, defaults to `1`): steps of a night and of a consolidation, as a multiple of `--steps`.
         chunk (`int`, *optional*): days after which level 1 is consolidated into level 2. Default: one level.
     """
 
@@ -83,15 +83,15 @@ def _tokenizer() -> Any:
 
 
 def tokens_of(days: list[list[dict[str, Any]]]) -> int:
-    """Count the tokens of some days' memories, as a night does."""
+    """Count the tokens of the memories of some days, as a night does."""
     texts = [row["text"] for day in days for row in day]
     return sum(map(len, _tokenizer()(texts, add_special_tokens=False)["input_ids"]))
 
 
 def chunks_of(days: list[list[dict[str, Any]]], every: int) -> str:
-    """Return `levels.chunks` by which level 1 is full after every so many days, and level 2, which takes it in, never.
+    """Return `levels.chunks` with which level 1 is full after every `every` days, and level 2, its receiver, never.
 
-    Days differ by some tokens, so a chunk is as large as the shortest run of days from the first one on allows.
+    Days differ by a few tokens, so a chunk is as large as the shortest sequence of days from the first allows.
     """
     ends = range(every, len(days) + 1, every)
     chunk = min(tokens_of(days[:end]) * every // end for end in ends)
@@ -99,10 +99,10 @@ def chunks_of(days: list[list[dict[str, Any]]], every: int) -> str:
 
 
 def recall_by_day(recall: Sequence[Sequence[float]]) -> float:
-    """Return what is known of all that was heard, a mean over the ends of the days.
+    """Return the recall of everything ingested so far, averaged over the ends of the days.
 
     Args:
-        recall (`Sequence[Sequence[float]]`): of each night's questions after each night, of a life over all days.
+        recall (`Sequence[Sequence[float]]`): recall of each night's questions after each night, over all days.
     """
     nights_until = [day * len(recall) // DAYS for day in range(1, DAYS + 1)]
     days_of_a_night = DAYS / len(recall)
@@ -111,7 +111,7 @@ def recall_by_day(recall: Sequence[Sequence[float]]) -> float:
 
 
 def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Sleep over the days, and ask about all of them."""
+    """Run the nights, and ask about all days."""
     from world import write_records
 
     from sleep_trl.evaluation.retention import average, describe_chain
@@ -152,7 +152,7 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def tabulate(runs: Runs) -> list[Row]:
-    """Return recall and skill in percent, the experts in use at the end, and what it took."""
+    """Return recall and skill in percent, the number of experts at the end, steps and seconds."""
     shares, counts = ("recall", "recall_by_day", "base_skill"), ("experts", "steps", "seconds")
     table: list[Row] = [("days", "recall after the last", "recall on all evenings", "base skill", *counts)]
     for name, by_seed in runs.items():
@@ -165,12 +165,12 @@ def tabulate(runs: Runs) -> list[Row]:
 def parse_arguments() -> argparse.Namespace:
     names = [f"{world}: {variant}" for world in WORLDS for variant in VARIANTS]
     parser = study_parser((__doc__ or "").split("\n")[0], names)
-    parser.add_argument("--pages", type=int, default=1, help="pages a day, of six facts each")
-    parser.add_argument("--steps", type=int, default=90, help="optimizer steps a day, and of a consolidation")
-    parser.add_argument("--prompts", type=int, default=24, help="prompts a step")
+    parser.add_argument("--pages", type=int, default=1, help="pages per day, with six facts each")
+    parser.add_argument("--steps", type=int, default=90, help="optimizer steps per day and per consolidation")
+    parser.add_argument("--prompts", type=int, default=24, help="prompts per step")
     parser.add_argument("--earlier-share", type=float, default=0.45, help="share of earlier nights' prompts in a step")
     parser.add_argument("--drift-weight", type=float, default=1.5, help="weight of the drift on self-replay")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "levels", help="keeps every night")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "levels", help="folder for every night")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seeds, arguments.steps = 1, 5

@@ -1,11 +1,12 @@
-"""Is a night with dreaming worth more than the same night without? Asked in other words than the memories'.
+"""Does a night with dreaming teach more than the same night without? Questions are in other words than the memories'.
 
     python benchmarks/night_with_dreams.py --seeds 3 --output benchmarks/results/night_with_dreams.json
 
-The quickstart's second night, after its first, made harder: the teacher writes one question about each sentence, which
-leaves the other ways to ask unlearnt. The dreams that helped are learnt in `--dream-steps` steps, behind those of the
-night or in the place of its last ones; beside them stands a night with as many steps more and no dreams. The dreamer's
-own steps come on top, and are counted in the seconds.
+This is the quickstart's second night, after its first, made harder: the teacher writes one question per sentence, so
+that other ways to ask are not learned. The dreams that helped are learned in `--dream-steps` steps, after those of the
+night or instead of its last ones. For comparison, one variant has as many additional steps and no dreams. The steps in
+which the model learns to dream are additional and are included in the seconds.
+
 Prints a table; the last line is one JSON object.
 """
 
@@ -27,7 +28,7 @@ FORMS = ("forward", "paraphrase", "reversed")  # the first are the memories' own
 DREAMS: dict[str, Any] = {
     "dream.rounds": 3,
     "dream.selection": "all",
-    "dream.test": "sign",  # a sentence has too few questions for any other
+    "dream.test": "sign",  # a sentence has too few questions for any other test
     "dream.em_epochs": 2,
     "dream.learning_rate": 1e-3,
     "dream.lora_learning_rate": 5e-3,
@@ -38,7 +39,7 @@ DREAMS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the quickstart's night: options, and how often `--dream-steps` are added to its seeding."""
+    """Differences from the quickstart's night: options, and how many times `--dream-steps` are added to its steps."""
 
     options: dict[str, Any]
     added: int = 0
@@ -56,7 +57,7 @@ VARIANTS = {
 
 
 def run(variant: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Sleep the second night after the first, and ask about both."""
+    """Run the second night after the first, and ask about both."""
     here = arguments.folder / f"{arguments.first}-{arguments.steps}-{arguments.dream_steps}" / str(seed)
     first, second = (write_memories(here / f"{n}.jsonl", n) for n in (FIRST_NIGHT, SECOND_NIGHT))
     before = sleep(here / "first", first, {"seed": seed, "seeding.steps": arguments.first})
@@ -79,7 +80,7 @@ def run(variant: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any
 
 
 def ask_about(folder: Path, night: int) -> dict[str, float]:
-    """Return the share of a night's questions, by form, that the grown model in a run's folder answers."""
+    """Return the share of a night's questions, by form, that the grown model in a run's folder answers correctly."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -103,7 +104,7 @@ def ask_about(folder: Path, night: int) -> dict[str, float]:
 
 
 def tabulate(runs: Runs) -> list[Row]:
-    """Return recall, what was forgotten (in points), the skill and what it took."""
+    """Return recall, forgetting in points, base skill, counts and seconds."""
     table: list[Row] = [
         ("variant", *FORMS, "other words", "first night lost", "base skill", "dreams that helped", "learnt", "seconds")
     ]
@@ -125,7 +126,7 @@ def tabulate(runs: Runs) -> list[Row]:
 
 
 def mean_of(shares: dict[str, float], forms: Sequence[str]) -> float:
-    """Return the mean share over some forms, each of which has as many questions."""
+    """Return the mean share over some forms, which have equally many questions."""
     return sum(shares[form] for form in forms) / len(forms)
 
 
@@ -133,8 +134,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = study_parser((__doc__ or "").split("\n")[0], VARIANTS)
     parser.add_argument("--first", type=int, default=90, help="steps of the first night")
     parser.add_argument("--steps", type=int, default=150, help="steps of the second night")
-    parser.add_argument("--dream-steps", type=int, default=60, help="steps in which dreams are learnt")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "dreamt", help="folder of the nights")
+    parser.add_argument("--dream-steps", type=int, default=60, help="steps in which dreams are learned")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "dreamt", help="folder for the nights")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seeds, arguments.first, arguments.steps, arguments.dream_steps = 1, 5, 10, 5

@@ -1,11 +1,10 @@
-"""Tokens per second by engine: prompts of mixed length, completions that end early or not.
+"""Tokens per second by engine, for prompts of mixed length and completions that may end early.
 
-The prompts are pieces of the quickstart's memories; completions are drawn at temperature 1 and end with the model's
-end-of-sequence token or at the longest length. The bundled model reads and ends them by itself; the larger one has
-random weights and the same vocabulary. Engines take turns in one run: transformers in this process, a pool of one and
-of two of it under Ray, and vLLM in this process (if it is installed; on a CPU it computes with its weights in place,
-which an update needs). `tokens_per_second` is the median over rounds; `vllm_vs_transformers` and `two_engines_vs_one`
-are ratios of these.
+The prompts are pieces of the quickstart's memories. Completions are sampled at temperature 1 and end with the model's
+end-of-sequence token or at the maximum length. The bundled model ends them itself; the larger one has random weights
+and the same vocabulary. Engines take turns in one run: transformers in this process, Ray pools of one and of two of
+them, and vLLM in this process (if it is installed; on a CPU it computes with its weights in place, as updates require).
+`tokens_per_second` is the median over rounds; `vllm_vs_transformers` and `two_engines_vs_one` are ratios of these.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ def parse() -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES), help="models (both)")
     parser.add_argument("--prompts", type=int, help="prompts (256; with --quick 64)")
-    parser.add_argument("--completion", type=int, default=64, help="longest completion, in tokens (64)")
-    parser.add_argument("--batch", type=int, default=64, help="prompts at once in transformers (64)")
+    parser.add_argument("--completion", type=int, default=64, help="maximum tokens of a completion (64)")
+    parser.add_argument("--batch", type=int, default=64, help="batch size of transformers (64)")
     parser.add_argument("--rounds", type=int, help="rounds (3; with --quick 1)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of an engine (1)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads per engine (1)")
     args = parser.parse_args()
     args.rounds = args.rounds or (1 if args.quick else 3)
     args.prompts = args.prompts or (64 if args.quick else 256)
@@ -38,7 +37,7 @@ def parse() -> argparse.Namespace:
 
 
 def make_memory(size: str) -> Any:
-    """Make or load a model, with one settled expert that says something."""
+    """Create or load a model with one settled, nonzero expert."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -128,7 +127,7 @@ def main() -> None:
     names = next(iter(speeds.values()))
     rows: list[Row] = [("tokens per second", *args.sizes)]
     rows += [(name, *(f"{speeds[size][name]:,.0f}" for size in args.sizes)) for name in names]
-    report(f"{args.prompts} prompts, {args.threads} threads an engine", rows, result, args.json)
+    report(f"{args.prompts} prompts, {args.threads} threads per engine", rows, result, args.json)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
 """Peak memory and time of a Knowledge Seeding step against TRL's trainers, side by side in one run.
 
-Every side is a fresh process with the same random model, float32 (bfloat16 with --cuda), AdamW, prompts of one length,
-sampled completions of one length, and the same gradient checkpointing (off, unless asked for). Memory is the peak
-resident set of the process (with --cuda the peak allocated on the device) over all steps; the imports, which every
-side pays, are in it. Time is the median over the steps of several rounds, in which the sides take turns; the first
-steps are not counted.
+Every side is a fresh process with the same random model, float32 (bfloat16 with --cuda), AdamW, prompts of equal
+length, sampled completions of equal length, and the same gradient checkpointing (off by default). Memory is the peak
+resident set of the process over all steps (with --cuda, the peak allocated on the device); it includes the imports,
+which are the same on every side. Time is the median over the steps of several rounds in which the sides take turns; the
+first steps are not counted.
 
-Sides (`_trainers.py` says exactly what each does):
-  seeding             Knowledge Seeding on the rollouts alone (lambda 1), the same tokens as its peers
+Sides (defined in `_trainers.py`):
+  seeding             Knowledge Seeding on rollouts only (lambda 1), the same tokens as its peers
   seeding jsd         the same with GKD's default divergence (beta 0.5)
-  seeding references  Knowledge Seeding by default (lambda 0.5): a reference for each prompt too
-  gkd jsd, gkd        GKDTrainer, all weights, a separate teacher of the same size, at GKD's default divergence or ours
-  grpo, grpo lora     GRPOTrainer, all weights; or a LoRA with as many parameters as the expert
-  ... teacher         the same plus one forward pass of a separate teacher's backbone at the same tokens
-The teacher of Knowledge Seeding and of `... teacher` reads a context before the prompt; that of GKD does not.
+  seeding references  Knowledge Seeding with its defaults (lambda 0.5): also a reference for each prompt
+  gkd jsd, gkd        GKDTrainer, all weights, a separate teacher of equal size, with GKD's default divergence or ours
+  grpo, grpo lora     GRPOTrainer on all weights, or on a LoRA with as many parameters as the expert
+  ... teacher         the same plus one forward pass of a separate teacher's backbone over the same tokens
+The teachers of Knowledge Seeding and of `... teacher` read a context before the prompt; GKD's does not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 from _report import Row, argument_parser, environment, progress, report, verdict
 from _trainers import SIDES, SIZES
 
-# key: (our side, the peer, the issue's bound if it has one)
+# key: (our side, the peer, the bound if there is one)
 MEMORY_RATIOS = {
     "peak_memory_vs_gkd": ("seeding_jsd", "gkd_jsd", 0.5),
     "peak_memory_vs_grpo": ("seeding", "grpo", 0.8),
@@ -78,19 +78,19 @@ class Side:
         return answer
 
     def step(self, count: int) -> list[float]:
-        """Run a number of steps and return the seconds of each."""
-        self._tell(str(count))
+        """Run some steps and return the seconds of each."""
+        self._send(str(count))
         seconds: list[float] = self._read()["seconds"]
         return seconds
 
     def stop(self) -> dict[str, Any]:
-        """End the training and return what it took of memory."""
-        self._tell("stop")
+        """End the training and return the memory that it took."""
+        self._send("stop")
         answer = self._read()
         self.process.wait()
         return answer
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
@@ -103,19 +103,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--intermediate", type=int, help="width of the MLPs (three times the hidden size)")
     parser.add_argument("--layers", type=int, help="decoder layers (8; with --cuda 24)")
     parser.add_argument("--vocabulary", type=int, help="entries of the vocabulary (32000; with --cuda 64000)")
-    parser.add_argument("--batch", type=int, default=4, help="completions a step (4)")
+    parser.add_argument("--batch", type=int, default=4, help="completions per step (4)")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt (64)")
     parser.add_argument("--context", type=int, default=64, help="tokens that the teacher reads before the prompt (64)")
     parser.add_argument("--completion", type=int, default=64, help="tokens of a completion and of a reference (64)")
     parser.add_argument("--width", type=int, default=64, help="width of the expert (64)")
     parser.add_argument("--rounds", type=int, help="rounds in which the sides take turns (5; with --quick 2)")
-    parser.add_argument("--steps", type=int, help="steps of a side in one round (2; with --quick 1)")
+    parser.add_argument("--steps", type=int, help="steps of a side per round (2; with --quick 1)")
     parser.add_argument("--warmup", type=int, default=1, help="steps of each side before the first round (1)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each side (1)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each side (1)")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, on all sides")
     parser.add_argument("--cuda", action="store_true", help="measure on the first CUDA device, in bfloat16")
-    parser.add_argument("--breakdown", action="store_true", help="the peak of each part of a step, on every side")
-    parser.add_argument("--verbose", action="store_true", help="show what the sides print")
+    parser.add_argument(
+        "--breakdown", action="store_true", help="report the peak of each part of a step, on every side"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show the output of the sides")
     args = parser.parse_args()
     size = CUDA_SIZE if args.cuda else {"hidden": 512, "layers": 8, "vocabulary": 32000}
     for name, value in size.items():
@@ -130,7 +132,7 @@ def parse() -> argparse.Namespace:
 
 
 def measure_memory(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Run each side alone, one after another, and return what it took of memory."""
+    """Run each side alone, one after another, and return the memory that it took."""
     taken = {}
     for name in SIDES:
         progress(f"memory: {name}")
@@ -141,7 +143,7 @@ def measure_memory(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def measure_time(args: argparse.Namespace) -> dict[str, list[float]]:
-    """Let the sides take turns and return the seconds of each one's steps."""
+    """Run the sides in turn and return the seconds of each one's steps."""
     names = list(dict.fromkeys(name for pair in TIME_RATIOS.values() for name in pair[:2]))
     sides = [Side(name, args) for name in names]
     for side in sides:
@@ -177,8 +179,8 @@ def main() -> None:
         table.append((name.replace("_", " "), f"{peak[name]:.0f}", f"{taken['imports_mib']:.0f}", time))
     table.append(("", "", "", ""))
     for key, (ours, peer, bound) in {**MEMORY_RATIOS, **TIME_RATIOS}.items():
-        said = verdict(ratios[key], bound) if bound else ""
-        table.append((key, f"{ratios[key]:.3f}", f"{ours} / {peer}".replace("_", " "), said))
+        met = verdict(ratios[key], bound) if bound else ""
+        table.append((key, f"{ratios[key]:.3f}", f"{ours} / {peer}".replace("_", " "), met))
     size = f"hidden {args.hidden}, {args.layers} layers, vocabulary {args.vocabulary}, batch {args.batch}"
     tokens = f"prompt {args.prompt}, context {args.context}, completion {args.completion} tokens"
     threads = "CUDA" if args.cuda else f"{args.threads} thread(s)"

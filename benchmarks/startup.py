@@ -1,6 +1,6 @@
-"""Seconds that `import sleep_trl`, `launch/sleep.py --help` and `sleep-trl --help` take, the median of fresh processes.
+"""Seconds of `import sleep_trl`, `launch/sleep.py --help` and `sleep-trl --help`: the median over fresh processes.
 
-The first run of each warms the disk's cache and is not counted.
+The first run of each warms the disk cache and is not counted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 
 from _report import ROOT, Row, argument_parser, environment, progress, report, verdict
 
-# key: (what runs in a fresh process, the issue's bound)
+# key: (what runs in a fresh process, the bound)
 COMMANDS = {
     "python_seconds": (["-c", "pass"], None),
     "import_seconds": (["-c", "import sleep_trl"], 0.5),
@@ -24,7 +24,7 @@ COMMANDS = {
 
 def parse() -> argparse.Namespace:
     parser = argument_parser(__doc__ or "")
-    parser.add_argument("--rounds", type=int, help="processes of each kind (15; with --quick 5)")
+    parser.add_argument("--rounds", type=int, help="runs of each command (15; with --quick 5)")
     args = parser.parse_args()
     args.rounds = args.rounds or (5 if args.quick else 15)
     return args
@@ -47,8 +47,8 @@ def main() -> None:
     median = {key: statistics.median(values[1:]) for key, values in taken.items()}
     table: list[Row] = [("", "seconds", "bound")]
     for key, (arguments, bound) in COMMANDS.items():
-        said = verdict(median[key], bound) if bound else ""
-        table.append((" ".join(["python", *arguments]).replace(f"{ROOT}/", ""), f"{median[key]:.3f}", said))
+        met = verdict(median[key], bound) if bound else ""
+        table.append((" ".join(["python", *arguments]).replace(f"{ROOT}/", ""), f"{median[key]:.3f}", met))
     report("Start, median of fresh processes", table, {k: round(v, 4) for k, v in median.items()}, args.json)
 
 

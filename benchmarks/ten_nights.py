@@ -1,11 +1,11 @@
-"""What is left after ten nights: Sleep, and what else one could do with the same memories in the same steps.
+"""Retention after ten nights: Sleep against fine-tuning on the same memories in the same number of steps.
 
     python benchmarks/ten_nights.py --output benchmarks/results/ten_nights.json --figure docs/ten_nights.svg
 
-Each night the quickstart's town has new facts, six a page. After each night the questions of all nights so far are
-asked, without the text, and the skill probe. Sleep is the quickstart's configuration with room for as many experts and
-a larger share of earlier nights; what it is compared with stands in `_baselines.py`. Nights that are in the folder are
-kept, so that an interrupted study goes on where it was. Prints a table; the last line is one JSON object.
+Each night the quickstart's town has new facts, six per page. After each night the model is asked the questions of all
+nights so far, without the text, and the skill probe. Sleep is the quickstart's configuration with an expert per night
+and a larger share of earlier nights; the baselines are in `_baselines.py`. Nights that are already in the folder are
+kept, so an interrupted study continues where it stopped. Prints a table; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from _synthetic_world import run_chain, words_of, write_memories
 Options = dict[str, Any]  # by dotted name
 
 METHODS = ("sleep", "sft", "replay", "lora", "ewc")
-KEPT_AT_LEAST = 0.95  # of what each night was right after itself
+KEPT_AT_LEAST = 0.95  # of the recall after each night's own end
 SKILL_LOST_AT_MOST = 0.01
 
 
 def run_method(method: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Live through all nights by one method and return what is left."""
+    """Run all nights with one method and return its figures."""
     folder: Path = arguments.folder
     nights = range(1, arguments.nights + 1)
     memories = [write_memories(folder / "memories" / f"night-{n:03}.jsonl", n, arguments.pages) for n in nights]
@@ -42,7 +42,7 @@ def run_method(method: str, seed: int, arguments: argparse.Namespace) -> dict[st
 
 
 def sleep(_: str, memories: list[Path], folder: Path, options: Options) -> tuple[list[list[float]], list[float]]:
-    """Sleep a night after each day."""
+    """Run a Sleep night for each day."""
     from sleep_trl.evaluation.retention import describe_chain
 
     chain = describe_chain(run_chain(folder, memories, options | {"memory.max_experts": len(memories)}))
@@ -50,7 +50,7 @@ def sleep(_: str, memories: list[Path], folder: Path, options: Options) -> tuple
 
 
 def learn(method: str, memories: list[Path], folder: Path, options: Options) -> tuple[list[list[float]], list[float]]:
-    """Let one model go on learning, night after night."""
+    """Let one model keep learning, night after night."""
     from _baselines import BASELINES, live
 
     from sleep_trl.config.command_line import parse
@@ -61,7 +61,7 @@ def learn(method: str, memories: list[Path], folder: Path, options: Options) -> 
 
 
 def summarize(recall: list[list[float]], skill: list[float]) -> dict[str, Any]:
-    """Return the figures of a life."""
+    """Return the figures of a chain."""
     from sleep_trl.evaluation.retention import after_own_night, average, backward_transfer, forgetting
 
     own, last = after_own_night(recall), average(recall)
@@ -79,7 +79,7 @@ def summarize(recall: list[list[float]], skill: list[float]) -> dict[str, Any]:
 
 
 def tabulate(runs: Runs) -> list[Row]:
-    """Return means in percent, with the range over seeds where it is not a point."""
+    """Return means in percent, with the range over seeds if they differ."""
     keys = ("after_own_night", "after_last_night", "kept", "forgetting", "base_skill_lost")
     table: list[Row] = [("method", *(key.replace("_", " ") for key in keys), "bounds")]
     for method, by_seed in runs.items():
@@ -91,8 +91,7 @@ def tabulate(runs: Runs) -> list[Row]:
 
 
 def draw(runs: Runs, figure: Path) -> None:
-    """Draw what each method still knows after each night, and what is left of the skill: means over seeds, and their
-    range."""
+    """Plot recall and base skill of each method after each night: means over seeds, and their range."""
     from matplotlib import pyplot
 
     from sleep_trl.evaluation.retention import average
@@ -123,15 +122,17 @@ def draw(runs: Runs, figure: Path) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = study_parser((__doc__ or "").split("\n")[0], METHODS, name="methods")
-    parser.add_argument("--nights", type=int, default=10, help="nights of a life")
-    parser.add_argument("--pages", type=int, default=3, help="pages of the town's newspaper a night, of six facts each")
-    parser.add_argument("--prompts", type=int, default=32, help="prompts a step")
-    parser.add_argument("--steps", type=int, default=180, help="optimizer steps a night")
+    parser.add_argument("--nights", type=int, default=10, help="nights of a chain")
+    parser.add_argument(
+        "--pages", type=int, default=3, help="pages of the town's newspaper per night, with six facts each"
+    )
+    parser.add_argument("--prompts", type=int, default=32, help="prompts per step")
+    parser.add_argument("--steps", type=int, default=180, help="optimizer steps per night")
     parser.add_argument("--earlier-share", type=float, default=0.45, help="share of earlier nights' prompts in a step")
     parser.add_argument("--drift-weight", type=float, default=1.5, help="weight of the drift on self-replay")
-    parser.add_argument("--figure", type=Path, help="draw the figure, such as docs/ten_nights.svg")
-    parser.add_argument("--jobs", type=int, default=1, help="lives at a time")
-    parser.add_argument("--folder", type=Path, default=Path("runs/ten_nights"), help="keeps every night")
+    parser.add_argument("--figure", type=Path, help="plot to this file, such as docs/ten_nights.svg")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel chains")
+    parser.add_argument("--folder", type=Path, default=Path("runs/ten_nights"), help="folder for every night")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seeds, arguments.nights, arguments.steps, arguments.variants = 1, 2, 5, ["sleep", "sft"]

@@ -1,10 +1,9 @@
-"""What dropping an entry takes back: recall of each night's questions, before and after, by the folded model.
+"""The effect of dropping an entry: recall of each night's questions before and after, by the folded model.
 
-Each entry of a finished run is dropped in a copy of it, and later ones are kept. Where later ones lean on it, a night
-also takes it back and learns them anew (`--memories forget:ENTRY`). The folded model is loaded with plain transformers
-and asked the questions of all entries, and those of the skill probe, which have their text in context. A night's own
-level is its recall before it was slept, as the ledger has it. If no run is given, two nights of the quickstart are
-slept first.
+Each entry of a finished run is dropped in a copy of the run, keeping later ones. If later entries depend on it, a night
+also drops it and relearns them (`--memories forget:ENTRY`). The folded model is loaded with plain transformers and
+asked the questions of all entries, and those of the skill probe, which have their text in context. The row `before its
+night` is a night's recall before it ran, from the ledger. If no run is given, two nights of the quickstart run first.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ from typing import Any
 
 from _report import ROOT, Row, argument_parser, environment, progress, report, rerun_with
 
-Recall = dict[str, float | None]  # by entry, and of the skill probe
+Recall = dict[str, float | None]  # by entry, and for the skill probe
 SKILL = "skill"
 
 
 def parse() -> argparse.Namespace:
     parser = argument_parser(__doc__ or "")
     parser.add_argument("run", type=Path, nargs="?", help="folder of a finished run with questions")
-    parser.add_argument("--threads", type=int, default=1, help="threads")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     return parser.parse_args()
 
 
 def sleep(work: Path, is_quick: bool) -> Path:
-    """Sleep two nights of the quickstart and return the folder of the second; the quick ones are short of steps."""
+    """Run two nights of the quickstart and return the folder of the second; quick ones have fewer steps."""
     options = ["--no-report", *(["--seeding.steps", "40"] if is_quick else [])]
     for number in (1, 2):
-        progress(f"sleeping night {number}")
+        progress(f"running night {number}")
         if number == 2:
             options += ["--memories", "examples/quickstart/memories_night2.jsonl", "--continue_from", str(work / "1")]
         launch("--config", "examples/quickstart/config.yaml", *options, "--output_dir", str(work / str(number)))
@@ -44,7 +43,7 @@ def sleep(work: Path, is_quick: bool) -> Path:
 
 
 def launch(*options: str) -> None:
-    """Run a night in a process of its own."""
+    """Run a night in a separate process."""
     command = [sys.executable, "launch/sleep.py", *options]
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
@@ -67,7 +66,7 @@ def recall(model: Path, questions: dict[str, list[Any]], config: Any) -> Recall:
 
 
 def measure(folder: Path, work: Path) -> dict[str, Recall]:
-    """Drop each entry that stands in a copy of its own, and ask."""
+    """Drop each active entry in a separate copy of the run, and ask the questions."""
     from sleep_trl.data.documents import read_skill
     from sleep_trl.evaluation.recall import QAItem
     from sleep_trl.publish.unlearn import drop
@@ -83,9 +82,9 @@ def measure(folder: Path, work: Path) -> dict[str, Recall]:
     if run.config.evaluation.skill:
         texts = read_skill(run.config.evaluation.skill)
         questions[SKILL] = [QAItem(q.question, q.answers, m.text) for m in texts for q in m.questions]
-    progress("asking the whole model")
+    progress("asking the model with all entries")
     result: dict[str, Recall] = {
-        "own_level": {entry.id: entry.metrics["before"]["recall"] for entry in entries},
+        "before its night": {entry.id: entry.metrics["before"]["recall"] for entry in entries},
         "whole": recall(folder / "model", questions, run.config),
     }
     for entry in entries:
@@ -94,15 +93,15 @@ def measure(folder: Path, work: Path) -> dict[str, Recall]:
         drop(FinishedRun.read(copy), [entry.id], later="keep")
         result[f"without {entry.id}"] = recall(copy / "model", questions, run.config)
         if run.dependents_of([entry.id]):
-            progress(f"learning anew without {entry.id}")
+            progress(f"relearning without {entry.id}")
             relearn(run, entry.id, work / f"forgot-{entry.id}")
-            relearnt = recall(work / f"forgot-{entry.id}" / "model", questions, run.config)
-            result[f"without {entry.id}, others learnt anew"] = relearnt
+            relearned = recall(work / f"forgot-{entry.id}" / "model", questions, run.config)
+            result[f"without {entry.id}, others relearned"] = relearned
     return result
 
 
 def relearn(run: Any, name: str, folder: Path) -> None:
-    """Take an entry back in a night like the run's own."""
+    """Drop an entry in a night like the run's own."""
     given = run.config.model_dump(mode="json", exclude_defaults=True)
     given |= {"memories": f"forget:{name}", "nights": [], "continue_from": str(run.folder), "output_dir": str(folder)}
     given |= {"resume": False, "report": False}
@@ -115,7 +114,7 @@ def relearn(run: Any, name: str, folder: Path) -> None:
 def main() -> None:
     args = parse()
     rerun_with(environment(args.threads))
-    with tempfile.TemporaryDirectory() as work, contextlib.redirect_stdout(sys.stderr):  # libraries chat on loading
+    with tempfile.TemporaryDirectory() as work, contextlib.redirect_stdout(sys.stderr):  # libraries print while loading
         result = measure(args.run or sleep(Path(work), args.quick), Path(work))
     names = list(result["whole"])
     table: list[Row] = [("recall without context", *names)]

@@ -1,4 +1,4 @@
-"""The wake buffer with many records: adding them in durable batches, listing, forgetting a source, and memory.
+"""The wake buffer with many records: adding them in durable batches, listing, forgetting a source, peak memory.
 
 Records come from a JSON lines file, as `sleep-trl wake add` reads it: parsed, checked, hashed, stored, each batch
 flushed to disk. One process, one thread.
@@ -19,15 +19,15 @@ from _report import ROOT, Row, argument_parser, environment, progress, report, r
 
 WORDS = "the cat of Mira is called Tolu and it eats hats while the boat of Ben sleeps in the rain".split()
 SOURCES = 100
-AT_LEAST = 2_000  # records a second
+AT_LEAST = 2_000  # records per second
 AT_MOST = {"list_source_seconds": 1.0, "list_seconds": 1.0, "forget_seconds": 1.0}
 
 
 def parse() -> argparse.Namespace:
     parser = argument_parser(__doc__ or "")
     parser.add_argument("--records", type=int, help="records to add (100,000; with --quick 10,000)")
-    parser.add_argument("--words", type=int, default=100, help="words of a record")
-    parser.add_argument("--folder", type=Path, help="where the buffer is made for the while; a temporary folder")
+    parser.add_argument("--words", type=int, default=100, help="words per record")
+    parser.add_argument("--folder", type=Path, help="parent of the temporary folder that holds the buffer")
     args = parser.parse_args()
     args.records = args.records or (10_000 if args.quick else 100_000)
     return args
@@ -47,7 +47,7 @@ def peak_mb() -> float:
 
 
 def measure(folder: Path, count: int, words: int) -> dict[str, float]:
-    """Add, list and forget; return what it took."""
+    """Add, list and forget; return the figures."""
     from sleep_trl.wake import WakeBuffer, add_path
 
     write_records(lines := folder / "records.jsonl", count, words)
@@ -86,10 +86,10 @@ def main() -> None:
     result["peak_mb_growth"] = result["peak_mb"] - result["peak_mb_after_a_tenth"]
     table: list[Row] = [("", "", "bound")]
     for key, value in result.items():
-        said = verdict(value, AT_MOST[key]) if key in AT_MOST else ""
+        met = verdict(value, AT_MOST[key]) if key in AT_MOST else ""
         if key == "records_per_second":
-            said = f">= {AT_LEAST} {'met' if value >= AT_LEAST else 'MISSED'}"
-        table.append((key, f"{value:.3f}", said))
+            met = f">= {AT_LEAST} {'met' if value >= AT_LEAST else 'MISSED'}"
+        table.append((key, f"{value:.3f}", met))
     title = f"Wake buffer: {args.records:,} records of {args.words} words from {SOURCES} sources"
     report(title, table, {key: round(value, 4) for key, value in result.items()}, args.json)
 

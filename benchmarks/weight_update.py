@@ -1,12 +1,12 @@
-"""What an update of an engine's weights costs, against the model's bytes and a training step.
+"""The cost of updating an engine's weights, relative to the model's size and a training step.
 
 The model has the shape of Qwen3-0.6B (hidden size 1024), with fewer layers and random weights, and five experts of
-width 64, the last of which is learning. An update compares all experts with what the engine got last, sends the one
-that changed, and compares the engine's fingerprint with the trainer's. The engine has its own copy of the weights, in
-this process or in a Ray actor. `payload_share` is what an update sends, `payload_share_of_all_experts` what it would
+width 64, the last of which is in training. An update compares all experts with what the engine received last, sends the
+one that changed, and compares the engine's fingerprint with the trainer's. The engine has its own copy of the weights,
+in this process or in a Ray actor. `payload_share` is what an update sends, `payload_share_of_all_experts` what it would
 send if all five had changed, both as shares of the grown model's bytes. `time_share_of_step` is the time of an update
-of the Ray actor, the median over rounds, divided by that of a step: forward and backward pass and AdamW on the rollouts
-alone, without generating them, without teacher and references.
+of the Ray actor, the median over rounds, divided by that of a step: a forward and a backward pass and AdamW on the
+rollouts only, without generating them and without teacher and references.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=8000, help="entries of the vocabulary (8000)")
     parser.add_argument("--experts", type=int, default=5, help="experts (5)")
     parser.add_argument("--width", type=int, default=64, help="width of an expert (64)")
-    parser.add_argument("--batch", type=int, default=8, help="rollouts of a step (8)")
-    parser.add_argument("--tokens", type=int, default=128, help="tokens of prompt and rollout (128)")
+    parser.add_argument("--batch", type=int, default=8, help="rollouts per step (8)")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of prompt and rollout together (128)")
     parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="the engine")
     parser.add_argument("--rounds", type=int, help="rounds (10; with --quick 3)")
-    parser.add_argument("--threads", type=int, default=1, help="threads (1)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     args = parser.parse_args()
     if args.hidden % 128:
         parser.error(f"--hidden must be a multiple of 128, got {args.hidden}")
@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
 
 
 def make_memory(args: argparse.Namespace) -> Any:
-    """Make the model with its experts; the last one is learning."""
+    """Create the model with its experts; the last one is in training."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -129,7 +129,7 @@ def main() -> None:
     element = next(memory.model.parameters()).element_size()
     counts = memory.count_parameters()
     whole = (counts["base"] + counts["added"]) * element
-    progress("a step")
+    progress("training step")
     step = time_step(memory, args)
     progress(f"{args.engine} under Ray")
     remote, sent = time_update(memory, make_engine(memory, args.engine, is_remote=True), args.rounds)
