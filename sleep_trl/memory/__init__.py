@@ -1,4 +1,4 @@
-"""Levels of low-rank experts beside the MLPs of any causal language model."""
+"""Low-rank experts, in levels, added to the MLPs of any causal language model."""
 
 from .fold import fold, folded_config, folded_state_dict, logit_difference
 from .hosts import FORMS, MLPForm

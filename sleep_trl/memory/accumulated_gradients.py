@@ -1,10 +1,10 @@
-"""Online consolidation (Eq. 2): a level accumulates gradients over all that is heard, and applies them at its boundary.
+"""Online consolidation (Eq. 2): a level accumulates gradients over ingested texts, and applies them at its boundary.
 
-**A level's block (ours)** is an expert that is always in view and that no seeding trains: the paper's MLP of the level,
-beside which its experts come and go. It begins as an expert begins, without effect on what the model says.
+**The block of a level (ours)** is an expert that is always in view and that seeding does not train: the paper's MLP of
+the level, next to which its experts come and go. Like any new expert it does not change the output at first.
 
-**Taken at night (ours).** Nothing changes a weight by day. So the gradients of what was heard, taken when the night
-begins, are those that would have been taken while it was heard; and a day needs no model.
+**Computed at night (ours).** No weight changes by day. So gradients computed when the night begins equal those that
+would have been computed when the texts were ingested, and no model has to run by day.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ..runs.folder import AdapterFolder
 from .memory import Memory
 
-FILE = "accumulated.safetensors"
 Gradients = dict[str, torch.Tensor]
 
 
@@ -32,7 +32,7 @@ class Accumulated:
     Args:
         tokens (`dict[int, int]`): by level, the number of tokens.
         gradients (`dict[int, dict[str, torch.Tensor]]`): by level and parameter of its block, the sum over these tokens
-            of the gradient of the language model's loss; float32, on the CPU.
+            of the gradient of the language modeling loss; float32, on the CPU.
     """
 
     tokens: dict[int, int] = field(default_factory=dict)
@@ -40,11 +40,11 @@ class Accumulated:
 
     @staticmethod
     def load(folder: Path) -> Accumulated:
-        """Read what [`save`] wrote; nothing is accumulated where there is no file."""
-        found = Accumulated()
-        if not (folder / FILE).is_file():
+        """Read what [`save`] wrote. If there is no file, nothing is accumulated."""
+        found, path = Accumulated(), AdapterFolder(folder).accumulated
+        if not path.is_file():
             return found
-        with safe_open(folder / FILE, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             found.tokens = {int(level): count for level, count in json.loads(file.metadata()["tokens"]).items()}
             for key in file.keys():  # noqa: SIM118
                 level, _, name = key.partition(".")
@@ -52,29 +52,30 @@ class Accumulated:
         return found
 
     def save(self, folder: Path) -> None:
-        """Write it to a folder by atomic rename; nothing accumulated is no file."""
+        """Write it to a folder by atomic rename. If nothing is accumulated, there is no file."""
+        path = AdapterFolder(folder).accumulated
         if not self.tokens:
-            (folder / FILE).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             return
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{FILE}.partial"
+        partial = path.with_suffix(".safetensors.partial")
         tensors = {f"{level}.{name}": g for level, named in self.gradients.items() for name, g in named.items()}
         save_file(tensors, partial, metadata={"tokens": json.dumps(self.tokens)})
-        partial.replace(folder / FILE)
+        partial.replace(path)
 
     def add(self, memory: Memory, texts: Iterable[list[int]]) -> int:
-        """Add the gradients of texts to those of every level that has a block.
+        """Add the gradients of texts to every level that has a block.
 
         Args:
             memory (`Memory`):
-                Its model, as it is in view, reads the texts.
+                The memory. Its model, with the experts in view, reads the texts.
             texts (`Iterable[list[int]]`):
-                Token ids, each no longer than the context; every token but the first of each is predicted.
+                Token ids of each text, no more than the context. All tokens but the first of a text are predicted.
 
         Returns:
             `int`: the number of tokens predicted.
         """
-        heard, blocks = 0, memory.blocks
+        count, blocks = 0, memory.blocks
         named = [(level, name, p) for level, at in blocks.items() for name, p in memory.expert_parameters(at)]
         sums = [torch.zeros_like(parameter) for _, _, parameter in named]
         memory.model.eval()
@@ -83,24 +84,24 @@ class Accumulated:
                 loss = summed_loss(memory, torch.tensor([ids], device=memory.model.device))
                 found = torch.autograd.grad(loss, [parameter for _, _, parameter in named])
                 torch._foreach_add_(sums, found)
-                heard += len(ids) - 1
+                count += len(ids) - 1
         for (level, name, _), added in zip(named, sums, strict=True):
             gradients = self.gradients.setdefault(level, {})
             gradients[name] = gradients[name] + added.cpu() if name in gradients else added.cpu()
         for level in blocks:
-            self.tokens[level] = self.tokens.get(level, 0) + heard
-        return heard
+            self.tokens[level] = self.tokens.get(level, 0) + count
+        return count
 
     def update(self, level: int, learning_rate: float, max_norm: float) -> Gradients:
-        """Return what a boundary adds to a level's block: a step of gradient descent on the mean loss of a token.
+        """Return what a boundary adds to the block of a level: a gradient descent step on the mean loss per token.
 
         Args:
             level (`int`):
-                A level that has accumulated something.
+                A level with accumulated gradients.
             learning_rate (`float`):
-                Size of the step.
+                Learning rate of the step.
             max_norm (`float`):
-                Norm above which the mean gradient is scaled down.
+                Norm above which the mean gradient is clipped.
         """
         mean = {name: gradient / max(1, self.tokens[level]) for name, gradient in self.gradients[level].items()}
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in mean.values()]))
@@ -108,20 +109,20 @@ class Accumulated:
         return {name: -learning_rate * scale * gradient for name, gradient in mean.items()}
 
     def clear(self, level: int) -> None:
-        """Begin a level's next chunk."""
+        """Start the next chunk of a level."""
         self.tokens.pop(level, None)
         self.gradients.pop(level, None)
 
 
 def summed_loss(memory: Memory, ids: torch.Tensor) -> torch.Tensor:
-    """Return the sum of the losses of all tokens of `ids`, of shape `(1, length)`, but the first."""
+    """Return the summed loss of all tokens of `ids`, of shape `(1, length)`, except the first."""
     logits = memory.model(input_ids=ids, use_cache=False).logits
     return F.cross_entropy(logits[0, :-1].float(), ids[0, 1:], reduction="sum")
 
 
 @torch.no_grad()
 def write_updated(memory: Memory, block: int, update: Gradients, into: int) -> None:
-    """Write a block with its update into a slot: another one, or its own."""
+    """Write the updated block into a slot, another one or its own."""
     targets = dict(memory.expert_parameters(into))
     for name, parameter in memory.expert_parameters(block):
         targets[name].copy_(parameter + update[name].to(parameter.device))

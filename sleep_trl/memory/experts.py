@@ -10,15 +10,15 @@ from .hosts import Host, unit_weights
 
 
 class Expert(nn.Module):
-    """A slice of an MLP of its host's form: `down(act(gate(x)) * up(x))`, or `down(act(up(x)))` beside a plain MLP.
+    """A slice of an MLP of its host's form: `down(act(gate(x)) * up(x))`, or `down(act(up(x)))` if it is not gated.
 
-    Weights are float32 whatever the model's dtype (they are what is trained, and they are few) and are cast to the
-    input's dtype at use. The output matrix starts at zero, so that a new expert changes nothing (method 3.2; the zero
-    start is ours).
+    Weights are float32 whatever the model's dtype (they are trained, and they are small), and are cast to the input's
+    dtype at use. The output matrix starts at zero, so that a new expert changes nothing (method 3.2; the zero start is
+    ours).
 
     Args:
         host (`Host`):
-            The MLP beside which the expert sits.
+            The MLP that the expert is added to.
         width (`int`):
             Number of hidden units, the paper's d_low.
     """
@@ -39,9 +39,10 @@ class Expert(nn.Module):
     def reset(self, host: Host, generator: torch.Generator, scale: float) -> None:
         """Draw new input maps and set the output map to zero.
 
-        Ours: an input map is made of random rows of the host's own, times `scale`; gate and up are drawn apart, so that
-        their products are new. That puts the new units at the size which the host's inputs ask for, whatever the
-        architecture: a normal draw of deviation 1/sqrt(hidden) is several times too small behind small norm weights.
+        Ours: an input matrix consists of random rows of the host's own, times `scale`; gate and up are drawn
+        independently, so that their products are new. The new units then have the scale of the host's, whatever the
+        architecture: normal draws with standard deviation 1/sqrt(hidden) are several times too small after a norm with
+        small weights.
         """
         for name, rows in unit_weights(host).items():
             chosen = torch.randperm(rows.shape[0], generator=generator)[: self.up.shape[0]]

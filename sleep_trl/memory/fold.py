@@ -1,7 +1,7 @@
 """Folding: a model with experts becomes an ordinary checkpoint with wider MLPs.
 
-A gated expert of width w beside a gated MLP of width I equals one gated MLP of width I + w: rows of gate and up are
-appended, columns of down are appended. The result has the base's architecture and loads without this package.
+A gated MLP of width I plus a gated expert of width w equals one gated MLP of width I + w: append the expert's rows to
+gate and up, and its columns to down. The result has the base's architecture and loads without this package.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ def fold(memory: Memory, folder: str | Path, probe: torch.Tensor | None = None) 
 
     Args:
         memory (`Memory`):
-            The memory to fold; its model is left as it is.
+            The memory to fold; its model is not changed.
         folder (`str` or `Path`):
             Where the checkpoint goes.
         probe (`torch.Tensor` of shape `(batch, length)`, *optional*):
-            Token ids on which logits are compared; a fixed pseudo-random row if left out.
+            Token ids on which logits are compared; by default fixed pseudo-random ones.
 
     Returns:
-        `float`: the largest difference of a logit between the attached model and the checkpoint read back.
+        `float`: the largest difference of logits between the model in memory and the checkpoint read back.
 
     Raises:
         `ValueError`: if the memory is routed (`routing="topk"`).
-        `RuntimeError`: if that difference is larger than the dtype allows for logits of that size (rounding errors grow
-            with the numbers that are added, so the bound is 1e-5 for logits up to 1 and in proportion beyond).
+        `RuntimeError`: if the difference is larger than the dtype allows. The bound is 1e-5 in float32 for logits up to
+            1, and grows with them, as rounding errors do.
     """
     model, config, folder = memory.model, folded_config(memory), Path(folder)
     if is_sharded(model):
@@ -56,7 +56,8 @@ def fold(memory: Memory, folder: str | Path, probe: torch.Tensor | None = None) 
     allowed = TOLERANCE.get(model.dtype, LOW_PRECISION_TOLERANCE) * max(1.0, largest)
     if difference > allowed:
         raise RuntimeError(
-            f"The folded model in {folder} differs from the grown one by {difference:.2e} (> {allowed})."
+            f"The logits of the folded model in {folder} differ from the grown model's by {difference:.2e} (allowed: "
+            f"{allowed:.2e}). Do not use it; fold in float32 (dtype), or report this with the model's name."
         )
     return difference
 
@@ -114,14 +115,14 @@ def logit_difference(
 def _check_is_dense(memory: Memory) -> None:
     if memory.spec.is_routed:
         raise ValueError(
-            "A memory with routing 'topk' cannot be folded: a wider MLP has every unit on for every token. Save it by "
-            "save_memory(memory, folder) and serve it through transformers: load the base model, then "
+            "A memory with routing 'topk' cannot be folded: in a wider MLP every unit is active for every token. Save "
+            "it with save_memory(memory, folder) and serve it with transformers: load the base model, then "
             "load_memory(model, folder). For a model that folds, attach with MemorySpec(routing='dense')."
         )
 
 
 class _config_replaced:
-    """Context manager: the model carries another config while it is being saved."""
+    """Context manager that gives the model another config while it is saved."""
 
     def __init__(self, model: PreTrainedModel, config: PretrainedConfig) -> None:
         self.model, self.config = model, config

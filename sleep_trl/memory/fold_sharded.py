@@ -1,4 +1,4 @@
-"""A folded checkpoint from sharded weights, put together module by module: no process ever holds the whole model."""
+"""Folding of sharded weights, module by module, so that no process ever holds the whole model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..runs.files import write_json
 from .memory import Memory
 from .wide import widen
 
-FILE_BYTES = 2 * 2**30  # of a checkpoint's file, after which the next one begins; the first process holds one
+FILE_BYTES = 2 * 2**30  # size of a checkpoint file; the first process holds one in memory
 
 
 def assemble(memory: Memory, config: PretrainedConfig, folder: Path) -> None:
@@ -24,7 +24,7 @@ def assemble(memory: Memory, config: PretrainedConfig, folder: Path) -> None:
 
     Args:
         memory (`Memory`):
-            A memory that folds, of a model whose weights are sharded.
+            A memory with dense routing, of a model whose weights are sharded.
         config (`PretrainedConfig`):
             The folded model's, see [`~sleep_trl.memory.folded_config`].
         folder (`Path`):
@@ -59,7 +59,7 @@ def assemble(memory: Memory, config: PretrainedConfig, folder: Path) -> None:
 
 
 def _folded_modules(memory: Memory, is_read: bool) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield the folded model's tensors on the CPU, of one module at a time; where they are not read, only gather."""
+    """Yield the folded model's tensors on the CPU, one module at a time. A process that does not read only gathers."""
     hosts = {host.name: host for host in memory.hosts}
     inside = tuple(f"{name}." for name in hosts)
     done: set[int] = set()
@@ -92,7 +92,7 @@ def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _name_files(folder: Path, files: list[list[str]], total: int) -> None:
-    """Give the files their names, now that their number is known, and write the index if there are several."""
+    """Rename the files, now that their number is known, and write the index if there are several."""
     names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
     names = names if len(files) > 1 else [SAFE_WEIGHTS_NAME]
     for number, name in enumerate(names):

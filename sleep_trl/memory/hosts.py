@@ -1,7 +1,7 @@
-"""The MLP forms that can host experts, and where a model keeps them.
+"""The kinds of MLP that can host experts, and where a model has them.
 
-A form names the linear maps of an MLP by role, so that the rest of the package never asks which architecture it holds.
-Supporting a further architecture is one more line in `FORMS`.
+A form names the linear layers of an MLP by role, so that the rest of the package does not depend on the architecture.
+To support another architecture, add a line to `FORMS`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
 
 @dataclass(frozen=True)
 class MLPForm:
-    """How one family of models writes its MLP.
+    """The structure of the MLP in one family of models.
 
     Args:
         name (`str`):
             The form's name, shown in messages.
         inputs (`tuple[str, ...]`):
-            Attribute names of the maps from the hidden size to the intermediate size, gate before up.
+            Attribute names of the layers from the hidden size to the intermediate size, gate before up.
         output (`str`):
-            Attribute name of the map back to the hidden size.
+            Attribute name of the layer back to the hidden size.
         is_gated (`bool`):
             Whether the hidden units are `act(gate(x)) * up(x)` (else `act(up(x))`).
         is_fused (`bool`):
-            Whether gate and up are the two halves of one map.
+            Whether gate and up are the two halves of one layer.
     """
 
     name: str
@@ -59,7 +59,7 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Host:
-    """One MLP of a model, together with what an expert beside it has to know."""
+    """One MLP of a model, with what its experts have to know."""
 
     name: str
     module: nn.Module
@@ -77,7 +77,7 @@ def find_hosts(model: PreTrainedModel) -> list[Host]:
             A causal language model.
 
     Returns:
-        `list[Host]`: one host a layer, in the model's order.
+        `list[Host]`: one host per layer, in the model's order.
 
     Raises:
         `ValueError`: if the model's layers do not each hold exactly one MLP of a known form.
@@ -87,10 +87,9 @@ def find_hosts(model: PreTrainedModel) -> list[Host]:
     if len(hosts) != layers:
         known = "; ".join(f"{form.name}: {', '.join(form.linears)}" for form in FORMS)
         raise ValueError(
-            f"{type(model).__name__} has {layers} layers, in which {len(hosts)} MLPs of a known form were found; one a "
-            f"layer is needed. Looked for modules with exactly these linear maps: "
-            f"{known}. "
-            f"Use a model of one of these forms, or add its form to sleep_trl.memory.hosts.FORMS."
+            f"{type(model).__name__} has {layers} layers, but {len(hosts)} MLPs of a known form; each layer needs one. "
+            f"Looked for modules with exactly these linear layers: {known}. Use a model of one of these forms, or add "
+            f"its form to sleep_trl.memory.hosts.FORMS."
         )
     return hosts
 
@@ -121,6 +120,6 @@ def unit_weights(host: Host) -> dict[str, torch.Tensor]:
 
 
 def linear_shape(linear: nn.Linear | Conv1D) -> tuple[int, int]:
-    """Return `(out_features, in_features)`, whichever way round the weight lies."""
+    """Return `(out_features, in_features)`, also of a `Conv1D`, whose weight is transposed."""
     rows, columns = whole_shape(linear.weight)
     return (columns, rows) if isinstance(linear, Conv1D) else (rows, columns)

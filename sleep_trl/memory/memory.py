@@ -1,4 +1,4 @@
-"""A memory: the experts of a whole model, seen as one thing that grows, teaches and learns."""
+"""A memory: the experts of a model, handled as one."""
 
 from __future__ import annotations
 
@@ -25,8 +25,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExpertRecord:
-    """One activated expert: which slot, for which level, whether it speaks, and whether it is its level's block, which
-    Eq. 2 changes and no seeding trains (see `online.py`)."""
+    """One activated expert.
+
+    Args:
+        index (`int`): its slot.
+        level (`int`): its memory level.
+        is_enabled (`bool`): whether it takes part in the forward pass.
+        is_block (`bool`): whether it is the block of its level, which Eq. 2 updates and seeding does not train, see
+            [`sleep_trl.memory.accumulated_gradients`].
+    """
 
     index: int
     level: int = 1
@@ -34,16 +41,16 @@ class ExpertRecord:
     is_block: bool = False
 
     def as_row(self) -> dict[str, Any]:
-        """Return it as plain data. That it is no block is not said: earlier versions read what has none."""
+        """Return it as plain data. `is_block` is left out if false, so that earlier versions can read it."""
         row = asdict(self)
         return row if self.is_block else {name: value for name, value in row.items() if name != "is_block"}
 
 
 class Memory:
-    """Handle of the experts attached to a model; made by [`attach`], found again by [`Memory.of`].
+    """Handle of the experts attached to a model. Created by [`attach`]; [`Memory.of`] returns it for a model.
 
-    The model stays an ordinary `PreTrainedModel` with its parameter names unchanged: each MLP gains a child `memory`
-    and forward hooks by which the experts in view take part.
+    The model remains an ordinary `PreTrainedModel` with unchanged parameter names. Each MLP gets a child `memory`, and
+    forward hooks through which the experts in view take part.
     """
 
     def __init__(self, model: PreTrainedModel, spec: MemorySpec) -> None:
@@ -52,8 +59,8 @@ class Memory:
         smallest = min(min(host.hidden_size, host.intermediate_size) for host in self.hosts)
         if spec.width >= smallest:
             raise ValueError(
-                f"width {spec.width} is not low-rank for {type(model).__name__}: it must be smaller than the hidden "
-                f"size, here {smallest}. Choose a smaller width (the paper's is 64)."
+                f"width {spec.width} is not low-rank for {type(model).__name__}: it must be less than {smallest}, the "
+                f"hidden or the intermediate size. Choose a smaller width (the paper's is 64)."
             )
         self.records: dict[int, ExpertRecord] = {}
         self.learning: int | None = None
@@ -81,24 +88,25 @@ class Memory:
             level (`int`, *optional*, defaults to `1`):
                 The memory level that receives the expert.
             replacing (`Sequence[int]`, *optional*):
-                Active experts in whose place it comes (method 3.3): the teacher has them, the student has not. They are
-                reset by [`commit`]; if the new expert is reset instead, they are back in view.
+                Active experts that it replaces (method 3.3): in view for the teacher, not for the student. [`commit`]
+                resets them; resetting the new expert instead brings them back into view.
             joining (`Sequence[int]`, *optional*):
-                Active experts that come with it: the student has them, the teacher has not. They stay after
-                [`commit`]; if the new expert is reset instead, so are they.
+                Active experts that join it: in view for the student, not for the teacher. [`commit`] keeps them;
+                resetting the new expert resets them too.
 
         Returns:
             `int`: the expert's index.
 
         Raises:
-            `ValueError`: if all experts are taken, one to replace is not active, or others are still being replaced.
+            `ValueError`: if all experts are in use, one to replace or join is not active, or others are still being
+                replaced.
         """
         if unknown := [index for index in (*replacing, *joining) if index not in self.records]:
             raise ValueError(f"Expert {unknown[0]} is not active; active ones are {sorted(self.records)}.")
         if self.replacing:
             raise ValueError(
-                f"Experts {list(self.replacing)} are still being replaced by expert {self.learning}. Call "
-                f"commit(), or reset it."
+                f"Experts {list(self.replacing)} are still being replaced by expert {self.learning}. Commit "
+                f"it (`commit()`) or reset it first."
             )
         index = self._free()
         self.records[index] = ExpertRecord(index, level)
@@ -107,10 +115,10 @@ class Memory:
         return index
 
     def add_block(self, level: int) -> int:
-        """Put the next free expert in view as the block of a level, and return its index. Nothing trains it.
+        """Activate the next free expert as the block of a level, and return its index. It is not trained.
 
         Raises:
-            `ValueError`: if all experts are taken.
+            `ValueError`: if all experts are in use.
         """
         index = self._free()
         self.records[index] = ExpertRecord(index, level, is_block=True)
@@ -122,12 +130,12 @@ class Memory:
             if index not in self.records:
                 return index
         raise ValueError(
-            f"All {self.spec.max_experts} experts of this memory are taken. Attach it with a larger `max_experts` "
-            f"(a saved memory may be loaded into a larger one)."
+            f"All {self.spec.max_experts} experts of this memory are taken. Attach it with a larger `max_experts`, or "
+            f"load a saved one with `load_memory(model, folder, max_experts=...)`."
         )
 
     def register(self, records: Iterable[ExpertRecord]) -> None:
-        """Put experts in use whose weights have been written already, such as loaded ones."""
+        """Activate experts whose weights are in place already, such as loaded ones."""
         self.records |= {record.index: record for record in records}
         self._set_learning(self.learning)
 
@@ -160,7 +168,7 @@ class Memory:
         self._show()
 
     def reset(self, index: int) -> None:
-        """Take an expert out of use and draw its first weights anew (synaptic pruning, method 3.3)."""
+        """Deactivate an expert and draw new first weights for it (synaptic pruning, method 3.3)."""
         self.records.pop(index, None)
         if self.learning == index:
             joined, self.replacing, self.joining = self.joining, (), ()
@@ -171,7 +179,7 @@ class Memory:
         self._show()
 
     def _draw(self, indices: Iterable[int]) -> None:
-        """Draw the first weights of experts, host by host: sharded weights are whole for one host at a time."""
+        """Draw the first weights of experts, host by host: sharded weights are gathered for one host at a time."""
         for layer, host in enumerate(self.hosts):
             with gathered(getattr(host.module, name).weight for name in host.form.inputs):
                 for index in indices:
@@ -181,7 +189,7 @@ class Memory:
                         expert.reset(host, generator, self.spec.init_scale)
 
     def enable(self, index: int, enabled: bool = True) -> None:
-        """Let an active expert speak, or silence it and keep its weights."""
+        """Enable an active expert, or disable it and keep its weights."""
         self.records[index] = replace(self.records[index], is_enabled=enabled)
         self._show()
 
@@ -189,7 +197,7 @@ class Memory:
 
     @property
     def active(self) -> tuple[int, ...]:
-        """Indices of the experts that take part in the student's forward pass, in order of activation slot."""
+        """Indices of the experts that take part in the student's forward pass, in ascending order."""
         return tuple(index for index in self._enabled() if index not in self.replacing)
 
     def _enabled(self) -> tuple[int, ...]:
@@ -197,32 +205,32 @@ class Memory:
 
     @property
     def in_view(self) -> tuple[int, ...]:
-        """The experts that take part in a forward pass at this moment."""
+        """The experts that take part in a forward pass now."""
         return self._view.experts
 
     @contextmanager
     def as_teacher(self) -> Iterator[None]:
-        """Show the model as it was before an expert began to learn: without that one and those that join it, and with
-        those it replaces."""
+        """Context manager: the model as it was before the learning expert was activated, without it and those that join
+        it, and with those that it replaces."""
         new = (self.learning, *self.joining)
         with self._showing(tuple(index for index in self._enabled() if index not in new)):
             yield
 
     @contextmanager
     def as_student(self) -> Iterator[None]:
-        """Show the model with every active expert, the learning one included. This is the state outside any view."""
+        """Context manager: the model with all active experts, including the learning one. This is also the default."""
         with self._showing(self.active):
             yield
 
     @contextmanager
     def as_base(self) -> Iterator[None]:
-        """Show the pretrained model alone."""
+        """Context manager: the pretrained model without experts."""
         with self._showing(()):
             yield
 
     @contextmanager
     def hiding(self, experts: Collection[int]) -> Iterator[None]:
-        """Leave experts out of every view, the teacher's and the student's, as if they had been dropped."""
+        """Context manager: leave experts out of all views, the teacher's and the student's, as if they were dropped."""
         before, self._hidden = self._hidden, frozenset(experts)
         try:
             with self._showing(self._view.experts):
@@ -244,12 +252,12 @@ class Memory:
 
     @property
     def blocks(self) -> dict[int, int]:
-        """The block of each level that has one: level -> expert."""
+        """The blocks: level -> expert."""
         return {self.records[i].level: i for i in self.active if self.records[i].is_block}
 
     @contextmanager
     def differentiating(self, experts: Sequence[int]) -> Iterator[None]:
-        """Let gradients reach some of the experts in view, none of which is learning."""
+        """Context manager: compute gradients for some of the experts in view, although they are not learning."""
         self._view.apart = tuple(experts)
         for index in experts:
             for _, parameter in self.expert_parameters(index):
@@ -263,23 +271,23 @@ class Memory:
 
     @contextmanager
     def random_extra_expert(self, seed: int | torch.Generator) -> Iterator[None]:
-        """Let every router also activate one random further expert, for sampling dreams (method 3.4).
+        """Context manager: every router also activates one further expert at random, for sampling dreams (method 3.4).
 
-        Ours: a router draws an order of the settled experts for each row of the batch in each forward pass, and a
-        token takes the first of them that is not in its top k, weighed by that expert's gate. While no more than
-        `top_k` experts are settled there is no further one; the log says so.
+        Ours: in each forward pass a router draws an order of the settled experts for each row of the batch. A token
+        takes the first one that is not in its top k, weighted by that expert's gate. With `top_k` settled experts or
+        fewer there is no further one, and a warning is logged.
 
         Args:
             seed (`int` or `torch.Generator`):
-                Of the draws; the same seed gives the same ones for the same batches. Give each process its own.
+                Seed of the draws: the same seed gives the same draws for the same batches. Give each process its own.
 
         Raises:
             `ValueError`: with `routing="dense"`.
         """
         if not self.spec.is_routed:
             raise ValueError(
-                "A random further expert needs routing 'topk': with 'dense' every active expert takes part already, so "
-                "there is no further one. Attach the memory with MemorySpec(routing='topk'), or dream without it."
+                "A random further expert needs routing 'topk': with 'dense' every active expert takes part already. "
+                "Attach the memory with MemorySpec(routing='topk'), or dream without it."
             )
         settled = sum(index != self.learning for index in self.active)
         if settled <= self.spec.top_k:
@@ -293,16 +301,16 @@ class Memory:
 
     @property
     def is_random(self) -> bool:
-        """Whether routers take a random further expert at this moment."""
+        """Whether routers take a random further expert now."""
         return self._view.random is not None
 
     @contextmanager
     def counting(self, reset: bool = True) -> Iterator[None]:
-        """Count the tokens that go to each expert, padding included; a recomputed pass counts again.
+        """Context manager: count the tokens routed to each expert, including padding; a recomputed pass counts again.
 
         Args:
             reset (`bool`, *optional*, defaults to `True`):
-                Begin at zero; otherwise go on counting.
+                Start at zero; otherwise continue counting.
 
         Raises:
             `ValueError`: with `routing="dense"`, where every token goes to every expert.
@@ -316,11 +324,12 @@ class Memory:
             self._view.is_counting = before
 
     def load(self) -> list[list[int]]:
-        """Return how many tokens have gone to each expert since counting began, in this process.
+        """Return how many tokens were routed to each expert since counting began, in this process.
 
         Returns:
-            `list[list[int]]`: for each layer, a number for each of the `max_experts` slots. They add up to tokens times
-            `top_k` (times the settled experts while they are fewer), and one more for a learning or a random expert.
+            `list[list[int]]`: for each layer, a count for each of the `max_experts` slots. The counts of a layer sum to
+            tokens times `top_k` (or the number of settled experts, if smaller), plus the tokens once more for a
+            learning or a random expert.
 
         Raises:
             `ValueError`: with `routing="dense"`.
@@ -329,7 +338,9 @@ class Memory:
 
     def _routers(self) -> list[RoutedPool]:
         if not self.spec.is_routed:
-            raise ValueError("With routing 'dense' every token goes to every active expert: there is nothing to count.")
+            raise ValueError(
+                "With routing 'dense' every token goes to every active expert, so there is nothing to count."
+            )
         return [cast(RoutedPool, host.module.memory) for host in self.hosts]
 
     # -- weights --------------------------------------------------------------------------------------------------
@@ -338,7 +349,7 @@ class Memory:
         return cast(Expert, cast(ExpertPool, host.module.memory).experts[index])
 
     def experts(self, index: int) -> Iterator[tuple[Host, Expert]]:
-        """Yield one expert's part in each layer, with its host."""
+        """Yield the part of an expert in each layer, with its host."""
         for host in self.hosts:
             yield host, self._expert(host, index)
 
@@ -373,25 +384,25 @@ class Memory:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Return spec, records and, while there are any, the experts being replaced, as `memory.json` holds them."""
+        """Return spec, records and any experts being replaced, as in `memory.json`."""
         described = {"spec": self.spec.describe(), "experts": [self.records[i].as_row() for i in sorted(self.records)]}
         return described | ({"replacing": list(self.replacing)} if self.replacing else {})
 
 
 def attach(model: PreTrainedModel, spec: MemorySpec | None = None) -> Memory:
-    """Put a pool of masked low-rank experts beside every MLP of a causal language model, and freeze the model.
+    """Add a pool of inactive low-rank experts to every MLP of a causal language model, and freeze the model.
 
     Args:
         model (`PreTrainedModel`):
-            Any model whose MLPs have one of the forms in [`sleep_trl.memory.hosts.FORMS`].
+            A model whose MLPs have one of the forms in [`sleep_trl.memory.hosts.FORMS`].
         spec (`MemorySpec`, *optional*):
-            Size of the memory.
+            Size and routing of the memory.
 
     Returns:
-        `Memory`: the handle; also kept as `model.sleep_memory`.
+        `Memory`: the handle, also available as `Memory.of(model)`.
 
     Raises:
-        `ValueError`: if the model has a memory already, its MLPs have no known form, or the width is not low-rank.
+        `ValueError`: if the model has a memory already, its MLPs have an unknown form, or the width is not low-rank.
     """
     if Memory.of(model) is not None:
         raise ValueError("This model has a memory already; use Memory.of(model).")

@@ -1,4 +1,4 @@
-"""The pool of experts that sits beside one MLP, and which of them take part in a forward pass."""
+"""The pool of experts of one MLP, and which of them take part in a forward pass."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .wide import HostMaps
 
 @dataclass
 class View:
-    """Which experts take part in a forward pass. One object is shared by all pools of a model, so that switching
-    between teacher and student is one assignment and touches no weight.
+    """Which experts take part in a forward pass. All pools of a model share one object, so that switching between
+    teacher and student is a single assignment and touches no weight.
 
     Args:
         experts (`tuple[int, ...]`): those in view.
         learning (`int`, *optional*): the one that is being trained, in view or not.
-        apart (`tuple[int, ...]`): those that come and go between teacher and student beside it, or that gradients are
-            to reach.
-        random (`torch.Generator`, *optional*): draws one further expert for each token. Only a router asks.
+        apart (`tuple[int, ...]`): others that are computed outside the host, because teacher and student differ in
+            them, or because they need gradients.
+        random (`torch.Generator`, *optional*): draws one further expert for each token; used by routers only.
         is_counting (`bool`): whether routers count the tokens that go to each expert.
     """
 
@@ -36,8 +36,8 @@ class View:
 
 
 class ExpertPool(nn.Module, ABC):
-    """All experts that one MLP may ever need, allocated at once and left out of the pass until they are in `view`
-    (method 3.3, note on the implementation)."""
+    """All experts that one MLP may ever need, allocated in advance and skipped until they are in view (method 3.3, note
+    on the implementation)."""
 
     expert_type: type[Expert] = Expert
 
@@ -50,22 +50,25 @@ class ExpertPool(nn.Module, ABC):
         """Called before the host's forward pass."""
 
     def end(self) -> None:
-        """Called after it, also if it failed."""
+        """Called after the host's forward pass, even if it failed."""
 
     @abstractmethod
     def forward(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """Add what the experts in view say of `x` to the host's output."""
+        """Add the outputs of the experts in view for `x` to the host's output."""
 
 
 class DensePool(ExpertPool):
-    """`routing: dense`: every expert in view speaks. The settled ones do so inside their host, made wider by them, and
-    the learning one is added to its output: activation changes no bit, nor does folding. Those that come and go with it
-    are added too, so that going from teacher to student makes no host anew."""
+    """`routing: dense`: all experts in view take part.
+
+    The settled ones are computed inside their host, whose layers are widened by them. The learning one is added to the
+    host's output, so that neither activation nor folding changes a bit. So are those that join or are replaced by it:
+    switching between teacher and student then does not rebuild the wide layers.
+    """
 
     def __init__(self, host: Host, width: int, size: int, view: View) -> None:
         super().__init__(host, width, size, view)
         self.maps = HostMaps(host)
-        self.apart = view.experts  # those that the host's own forward pass does not hold
+        self.apart = view.experts  # those that the host's own forward pass does not include
 
     def begin(self) -> None:
         self.apart = self.view.experts
@@ -85,8 +88,8 @@ class DensePool(ExpertPool):
 
 
 def hook(pool: ExpertPool, host: Host) -> None:
-    """Let a pool take part in its host's forward pass. The hooks are plain functions of the module, so that a deep copy
-    of the model uses its own pool."""
+    """Hook a pool into its host's forward pass. The hooks are plain functions of the module, so that a deep copy of the
+    model uses its own pool."""
     host.module.memory = pool
     host.module.register_forward_pre_hook(_begin)
     host.module.register_forward_hook(_end, always_call=True)

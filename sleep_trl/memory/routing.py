@@ -1,17 +1,17 @@
-"""Routing: each token goes to few experts, however many there are.
+"""Routing: each token goes to a few experts, however many there are.
 
-An expert beside an MLP has one gate of its own, `sigmoid(w · x + b)`. A token's output is the sum of gate times expert
-over the `top_k` settled experts with the largest gates, so that a token costs the same however many experts there are
-(method 3.2). Sigmoid gates are ours: unlike those of a softmax they are independent, so that a new expert cannot change
-the gates of old ones.
+Each expert of an MLP has a gate, `sigmoid(w · x + b)`. A token's output is the sum of gate times expert over the
+`top_k` settled experts with the largest gates, so that the cost of a token does not grow with the number of experts
+(method 3.2). Sigmoid gates are ours: unlike the gates of a softmax they are independent, so that a new expert cannot
+change those of older ones.
 
 **The learning expert comes in addition to the top k (ours).** If it competed from the start, it would displace an older
-expert while it says nothing itself, and activation would change the output; if its gate were so low that it never won,
-it would never learn. So it reads every token while it learns, weighed by its gate, and joins the competition once it is
-committed (`Memory.commit`). What is measured after a night is measured in that settled state.
+expert while its own output is still zero, and activation would change the model's output; if its gate were too low to
+win, it would never learn. So while it learns it reads every token, weighted by its gate. Once committed
+(`Memory.commit`) it competes like the others, and all metrics after a night are measured in that state.
 
-**A gate starts at one half (ours)**: weight and bias are zero. There the sigmoid is steepest, so that training moves
-the gate either way with equal ease, and no token is out of reach.
+**A gate starts at one half (ours)**: weight and bias are zero. The sigmoid is steepest there, so training can move the
+gate either way equally easily, for every token.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .pools import ExpertPool, View
 
 
 class RoutedExpert(Expert):
-    """An expert with the row of the router that belongs to it, so that the two are trained, saved, counted,
-    fingerprinted and reset together.
+    """An expert with its row of the router, so that the two are trained, saved, counted, fingerprinted and reset
+    together.
 
     Args:
         host (`Host`):
-            The MLP beside which the expert sits.
+            The MLP that the expert is added to.
         width (`int`):
             Number of hidden units, the paper's d_low.
     """
@@ -52,10 +52,10 @@ class RoutedExpert(Expert):
 
 
 class RoutedPool(ExpertPool):
-    """The experts beside one MLP with their router (`routing: topk`).
+    """The experts of one MLP with their router (`routing: topk`).
 
-    Every expert in view is called in every pass, with no rows if no token goes to it: which parameters a pass touches
-    never depends on the data, as sharded and distributed training need it (ZeRO-3, DDP).
+    Every expert in view is called in every pass, with zero rows if no token goes to it. In sharded and distributed
+    training (ZeRO-3, DDP), the parameters that a pass uses must not depend on the data.
 
     Args:
         host (`Host`):
@@ -63,7 +63,7 @@ class RoutedPool(ExpertPool):
         width (`int`):
             Hidden units of an expert.
         size (`int`):
-            Experts allocated.
+            Number of experts allocated.
         view (`View`):
             Which experts take part, shared by all pools of a model.
         top_k (`int`):
@@ -75,16 +75,16 @@ class RoutedPool(ExpertPool):
     def __init__(self, host: Host, width: int, size: int, view: View, top_k: int) -> None:
         super().__init__(host, width, size, view)
         self.top_k = top_k
-        self.load = [0] * size  # tokens by expert, while view.is_counting
+        self.load = [0] * size  # tokens per expert, while view.is_counting
 
     def gates(self, x: torch.Tensor) -> torch.Tensor:
         """Return the gates of all allocated experts, in float32 or better.
 
-        The router's shape never changes, so that an old gate is the same to the last bit when an expert is added.
+        The router's shape never changes, so that adding an expert does not change an older gate by a bit.
 
         Args:
             x (`torch.Tensor` of shape `(tokens, hidden)`):
-                What the MLP reads.
+                Input of the MLP.
 
         Returns:
             `torch.Tensor` of shape `(tokens, max_experts)`, in (0, 1).
@@ -106,8 +106,8 @@ class RoutedPool(ExpertPool):
         for index, tokens in self._route(gates.detach(), rows):
             read = flat if tokens is None else flat[tokens]
             weight = weights[:, index, None] if tokens is None else weights[tokens, index, None]
-            said = weight * self.experts[index](read)
-            added = added + said if tokens is None else added.index_add_(0, tokens, said)
+            part = weight * self.experts[index](read)
+            added = added + part if tokens is None else added.index_add_(0, tokens, part)
             if self.view.is_counting:
                 self.load[index] += read.shape[0]
         return output + added.view_as(output)
@@ -137,14 +137,14 @@ def choose_experts(gates: torch.Tensor, top_k: int, priority: torch.Tensor | Non
         gates (`torch.Tensor` of shape `(tokens, experts)`):
             Gates of the experts to choose from, more than `top_k`.
         top_k (`int`):
-            Experts with the largest gates to take; of equal gates the older expert's wins.
+            Number of experts with the largest gates to take; of equal gates the older expert's wins.
         priority (`torch.Tensor` of shape `(tokens, experts)`, *optional*):
-            Numbers in [0, 1). Each token also takes, of the experts that are not in its top k, the one with the largest
-            number: one *further* expert for every token, whichever it has chosen (method 3.4; the draw is ours).
+            Numbers in [0, 1). Each token also takes the expert with the largest number among those that are not in its
+            top k: one *further* expert for every token (method 3.4; the draw is ours).
 
     Returns:
-        `torch.Tensor` of shape `(tokens, top_k)`, or `(tokens, top_k + 1)` with `priority`: positions, all different in
-        a row, the largest gate first and the further expert last.
+        `torch.Tensor` of shape `(tokens, top_k)`, or `(tokens, top_k + 1)` with `priority`: distinct positions in each
+        row, the largest gate first and the further expert last.
     """
     chosen = gates.argsort(dim=-1, descending=True, stable=True)[:, :top_k]
     if priority is None:

@@ -1,4 +1,4 @@
-"""The size and form of a memory."""
+"""Size and routing of a memory."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ DEFAULTS = MemoryConfig()
 
 @dataclass(frozen=True)
 class MemorySpec:
-    """The size of a memory, fixed when it is attached.
+    """Size and routing of a memory, fixed when it is attached.
 
     Args:
         width (`int`, *optional*, defaults to `64`):
             Hidden units of one expert in each layer (the paper's d_low; 64 in appendix B).
         max_experts (`int`, *optional*, defaults to `8`):
-            Experts allocated in each layer: the number of nights the memory can take in.
+            Experts allocated in each layer, about one per night.
         routing (`str`, *optional*, defaults to `"dense"`):
-            How experts are chosen for a token. `"dense"`: all active ones, which is what lets the grown model be folded
-            into a standard checkpoint. `"topk"`: by a router beside each MLP, see [`sleep_trl.memory.routing`].
+            How experts are chosen for a token. `"dense"`: all active ones, so that the grown model can be folded into a
+            standard checkpoint. `"topk"`: by a router at each MLP, see [`sleep_trl.memory.routing`].
         seed (`int`, *optional*, defaults to `0`):
             Seed of the experts' first weights.
         init_scale (`float`, *optional*, defaults to `2.0`):
-            Factor on the rows of the host that become an expert's first input weights.
+            Factor on the rows of the host that an expert's first input weights are copied from.
         top_k (`int`, *optional*, defaults to `2`):
             Experts for each token with `routing="topk"`; at most `max_experts`.
     """
@@ -50,5 +50,5 @@ class MemorySpec:
         return self.routing == "topk"
 
     def describe(self) -> dict[str, Any]:
-        """Return the spec as plain data; `top_k` only where it means something."""
+        """Return the spec as plain data, without `top_k` if it is not used."""
         return {name: value for name, value in asdict(self).items() if self.is_routed or name != "top_k"}

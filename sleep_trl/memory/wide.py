@@ -1,6 +1,7 @@
-"""Settled experts as part of their host: beside frozen weights, a gated expert of width w and an MLP of width I are one
-MLP of width I + w. That is how a folded checkpoint computes, so both give the same numbers to the last bit, and a
-forward pass needs no more products however many nights there were.
+"""Settled experts as part of their host: a frozen MLP of width I and an expert of width w are one MLP of width I + w.
+
+A folded checkpoint computes the same way, so both give the same numbers to the last bit, and the number of matrix
+products in a forward pass does not grow with the number of nights.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from transformers.pytorch_utils import Conv1D
 from .experts import Expert
 from .hosts import Host
 
-Map = tuple[torch.Tensor, torch.Tensor | None]  # weight and bias, as the linear map holds them
+Map = tuple[torch.Tensor, torch.Tensor | None]  # weight and bias, in the layout of the linear layer
 
 
 def widen(host: Host, experts: Sequence[Expert]) -> dict[str, Map]:
-    """Append experts to the maps of their host.
+    """Append experts to the linear layers of their host.
 
     Args:
         host (`Host`):
             An MLP of intermediate size I.
         experts (`Sequence[Expert]`):
-            Experts beside it, of widths w_1, w_2, ...
+            Its experts, of widths w_1, w_2, ...
 
     Returns:
-        `dict[str, tuple[torch.Tensor, torch.Tensor | None]]`: weight and bias of each linear map, by attribute name, of
-        an MLP of intermediate size I + w_1 + w_2 + ..., in the host's dtype. Experts have no bias: theirs is zero.
+        `dict[str, tuple[torch.Tensor, torch.Tensor | None]]`: weight and bias of each linear layer, by attribute name,
+        of an MLP of intermediate size I + w_1 + w_2 + ..., in the host's dtype. The bias of experts is zero.
     """
     wide: dict[str, Map] = {}
     for role in host.form.linears:
@@ -50,7 +51,7 @@ def widen(host: Host, experts: Sequence[Expert]) -> dict[str, Map]:
 
 
 def _append(host: Host, role: str, own: torch.Tensor, parts: Mapping[str, list[torch.Tensor]]) -> torch.Tensor:
-    """Append to one map its experts' hidden units: rows of an input map, columns of the output map."""
+    """Append the experts' hidden units to one layer: rows of an input layer, columns of the output layer."""
     if role == host.form.output:
         return torch.cat([own, *parts["down"]], dim=1)
     if host.form.is_fused:
@@ -61,8 +62,10 @@ def _append(host: Host, role: str, own: torch.Tensor, parts: Mapping[str, list[t
 
 
 class HostMaps:
-    """The linear maps of one host, narrow or wide. The wide ones are made when they are first needed, and then the
-    host's own weights become views of them where these are contiguous, as for input maps, so that they are held once.
+    """The linear layers of one host, narrow or wide.
+
+    Wide weights are built when first needed. The host's own weights then become views of them where these are
+    contiguous, as in input layers, so that they are stored once.
 
     Args:
         host (`Host`):
@@ -77,7 +80,7 @@ class HostMaps:
 
     @property
     def can_widen(self) -> bool:
-        """Whether the maps are plain ones: whole, neither quantized, sharded, nor wrapped by an adapter."""
+        """Whether all layers are plain: neither quantized, nor sharded, nor wrapped by an adapter."""
         return all(
             type(linear) in (nn.Linear, Conv1D)
             and "forward" not in linear.__dict__
@@ -88,7 +91,7 @@ class HostMaps:
         )
 
     def put_in(self, experts: Mapping[int, Expert]) -> None:
-        """Let the host compute with these experts appended, until [`take_out`]."""
+        """Append these experts to the host's layers, until [`take_out`]."""
         if self._made_of != self._state(experts):
             self._make(list(experts.values()))
             self._made_of = self._state(experts)
@@ -101,7 +104,7 @@ class HostMaps:
                 linear.nf = linear.weight.shape[1]
 
     def take_out(self) -> None:
-        """Give the host its own weights back."""
+        """Restore the host's own weights."""
         for linear, name, own in self._narrow:
             linear._parameters[name] = own
             if isinstance(linear, Conv1D) and name == "weight":
@@ -112,7 +115,7 @@ class HostMaps:
         return {role: getattr(self.host.module, role) for role in self.host.form.linears}
 
     def _state(self, experts: Mapping[int, Expert]) -> tuple[object, ...]:
-        """Return what the wide maps are made of: it differs once a weight was written or moved."""
+        """Return a key of what the wide weights were built from; it changes when a weight is written or moved."""
         own = [p for linear in self._linears().values() for p in linear.parameters()]
         added = [(index, *(p._version for p in expert.parameters())) for index, expert in experts.items()]
         return (*added, *((p.data_ptr(), p._version, p.device, p.dtype) for p in own))
@@ -128,6 +131,6 @@ class HostMaps:
                 self._wide[f"{role}.bias"] = nn.Parameter(bias, requires_grad=False)
             rows, columns = linear.weight.shape
             narrow = weight[:rows, :columns]
-            is_start = not (self.host.form.is_fused and role in self.host.form.inputs)  # its halves lie apart
-            if is_start and narrow.is_contiguous():  # others could not be sent from process to process
+            is_start = not (self.host.form.is_fused and role in self.host.form.inputs)  # its halves are apart
+            if is_start and narrow.is_contiguous():  # other views could not be sent to another process
                 linear.weight.data = narrow

@@ -1,1 +1,1 @@
-"""Models and tokenizers: what they are, read without weights, and loading them."""
+"""Loading models and tokenizers, and inspecting checkpoints without loading weights."""

@@ -1,4 +1,4 @@
-"""What can be said of a checkpoint from its config, its tokenizer and its headers, without weights."""
+"""Inspect a checkpoint by its config, its tokenizer and its headers, without loading weights."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def read_config(name: str) -> PretrainedConfig:
             A folder, or a name on the Hugging Face hub.
 
     Raises:
-        `ValueError`: if there is no model, it is of an unknown kind, needs code of its own, is no
-            causal language model, or has no safetensors.
+        `ValueError`: if there is no model, its type is unknown, it needs custom code, is not a causal language model,
+            or has no safetensors.
     """
     path = Path(name)
     if path.is_dir():
@@ -48,9 +48,9 @@ def read_config(name: str) -> PretrainedConfig:
         raise ValueError(f"Model: {name} is a file. Give the folder that holds config.json.")
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(f"Model: the folder {name} does not exist. Check the path.")
-    config = _told(
+    config = _explain_errors(
         f"Model: {name!r} cannot be used: its config does not load",
-        "Check the name, the network and config.json; code that comes with a model is never run.",
+        "Check the name, the network and config.json. Code in a model repository is never run.",
         lambda: AutoConfig.from_pretrained(name, trust_remote_code=False),
     )
     _check_kind(name, config)
@@ -68,18 +68,17 @@ def read_tokenizer(config: RunConfig, vocabulary: int) -> PreTrainedTokenizerBas
             Size of the model's vocabulary.
 
     Raises:
-        `ValueError`: if there is none, it has no end-of-sequence token, or knows tokens that the
-            model does not.
+        `ValueError`: if there is none, it has no end-of-sequence token, or has tokens that the model does not know.
     """
-    tokenizer = _told(
+    tokenizer = _explain_errors(
         f"Model: the tokenizer of {config.model!r} does not load",
-        "Save it beside the weights with `tokenizer.save_pretrained`.",
+        "Save it next to the weights with `tokenizer.save_pretrained`.",
         lambda: load_tokenizer(config),
     )
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            f"Model: the tokenizer of {config.model!r} has no end-of-sequence token, so that no "
-            f"sample would end. Set eos_token in its tokenizer_config.json."
+            f"Model: the tokenizer of {config.model!r} has no end-of-sequence token, so no "
+            f"sample would ever end. Set eos_token in its tokenizer_config.json."
         )
     largest = max(tokenizer.get_vocab().values())
     if largest >= vocabulary:
@@ -91,17 +90,17 @@ def read_tokenizer(config: RunConfig, vocabulary: int) -> PreTrainedTokenizerBas
 
 
 def build_without_weights(name: str, config: PretrainedConfig) -> PreTrainedModel:
-    """Build a model on the meta device: all shapes, no memory.
+    """Build a model on the meta device, with all shapes but without memory.
 
     Raises:
-        `ValueError`: if the config describes no model.
+        `ValueError`: if the config does not describe a model.
     """
 
     def build() -> PreTrainedModel:
         with sharding(None), torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
-    return _told(f"Model: {name!r} cannot be built", "Check its config.json.", build)
+    return _explain_errors(f"Model: {name!r} cannot be built", "Check its config.json.", build)
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
@@ -122,8 +121,8 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
 def _check_folder(folder: Path) -> None:
     if (folder / "memory.json").is_file() or (folder / "adapter_config.json").is_file():
         raise ValueError(
-            f"Model: {folder} holds an adapter and no model. Give the base model; the experts of an "
-            f"earlier run are taken with --continue_from."
+            f"Model: {folder} holds an adapter, not a model. Give the base model. To continue from the "
+            f"experts of an earlier run, use --continue_from."
         )
     if not (folder / "config.json").is_file():
         raise ValueError(
@@ -139,8 +138,7 @@ def _check_kind(name: str, config: PretrainedConfig) -> None:
     if not known or not set(named) & set(known) or getattr(config, "is_encoder_decoder", False):
         kind = ", ".join(named) or config.model_type
         raise ValueError(
-            f"Model: {name!r} is no causal language model but {kind}. Give a model that writes text "
-            f"from left to right, such as LlamaForCausalLM."
+            f"Model: {name!r} is not a causal language model but {kind}. Give one, such as LlamaForCausalLM."
         )
 
 
@@ -150,8 +148,7 @@ def _check_weights(name: str) -> None:
         if pickles or any(Path(name).glob("*.bin")):
             raise ValueError(
                 f"Model: {name!r} has its weights only as pickle (*.bin), which can run code when it "
-                f"is loaded. Convert it: load it where you trust it and call "
-                f"`model.save_pretrained(folder)`."
+                f"is loaded. If you trust it, load it and call `model.save_pretrained(folder)` to convert it."
             )
         raise ValueError(
             f"Model: {name!r} has a config.json but no model.safetensors. Complete the folder, or "
@@ -172,8 +169,8 @@ def _shards(folder: Path) -> list[Path]:
         raise ValueError(f"{index} is damaged. Restore it from a copy, or download it again.") from None
 
 
-def _told(what: str, advice: str, load: Callable[[], T]) -> T:
-    """Call a loader of transformers, and tell its errors about a checkpoint in one line."""
+def _explain_errors(what: str, advice: str, load: Callable[[], T]) -> T:
+    """Call a loader of transformers, and turn its errors about a checkpoint into one line."""
     try:
         return load()
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
@@ -182,5 +179,5 @@ def _told(what: str, advice: str, load: Callable[[], T]) -> T:
 
 def _first_line(error: BaseException) -> str:
     lines: list[Any] = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0] if lines else ""
-    return f"{type(error).__name__}: {told}"[:200].rstrip(".")
+    first = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0] if lines else ""
+    return f"{type(error).__name__}: {first}"[:200].rstrip(".")

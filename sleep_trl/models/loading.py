@@ -10,11 +10,11 @@ from transformers.utils import logging as transformers_logging
 from ..config import RunConfig
 from ..distributed.zero3 import expect_no_gpu, sharding
 
-transformers_logging.disable_progress_bar()  # the night shows its own
+transformers_logging.disable_progress_bar()  # a night has its own
 
 
 def choose_dtype(dtype: str) -> torch.dtype:
-    """Return the dtype of the frozen base: bfloat16 where a GPU has it, float32 elsewhere, or what is asked for."""
+    """Return the dtype of the frozen base; `auto` is bfloat16 on GPUs that support it, else float32."""
     if dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -22,8 +22,8 @@ def choose_dtype(dtype: str) -> torch.dtype:
 
 
 def load_model(config: RunConfig, name: str | None = None) -> PreTrainedModel:
-    """Load the base model (or another one by its name) onto this process's device, in evaluation mode; under DeepSpeed
-    ZeRO-3 this process's shard of it."""
+    """Load the base model, or another one by name, onto this process's device in evaluation mode. Under DeepSpeed
+    ZeRO-3 each process loads its shard."""
     expect_no_gpu()
     dtype = choose_dtype(config.dtype)
     with sharding(dtype):
@@ -34,7 +34,7 @@ def load_model(config: RunConfig, name: str | None = None) -> PreTrainedModel:
 
 
 def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
-    """Load the tokenizer, padding on the left, with the end-of-sequence token for padding where it has none."""
+    """Load the tokenizer, padding on the left; without a padding token it uses the end-of-sequence token."""
     tokenizer = AutoTokenizer.from_pretrained(config.model, padding_side="left", trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

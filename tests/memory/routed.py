@@ -45,8 +45,8 @@ def by_mask(pool: Any, x: torch.Tensor, experts: list[int], learning: int | None
     gates = torch.stack(gate, dim=-1)  # (..., experts)
     limit = gates.topk(min(pool.top_k, len(experts)), dim=-1).values[..., -1:]
     mask = (gates >= limit).to(x.dtype)
-    said = torch.stack([pool.experts[i](x) for i in experts], dim=-1)  # (..., hidden, experts)
-    total = (said * (gates * mask)[..., None, :]).sum(-1)
+    parts = torch.stack([pool.experts[i](x) for i in experts], dim=-1)  # (..., hidden, experts)
+    total = (parts * (gates * mask)[..., None, :]).sum(-1)
     if learning is not None:
         expert = pool.experts[learning]
         total = total + torch.sigmoid(x @ expert.router_weight + expert.router_bias)[..., None] * expert(x)

@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from sleep_trl.memory import MemorySpec, attach, fold, load_memory, save_memory
-from sleep_trl.memory.accumulated_gradients import FILE, Accumulated, write_updated
+from sleep_trl.memory.accumulated_gradients import Accumulated, write_updated
 from sleep_trl.memory.memory import Memory
 from tests.memory.test_memory import fill, logits
 from tests.tiny import FORMS, tiny_model
 
 SPEC = MemorySpec(width=8, max_experts=6)
-DAYS = [[[5, 9, 13, 8, 21, 30], [7, 7, 12]], [[40, 41, 42, 43, 44]]]  # what is heard on two days
+DAYS = [[[5, 9, 13, 8, 21, 30], [7, 7, 12]], [[40, 41, 42, 43, 44]]]  # texts ingested on two days
 CHUNK = [text for day in DAYS for text in day]
 
 
 def with_blocks(form: str = "llama") -> Memory:
-    """Return a memory with a settled expert and the blocks of two levels, which say something already."""
+    """Return a memory with a settled expert and the blocks of two levels, with weights that matter."""
     memory = attach(tiny_model(form), SPEC)
     fill(memory, memory.activate(), seed=0)
     memory.commit()
@@ -68,24 +68,24 @@ def test_a_large_gradient_is_scaled_down():
 
 def test_accumulating_changes_nothing_and_trains_nothing():
     memory = with_blocks()
-    before, said = copy.deepcopy(memory.model.state_dict()), logits(memory.model)
+    state, before = copy.deepcopy(memory.model.state_dict()), logits(memory.model)
     Accumulated().add(memory, CHUNK)
-    assert all(torch.equal(value, before[name]) for name, value in memory.model.state_dict().items())
-    assert torch.equal(logits(memory.model), said)
+    assert all(torch.equal(value, state[name]) for name, value in memory.model.state_dict().items())
+    assert torch.equal(logits(memory.model), before)
     assert not any(p.requires_grad or p.grad is not None for p in memory.model.parameters())
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_new_block_says_nothing(form):
+def test_a_new_block_changes_nothing(form):
     memory = attach(tiny_model(form), SPEC)
     fill(memory, memory.activate(), seed=0)
     memory.commit()
-    said = logits(memory.model)
+    before = logits(memory.model)
     memory.add_block(1)
-    assert (logits(memory.model) - said).abs().max() <= 1e-5
+    assert (logits(memory.model) - before).abs().max() <= 1e-5
 
 
-def test_it_is_the_same_from_disk(tmp_path):
+def test_saving_and_loading_changes_nothing(tmp_path):
     memory, whole, parts = with_blocks(), Accumulated(), Accumulated()
     for day in DAYS:
         whole.add(memory, day)
@@ -99,7 +99,7 @@ def test_it_is_the_same_from_disk(tmp_path):
     for level in (1, 2):
         parts.clear(level)
     parts.save(tmp_path)
-    assert not (tmp_path / FILE).exists() and Accumulated.load(tmp_path) == Accumulated()
+    assert not (tmp_path / "accumulated.safetensors").exists() and Accumulated.load(tmp_path) == Accumulated()
 
 
 def test_blocks_are_saved_and_folded(tmp_path):
@@ -116,26 +116,26 @@ def test_blocks_are_saved_and_folded(tmp_path):
 def test_the_student_has_the_new_block_and_the_teacher_the_old_one():
     memory = with_blocks()
     sender, old = 0, memory.blocks[1]
-    said = logits(memory.model)
+    before = logits(memory.model)
     new = memory.add_block(1)
     fill(memory, new, seed=7)
     receiver = memory.activate(2, replacing=(sender, old), joining=(new,))
     assert memory.active == (memory.blocks[2], new, receiver) and memory.blocks[1] == new
     with memory.as_teacher():
         assert memory.in_view == (sender, old, memory.blocks[2])
-        assert (logits(memory.model) - said).abs().max() <= 1e-5
+        assert (logits(memory.model) - before).abs().max() <= 1e-5
     learning = logits(memory.model)
     memory.commit()
     assert sorted(memory.records) == sorted((memory.blocks[2], new, receiver)) and memory.joining == ()
     assert (logits(memory.model) - learning).abs().max() <= 1e-5
 
 
-def test_giving_up_brings_the_old_block_back():
+def test_resetting_the_receiver_restores_the_old_block():
     memory = with_blocks()
-    said, old = logits(memory.model), memory.blocks[1]
+    before, old = logits(memory.model), memory.blocks[1]
     new = memory.add_block(1)
     receiver = memory.activate(2, replacing=(0, old), joining=(new,))
     fill(memory, receiver, seed=8)
     memory.reset(receiver)
     assert memory.blocks[1] == old and new not in memory.records
-    assert torch.equal(logits(memory.model), said)
+    assert torch.equal(logits(memory.model), before)

@@ -109,11 +109,11 @@ def test_a_host_with_an_adapter_keeps_its_experts():
     memory.commit()
     before = logits(model)
     lora = get_peft_model(model, LoraConfig(target_modules=["gate_proj", "down_proj"]))
-    assert (logits(lora) - before).abs().max() <= 1e-5  # a new adapter says nothing
+    assert (logits(lora) - before).abs().max() <= 1e-5  # a new adapter changes nothing
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_filled_expert_speaks_for_the_student_only(form):
+def test_a_filled_expert_takes_part_for_the_student_only(form):
     model = tiny_model(form)
     before = logits(model)
     memory = attach(model, SPEC)
@@ -173,7 +173,7 @@ def test_only_the_new_expert_trains():
     assert counts["trainable"] == 2 * 3 * 32 * 8 and counts["added"] == 2 * counts["trainable"]
 
 
-def test_disabled_expert_is_silent_and_left_out_of_the_fold(tmp_path):
+def test_a_disabled_expert_takes_no_part_and_is_not_folded(tmp_path):
     model = tiny_model()
     before = logits(model)
     memory = attach(model, SPEC)

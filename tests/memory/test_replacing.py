@@ -1,4 +1,4 @@
-"""An expert that comes in the place of others: they teach it, and are pruned once it is committed."""
+"""An expert that replaces others: they teach it, and are pruned once it is committed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_teacher_has_those_that_the_student_lacks(form):
     assert (whole - rest).abs().max() > 1e-2
     assert memory.activate(level=2, replacing=[0, 2]) == 3
     assert memory.active == (1, 3)
-    assert torch.equal(logits(memory.model), rest)  # the new one says nothing yet
+    assert torch.equal(logits(memory.model), rest)  # the new one changes nothing yet
     fill(memory, 3, seed=3)
     with memory.as_teacher():
         assert memory.in_view == (0, 1, 2)
@@ -54,7 +54,7 @@ def test_a_routed_teacher_has_them_too():
     assert torch.equal(logits(memory.model), without(0, 1, routing="topk"))
 
 
-def test_going_from_teacher_to_student_makes_no_host_anew():
+def test_switching_between_teacher_and_student_rebuilds_no_host():
     memory = grown()
     memory.activate(replacing=[0, 2])
     maps = memory.hosts[0].module.memory.maps
@@ -77,7 +77,7 @@ def test_committing_prunes_and_frees_the_slots():
     assert memory.activate() == 0
 
 
-def test_giving_up_brings_them_back():
+def test_resetting_the_new_expert_restores_them():
     memory = grown()
     whole = logits(memory.model)
     fill(memory, memory.activate(replacing=[0, 2]), seed=3)
@@ -104,7 +104,7 @@ def test_saved_in_between_it_is_loaded_as_committed(tmp_path):
     assert "replacing" not in read_json(tmp_path / "memory.json")
 
 
-def test_what_cannot_be_replaced_is_named():
+def test_errors_name_what_cannot_be_replaced():
     memory = grown(max_experts=5)
     with pytest.raises(ValueError, match=r"Expert 3 is not active; active ones are \[0, 1, 2\]"):
         memory.activate(replacing=[0, 3])

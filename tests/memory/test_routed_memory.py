@@ -32,8 +32,8 @@ def test_a_routed_memory_round_trips(tmp_path):
 def test_experts_are_not_loaded_under_another_routing(tmp_path, saved, attached):
     save_memory(grown(1, spec=MemorySpec(width=8, max_experts=3, **saved)), tmp_path)
     memory = attach(tiny_model(), MemorySpec(width=8, max_experts=3, **attached))
-    learnt, has = (spec["routing"] for spec in (saved, attached))
-    with pytest.raises(ValueError, match=rf"trained with routing='{learnt}'.*has routing='{has}'"):
+    trained, has = (spec["routing"] for spec in (saved, attached))
+    with pytest.raises(ValueError, match=rf"trained with routing='{trained}'.*has routing='{has}'"):
         load_experts(memory, tmp_path)
 
 

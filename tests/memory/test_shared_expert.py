@@ -1,4 +1,4 @@
-"""Taking back what shares an expert: entries that were consolidated into one go, fall silent and speak together."""
+"""Unlearning with a shared expert: entries consolidated into one are disabled, enabled and dropped together."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def test_forgetting_a_source_queues_the_rest_of_a_shared_expert(run, tmp_path) -
         assert drop(run, names[:1], buffer, without="contract-17.pdf", later="keep").queued == ("a", "d")
 
 
-def test_what_leans_on_a_shared_expert_is_dropped_with_it(run) -> None:
+def test_dependents_of_a_shared_expert_are_found(run) -> None:
     assert run.dependents_of(["entry-004"]) == []
-    beside = [e.model_copy(update={"parents": ("entry-004",)}) if e.holds else e for e in run.entries]
-    later = FinishedRun(run.folder, tuple(beside), run.enabled)
+    changed = [e.model_copy(update={"parents": ("entry-004",)}) if e.holds else e for e in run.entries]
+    later = FinishedRun(run.folder, tuple(changed), run.enabled)
     assert later.dependents_of(["entry-004"]) == ["entry-001", "entry-002", "entry-003"]
 
 
-def test_a_shared_expert_falls_silent_and_speaks_as_one(run, tmp_path, capsys) -> None:
+def test_a_shared_expert_is_disabled_and_enabled_as_one(run, tmp_path, capsys) -> None:
     def call(*words: object) -> tuple[object, str, str]:
         with pytest.raises(SystemExit) as ended:
             main(list(map(str, words)))
@@ -79,13 +79,13 @@ def test_a_shared_expert_falls_silent_and_speaks_as_one(run, tmp_path, capsys) -
     assert listed.count("in entry-003") == 2 and listed.count("disabled") == 1
     assert "holds        entry-001, entry-002" in call("memory", "show", run.folder, "entry-003")[1]
     assert "entry-001: consolidated in entry-003\n" in call("memory", "show", run.folder, "entry-001")[1]
-    with pytest.raises(ValueError, match="entry-003 is disabled already"):
+    with pytest.raises(ValueError, match="entry-003 is already disabled"):
         set_enabled(FinishedRun.read(run.folder), run.entry("entry-001"), False)
     set_enabled(FinishedRun.read(run.folder), run.entry("entry-001"), True)
     assert is_same(weights(run.folder / "model"), before)
 
 
-def test_a_record_stays_with_the_night_that_learnt_it(run, tmp_path) -> None:
+def test_a_record_stays_with_the_night_that_learned_it(run, tmp_path) -> None:
     with WakeBuffer(tmp_path / "wake.db") as buffer:
         buffer.add([WakeRecord(memory, "2026-07-10") for memories in NIGHTS for memory in memories])
         buffer.register(run.folder)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sleep_trl.config.command_line import explain, parse
 from sleep_trl.launch import sleep
 from sleep_trl.memory import Memory, MemorySpec, attach, load_memory
-from sleep_trl.memory.accumulated_gradients import FILE, Accumulated
+from sleep_trl.memory.accumulated_gradients import Accumulated
 from sleep_trl.planning.chain import nights_of, unfinished
 from sleep_trl.planning.inputs import RunInputs
 from sleep_trl.planning.preflight import preflight
@@ -27,7 +27,7 @@ from tests.tiny_runs import first_nights
 RATE = 0.5
 NIGHTS = ("one", "two", "three")  # of some 230 tokens each: level 1 is full in the third
 OPTIONS = {"levels.chunks": "100,500,1000", "levels.learning_rate": RATE, "memory.max_experts": 7}
-COMPARED = ("experts.safetensors", "memory.json", "prompts.jsonl", FILE)
+COMPARED = ("experts.safetensors", "memory.json", "prompts.jsonl", "accumulated.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_the_slowest_level_has_no_receiver_and_is_updated_all_the_same(model, tm
     assert sleep.main(chain(model, tmp_path / "life", "one", **options)) == 0
     after, before = memory_of(model, tmp_path / "life" / "night-001"), fresh(model)
     assert after.blocks == {1: 0} and after.fingerprint(0) != before.fingerprint(0)
-    assert not (tmp_path / "life" / "night-001" / "adapter" / FILE).exists()
+    assert not (tmp_path / "life" / "night-001" / "adapter" / "accumulated.safetensors").exists()
     assert len(read_ledger(tmp_path / "life" / "night-001" / "ledger.jsonl")) == 1
 
 
@@ -156,8 +156,8 @@ def test_a_night_that_accumulates_nothing_leaves_what_was_accumulated(model, fin
     folder = first_nights(finished_chain, "paused")
     options = OPTIONS | {"levels.learning_rate": 0, "levels.chunks": "[]"}
     assert sleep.main(chain(model, folder, *NIGHTS, **options)) == 0
-    assert (folder / "night-003/adapter" / FILE).read_bytes() == (
-        finished_chain / "night-002/adapter" / FILE
+    assert (folder / "night-003/adapter" / "accumulated.safetensors").read_bytes() == (
+        finished_chain / "night-002/adapter" / "accumulated.safetensors"
     ).read_bytes()
 
 
@@ -168,7 +168,7 @@ def test_what_is_taken_back_leaves_no_gradient(model, finished_chain):
     drop(run, [run.entries[-1].id])
     memory = memory_of(model, folder / "night-003")
     assert memory.blocks == {} and list(memory.records) == [run.entries[-2].expert]
-    assert not (folder / "night-003" / "adapter" / FILE).exists()
+    assert not (folder / "night-003" / "adapter" / "accumulated.safetensors").exists()
     (night,) = unfinished(nights_of(parse(chain(model, folder, *NIGHTS, "four", **OPTIONS))))
     assert preflight(RunInputs(night)).experts == 1 + 2 + 1  # what is left, two new blocks, and its own
 

@@ -171,7 +171,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     "impossible shape": (model_config(num_attention_heads=5), r"'model' cannot be used"),
     "encoder": (
         file("model/config.json", '{"model_type": "bert", "architectures": ["BertForMaskedLM"]}'),
-        r"is no causal language model but BertForMaskedLM\. Give a model that writes",
+        r"is not a causal language model but BertForMaskedLM\. Give one",
     ),
     "only pickled weights": (only_pickle, r"only as pickle \(\*\.bin\), which can run code"),
     "no weights": (without("model.safetensors"), r"a config\.json but no model\.safetensors"),
