@@ -54,23 +54,33 @@ def find_modules(root: Path = ROOT) -> dict[str, Path]:
     return found
 
 
+def read_graph(modules: dict[str, Path]) -> dict[str, set[str]]:
+    """Return for each module the modules of the package that it imports."""
+    return {name: imports_of(name, path, modules) for name, path in modules.items()}
+
+
 def imports_of(name: str, path: Path, modules: dict[str, Path]) -> set[str]:
     """Return the modules of the package that a module imports."""
     found: set[str] = set()
-    package = name if path.stem == "__init__" else name.rpartition(".")[0]
     for node in _running(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            targets = [alias.name for alias in node.names]
-        else:
-            parts = package.split(".")
-            base = parts[: len(parts) - node.level + 1] if node.level else []
-            base = [*base, *(node.module or "").split(".")] if node.module else base
-            targets = [".".join([*base, alias.name]) for alias in node.names]
-        for target in targets:
+        for target in targets_of(node, name, path):
             target = target if target in modules else target.rpartition(".")[0]
             if target in modules and target != name:
                 found.add(target)
     return found
+
+
+def targets_of(node: ast.Import | ast.ImportFrom, name: str, path: Path) -> list[str]:
+    """Return the dotted names that a statement of the module `name` imports.
+
+    `from a import b` gives `a.b`, since b can be a module; relative names are resolved.
+    """
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    package = name.split(".") if path.stem == "__init__" else name.split(".")[:-1]
+    base = package[: len(package) - node.level + 1] if node.level else []
+    base = [*base, *(node.module or "").split(".")] if node.module else base
+    return [".".join([*base, alias.name]) for alias in node.names]
 
 
 def _running(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
@@ -140,7 +150,7 @@ def find_problems(graph: dict[str, set[str]], rooms: tuple[str, ...] = ROOMS) ->
 def main() -> int:
     """Print what is wrong and return the exit code."""
     modules = find_modules()
-    graph = {name: imports_of(name, path, modules) for name, path in modules.items()}
+    graph = read_graph(modules)
     if "--print" in sys.argv[1:]:
         edges = sorted({(room_of(a), room_of(b)) for a in graph for b in graph[a] if room_of(a) and room_of(b)})
         for here, there in edges:

@@ -1,6 +1,9 @@
-"""The layout: which package may import which, under which names, and how light an import is."""
+"""The layout: which room may import which, under which names, how light an import is, and what README says of it."""
+
+from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,61 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.scripts.loading import load_script
+
 ROOT = Path(__file__).resolve().parent.parent
-LINKED = ("rewards", "trainers", "launch")
-TOPS = (*LINKED, "cli")  # folders of sleep_trl that are no part of the core
-LAYERS = ("core", *TOPS)  # each imports itself and what stands before it
+graph = load_script("import_graph")
 HEAVY = {"torch", "transformers", "trl", "datasets", "accelerate", "vllm", "ray", "deepspeed"}
-
-
-def modules(layer: str) -> dict[str, Path]:
-    """Return the modules of a layer: dotted name -> file, links named through `sleep_trl`."""
-    folder = ROOT / {"core": "sleep_trl", "cli": "sleep_trl/cli"}.get(layer, layer)
-    prefix = ("sleep_trl",) if layer == "core" else ("sleep_trl", layer)
-    found = {}
-    for path in sorted(folder.rglob("*.py")):
-        below = path.relative_to(folder).with_suffix("").parts
-        if layer == "core" and below[0] in TOPS:
-            continue
-        below = below[:-1] if below[-1] == "__init__" else below
-        found[".".join((*prefix, *below))] = path
-    return found
-
-
-def layer_of(name: str) -> str | None:
-    """Return the layer a dotted name belongs to; None for what is not ours."""
-    parts = name.split(".")
-    if parts[0] != "sleep_trl":
-        return None
-    return parts[1] if len(parts) > 1 and parts[1] in TOPS else "core"
-
-
-def imported_names(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
-    """Yield (line, dotted name) of every import in a syntax tree, also of those in functions.
-
-    `from a import b` yields `a.b`, since b can be a module; relative names are resolved.
-    """
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            parts = module.split(".")
-            keep = len(parts) - node.level + (1 if is_package else 0)
-            base = [*(parts[:keep] if node.level else []), *(node.module or "").split(".")]
-            base = [part for part in base if part]
-            yield from ((node.lineno, ".".join([*base, alias.name])) for alias in node.names)
-
-
-def violations(layer: str, name: str, source: str, is_package: bool = False) -> list[str]:
-    """Return one line for each import that a module of this layer must not make."""
-    allowed = LAYERS[: LAYERS.index(layer) + 1]
-    found = []
-    for line, target in imported_names(ast.parse(source), name, is_package):
-        if target.split(".")[0] in LINKED:
-            found.append(f"{name}:{line} imports {target}; its name is sleep_trl.{target}")
-        elif (other := layer_of(target)) is not None and other not in allowed:
-            found.append(f"{name}:{line} imports {target}; {layer} may import {', '.join(allowed)}")
-    return found
 
 
 def imports_at_start(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -77,74 +30,66 @@ def imports_at_start(body: list[ast.stmt]) -> Iterator[ast.stmt]:
                 yield from imports_at_start(getattr(node, field, []))
 
 
-def run_isolated(code: str) -> str:
-    """Run code in a fresh interpreter at the root and return what it prints."""
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def write_package(root: Path, files: dict[str, str]) -> Path:
+    """Write modules below `root`, each folder with an `__init__.py`."""
+    for name, source in files.items():
+        path = root / name
+        for folder in [parent for parent in path.parents if root in parent.parents]:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "__init__.py").touch()
+        path.write_text(source)
+    return root
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_imports_go_one_way(layer: str) -> None:
-    found = modules(layer)
-    assert found, f"no modules found in the layer {layer}"
-    wrong = []
-    for name, path in found.items():
-        if name == "sleep_trl":  # imports from every layer, but only for type checkers and on first use
-            continue
-        wrong += violations(layer, name, path.read_text("utf-8"), path.stem == "__init__")
-    assert not wrong, "\n".join(wrong)
-
-
-@pytest.mark.parametrize("folder", ["tests", "examples", "benchmarks", "scripts"])
-def test_links_have_one_name(folder: str) -> None:
-    paths = sorted((ROOT / folder).rglob("*.py"))
-    if folder in ("tests", "examples"):
-        assert paths, f"no modules found in {folder}/"
-    wrong = []
-    for path in paths:
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        wrong += violations(LAYERS[-1], name, path.read_text("utf-8"), path.stem == "__init__")
-    assert not wrong, "\n".join(wrong)
+def test_no_circle_no_upward_import_no_unknown_room() -> None:
+    modules = graph.find_modules()
+    assert len(modules) > 100
+    assert graph.find_problems(graph.read_graph(modules)) == []
 
 
 @pytest.mark.parametrize(
-    ("layer", "source"),
+    ("files", "problem"),
     [
-        ("core", "from sleep_trl import trainers"),
-        ("core", "from .trainers.dreaming import loss"),
-        ("core", "def late():\n    import sleep_trl.rewards"),
-        ("rewards", "import sleep_trl.trainers.dreaming"),
-        ("trainers", "from sleep_trl.launch import sleep"),
-        ("launch", "from sleep_trl import cli"),
-        ("launch", "import rewards"),
-        ("launch", "from trainers.dreaming import loss"),
+        (
+            {"sleep_trl/config/a.py": "from . import b", "sleep_trl/config/b.py": "from .a import x"},
+            "circle: sleep_trl.config.a <-> sleep_trl.config.b",
+        ),
+        (
+            {"sleep_trl/runs/a.py": "def late():\n    from ..night.b import x", "sleep_trl/night/b.py": ""},
+            "upward: sleep_trl.runs.a imports sleep_trl.night.b, but runs stands below night",
+        ),
+        (
+            {"sleep_trl/night/a.py": "import sleep_trl.launch.b", "launch/b.py": ""},
+            "upward: sleep_trl.night.a imports sleep_trl.launch.b, but night stands below launch",
+        ),
+        (
+            {"rewards/a.py": "from sleep_trl.trainers import b", "trainers/b.py": ""},
+            "upward: sleep_trl.rewards.a imports sleep_trl.trainers.b, but rewards stands below trainers",
+        ),
+        ({"sleep_trl/attic/a.py": ""}, "sleep_trl.attic.a: the room 'attic' has no place in ROOMS"),
+        ({"sleep_trl/flat.py": ""}, "sleep_trl.flat: the room 'flat' has no place in ROOMS"),
     ],
 )
-def test_wrong_import_is_seen(layer: str, source: str) -> None:
-    name = "sleep_trl.night" if layer == "core" else f"sleep_trl.{layer}.module"
-    assert len(violations(layer, name, source)) == 1
+def test_a_planted_problem_is_found(tmp_path: Path, files: dict[str, str], problem: str) -> None:
+    modules = graph.find_modules(write_package(tmp_path, files))
+    assert problem in graph.find_problems(graph.read_graph(modules))
 
 
 @pytest.mark.parametrize(
-    ("layer", "source"),
+    "files",
     [
-        ("core", "from .memory import attach"),
-        ("rewards", "from sleep_trl.config import RunConfig"),
-        ("trainers", "from ..rewards import registry"),
-        ("trainers", "import sleep_trl.memory, torch"),
-        ("launch", "from sleep_trl.trainers.dreaming import DreamingTrainer"),
-        ("cli", "from ..launch import sleep"),
+        {"sleep_trl/night/a.py": "from ..runs import b", "sleep_trl/runs/b.py": ""},
+        {"trainers/a.py": "from ..rewards.b import x", "rewards/b.py": ""},
+        {"sleep_trl/runs/a.py": "if TYPE_CHECKING:\n    from ..night import b", "sleep_trl/night/b.py": ""},
     ],
 )
-def test_right_import_passes(layer: str, source: str) -> None:
-    name = "sleep_trl.night" if layer == "core" else f"sleep_trl.{layer}.module"
-    assert violations(layer, name, source) == []
+def test_right_imports_pass(tmp_path: Path, files: dict[str, str]) -> None:
+    modules = graph.find_modules(write_package(tmp_path, files))
+    assert graph.find_problems(graph.read_graph(modules)) == []
 
 
 def test_config_and_what_it_imports_are_light() -> None:
-    ours = modules("core")
+    ours = graph.find_modules()
     queue, seen, heavy = ["sleep_trl.config"], set(), []
     assert queue[0] in ours, "sleep_trl/config not found"
     while queue:
@@ -155,10 +100,10 @@ def test_config_and_what_it_imports_are_light() -> None:
         queue.append(name.rpartition(".")[0])  # importing a module runs its package first
         path = ours[name]
         for statement in imports_at_start(ast.parse(path.read_text("utf-8")).body):
-            for line, target in imported_names(statement, name, path.stem == "__init__"):
+            for target in graph.targets_of(statement, name, path):
                 queue += [target, target.rpartition(".")[0]]
                 if target.split(".")[0] in HEAVY:
-                    heavy.append(f"{name}:{line} imports {target}")
+                    heavy.append(f"{name}:{statement.lineno} imports {target}")
     assert seen >= {"sleep_trl", "sleep_trl.config"}
     assert not heavy, "\n".join(heavy)
 
@@ -168,21 +113,23 @@ def test_config_and_what_it_imports_are_light() -> None:
     ["sleep_trl", "sleep_trl.config", "sleep_trl.wake", "sleep_trl.daemon", "sleep_trl.doctor", "sleep_trl.cli"],
 )
 def test_fresh_import_is_light(module: str) -> None:
-    loaded = run_isolated(f"import {module}, sys; print(*sys.modules)").split()
+    command = [sys.executable, "-c", f"import {module}, sys; print(*sys.modules)"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.split()
     assert module in loaded
     assert not HEAVY.intersection(loaded)
 
 
-@pytest.mark.parametrize("name", LINKED)
-def test_package_is_a_link_to_the_folder_beside_it(name: str) -> None:
+@pytest.mark.parametrize("name", graph.LINKED)
+def test_package_is_a_link_to_the_folder_next_to_it(name: str) -> None:
     link = ROOT / "sleep_trl" / name
     assert link.is_symlink()
     assert link.readlink() == Path("..", name)
 
 
 def test_every_folder_with_modules_is_a_package() -> None:
-    folders = {path.parent for layer in LAYERS for path in modules(layer).values()}
-    assert folders
+    folders = {path.parent for path in graph.find_modules().values()}
     bare = [str(f.relative_to(ROOT)) for f in sorted(folders) if not (f / "__init__.py").exists()]
     assert not bare, "without __init__.py these are left out of the wheel: " + ", ".join(bare)
 
@@ -193,3 +140,51 @@ def test_folder_of_settings_hides_no_library(name: str) -> None:
     # launch/accelerate would be imported in place of the library.
     assert list((ROOT / "launch").glob("*/*.yaml"))
     assert not list((ROOT / "launch" / name).rglob("*.py"))
+
+
+def test_sleep_trl_holds_rooms_only_and_readme_says_what_each_is() -> None:
+    found = {path.name for path in (ROOT / "sleep_trl").iterdir()} - {"__pycache__"}
+    assert found == {*graph.ROOMS, "__init__.py", "py.typed"}
+    tree = (ROOT / "README.md").read_text("utf-8").partition("## What is where")[2]
+    missing = [room for room in graph.ROOMS if not re.search(rf"\b{room}/ +\w+", tree)]
+    assert not missing, f"README's tree has no phrase for {', '.join(missing)}"
+
+
+def find_bare_names(path: Path, root: Path = ROOT) -> list[str]:
+    """Return one line for each import of a linked folder that leaves out `sleep_trl.`: a second copy of its modules."""
+    name = ".".join(("sleep_trl", *path.relative_to(root).with_suffix("").parts))
+    found = []
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for target in graph.targets_of(node, name, path):
+                if target.split(".")[0] in graph.LINKED:
+                    found.append(f"{path.name}:{node.lineno} imports {target}; its name is sleep_trl.{target}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "folder", ["sleep_trl", "trainers", "rewards", "launch", "tests", "examples", "benchmarks", "scripts"]
+)
+def test_linked_folders_have_one_name(folder: str) -> None:
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    assert paths, f"no modules found in {folder}/"
+    wrong = [line for path in paths for line in find_bare_names(path)]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("import rewards", 1),
+        ("def late():\n    from trainers.dreaming import loss", 1),
+        ("import torch, launch.sleep", 1),
+        ("from sleep_trl.trainers.dreaming import DreamingTrainer", 0),
+        ("from ..rewards import registry", 0),
+        ("from .launch import sleep", 0),
+    ],
+)
+def test_a_bare_name_is_found(tmp_path: Path, source: str, count: int) -> None:
+    path = tmp_path / "night" / "module.py"
+    path.parent.mkdir()
+    path.write_text(source)
+    assert len(find_bare_names(path, tmp_path)) == count
