@@ -1,4 +1,4 @@
-"""Rewards by name: one decorator, one dict, and the way from a name to a function for TRL."""
+"""Rewards by name: registered ones, functions of a module, functions in a file."""
 
 from __future__ import annotations
 
@@ -9,73 +9,41 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 from sleep_trl.config.reward import RewardSpec
+from sleep_trl.rewards.factories import Factories, check_params
 from sleep_trl.rewards.guard import GuardedReward, RewardFunc, guard
-from sleep_trl.rewards.params import check_params, check_required, parameter_names
 
-Factory = Callable[..., RewardFunc]
-F = TypeVar("F", bound=Factory)
-
-REWARDS: dict[str, Factory] = {}
-"""Registered name -> factory: a function or class that takes `params` and gives the reward."""
+REWARDS = Factories("reward", "Your own is named package.module:function or path/to/file.py:function.")
+reward = REWARDS.register
+"""Register a factory of rewards: its signature is the signature of `params`, and it returns a `RewardFunc`. It must be
+cheap, since it is called to check a configuration: a model is loaded in a method `load()` of the reward it returns."""
 
 BATCH = ("prompts", "completions", "completion_ids")
 FROM_TRL = (*BATCH, "trainer_state", "log_extra", "log_metric", "environments")
 
 
-def reward(name: str) -> Callable[[F], F]:
-    """Register a factory of rewards under a name.
-
-    The factory's signature is the signature of `params`: `make(**params) -> RewardFunc`. It must be
-    cheap, since it is called to check a configuration: a model is loaded in a method `load()` of
-    the reward it gives.
-
-    Args:
-        name (`str`):
-            The name to use in a configuration: an identifier.
-
-    Returns:
-        `Callable`: a decorator that returns the factory unchanged.
-
-    Raises:
-        `ValueError`: if the name is taken or is no identifier.
-    """
-    if not name.isidentifier():
-        raise ValueError(f"{name!r} cannot name a reward; use letters, digits and underscores.")
-
-    def register(factory: F) -> F:
-        if name in REWARDS:
-            raise ValueError(f"A reward named {name!r} is registered already; choose another name.")
-        REWARDS[name] = factory
-        return factory
-
-    return register
-
-
 def resolve(spec: RewardSpec | str | Mapping[str, Any], **defaults: Any) -> GuardedReward:
-    """Turn the name of a reward into a guarded function for TRL, and load no model.
+    """Turn the name of a reward into a guarded function for TRL, without loading a model.
 
     Args:
         spec (`RewardSpec`, `str` or `Mapping`):
-            Which reward, or what validates as a `RewardSpec`. Nothing is imported but what is
-            named; naming a module or a file runs its code.
+            Which reward, or what validates as a `RewardSpec`. Only what is named is imported; naming a module or a
+            file runs its code.
         **defaults:
-            Values for parameters that a *registered* reward takes and the spec does not set, such
-            as
-            `gamma` or `eos_token_ids`; one that it does not take is not passed on.
+            Values for parameters that a *registered* reward takes and the spec does not set, such as `gamma` or
+            `eos_token_ids`. Those that it does not take are left out.
 
     Returns:
-        `GuardedReward`: to be called by TRL. Its `load()` loads what the reward needs; without it,
-        that happens at the first call.
+        `GuardedReward`: to be called by TRL. Its `load()` loads what the reward needs, otherwise the first call does.
 
     Raises:
-        `ValueError`: if there is no such reward, module, file or function, if it cannot take TRL's
-            call, or if a parameter is unknown, missing or out of range.
+        `ValueError`: if there is no such reward, module, file or function, TRL cannot call it, or a parameter is
+            unknown, missing or out of range.
     """
     spec = RewardSpec.model_validate(spec)
     if ":" in spec.name:
@@ -85,8 +53,8 @@ def resolve(spec: RewardSpec | str | Mapping[str, Any], **defaults: Any) -> Guar
         check_params(function, spec.params, what, reserved=FROM_TRL)
         func = functools.partial(function, **spec.params) if spec.params else function
         return guard(func, timeout_s=spec.timeout_s, on_error=spec.on_error)
-    func = _make_registered(spec, defaults)
-    return guard(func, name=spec.name, timeout_s=spec.timeout_s, on_error=spec.on_error)
+    made = REWARDS.make(spec.name, spec.params, defaults)
+    return guard(made, name=spec.name, timeout_s=spec.timeout_s, on_error=spec.on_error)
 
 
 def check(spec: RewardSpec | str | Mapping[str, Any], columns: Collection[str] | None = None, **defaults: Any) -> None:
@@ -108,20 +76,6 @@ def check(spec: RewardSpec | str | Mapping[str, Any], columns: Collection[str] |
             f"Reward {guarded.__name__!r} needs {', '.join(missing)}, which the rows do not have; they have "
             f"{', '.join(columns or ())}. Take it out, or set what it needs in params."
         )
-
-
-def _make_registered(spec: RewardSpec, defaults: Mapping[str, Any]) -> RewardFunc:
-    if spec.name not in REWARDS:
-        raise ValueError(
-            f"There is no reward {spec.name!r}; registered: {', '.join(sorted(REWARDS))}. Your own "
-            f"is named package.module:function or path/to/file.py:function."
-        )
-    factory, what = REWARDS[spec.name], f"Reward {spec.name!r}"
-    check_params(factory, spec.params, what)
-    taken = parameter_names(factory)
-    params = {name: value for name, value in defaults.items() if name in taken} | spec.params
-    check_required(factory, params, what)
-    return factory(**params)
 
 
 def _import_function(name: str) -> RewardFunc:
@@ -149,7 +103,7 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a file under a name of its own, so that two files of one name do not meet."""
+    """Import a file under a unique name, so that two files with the same name do not collide."""
     path = path.expanduser()
     if not path.is_file():
         raise ValueError(f"{path} does not exist (looked for from {Path.cwd()}).")
@@ -179,7 +133,7 @@ def _last_line(error: BaseException) -> str:
 
 
 def _check_signature(function: Any, what: str) -> None:
-    """Raise unless TRL can call it, which is with the batch and all columns by keyword."""
+    """Raise unless TRL can call it: with the batch and all columns, by keyword."""
     form = "def f(prompts, completions, completion_ids, **columns) -> list[float | None]"
     if not callable(function) or inspect.isclass(function):
         kind = "a class" if inspect.isclass(function) else f"a {type(function).__name__}"

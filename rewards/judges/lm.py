@@ -10,8 +10,10 @@ from sleep_trl.rewards.judges.models import (
     choose_device,
     longest_input,
     read_without_weights,
+    refuse_too_long,
+    whole_statements,
 )
-from sleep_trl.rewards.judges.registry import judge, refuse_too_long, whole_statements
+from sleep_trl.rewards.judges.registry import judge
 
 TEMPLATE = """\
 Do these two texts say the same? Answer yes or no.

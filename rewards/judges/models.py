@@ -1,9 +1,11 @@
-"""What the judges with a model share: where it runs, how much it reads, how it is called."""
+"""Shared by the judges that use a model: its device, its longest input, batches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from sleep_trl.rewards.guard import RewardError
 
 if TYPE_CHECKING:
     import torch
@@ -14,8 +16,8 @@ T = TypeVar("T")
 def choose_device(device: str) -> torch.device:
     """Return the device that a name stands for; `"auto"` is this process's GPU, else the CPU.
 
-    The GPU's index is fixed here, since a reward with a time limit runs in another thread, where
-    the current GPU is the first one.
+    The GPU's index is fixed here, since a reward with a time limit runs in another thread, where the current GPU is
+    the first one.
     """
     import torch
 
@@ -67,3 +69,32 @@ def check_batch_size(batch_size: int) -> None:
     """Raise `ValueError` unless a batch size is at least 1."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+
+
+def whole_statements(texts: Sequence[str], contexts: Sequence[str] | None) -> list[str]:
+    """Prepend each text's context."""
+    if contexts is None:
+        return list(texts)
+    return [context + text for context, text in zip(contexts, texts, strict=True)]
+
+
+def refuse_too_long(lengths: Sequence[int], limit: int | None, what: str) -> None:
+    """Raise if a text is longer than the judge's model can read: nothing is truncated silently.
+
+    Args:
+        lengths (`Sequence[int]`):
+            Lengths in tokens.
+        limit (`int`, *optional*):
+            Longest input of the model in tokens; `None` is no limit.
+        what (`str`):
+            The judge, for the message.
+
+    Raises:
+        `RewardError`: with the first pair that is too long.
+    """
+    for index, length in enumerate(lengths):
+        if limit is not None and length > limit:
+            raise RewardError(
+                f"{what}: pair {index} has {length} tokens and the judge's model reads {limit}; choose a judge with a "
+                f"longer input or shorten the samples"
+            )

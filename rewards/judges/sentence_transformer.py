@@ -6,8 +6,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sleep_trl.rewards.judges.models import check_batch_size, choose_device, read_without_weights
-from sleep_trl.rewards.judges.registry import judge, refuse_too_long, whole_statements
+from sleep_trl.rewards.judges.models import (
+    check_batch_size,
+    choose_device,
+    read_without_weights,
+    refuse_too_long,
+    whole_statements,
+)
+from sleep_trl.rewards.judges.registry import judge
 
 
 @judge("sentence_transformer")

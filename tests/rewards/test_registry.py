@@ -64,14 +64,14 @@ def test_wrong_spec(wrong) -> None:
 
 
 def test_register_and_resolve(monkeypatch) -> None:
-    monkeypatch.setattr("sleep_trl.rewards.registry.REWARDS", table := dict(REWARDS))
+    monkeypatch.setitem(REWARDS, "constant", None)  # undone after the test, with what the test registers
+    del REWARDS["constant"]
 
     @reward("constant")
     def constant(value: float, scale: float = 1.0):
         return lambda completions, **columns: [value * scale] * len(completions)
 
-    assert table["constant"] is constant
-    assert "constant" not in REWARDS
+    assert REWARDS["constant"] is constant
     made = resolve({"name": "constant", "params": {"value": 2.0, "scale": 3.0}})
     assert made.__name__ == "constant"
     assert made(**CALL) == [6.0]
@@ -191,7 +191,8 @@ def test_keyboard_interrupt_in_a_file_passes(plugin) -> None:
 
 
 def test_judges_by_name(monkeypatch) -> None:
-    monkeypatch.setattr("sleep_trl.rewards.judges.registry.JUDGES", dict(JUDGES))
+    monkeypatch.setitem(JUDGES, "never", None)  # undone after the test, with what the test registers
+    del JUDGES["never"]
 
     @judge("never")
     def never(verdict: float = 0.0):
@@ -206,6 +207,8 @@ def test_judges_by_name(monkeypatch) -> None:
         make_judge({"name": "never", "params": {"mood": 1}})
     with pytest.raises(ValueError, match="Judge 'lm' needs model"):
         make_judge("lm")
+    with pytest.raises(ValueError, match=r"'my\.judge' cannot name a judge"):
+        judge("my.judge")
     mistakes: list[dict] = [{}, {"params": {}}, {"name": "never", "param": {}}]
     for wrong in mistakes:
         with pytest.raises(ValueError, match="A judge is written as"):
