@@ -8,6 +8,9 @@ NIGHTS ?= 1
 OUT ?= runs/demo
 OPTIONS :=
 ENGINE ?= auto
+WORKERS ?= 2
+# A module's tests share fixtures, so one worker runs them all; tests/conftest.py sets the groups and their order.
+PARALLEL = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 MEMORIES := examples/quickstart/memories.jsonl examples/quickstart/memories_night2.jsonl \
 	examples/quickstart/memories_night3.jsonl
 
@@ -17,7 +20,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	&& echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm demo test test-vllm test-browser test-slow lint format types wheel check bench clean
+.PHONY: help setup vllm demo test test-vllm test-browser test-slow lint format types wheel check check-fast bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,7 +58,7 @@ demo: setup $(if $(filter vllm,$(ENGINE)),vllm) ## NIGHTS nights of the quicksta
 		$(addprefix --nights ,$(wordlist 1,$(NIGHTS),$(MEMORIES))) $(OPTIONS)
 
 test: setup ## the tests; no network, no GPU
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL)
 
 test-vllm: setup vllm ## the tests of vLLM, which imports Ray with TRL, in a process of their own
 	@$(BIN)/python -m pytest -q tests/rollout/test_vllm.py
@@ -84,6 +87,9 @@ wheel: setup ## build the wheel and import every module from it
 	@$(BIN)/python scripts/wheel_smoke.py
 
 check: lint types test wheel ## all that a commit must pass
+
+check-fast: lint types ## lint, types and the tests under a second: 90 seconds, for every change
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --fast $(PARALLEL)
 
 bench: setup ## every benchmark, with --quick
 	@set -e; for script in benchmarks/[!_]*.py; do \
