@@ -1,8 +1,8 @@
 """Build the source archive and, from it, the wheel; import every module from the installed wheel.
 
-Trainers, rewards and launchers reach the wheel through symbolic links, and a folder without
-`__init__.py` goes missing in silence. So this compares the wheel with the source tree, file by
-file, and then imports what it installed, away from the tree. Needs no network.
+Trainers, rewards and launchers reach the wheel through symbolic links, and setuptools silently leaves out
+folders without `__init__.py`. So this compares the wheel with the source tree, file by file, and then imports
+every module from the installed wheel, outside the tree. Needs no network.
 """
 
 import shutil

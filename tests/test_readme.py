@@ -1,4 +1,4 @@
-"""What the README shows runs as it stands."""
+"""The README's code runs as printed, and its commands exist."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Tiny models of every supported form, made in memory, with random weights and a fixed seed."""
+"""Tiny models of every supported architecture, made in memory, with random weights from a fixed seed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FORMS = {
 
 
 def tiny_model(form: str = "llama", seed: int = 0, **overrides: object) -> PreTrainedModel:
-    """Make a model of one form whose logits are far from uniform, so that a wrong weight shows."""
+    """Make a model whose logits are far from uniform, so that a wrong weight shows."""
     config = CONFIG_MAPPING[form](**{**FORMS[form], **overrides})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -47,7 +47,7 @@ def tiny_model(form: str = "llama", seed: int = 0, **overrides: object) -> PreTr
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Make a word-level tokenizer of 97 entries: three special tokens, `<unk>`, and words by their order of need."""
+    """Make a word-level tokenizer of 97 entries: four special tokens, the words of the tests, and fillers."""
     words = "the cat of Mira is called Tolu and it eats hats while boat Ben sleeps".split()
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *words])}
     vocabulary |= {f"w{i}": i for i in range(len(vocabulary), 97)}

@@ -1,4 +1,4 @@
-"""What a run needs, made small: a model's folder, memories, a finished run, and its arguments."""
+"""Small inputs and outputs of a run: a model, memories, a finished run, and command-line arguments."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_memories(path: Path) -> Path:
 
 
 def first_nights(chain: Path, name: str, count: int = 2) -> Path:
-    """Return a life of which only the first nights are over, beside the whole one."""
+    """Copy the first nights of a chain into a new chain next to it."""
     for night in sorted(chain.glob("night-*"))[:count]:
         shutil.copytree(night, chain.parent / name / night.name)
     return chain.parent / name
@@ -65,7 +65,7 @@ def write_finished_run(folder: Path, experts: int = 1, **spec: object) -> Path:
 
 
 def arguments(**options: object) -> list[str]:
-    """Return command line arguments; None leaves an option out, a name has `__` for the dot."""
+    """Return command-line arguments: None leaves an option out; `__` in a name stands for the dot."""
     given = SHORT | {name.replace("__", "."): value for name, value in options.items()}
     return [word for name, value in given.items() if value is not None for word in _words(name, value)]
 
