@@ -13,7 +13,7 @@ from ..planning.chain import quarantined_nights
 from ..planning.night_source import began_with
 from ..runs.folder import RunFolder
 from ..runs.ledger import read_ledger
-from ..wake import Listed, WakeBuffer
+from ..wake import RecordInfo, WakeBuffer
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class PendingRecords:
             self._lengths = {record.sha256: self._length(buffer, record) for record in records}
         return Waiting(len(records), sum(self._lengths.values()))
 
-    def _length(self, buffer: WakeBuffer, record: Listed) -> int:
+    def _length(self, buffer: WakeBuffer, record: RecordInfo) -> int:
         if (known := self._lengths.get(record.sha256)) is not None:
             return known
         assert self.tokenizer

@@ -19,9 +19,9 @@ Target = Literal["checkpoint", "adapter", "peft"]
 
 NOT_PEFT = (
     "--to peft: an expert is not a PEFT adapter. PEFT's methods modify a model's existing linear layers (LoRA adds a "
-    "low-rank matrix to one, IA3 scales its output). An expert adds hidden units to the MLP, act(gate(x)) * up(x), which "
-    "such a modification can only approximate. Use --to checkpoint, which loads everywhere, or --to adapter, which is "
-    "about as small as a LoRA."
+    "low-rank matrix to one, IA3 scales its output). An expert adds hidden units to the MLP, act(gate(x)) * up(x), "
+    "which such a modification can only approximate. Use --to checkpoint, which loads everywhere, or --to adapter, "
+    "which is about as small as a LoRA."
 )
 
 
@@ -50,9 +50,7 @@ def export(folder: Path, to: Target, output: Path) -> Path:
         raise ValueError(NOT_PEFT)
     run = FinishedRun.read(newest_committed_night(folder))
     if not any(run.enabled.values()):
-        raise ValueError(
-            f"No entry of {run.folder} is enabled, so this is the base model. See `sleep-trl memory list`."
-        )
+        raise ValueError(f"No entry of {run.folder} is enabled: this is the base model. See `sleep-trl memory list`.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output: {output} already exists and is not empty. Give another folder, or remove it.")
     partial = output.with_name(output.name + ".partial")

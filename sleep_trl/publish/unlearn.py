@@ -1,8 +1,8 @@
 """Unlearning: disable an entry, enable it again, or drop it for good.
 
-The grown model is folded again into a temporary folder and checked before anything changes. Then the files are exchanged:
-`model/` is removed first and put back last. An interruption in between never leaves a model that knows more than the
-ledger says, and the same command finishes the work.
+The grown model is folded again into a temporary folder and checked before anything changes. Then the files are
+exchanged: `model/` is removed first and put back last. An interruption in between never leaves a model that knows more
+than the ledger says, and the same command finishes the work.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def drop(
 
     Args:
         run (`FinishedRun`):
-            The run, whose `ledger.jsonl`, `adapter/` and `model/` are rewritten. Runs that it continues are not changed.
+            The run, whose `ledger.jsonl`, `adapter/` and `model/` are rewritten. Runs it continues are not changed.
         names (`Sequence[str]`):
             Ids of entries.
         buffer (`WakeBuffer`, *optional*):

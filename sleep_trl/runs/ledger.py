@@ -61,8 +61,8 @@ class LedgerEntry(BaseModel):
 
 
 def active_entries(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
-    """Return the entries that were not dropped. What they learned is in an expert, enabled or not: their own, or that of
-    the entry they were consolidated into."""
+    """Return the entries that were not dropped. What they learned is in an expert, enabled or not: their own, or
+    that of the entry they were consolidated into."""
     return [entry for entry in entries if entry.dropped is None]
 
 

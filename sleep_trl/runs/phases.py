@@ -1,4 +1,4 @@
-"""Phases of a run. Each result is on disk before the next phase starts, so an interrupted run resumes where it stopped."""
+"""Phases of a run. A result is on disk before the next phase starts, so an interrupted run resumes where it stopped."""
 
 from __future__ import annotations
 

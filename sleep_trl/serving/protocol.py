@@ -9,10 +9,8 @@ import httpx
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from ..wake.records import MAX_BYTES
 from .backend import Backend
-
-MOST_BYTES = 8 * 2**20
-"""Largest request that is read, in bytes: some 1,500 pages, as much as a wake record may hold."""
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -72,8 +70,8 @@ async def read_request(request: Request, model: str) -> dict[str, Any]:
     content = bytearray()
     async for piece in request.stream():
         content += piece
-        if len(content) > MOST_BYTES:
-            raise ApiError(413, f"The request is longer than {MOST_BYTES / 2**20:g} MiB. Shorten it.", "too_long")
+        if len(content) > MAX_BYTES:
+            raise ApiError(413, f"The request is longer than {MAX_BYTES / 2**20:g} MiB. Shorten it.", "too_long")
     try:
         body = json.loads(content)
         json.dumps(body, ensure_ascii=False, allow_nan=False).encode()  # no half of a surrogate pair, no NaN

@@ -25,7 +25,7 @@ class Recorder:
             The buffer's file; made if it is missing.
 
     Raises:
-        `ValueError`: if the file is no wake buffer, or cannot be made.
+        `ValueError`: if the file is not a wake buffer or cannot be created.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,12 +1,12 @@
-"""Wake: what is heard by day is checked and stored at once, and waits for a night."""
+"""Wake: records are checked, stored at once, and wait for a night."""
 
 from .buffer import WakeBuffer
 from .reading import Form, add_path, add_stream, follow
 from .records import (
-    MOST_BYTES,
+    MAX_BYTES,
     STATES,
-    Listed,
     Position,
+    RecordInfo,
     Rejection,
     State,
     Tally,
@@ -16,11 +16,11 @@ from .records import (
 )
 
 __all__ = [
-    "MOST_BYTES",
+    "MAX_BYTES",
     "STATES",
     "Form",
-    "Listed",
     "Position",
+    "RecordInfo",
     "Rejection",
     "State",
     "Tally",

@@ -1,4 +1,4 @@
-"""The wake buffer: every record goes here first, and from here into a night. Durable, append-only, crash-safe."""
+"""The wake buffer: where records wait for a night. Durable, append-only and crash-safe."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..data.documents import MemoryText, Question
+from ..runs.folder import RunFolder
 from ..runs.ledger import LedgerEntry, active_entries, read_ledger
 from .database import open_database, transaction
-from .records import STATES, Listed, Position, Rejection, State, Tally, WakeRecord, now, rejection
+from .records import STATES, Position, RecordInfo, Rejection, State, Tally, WakeRecord, now, rejection
 
-LISTED = "id, time, source, sha256, copies, state, detail"
+COLUMNS = "id, time, source, sha256, copies, state, detail"
 
 
 class WakeBuffer:
     """A wake buffer in one SQLite file.
 
-    States are derived: a record is consolidated if the ledger of the newest run that was given to `register` names its
-    hash in an entry that stands. So a night writes its ledger and nothing else, and a kill in between leaves nothing to
-    repair (ours).
+    States are derived: a record is consolidated if the ledger of the newest run passed to `register` names its hash in
+    an active entry. So a night writes only its ledger, and a kill leaves nothing to repair (ours).
 
     Args:
         path (`Path`):
-            The file; made if it is missing.
+            The file, created if it is missing.
 
     Raises:
-        `ValueError`: if the file is no wake buffer, or cannot be made.
+        `ValueError`: if the file is not a wake buffer or cannot be created.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,25 +47,25 @@ class WakeBuffer:
     def close(self) -> None:
         self._database.close()
 
-    # -- hearing --------------------------------------------------------------------------------------------------
+    # -- ingesting ------------------------------------------------------------------------------------------------
 
-    def add(self, heard: Sequence[WakeRecord | Rejection], position: Position | None = None) -> Tally:
-        """Store a batch, all of it or nothing; it is on the disk when this returns.
+    def add(self, batch: Sequence[WakeRecord | Rejection], position: Position | None = None) -> Tally:
+        """Store a batch atomically; it is on disk when this returns.
 
         Args:
-            heard (`Sequence[WakeRecord | Rejection]`):
-                Records, and input that was rejected, which is kept with its reason and without its text.
+            batch (`Sequence[WakeRecord | Rejection]`):
+                Records, and rejected input, of which the reason is stored and not the text.
             position (`Position`, *optional*):
-                How far the stream has been read with this batch; stored with it, so that a stream that is read again
-                goes on behind the last record.
+                How far the stream has been read with this batch. It is stored with the batch, so that reading resumes
+                after the last record.
 
         Returns:
-            `Tally`: what became of them. A record whose id is that of another text is rejected. A text that failed is
-            a duplicate, and waits for a night again.
+            `Tally`: counts of added, duplicate, forgotten and rejected items. A record whose id belongs to another text
+            is rejected. A text that failed is a duplicate and pending again.
         """
         tally = Tally()
         with transaction(self._database, self.path):
-            for item in heard:
+            for item in batch:
                 if isinstance(item, Rejection):
                     self._reject(item, tally)
                 else:
@@ -94,7 +94,7 @@ class WakeBuffer:
             tally.duplicates += state != "forgotten"
             tally.forgotten += state == "forgotten"
         else:
-            reason = f"the id {memory.id!r} was given before, for another text. Make ids unique, or leave them out."
+            reason = f"the id {memory.id!r} already belongs to another text. Make ids unique, or leave them out."
             self._reject(rejection(memory.source, "id taken", reason), tally)
             return
         execute("INSERT OR IGNORE INTO hearings VALUES (?, ?)", (memory.source, number))
@@ -110,64 +110,63 @@ class WakeBuffer:
         row = self._database.execute("SELECT path, file, offset FROM streams WHERE path = ?", (path,)).fetchone()
         return Position(*row) if row else None
 
-    # -- looking --------------------------------------------------------------------------------------------------
+    # -- reading --------------------------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
-        """Count records by state, all states; `rejected` counts input that was not taken."""
+        """Return the number of records in each state, and of rejected items as `rejected`."""
         rows = dict(self._database.execute("SELECT state, count(*) FROM records GROUP BY state").fetchall())
         rejected = self._database.execute("SELECT count(*) FROM rejections").fetchone()[0]
         return {state: rows.get(state, 0) for state in STATES} | {"rejected": rejected}
 
-    def records(self, state: State | None = None, source: str | None = None) -> Iterator[Listed]:
-        """Yield records in the order in which they were heard, a few at a time.
+    def records(self, state: State | None = None, source: str | None = None) -> Iterator[RecordInfo]:
+        """Yield records in the order they arrived, without loading all of them.
 
         Args:
             state (`str`, *optional*):
                 Only those in this state.
             source (`str`, *optional*):
-                Only those heard from this source, first or again.
+                Only those that arrived from this source, the first time or again.
         """
-        query, given = f"SELECT {LISTED} FROM records WHERE 1", list[str]()
+        query, given = f"SELECT {COLUMNS} FROM records WHERE 1", list[str]()
         if state is not None:
             query, given = query + " AND state = ?", [*given, state]
         if source is not None:
             query, given = query + " AND number IN (SELECT number FROM hearings WHERE source = ?)", [*given, source]
         for row in self._database.execute(f"{query} ORDER BY number", given):
-            yield Listed(*row)
+            yield RecordInfo(*row)
 
     def rejections(self) -> Iterator[dict[str, str]]:
-        """Yield what was not taken: `time`, `kind` and `reason`."""
+        """Yield the `time`, `kind` and `reason` of each rejection."""
         for row in self._database.execute("SELECT time, kind, reason FROM rejections ORDER BY number"):
             yield dict(zip(("time", "kind", "reason"), row, strict=True))
 
     def memories(self, state: State = "new") -> list[MemoryText]:
-        """Return the texts of a state as memories of a night, in the order in which they were heard."""
+        """Return the records in a state with their texts, in the order they arrived."""
         rows = self._database.execute(
             "SELECT id, source, text, questions FROM records WHERE state = ? ORDER BY number", (state,)
         )
         return [MemoryText(id, source, text, _unpack(questions)) for id, source, text, questions in rows]
 
     def text(self, id: str) -> str:
-        """Return a record's text, nothing if it was forgotten."""
+        """Return a record's text, or an empty string if it was forgotten."""
         (text,) = self._database.execute("SELECT text FROM records WHERE id = ?", (id,)).fetchone()
         return text or ""
 
     # -- states ---------------------------------------------------------------------------------------------------
 
     def forget(self, source: str) -> int:
-        """Erase the text of every record that was heard from a source, whatever else it was heard from.
+        """Erase the text of every record that arrived from a source, even if it also arrived from others.
 
-        What stays is that it was there: id, time, source and hash. A forgotten text that is heard again is counted and
-        not taken.
+        Its id, time, source and hash stay. If a forgotten text arrives again, it is counted but not stored.
 
         Returns:
-            `int`: the number of records forgotten now.
+            `int`: the number of records forgotten by this call.
 
         Raises:
-            `ValueError`: if nothing was heard from this source.
+            `ValueError`: if no record arrived from this source.
         """
         if not self._database.execute("SELECT 1 FROM hearings WHERE source = ?", (source,)).fetchone():
-            raise ValueError(f"Nothing was heard from {source!r}. See `sleep-trl wake list`.")
+            raise ValueError(f"There is no record from {source!r}. See `sleep-trl wake list`.")
         with transaction(self._database, self.path):
             changed = self._database.execute(
                 "UPDATE records SET state = 'forgotten', detail = '', text = NULL, questions = NULL "
@@ -178,7 +177,7 @@ class WakeBuffer:
         return changed
 
     def fail(self, ids: Iterable[str], reason: str) -> int:
-        """Mark new records as failed: no later night takes them, unless they are heard again. Returns how many."""
+        """Mark new records as failed, so that no night takes them unless they arrive again. Returns their number."""
         with transaction(self._database, self.path):
             changed = self._database.executemany(
                 "UPDATE records SET state = 'failed', detail = ? WHERE id = ? AND state = 'new'",
@@ -187,9 +186,9 @@ class WakeBuffer:
         return max(changed, 0)
 
     def register(self, run: Path) -> None:
-        """Name the run whose ledger says from now on what is consolidated, as soon as it has one.
+        """Make a run the one whose ledger determines states, as soon as it has a ledger.
 
-        Kept relative to the buffer's folder, so that both can be moved together.
+        The path is stored relative to the buffer's folder, so that both can be moved together.
         """
         folder = os.path.relpath(run.resolve(), self.path.parent.resolve())
         with transaction(self._database, self.path):
@@ -199,18 +198,18 @@ class WakeBuffer:
     def run(self) -> Path | None:
         """Return the newest registered run that has a ledger."""
         for (folder,) in self._database.execute("SELECT folder FROM runs ORDER BY number DESC"):
-            if (path := (self.path.parent / folder)).joinpath("ledger.jsonl").is_file():
+            if RunFolder(path := self.path.parent / folder).ledger.is_file():
                 return Path(os.path.normpath(path))
         return None
 
     def settle(self) -> None:
-        """Derive states from the ledger: what an entry that stands holds is consolidated, what none holds is new again.
-        An entry that took others in is not named: the records are theirs.
+        """Update states from the ledger: records in an active entry are consolidated, others are new again. Only
+        entries of nights count, since an entry that holds others repeats their records.
 
-        Runs whenever the buffer is opened. Without a ledger nothing changes.
+        Called whenever the buffer is opened. Without a ledger nothing changes.
         """
         if (run := self.run()) is not None:
-            self._settle(read_ledger(run / "ledger.jsonl"))
+            self._settle(read_ledger(RunFolder(run).ledger))
 
     def _settle(self, entries: Iterable[LedgerEntry]) -> None:
         held = {

@@ -1,7 +1,7 @@
-"""A wake buffer's file: its tables, how it is opened, and how it is written.
+"""The SQLite file of a wake buffer: its tables, opening it, and transactions.
 
-SQLite in WAL mode: the standard library's, one file, several readers beside a writer, and a batch that has been
-acknowledged survives a crash of the process and of the machine.
+In WAL mode several processes can read while one writes, and an acknowledged batch survives a crash of the process or of
+the machine.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-APPLICATION = 0x534C5031  # in the file's header: tells a wake buffer from any other SQLite file
+APPLICATION = 0x534C5031  # in the file's header: distinguishes a wake buffer from other SQLite files
 VERSION = 1
-OLDEST = (3, 37, 0)  # of SQLite: has tables that hold to their types
-WAIT = 30.0  # seconds that a writer waits for another one
+OLDEST = (3, 37, 0)  # of SQLite: the first with STRICT tables
+WAIT = 30.0  # seconds a writer waits for another
 
 PRAGMAS = """
-PRAGMA synchronous = FULL;        -- a commit returns when the disk has it
-PRAGMA secure_delete = ON;        -- what is forgotten is overwritten with zeros
+PRAGMA synchronous = FULL;        -- a commit returns once it is on disk
+PRAGMA secure_delete = ON;        -- forgotten text is overwritten with zeros
 PRAGMA recursive_triggers = ON;
 """
 
-# `hearings` says from which sources a text was heard; the first of them stands in the record too.
-# The triggers keep the buffer append-only: nothing about a record changes but its state, how often it was heard, and,
-# when it is forgotten, its text, which goes.
+# `hearings` lists the sources a text arrived from; the first is also in the record.
+# The triggers keep the buffer append-only: only the state and the number of copies of a record change, and its text is
+# erased when it is forgotten.
 TABLES = """
 CREATE TABLE records (
     number    INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -78,37 +78,37 @@ BEGIN SELECT RAISE(ABORT, 'a wake buffer is append-only'); END;
 
 
 def open_database(path: Path) -> sqlite3.Connection:
-    """Open a buffer's file, and make it if it is missing.
+    """Open a buffer's file, creating it if it is missing.
 
     Raises:
-        `ValueError`: if the file is no wake buffer or of another version, or cannot be made.
+        `ValueError`: if the file is not a wake buffer, has another version, or cannot be created.
     """
     if sqlite3.sqlite_version_info < OLDEST:
         needed = ".".join(map(str, OLDEST))
-        raise ValueError(f"A wake buffer needs SQLite {needed}; this Python has {sqlite3.sqlite_version}. Use another.")
+        raise ValueError(f"A wake buffer needs SQLite {needed}; this Python has {sqlite3.sqlite_version}. Update it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # what is heard is its owner's to read
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # readable by its owner only
         database = sqlite3.connect(path, timeout=WAIT, isolation_level=None)
         _prepare(database, path)
     except (OSError, sqlite3.OperationalError) as error:
         raise ValueError(
-            f"The wake buffer {path} cannot be opened ({error}). Give a path in a folder that can be written to."
+            f"The wake buffer {path} cannot be opened ({error}). Give a path in a writable folder."
         ) from None
     except sqlite3.DatabaseError:
-        raise ValueError(f"{path} is no wake buffer. Give another path.") from None
+        raise ValueError(f"{path} is not a wake buffer. Give another path.") from None
     return database
 
 
 def _prepare(database: sqlite3.Connection, path: Path) -> None:
-    """Make the tables of an empty file, and check those of another."""
+    """Create the tables of an empty file; check that any other file is a wake buffer of this version."""
     if not _is_empty(database) and database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION:
         raise sqlite3.DatabaseError
-    _keep_log(database)
+    _use_wal(database)
     database.executescript(PRAGMAS)
     if _is_empty(database):
         with transaction(database, path):
-            for statement in _statements(TABLES) if _is_empty(database) else ():  # another process may be faster
+            for statement in _statements(TABLES) if _is_empty(database) else ():  # another process may have been faster
                 database.execute(statement)
             database.execute(f"PRAGMA application_id = {APPLICATION}")
             database.execute(f"PRAGMA user_version = {VERSION}")
@@ -116,8 +116,8 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
         raise ValueError(f"{path} is a wake buffer of version {version}; this version of sleep-trl reads {VERSION}.")
 
 
-def _keep_log(database: sqlite3.Connection) -> None:
-    """Switch to WAL mode. SQLite does not wait by itself where two processes make one file at the same time."""
+def _use_wal(database: sqlite3.Connection) -> None:
+    """Switch to WAL mode. It is retried, because SQLite does not wait if two processes create a file at once."""
     end = time.monotonic() + WAIT
     while True:
         try:
@@ -134,7 +134,7 @@ def _is_empty(database: sqlite3.Connection) -> bool:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """Cut a script into statements; `executescript` would end the transaction around it."""
+    """Split a script into statements, because `executescript` would commit the surrounding transaction."""
     statement = ""
     for line in script.splitlines():
         statement += f"{line}\n"
@@ -145,10 +145,10 @@ def _statements(script: str) -> Iterator[str]:
 
 @contextmanager
 def transaction(database: sqlite3.Connection, path: Path) -> Iterator[None]:
-    """Do all of it or nothing. It is on the disk when this returns.
+    """Run a block as one transaction, which is on disk when the block ends.
 
     Raises:
-        `RuntimeError`: if the disk is full or may not be written to; nothing was changed.
+        `RuntimeError`: if the disk is full or read-only; nothing was changed.
     """
     try:
         database.execute("BEGIN IMMEDIATE")
@@ -157,8 +157,8 @@ def transaction(database: sqlite3.Connection, path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         _roll_back(database)
         raise RuntimeError(
-            f"The wake buffer {path} could not be written ({error}); this batch was not stored, all before it was. "
-            f"Make room or correct the permissions, and give the same input again: what is there counts as duplicate."
+            f"The wake buffer {path} could not be written ({error}). This batch was not stored; earlier ones were. "
+            f"Free disk space or fix the permissions, and give the same input again; stored records are duplicates."
         ) from None
     except BaseException:
         _roll_back(database)

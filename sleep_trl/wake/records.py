@@ -1,6 +1,6 @@
-"""What is heard by day: one record, checked before it is stored. Nothing here touches a file.
+"""Wake records, checked before they are stored. Nothing here accesses files.
 
-A source is a label. It is stored and shown, and never used as a path.
+A source is a label: stored and shown, but never used as a path.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any, Literal, Self
 
 from ..data.documents import MemoryText, Row, check_row
 
-MOST_BYTES = 8 * 2**20
-"""Longest record that is taken, in bytes: some 1,500 pages. It bounds what a reader holds in memory."""
+MAX_BYTES = 8 * 2**20
+"""Longest record accepted, in bytes (about 1,500 pages). It bounds the memory of a reader."""
 
 State = Literal["new", "consolidated", "failed", "forgotten"]
 STATES: tuple[State, ...] = ("new", "consolidated", "failed", "forgotten")
 
-MOST_REASONS = 20
-MOST_LABEL = 512  # characters of an id or a source
-ID_DIGITS = 16  # of the hash, for records that were given no id
+MAX_REASONS = 20
+MAX_LABEL = 512  # characters of an id or a source
+ID_DIGITS = 16  # of the hash, as the id of a record that has none
 
 
 @dataclass(frozen=True)
 class WakeRecord:
-    """A memory, and when it was heard.
+    """A memory, and when it arrived.
 
     Args:
         memory (`MemoryText`):
@@ -42,13 +42,13 @@ class WakeRecord:
 
 @dataclass(frozen=True)
 class Rejection:
-    """Input that was not taken.
+    """Input that was not accepted.
 
     Args:
         kind (`str`):
-            Why, in few words, by which rejections are counted.
+            The kind of problem, by which rejections are counted.
         reason (`str`):
-            Where and why, in a sentence that holds nothing of the input's text.
+            Where and why, without any of the input's text.
     """
 
     kind: str
@@ -56,14 +56,14 @@ class Rejection:
 
 
 @dataclass(frozen=True)
-class Listed:
+class RecordInfo:
     """A record without its text.
 
     Args:
-        id, time, source, sha256 (`str`): as they were heard first.
-        copies (`int`): how often the text has been heard.
+        id, time, source, sha256 (`str`): as they first arrived.
+        copies (`int`): how often the text has arrived.
         state (`str`): `new`, `consolidated`, `failed` or `forgotten`.
-        detail (`str`): the ledger entry that holds it, also if it was forgotten since, or why it failed.
+        detail (`str`): the ledger entry that holds it, even if it was forgotten since, or why it failed.
     """
 
     id: str
@@ -77,14 +77,14 @@ class Listed:
 
 @dataclass
 class Tally:
-    """What became of input, counted.
+    """Counts of what happened to input.
 
     Args:
-        added (`int`): records stored.
-        duplicates (`int`): texts that the buffer has; counted, not stored twice.
-        forgotten (`int`): texts that were forgotten before, and are not taken in again.
-        rejected (`Counter[str]`): input that was not taken, by kind.
-        reasons (`list[str]`): why, of the first twenty; `WakeBuffer.rejections` has all.
+        added (`int`): stored records.
+        duplicates (`int`): texts that the buffer already has.
+        forgotten (`int`): texts that were forgotten earlier, which are not stored again.
+        rejected (`Counter[str]`): rejected items, by kind.
+        reasons (`list[str]`): reasons of the first twenty rejections; `WakeBuffer.rejections` has all.
     """
 
     added: int = 0
@@ -98,21 +98,21 @@ class Tally:
         self.duplicates += other.duplicates
         self.forgotten += other.forgotten
         self.rejected += other.rejected
-        self.reasons = [*self.reasons, *other.reasons][:MOST_REASONS]
+        self.reasons = [*self.reasons, *other.reasons][:MAX_REASONS]
         return self
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far a growing file has been read: its path, which file that was, and the byte behind the last whole line."""
+    """How far a growing file has been read: path, device and inode, and the offset after its last whole line."""
 
     path: str
     file: str
     offset: int
 
 
-class NotTaken(ValueError):
-    """Says why input is rejected; `kind` is what it is counted under."""
+class InvalidRecord(ValueError):
+    """Raised to reject input; `kind` is what it is counted under."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -126,19 +126,19 @@ def record_of_line(place: str, line: bytes, source: str) -> WakeRecord | Rejecti
 
 
 def record_of_text(place: str, text: bytes, source: str) -> WakeRecord | Rejection:
-    """Take a whole text, such as a file or a line of one, as a record."""
+    """Make a record of a whole text, such as a file or a line of a file."""
     return _or_rejection(place, lambda: _record(place, {"text": _decode(text)}, source))
 
 
 def rejection(place: str, kind: str, reason: str) -> Rejection:
-    """Return the rejection of what stands at `place`, in words that any terminal can show."""
+    """Return the rejection of the input at `place`, safe to print in a terminal."""
     shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in place)
     return Rejection(kind, f"{shown}: {reason}")
 
 
 def too_long(place: str) -> Rejection:
-    """Return the rejection of what is longer than a record may be."""
-    return rejection(place, "too long", f"longer than {MOST_BYTES / 2**20:g} MiB. Split it.")
+    """Return the rejection of input that is longer than a record may be."""
+    return rejection(place, "too long", f"longer than {MAX_BYTES / 2**20:g} MiB. Split it.")
 
 
 def now() -> str:
@@ -149,17 +149,17 @@ def now() -> str:
 def _or_rejection(place: str, make: Callable[[], WakeRecord]) -> WakeRecord | Rejection:
     try:
         return make()
-    except NotTaken as error:
+    except InvalidRecord as error:
         return rejection(place, error.kind, str(error))
 
 
 def _decode(content: bytes) -> str:
-    if len(content) > MOST_BYTES:
-        raise NotTaken("too long", f"longer than {MOST_BYTES / 2**20:g} MiB. Split it.")
+    if len(content) > MAX_BYTES:
+        raise InvalidRecord("too long", f"longer than {MAX_BYTES / 2**20:g} MiB. Split it.")
     try:
-        return content.decode("utf-8-sig")  # a byte order mark is no part of a text
+        return content.decode("utf-8-sig")  # without a byte order mark
     except UnicodeDecodeError as error:
-        raise NotTaken(
+        raise InvalidRecord(
             "not UTF-8", f"not UTF-8 text (byte {error.start}: {error.reason}). Convert it, for example with iconv."
         ) from None
 
@@ -168,11 +168,11 @@ def _parse(line: str) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise NotTaken("not JSON", f"not valid JSON: {error.msg} (column {error.colno}).") from None
+        raise InvalidRecord("not JSON", f"not valid JSON: {error.msg} (column {error.colno}).") from None
     except RecursionError:
-        raise NotTaken("not JSON", "JSON nested too deeply. A row has `text`, and nothing that is nested.") from None
+        raise InvalidRecord("not JSON", "JSON nested too deeply. A row is a flat object with `text`.") from None
     except ValueError:  # a number of more digits than Python converts
-        raise NotTaken("not JSON", "JSON with a number of thousands of digits. Write it as a string.") from None
+        raise InvalidRecord("not JSON", "JSON with a number of thousands of digits. Write it as a string.") from None
 
 
 def _record(place: str, values: Any, source: str) -> WakeRecord:
@@ -182,11 +182,11 @@ def _record(place: str, values: Any, source: str) -> WakeRecord:
     try:
         memory = check_row(Row(place, "", source, values))
     except ValueError as error:
-        raise NotTaken("not a record", str(error).removeprefix(f"{place}: ")) from None
-    if len(memory.text.encode()) > MOST_BYTES:
-        raise NotTaken("too long", f"longer than {MOST_BYTES / 2**20:g} MiB. Split it.")
+        raise InvalidRecord("not a record", str(error).removeprefix(f"{place}: ")) from None
+    if len(memory.text.encode()) > MAX_BYTES:
+        raise InvalidRecord("too long", f"longer than {MAX_BYTES / 2**20:g} MiB. Split it.")
     if "\0" in memory.text:
-        raise NotTaken("not text", "`text` holds the character NUL, so it is no text. Convert it.")
+        raise InvalidRecord("not text", "`text` contains the character NUL. Convert it.")
     memory = memory if memory.id else replace(memory, id=memory.sha256[:ID_DIGITS])
     for key in ("id", "source"):
         _check_label(key, getattr(memory, key))
@@ -194,10 +194,10 @@ def _record(place: str, values: Any, source: str) -> WakeRecord:
 
 
 def _check_label(key: str, label: str) -> None:
-    if len(label) > MOST_LABEL:
-        raise NotTaken("bad label", f"`{key}` has {len(label):,} characters, more than {MOST_LABEL}. Shorten it.")
+    if len(label) > MAX_LABEL:
+        raise InvalidRecord("bad label", f"`{key}` has {len(label):,} characters, more than {MAX_LABEL}. Shorten it.")
     if not label.isprintable():
-        raise NotTaken("bad label", f"`{key}` holds a character that cannot be printed. Take it out.")
+        raise InvalidRecord("bad label", f"`{key}` contains a character that cannot be printed. Remove it.")
 
 
 def _time(given: Any) -> str:
@@ -207,26 +207,26 @@ def _time(given: Any) -> str:
         when = datetime.fromisoformat(given)
         return (when if when.tzinfo else when.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
     except (TypeError, ValueError, OverflowError):
-        raise NotTaken(
+        raise InvalidRecord(
             "not a record", "`time` must be ISO 8601, such as 2026-07-10T08:00:00+00:00. Correct it, or leave it out."
         ) from None
 
 
 def _chat(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a row whose text is the chat: a line `role: content` for each message."""
+    """Return a row whose text is the chat, with a line `role: content` for each message."""
     if "text" in values:
-        raise NotTaken("not a record", "has both `text` and `messages`. Give one of them.")
+        raise InvalidRecord("not a record", "has both `text` and `messages`. Give only one of them.")
     messages = values["messages"]
     if not isinstance(messages, list) or not messages:
-        raise NotTaken("not a record", "`messages` must be a list of objects with `role` and `content`.")
+        raise InvalidRecord("not a record", "`messages` must be a list of objects with `role` and `content`.")
     rest = {key: value for key, value in values.items() if key != "messages"}
-    return rest | {"text": "\n".join(_spoken(number, message) for number, message in enumerate(messages))}
+    return rest | {"text": "\n".join(_message_line(number, message) for number, message in enumerate(messages))}
 
 
-def _spoken(number: int, message: Any) -> str:
+def _message_line(number: int, message: Any) -> str:
     role = message.get("role") if isinstance(message, dict) else None
     if not isinstance(role, str) or not role.isprintable() or not role:
-        raise NotTaken("not a record", f"messages[{number}] must be an object with `role` and `content`.")
+        raise InvalidRecord("not a record", f"messages[{number}] must be an object with `role` and `content`.")
     content = message.get("content")
     parts = [content] if isinstance(content, str) else list(_parts(number, content))
     return f"{role}: {' '.join(parts)}"
@@ -235,5 +235,6 @@ def _spoken(number: int, message: Any) -> str:
 def _parts(number: int, content: Any) -> Iterator[str]:
     for part in content if isinstance(content, list) else [None]:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise NotTaken("not a record", f"messages[{number}]: `content` must be text, or a list of parts of text.")
+            reason = f"messages[{number}]: `content` must be a string or a list of text parts."
+            raise InvalidRecord("not a record", reason)
         yield part["text"]

@@ -243,7 +243,7 @@ def test_a_list_is_read_in_80_columns(call, tmp_path, monkeypatch):
         ("wake add data.csv", "--form"),
         ("wake add data.csv --form xml", "'xml' is not one of"),
         ("wake add docs.jsonl absent.jsonl", "absent.jsonl does not exist"),
-        ("wake add docs.jsonl --buffer data.csv", "data.csv is no wake buffer"),
+        ("wake add docs.jsonl --buffer data.csv", "data.csv is not a wake buffer"),
         ("wake add docs.jsonl --buffer data.csv/wake.db", "cannot be opened"),
         ("wake list", "There is no wake buffer runs/wake.db"),
         ("wake list --state old", "'old' is not one of"),

@@ -206,7 +206,7 @@ def test_nights_stay_what_they_were_about_and_an_interrupted_one_comes_first(tmp
         (["--at", "3:30", "--buffer", "b", "--dry_run"], "sleep-trl doctor"),
         (["--at", "3:30"], "memories is missing"),
         (["--after_tokens", "4", "--buffer", "b"], "m has no tokenizer.json"),
-        (["--at", "3:30", "--buffer", "m/tokenizer_config.json"], "is no wake buffer"),
+        (["--at", "3:30", "--buffer", "m/tokenizer_config.json"], "is not a wake buffer"),
     ],
 )
 def test_a_mistake_is_one_message_and_code_2(tmp_path, monkeypatch, capfd, words, message):

@@ -41,7 +41,7 @@ def entry(number: int, *memories: MemoryText, dropped: str | None = None) -> Led
     )
 
 
-def test_a_record_comes_back_as_it_was_heard(buffer):
+def test_a_record_is_read_as_it_was_stored(buffer):
     questions = [{"question": "Who?", "answers": ["Tolu", "tolu"], "form": "plain"}]
     row = {
         "id": "a",
@@ -58,7 +58,7 @@ def test_a_record_comes_back_as_it_was_heard(buffer):
     assert memory.sha256 == found.sha256
 
 
-def test_a_text_that_is_heard_again_is_counted_and_not_stored_twice(buffer):
+def test_a_repeated_text_is_counted_and_not_stored_twice(buffer):
     first = buffer.add([record("a"), record("b"), record("a", "contract-18.pdf", "other id")])
     assert (first.added, first.duplicates) == (2, 1)
     assert buffer.add([record("a")]).duplicates == 1
@@ -69,12 +69,12 @@ def test_a_text_that_is_heard_again_is_counted_and_not_stored_twice(buffer):
 def test_an_id_of_another_text_is_rejected_and_the_rest_of_the_batch_is_stored(buffer):
     tally = buffer.add([record("a", id="1"), record("b", id="1"), record("c", id="2")])
     assert (tally.added, dict(tally.rejected)) == (2, {"id taken": 1})
-    assert "'1' was given before" in tally.reasons[0]
+    assert "'1' already belongs to another text" in tally.reasons[0]
     assert buffer.counts() == {"new": 2, "consolidated": 0, "failed": 0, "forgotten": 0, "rejected": 1}
     assert [row["kind"] for row in buffer.rejections()] == ["id taken"]
 
 
-def test_what_is_forgotten_is_gone_from_the_file_and_not_taken_in_again(buffer):
+def test_a_forgotten_text_is_erased_from_the_file_and_not_stored_again(buffer):
     secret = "the password is swordfish"
     again = record("also from else", "else")
     buffer.add([record(secret, id="1"), record("kept", "else"), record("also from else"), again])
@@ -89,7 +89,7 @@ def test_what_is_forgotten_is_gone_from_the_file_and_not_taken_in_again(buffer):
         assert secret.encode() not in path.read_bytes(), path
     assert [m.text for m in buffer.memories()] == ["kept"]
     assert buffer.add([record(secret)]) == Tally(forgotten=1)
-    with pytest.raises(ValueError, match=r"Nothing was heard from 'contract-18\.pdf'"):
+    with pytest.raises(ValueError, match=r"There is no record from 'contract-18\.pdf'"):
         buffer.forget("contract-18.pdf")
 
 
@@ -110,8 +110,8 @@ def test_the_buffer_is_append_only(buffer):
     assert [m.text for m in buffer.memories()] == ["a"]
 
 
-def test_states_follow_the_ledger_of_the_newest_run_whatever_happened_in_between(buffer, tmp_path):
-    """The night writes its ledger and nothing else. Opening the buffer does the rest, as often as one likes."""
+def test_states_follow_the_ledger_of_the_newest_run(buffer, tmp_path):
+    """The night writes only its ledger. Opening the buffer updates the states, any number of times."""
     texts = [record(text).memory for text in "abc"]
     buffer.add([WakeRecord(memory, TIME) for memory in texts])
     buffer.fail(["id of b"], "the teacher wrote nothing usable about it")
@@ -127,14 +127,14 @@ def test_states_follow_the_ledger_of_the_newest_run_whatever_happened_in_between
     assert [state for state, _ in states(buffer).values()] == ["new", "failed", "new"]
     first = entry(1, *texts[:2])
     assert after("night1", first) == ["consolidated entry-001", "consolidated entry-001", "new"]
-    buffer.register(tmp_path / "night2")  # begun, and killed before its ledger was written
+    buffer.register(tmp_path / "night2")  # started, but killed before its ledger was written
     assert after("night1", first)[0] == "consolidated entry-001"
     second = entry(2, texts[2])
     assert after("night2", first, second)[2] == "consolidated entry-002"
     assert after("night2", entry(1, *texts[:2], dropped=TIME), second) == ["new", "new", "consolidated entry-002"]
     buffer.forget("contract-17.pdf")
     held = ["forgotten entry-001", "forgotten entry-001", "forgotten entry-002"]
-    assert after("night2", first, second) == held, "what is still learnt of it is not told"
+    assert after("night2", first, second) == held, "the entry that still holds it is not shown"
     assert after("night2", entry(1, *texts[:2], dropped=TIME), second) == ["forgotten", "forgotten", held[2]]
 
 
@@ -156,7 +156,7 @@ def test_buffer_and_runs_can_be_moved_together(buffer, tmp_path):
         assert moved.run() == tmp_path / "moved" / "night1"
 
 
-def test_a_ledger_of_before_entries_could_be_dropped_is_read(tmp_path):
+def test_a_ledger_without_the_field_dropped_is_read(tmp_path):
     row = entry(1).model_dump(mode="json")
     del row["dropped"]
     (tmp_path / "ledger.jsonl").write_text(json.dumps(row) + "\n")
@@ -175,13 +175,13 @@ def newer_buffer(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.write_text("not a database, but long enough to be looked at" * 20), "is no wake buffer"),
-        (foreign_database, "is no wake buffer"),
+        (lambda path: path.write_text("not a database, but long enough to be checked" * 20), "is not a wake buffer"),
+        (foreign_database, "is not a wake buffer"),
         (newer_buffer, "of version 2"),
         (lambda path: path.mkdir(), "cannot be opened"),
     ],
 )
-def test_what_is_no_buffer_is_refused_and_left_alone(tmp_path, make, message):
+def test_another_file_is_refused_and_left_unchanged(tmp_path, make, message):
     path = tmp_path / "wake.db"
     make(path)
     before = path.read_bytes() if path.is_file() else None
@@ -190,11 +190,11 @@ def test_what_is_no_buffer_is_refused_and_left_alone(tmp_path, make, message):
     assert before is None or path.read_bytes() == before
 
 
-def test_a_full_disk_loses_nothing_that_was_acknowledged(buffer):
+def test_a_full_disk_loses_no_acknowledged_record(buffer):
     buffer.add([record("a")])
     pages = buffer._database.execute("PRAGMA page_count").fetchone()[0]
     buffer._database.execute(f"PRAGMA max_page_count = {pages + 4}")  # SQLite's own limit gives the same error
-    with pytest.raises(RuntimeError, match=r"full.*was not stored, all before it was"):
+    with pytest.raises(RuntimeError, match=r"full.*was not stored; earlier ones were"):
         buffer.add([record("b"), record("c" * 100_000)])
     assert [m.text for m in buffer.memories()] == ["a"]
     buffer._database.execute("PRAGMA max_page_count = 1000000")

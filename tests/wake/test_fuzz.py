@@ -1,4 +1,4 @@
-"""A thousand hostile records: each is stored as it is or rejected with a reason, and none does harm."""
+"""A thousand hostile records: each is stored unchanged or rejected with a reason, and none does harm."""
 
 import json
 import random
@@ -91,7 +91,7 @@ def test_a_thousand_hostile_records_do_no_harm(tmp_path, monkeypatch):
         stored = {memory.id: memory for memory in buffer.memories()}
         for row in (json.loads(line) for line in lines[:COUNT] if is_json(line)):
             if isinstance(row, dict) and (memory := stored.get(row.get("id"))) is not None and row["id"] != "taken":
-                assert (memory.text, memory.source) == (row["text"], row["source"])  # as it was heard, to the letter
+                assert (memory.text, memory.source) == (row["text"], row["source"])  # unchanged
         samples = [
             {"part": "memory", "memory_id": m.id, "template": m.source, "prompt": m.text, "reference": m.text}
             for m in stored.values()

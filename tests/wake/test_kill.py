@@ -1,4 +1,4 @@
-"""A process that adds records is killed, again and again: what it has acknowledged is there, and nothing is broken."""
+"""A process that adds records is killed repeatedly: every acknowledged record is there, and the file is intact."""
 
 import random
 import sqlite3
@@ -36,17 +36,17 @@ def test_kill_minus_nine_loses_no_acknowledged_record(tmp_path):
     for _ in range(8):
         command = [sys.executable, "-c", ADD_FOREVER, str(path), str(BATCH)]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        process.stdout.readline()  # it has begun
+        process.stdout.readline()  # it has started
         time.sleep(kills.uniform(0, 0.15))
         process.kill()
-        told = [int(line) for line in process.communicate()[0].split("\n")[:-1]]
-        seen = told[-1] if told else seen + BATCH
+        printed = [int(line) for line in process.communicate()[0].split("\n")[:-1]]
+        seen = printed[-1] if printed else seen + BATCH
         with sqlite3.connect(path) as database:
             assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         with WakeBuffer(path) as buffer:
             stored = buffer.counts()["new"]
             assert stored >= seen and stored % BATCH == 0, "an acknowledged record was lost, or half a batch stored"
-            assert buffer.position("stream").offset == stored, "the stream would be read from a wrong place"
+            assert buffer.position("stream").offset == stored, "the stream would be read from a wrong position"
             assert [found.id for found in buffer.records()] == [f"r{number}" for number in range(stored)]
     assert seen > 8 * BATCH
 
@@ -69,7 +69,7 @@ with WakeBuffer(Path(sys.argv[1])) as buffer:
         assert buffer.counts()["new"] == 600
 
 
-def test_several_make_one_buffer_at_the_same_moment(tmp_path):
+def test_several_threads_create_one_buffer_at_the_same_moment(tmp_path):
     for number in range(20):
         path, moment, opened = tmp_path / f"{number}.db", threading.Barrier(6), []
 

@@ -8,7 +8,7 @@ import pytest
 
 from sleep_trl.data.documents import read_memories
 from sleep_trl.wake import (
-    MOST_BYTES,
+    MAX_BYTES,
     Rejection,
     WakeBuffer,
     WakeRecord,
@@ -44,7 +44,7 @@ def rejected(content: bytes, read=record_of_line) -> Rejection:
 # -- records ---------------------------------------------------------------------------------------
 
 
-def test_a_row_without_an_id_is_named_by_its_text_wherever_it_stands():
+def test_a_row_without_an_id_gets_one_from_its_text():
     first, second = (record_of_line(place, line(text="a"), "s") for place in ("x, byte 0", "y, byte 70"))
     assert first.memory == second.memory and first.memory.id == first.memory.sha256[:16]
 
@@ -81,16 +81,16 @@ def test_a_chat_becomes_a_text_with_a_line_for_each_message():
         (line(text="a", messages=[]), "not a record", "both"),
         (line(messages=[]), "not a record", "must be a list"),
         (line(messages=[{"role": "user"}]), "not a record", "messages[0]"),
-        (line(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "not a record", "parts of text"),
+        (line(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "not a record", "text parts"),
         (line(messages=["hello"]), "not a record", "messages[0]"),
     ],
 )
-def test_what_is_no_record_is_explained_with_its_place(content, kind, words):
+def test_a_rejection_gives_place_and_reason(content, kind, words):
     found = rejected(content)
     assert found.kind == kind and found.reason.startswith("in.jsonl, byte 0: ") and words in found.reason
 
 
-def test_a_reason_holds_nothing_of_the_text():
+def test_a_reason_contains_no_text():
     for content in (b'{"text": "swordfish"', line(text="swordfish\0"), line(text="swordfish", id=1)):
         assert "swordfish" not in rejected(content).reason
 
@@ -111,19 +111,19 @@ def test_a_folder_of_texts_is_stored_file_by_file(buffer, tmp_path):
     (folder / "a.txt").write_text("first")
     (folder / "deep" / "b.md").write_text("second")
     (folder / "c.txt").write_bytes(b"\xff")
-    (folder / "d.txt").write_bytes(b"x" * (MOST_BYTES + 1))
+    (folder / "d.txt").write_bytes(b"x" * (MAX_BYTES + 1))
     (folder / "e.png").write_bytes(b"\xff")
     tally = add_path(buffer, folder)
     assert (tally.added, dict(tally.rejected)) == (2, {"not UTF-8": 1, "too long": 1})
     assert [(m.source, m.text) for m in buffer.memories()] == [("a.txt", "first"), ("deep/b.md", "second")]
 
 
-def test_a_name_that_cannot_be_shown_is_rejected_in_words_that_can(buffer, tmp_path):
+def test_an_unprintable_name_is_rejected_with_a_printable_reason(buffer, tmp_path):
     folder = tmp_path / "notes"
     folder.mkdir()
     (Path(os.fsdecode(bytes(folder) + b"/\xff\x1b.txt"))).write_text("text")
     (reason,) = add_path(buffer, folder).reasons
-    assert reason.isprintable() and "notes/\\xdcff\\x1b.txt: `source` holds" in reason
+    assert reason.isprintable() and "notes/\\xdcff\\x1b.txt: `source` contains" in reason
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_a_path_that_cannot_be_read_is_refused(buffer, tmp_path, name, message):
 # -- streams ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("piece", [1, 2, 7, 1000])
-def test_lines_are_whole_however_the_stream_is_cut(buffer, tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(reading, "PIECE", piece)
+@pytest.mark.parametrize("block", [1, 2, 7, 1000])
+def test_lines_are_complete_wherever_blocks_end(buffer, tmp_path, monkeypatch, block):
+    monkeypatch.setattr(reading, "BLOCK", block)
     path = tmp_path / "in.txt"
     path.write_bytes("erste Zeile\r\n\n  \nzweite: ü\u2028\nno newline".encode())
     with path.open("rb") as file:
@@ -150,9 +150,9 @@ def test_lines_are_whole_however_the_stream_is_cut(buffer, tmp_path, monkeypatch
     assert tally.added == 3 and texts(buffer) == ["erste Zeile", "zweite: ü\u2028", "no newline"]
 
 
-def test_a_line_that_is_too_long_is_passed_over_without_being_held(buffer, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "MOST_BYTES", 100)
-    monkeypatch.setattr(reading, "PIECE", 30)
+def test_a_line_that_is_too_long_is_skipped_without_being_kept(buffer, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MAX_BYTES", 100)
+    monkeypatch.setattr(reading, "BLOCK", 30)
     (tmp_path / "in.txt").write_bytes(b"a\n" + b"x" * 1_000 + b"\nb\n" + b"y" * 100 + b"\n")
     tally = add_path(buffer, tmp_path / "in.txt", "lines")
     assert (tally.added, dict(tally.rejected)) == (3, {"too long": 1})
@@ -160,8 +160,8 @@ def test_a_line_that_is_too_long_is_passed_over_without_being_held(buffer, tmp_p
     assert texts(buffer) == ["a", "b", "y" * 100]
 
 
-def test_a_pipe_is_stored_as_it_comes(buffer):
-    """What has been read is stored at once, while the other end is still open."""
+def test_a_pipe_is_stored_as_it_is_read(buffer):
+    """A block is stored at once, while the other end is still open."""
     out, into = os.pipe()
     seen: list[list[str]] = []
 
@@ -184,23 +184,23 @@ def test_a_pipe_is_stored_as_it_comes(buffer):
     assert texts(buffer) == ["first", "second", "third"]
 
 
-def test_a_growing_file_is_followed_and_goes_on_where_it_was(buffer, tmp_path):
+def test_following_a_file_continues_where_it_stopped(buffer, tmp_path):
     path = tmp_path / "log.txt"
     path.write_text("one\ntw")
 
-    def look() -> int:
+    def read_new() -> int:
         return sum(tally.added + tally.duplicates for tally in follow(buffer, path, poll=0.01, idle=0))
 
-    assert look() == 1 and texts(buffer) == ["one"]
+    assert read_new() == 1 and texts(buffer) == ["one"]
     with path.open("a") as file:
         file.write("o\nthree\n")
-    assert look() == 2 and texts(buffer) == ["one", "two", "three"]
-    assert look() == 0
+    assert read_new() == 2 and texts(buffer) == ["one", "two", "three"]
+    assert read_new() == 0
     path.rename(tmp_path / "log.1")  # rotated
     path.write_text("four\nfive\nsix\nseven\n")
-    assert look() == 4
-    path.write_text("eight\n")  # cut short
-    assert look() == 1 and texts(buffer)[-1] == "eight"
+    assert read_new() == 4
+    path.write_text("eight\n")  # truncated
+    assert read_new() == 1 and texts(buffer)[-1] == "eight"
 
 
 def test_a_file_is_followed_while_it_grows(buffer, tmp_path):
@@ -220,7 +220,7 @@ def test_a_file_is_followed_while_it_grows(buffer, tmp_path):
     assert added == 50 and texts(buffer) == [f"line {number}" for number in range(50)]
 
 
-def test_the_place_in_a_stream_is_stored_with_its_records_or_not_at_all(buffer, tmp_path, monkeypatch):
+def test_the_position_in_a_stream_is_stored_with_its_records_or_not_at_all(buffer, tmp_path, monkeypatch):
     path = tmp_path / "log.txt"
     path.write_text("one\ntwo\n")
     monkeypatch.setattr(buffer, "_store", lambda record, tally: 1 / 0)
