@@ -1,4 +1,4 @@
-"""`sleep-trl live`: a life without a fixed number of nights."""
+"""`sleep-trl live`: a chain of nights that run when there is something to learn."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from ..config import RunConfig
 
 STOPPED = 130
-WORDS = {
-    "held": "Waiting for another process that is at work in {life}: a `sleep-trl live`, or a night that one left.",
-    "waiting": "{records:,} records wait",
-    "nothing new": "The hour has come, but nothing new was heard: no night.",
-    "night": "{night} begins, try {try}: {why}",
-    "slept": "{night} is slept: {entry}, {records:,} records, {seconds:,.0f} s",
-    "aside": "Nothing usable was written about {records:,} records ({night}); they wait for what is heard after them.",
+MESSAGES = {
+    "waiting_for_lock": "Waiting for another process that works on {chain}: a `sleep-trl live`, or a night it started.",
+    "pending": "Pending: {records:,} records",
+    "nothing_new": "Scheduled time reached; no new records, skipping.",
+    "started": "Starting {night}, attempt {attempt} ({why})",
+    "finished": "Finished {night}: {entry}, {records:,} records, {seconds:,.0f} s",
+    "quarantined": "Quarantined {night}: the teacher wrote nothing usable about its {records:,} records. They will be "
+    "learned together with records that arrive later.",
     "failed": "{night} failed with exit code {exit_code}",
-    "over": "All {nights} nights are slept.",
-    "stopped": "Stopped. The same command goes on from here.",
+    "done": "Finished all {nights} nights.",
+    "stopped": "Stopped. The same command continues from here.",
 }
 
 
@@ -32,60 +33,61 @@ def live(
     context: typer.Context,
     buffer: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="The wake buffer to live on; made if it is missing."),
+        typer.Option(metavar="PATH", help="Wake buffer to learn from, created if it is missing."),
     ] = None,
     memories: Annotated[str | None, typer.Option(metavar="wake:PATH", help="The same, as for a single night.")] = None,
     after_tokens: Annotated[
         int | None,
-        typer.Option("--after_tokens", "--after-tokens", min=1, help="Sleep as soon as so many tokens wait."),
+        typer.Option("--after_tokens", "--after-tokens", min=1, help="Sleep as soon as this many tokens are pending."),
     ] = None,
     at: Annotated[
-        str | None, typer.Option(metavar="HH:MM", help="Sleep at this hour each day, local time, if anything waits.")
+        str | None, typer.Option(metavar="HH:MM", help="Sleep at this local time each day, if any record is pending.")
     ] = None,
     nights: Annotated[
-        int | None, typer.Option(min=1, help="End after this night of the life. Default: live until stopped.")
+        int | None, typer.Option(min=1, help="Stop after this many nights of the chain. Default: run until stopped.")
     ] = None,
     launch: Annotated[
         str | None,
-        typer.Option(metavar="COMMAND", help="What starts a night, such as 'accelerate launch'. Default: one process."),
+        typer.Option(metavar="COMMAND", help="Launcher of a night, such as 'accelerate launch'. Default: one process."),
     ] = None,
     check_every: Annotated[
-        float, typer.Option("--check_every", "--check-every", min=0.1, help="Seconds between two looks at the buffer.")
+        float, typer.Option("--check_every", "--check-every", min=0.1, help="Seconds between two checks of the buffer.")
     ] = 10.0,
-    tries: Annotated[int, typer.Option(min=1, help="How often a night that fails is tried.")] = 5,
+    tries: Annotated[int, typer.Option(min=1, help="Attempts at a night that fails.")] = 5,
     pause: Annotated[
-        float, typer.Option(min=0, help="Seconds before the second try, doubled for each further one, at most an hour.")
+        float,
+        typer.Option(min=0, help="Seconds before the second attempt, doubled for each one after it, up to an hour."),
     ] = 60.0,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each event.")] = False,
 ) -> None:
-    """Hear, and sleep when enough was heard or at an hour, night after night, until stopped.
+    """Run nights when enough records are pending or at a scheduled time, until stopped.
 
-    Takes the options of a life besides: --config life.yaml, and those of launch/sleep.py (`sleep-trl night --help`).
-    Each night continues the newest one of output_dir, and runs in a process of its own: between nights GPUs are free.
-    After a stop or a kill, at any moment, the same command goes on where it was.
+    Also takes the options of a chain of nights: --config chain.yaml, and those of launch/sleep.py (see `sleep-trl night
+    --help`). Each night continues the newest one in output_dir and runs in its own process, so that GPUs are free
+    between nights. After a stop or a kill, the same command continues where it stopped.
 
-    Exit codes: 0 all --nights are slept, 2 a mistake in what was given, 130 stopped; else that of the night that failed
+    Exit codes: 0 if all --nights are finished, 2 for invalid input, 130 if stopped, else that of the night that failed
     --tries times.
     """
     from ..config import MemorySource
     from ..daemon import Launcher, PendingRecords, SleepPolicy, Supervisor, load_tokenizer
 
-    def tell(event: str, told: dict[str, Any]) -> None:
+    def report(event: str, fields: dict[str, Any]) -> None:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        row = {"time": now, "event": event} | told
-        typer.echo(jsons.dumps(row, ensure_ascii=False) if json else f"{now}  {_in_words(event, told)}")
+        row = {"time": now, "event": event} | fields
+        typer.echo(jsons.dumps(row, ensure_ascii=False) if json else f"{now}  {_message(event, fields)}")
 
-    policy = SleepPolicy(after_tokens, _hour(at), nights, check_every, tries, pause)
-    launcher = Launcher.read(launch, sys.stderr if json else None)
+    policy = SleepPolicy(after_tokens, _time_of_day(at), nights, check_every, tries, pause)
+    launcher = Launcher.parse(launch, sys.stderr if json else None)
     config = _parse(context.args, str(MemorySource(buffer=buffer)) if buffer else memories)
     chain, path = config.output_dir, config.source.buffer
     assert path is not None
     pending = PendingRecords(path, load_tokenizer(config.model) if after_tokens else None, chain)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # service managers stop by it what Ctrl-C stops elsewhere
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # service managers stop a process by SIGTERM
     try:
-        code = Supervisor(chain, config.memories, context.args, launcher, pending, policy, tell).run()
+        code = Supervisor(chain, config.memories, context.args, launcher, pending, policy, report).run()
     except KeyboardInterrupt:
-        tell("stopped", {})
+        report("stopped", {})
         code = STOPPED
     raise typer.Exit(code)
 
@@ -94,7 +96,7 @@ def _parse(arguments: list[str], memories: str | None) -> RunConfig:
     """Return the configuration that all nights share.
 
     Raises:
-        `ValueError`: for a mistake in the options of a run, or if it is not about a wake buffer.
+        `ValueError`: if an option is invalid, or the memories are not a wake buffer.
     """
     from ..config.command_line import explain, parse
 
@@ -104,25 +106,25 @@ def _parse(arguments: list[str], memories: str | None) -> RunConfig:
         raise ValueError(explain(error)) from None
     if config.nights or config.source.buffer is None:
         found = f"nights ({', '.join(config.nights)})" if config.nights else config.memories
-        raise ValueError(f"memories: a life that goes on is about a wake buffer, not {found}. Give --buffer PATH.")
+        raise ValueError(f"memories: `sleep-trl live` learns from a wake buffer, not {found}. Give --buffer PATH.")
     if config.dry_run:
-        raise ValueError("dry_run: nothing has been heard yet. Check with `sleep-trl doctor` and the same options.")
+        raise ValueError("dry_run: there are no records yet. Use `sleep-trl doctor` with the same options instead.")
     return config
 
 
-def _hour(given: str | None) -> time | None:
+def _time_of_day(given: str | None) -> time | None:
     try:
         return datetime.strptime(given, "%H:%M").time() if given else None
     except ValueError:
-        raise ValueError(f"--at: {given!r} is no hour of a day. Give such as 03:30.") from None
+        raise ValueError(f"--at: {given!r} is not a time of day. Give, for example, 03:30.") from None
 
 
-def _in_words(event: str, told: dict[str, Any]) -> str:
-    words = WORDS[event].format(**told)
-    if event == "waiting" and told["tokens"] is not None:
-        words += f", {told['tokens']:,} tokens"
+def _message(event: str, fields: dict[str, Any]) -> str:
+    message = MESSAGES[event].format(**fields)
+    if event == "pending" and fields["tokens"] is not None:
+        message += f", {fields['tokens']:,} tokens"
     if event == "failed":
-        words += f"; tried again in {told['again_in']:g} s" if told["again_in"] is not None else "; given up"
-    if event == "slept" and told["rolled_back"]:
-        words += f"; rolled back: {told['rolled_back']}"
-    return words
+        message += f"; retrying in {fields['retry_in']:g} s" if fields["retry_in"] is not None else "; giving up"
+    if event == "finished" and fields["rolled_back"]:
+        message += f"; rolled back: {fields['rolled_back']}"
+    return message

@@ -1,4 +1,4 @@
-"""The hour of sleep, in local time."""
+"""The scheduled time of a night, in local time."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from datetime import UTC, datetime, time, timedelta
 
 
 def next_time(at: time, after: datetime) -> datetime:
-    """Return when a clock on the wall next shows an hour, once each day, also where clocks are put forward or back.
+    """Return when a local time of day is next reached. It occurs once each day, also when clocks change.
 
-    An hour that a day has twice is the first of the two; one that it lacks is as long after midnight as on other days.
+    A time that a day has twice is the first of the two. A time that a day lacks is as long after midnight as usual.
 
     Args:
         at (`datetime.time`):
-            The hour, in local time.
+            Time of day, in local time.
         after (`datetime.datetime`):
-            With its time zone; what is returned, in UTC, is later.
+            With a time zone. The returned time, in UTC, is later.
     """
     today = after.astimezone().date()
     days = (today + timedelta(days=number) for number in range(3))
-    seconds = (datetime.combine(day, at).timestamp() for day in days)  # `astimezone` errs where clocks go forward
+    seconds = (datetime.combine(day, at).timestamp() for day in days)  # `astimezone` is wrong when clocks go forward
     return next(moment for second in seconds if (moment := datetime.fromtimestamp(second, UTC)) > after)
 
 
 class Alarm:
-    """Rings once each day.
+    """Rings once a day.
 
     Args:
         at (`datetime.time`):
-            The hour, in local time.
+            Time of day, in local time.
         now (`datetime.datetime`):
-            With its time zone.
+            Present time, with a time zone.
     """
 
     def __init__(self, at: time, now: datetime) -> None:
@@ -37,8 +37,8 @@ class Alarm:
         self.due = next_time(at, now)
 
     def rings(self, now: datetime) -> bool:
-        """Tell whether the hour has come since the alarm rang last. It is asked for and not waited for, so that a
-        machine that slept through it, or whose clock was corrected, hears it as soon as it is awake."""
+        """Return whether the scheduled time has passed since the alarm last rang. Polling instead of waiting makes it
+        ring late on a machine that was suspended, or whose clock was corrected."""
         if now < self.due:
             return False
         self.due = next_time(self.at, now)

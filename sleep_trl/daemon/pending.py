@@ -1,4 +1,4 @@
-"""What waits in a wake buffer for the next night, in records and in tokens of the model that will learn it."""
+"""Counts the records of a wake buffer that are pending for the next night, and their tokens."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..wake import RecordInfo, WakeBuffer
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """What waits for a night.
+class Pending:
+    """What is pending for the next night.
 
     Args:
         records (`int`): number of records.
-        tokens (`int`, *optional*): of their texts, without prompts around them; `None` if they are not counted.
+        tokens (`int`, *optional*): tokens of their texts without prompts, or `None` if they are not counted.
     """
 
     records: int
@@ -30,34 +30,34 @@ class Waiting:
 
 
 class PendingRecords:
-    """Counts what waits in a wake buffer; each text is read and counted once.
+    """Counts the pending records of a wake buffer. Each text is read and tokenized once.
 
     Args:
         path (`Path`):
-            The buffer; made if it is missing, so that one can wait for the first record.
+            The buffer, created if it is missing, so that one can wait for the first record.
         tokenizer (`Tokenizer`, *optional*):
-            The model's, to count tokens by.
-        life (`Path`, *optional*):
-            The folder of the life that learns them.
+            The model's tokenizer. Tokens are not counted without it.
+        chain (`Path`, *optional*):
+            The folder of the chain that learns the records.
     """
 
     def __init__(self, path: Path, tokenizer: Tokenizer | None = None, chain: Path | None = None) -> None:
         self.path, self.tokenizer, self.chain = path, tokenizer, chain
         self._lengths: dict[str, int] = {}
 
-    def waiting(self) -> Waiting:
-        """Return what waits now.
+    def count(self) -> Pending:
+        """Return what is pending now.
 
-        The records of a night that was rolled back or set aside wait too, but do not count: by themselves they would
-        end in the same night again. They are learnt with what is heard after them.
+        The records of a night that was rolled back or quarantined do not count, because on their own they would end in
+        the same night again. They are learned together with records that arrive later.
         """
         with WakeBuffer(self.path) as buffer:
             tried = _rolled_back(buffer.run()) | _quarantined(self.chain)
             records = [record for record in buffer.records("new") if record.sha256 not in tried]
             if self.tokenizer is None:
-                return Waiting(len(records), None)
+                return Pending(len(records), None)
             self._lengths = {record.sha256: self._length(buffer, record) for record in records}
-        return Waiting(len(records), sum(self._lengths.values()))
+        return Pending(len(records), sum(self._lengths.values()))
 
     def _length(self, buffer: WakeBuffer, record: RecordInfo) -> int:
         if (known := self._lengths.get(record.sha256)) is not None:
@@ -67,13 +67,13 @@ class PendingRecords:
 
 
 def _rolled_back(run: Path | None) -> set[str]:
-    """Return the hashes of what the newest night was about if it was rolled back: all that waited when it began."""
-    newest = read_ledger(run / "ledger.jsonl")[-1] if run else None
+    """Return the hashes of the newest night's records if it was rolled back."""
+    newest = read_ledger(RunFolder(run).ledger)[-1] if run else None
     return {source.sha256 for source in newest.sources} if newest and newest.rolled_back else set()
 
 
 def _quarantined(chain: Path | None) -> set[str]:
-    """Return the hashes of what was heard by the nights that a life has set aside; some were about files."""
+    """Return the hashes of the records of a chain's quarantined nights. Nights about files have none."""
     nights = quarantined_nights(chain) if chain else []
     return set().union(*(_ingested_by(night) for night in nights if RunFolder(night).ingested.is_file()))
 
@@ -84,24 +84,24 @@ def _ingested_by(quarantined: Path) -> frozenset[str]:
 
 
 def load_tokenizer(model: str) -> Tokenizer:
-    """Load a model's tokenizer by itself: transformers would bring torch along, for weeks of waiting.
+    """Load a model's tokenizer without transformers, which would keep torch in memory for weeks of waiting.
 
     Args:
         model (`str`):
-            A folder, or a name on the Hugging Face hub.
+            A folder, or a name on the Hugging Face Hub.
 
     Raises:
         `ValueError`: if the model has no `tokenizer.json`, or it cannot be loaded.
     """
-    is_here = Path(model).is_dir()
+    is_local = Path(model).is_dir()
     try:
-        path = Path(model, "tokenizer.json") if is_here else Path(hf_hub_download(model, "tokenizer.json"))
+        path = Path(model, "tokenizer.json") if is_local else Path(hf_hub_download(model, "tokenizer.json"))
         tokenizer = Tokenizer.from_str(path.read_text("utf-8"))
-    except Exception as error:  # the hub's are of several kinds, and tokenizers raises nothing narrower
+    except Exception as error:  # the Hub has several kinds, and tokenizers raises nothing narrower
         raise ValueError(
-            f"model: {model} has no tokenizer.json by which to count what was heard "
+            f"model: {model} has no tokenizer.json to count tokens with "
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Save it with transformers: "
-            f"AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER); or sleep at an hour, with --at alone."
+            f"AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER); or use --at without --after_tokens."
         ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()

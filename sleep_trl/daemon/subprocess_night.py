@@ -1,4 +1,4 @@
-"""A night as a child process: launched, waited for, interrupted; and the lock that keeps two from the same life."""
+"""Runs a night as a child process, and holds the lock that keeps two processes from working on the same chain."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO
 
 LOCK = "live.lock"
-GRACE = 60.0  # seconds that an interrupted night has to end; then it is killed, which costs it its last steps only
-LOOK = 0.2  # seconds between two looks at what is left of a night
+GRACE = 60.0  # seconds an interrupted night has to end before it is killed, which only loses its last steps
+POLL = 0.2  # seconds between two checks for remaining processes of a night
 
 
 @dataclass(frozen=True)
@@ -28,49 +28,49 @@ class Launcher:
 
     Args:
         command (`tuple[str, ...]`):
-            What launch/sleep.py and its arguments are put behind, such as `("accelerate", "launch")`.
+            Command that launch/sleep.py and its arguments are appended to, such as `("accelerate", "launch")`.
         output (`IO[str]`, *optional*):
-            Where the night's standard output goes. Default: to this process's.
+            Where the night's standard output goes. Default: this process's.
     """
 
     command: tuple[str, ...]
     output: IO[str] | None = None
 
     @staticmethod
-    def read(words: str | None, output: IO[str] | None = None) -> Launcher:
-        """Read a launcher as one writes it in a shell; by default it is this Python, in one process.
+    def parse(command: str | None, output: IO[str] | None = None) -> Launcher:
+        """Parse a launcher as written in a shell. Default: this Python, in one process.
 
         Raises:
-            `ValueError`: if it cannot be read, or there is no such program.
+            `ValueError`: if it cannot be parsed, or there is no such program.
         """
-        if words is None:
+        if command is None:
             return Launcher((sys.executable,), output)
         try:
-            program, *rest = shlex.split(words)
-        except ValueError as error:  # also if it is empty
+            program, *rest = shlex.split(command)
+        except ValueError as error:  # also if the command is empty
             raise ValueError(
-                f"--launch: {words!r} is no command ({error}). Give such as 'accelerate launch'."
+                f"--launch: {command!r} is not a command ({error}). Give, for example, 'accelerate launch'."
             ) from None
-        beside = Path(sys.executable).with_name(program)  # a virtual environment that was not activated
-        if (found := shutil.which(program) or shutil.which(beside)) is None:
+        nearby = Path(sys.executable).with_name(program)  # in a virtual environment that was not activated
+        if (found := shutil.which(program) or shutil.which(nearby)) is None:
             raise ValueError(f"--launch: there is no program {program!r}. Give its path, or install it.")
         return Launcher((found, *rest), output)
 
     def run(self, arguments: Sequence[str], lock: int) -> int:
-        """Run launch/sleep.py to its end and return its exit code, 128 and the signal's number if it was killed.
+        """Run launch/sleep.py and return its exit code: 128 plus the signal's number if it was killed.
 
-        It has a process group of its own, so that Ctrl-C reaches it through here alone. Nothing of the group outlives
-        this call.
+        The night runs in its own process group, so that Ctrl-C reaches it only through this process. No process of the
+        group outlives this call.
 
         Args:
             arguments (`Sequence[str]`):
-                Of launch/sleep.py.
+                Arguments of launch/sleep.py.
             lock (`int`):
-                The life's lock, which the night holds too: if this process is killed, the night goes on to its end, and
-                a new one waits for it.
+                File descriptor of the chain's lock, which the night also holds. If this process is killed, the night
+                continues to its end, and another process waits for it.
 
         Raises:
-            `KeyboardInterrupt`: if it was raised here; the night was interrupted likewise, and has ended.
+            `KeyboardInterrupt`: if this process was interrupted; the night was interrupted too, and has ended.
         """
         script = find_spec("sleep_trl.launch.sleep")
         assert script and script.origin
@@ -91,17 +91,17 @@ class Launcher:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for what is left of a night, such as the workers of a launcher that has ended, and kill what stays."""
+    """Wait for remaining processes of a night, such as the workers of a launcher that has ended, then kill them."""
     end = time.monotonic() + GRACE
-    with suppress(KeyboardInterrupt):  # who asks twice is not kept waiting
+    with suppress(KeyboardInterrupt):  # second Ctrl-C: kill now
         while process.poll() is not None and _signal(process.pid, 0) and time.monotonic() < end:
-            time.sleep(LOOK)
+            time.sleep(POLL)
     _signal(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def _signal(group: int, number: int) -> bool:
-    """Send a signal to a process group, and tell whether there was one."""
+    """Send a signal to a process group, and return whether it exists."""
     try:
         os.killpg(group, number)
     except ProcessLookupError:
@@ -110,27 +110,27 @@ def _signal(group: int, number: int) -> bool:
 
 
 @contextmanager
-def alone_with(folder: Path, check_every: float, told: Callable[[], None]) -> Iterator[int]:
-    """Hold the lock of a life, waiting for it if another process has it, and yield its file descriptor.
+def chain_lock(folder: Path, check_every: float, on_wait: Callable[[], None]) -> Iterator[int]:
+    """Hold the lock of a chain, waiting if another process has it, and yield its file descriptor.
 
     Args:
         folder (`Path`):
-            Of the life; made if it is missing.
+            The chain's folder, created if it is missing.
         check_every (`float`):
             Seconds between two tries.
-        told (`Callable[[], None]`):
-            Called once if the lock has to be waited for.
+        on_wait (`Callable[[], None]`):
+            Called once if another process has the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
-        is_told = False
+        is_waiting = False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if not is_told:
-                    told()
-                is_told = True
+                if not is_waiting:
+                    on_wait()
+                is_waiting = True
                 time.sleep(check_every)
         yield file.fileno()

@@ -1,5 +1,5 @@
-"""The loop of a life without end: wait, sleep, wait again. What has been slept is read from the life's folder each
-time, so that it goes on where it was, whatever was killed."""
+"""The loop of `sleep-trl live`: wait, run a night, wait again. Progress is read from the chain's folder each time, so
+that the loop continues where it stopped, whatever was killed."""
 
 from __future__ import annotations
 
@@ -14,38 +14,39 @@ from typing import Any
 
 from ..planning.chain import begun, is_finished, night_folder, quarantined_nights
 from ..planning.night_source import began_with
+from ..runs.folder import RunFolder
 from ..runs.ledger import read_ledger
 from .clock import Alarm
-from .pending import PendingRecords, Waiting
-from .subprocess_night import Launcher, alone_with
+from .pending import Pending, PendingRecords
+from .subprocess_night import Launcher, chain_lock
 
 DONE, MISTAKE = 0, 2
-LONGEST_PAUSE = 3600.0  # seconds between two tries of a night
+LONGEST_PAUSE = 3600.0  # seconds between two attempts at a night
 
-Tell = Callable[[str, dict[str, Any]], None]
-"""Is told what happens: the kind of event, and its particulars."""
+Report = Callable[[str, dict[str, Any]], None]
+"""Called with each event and its fields."""
 
 
 @dataclass(frozen=True)
 class SleepPolicy:
-    """When a life sleeps, and what it does when a night fails.
+    """When to sleep, and what to do when a night fails.
 
     Args:
         after_tokens (`int`, *optional*):
-            Sleep as soon as so many tokens wait.
+            Sleep as soon as this many tokens are pending.
         at (`datetime.time`, *optional*):
-            Sleep at this hour each day, in local time, if anything waits.
+            Sleep at this local time each day, if any record is pending.
         nights (`int`, *optional*):
-            Nights of the life after which it ends, those from before included. Default: it does not end.
+            Number of nights of the chain after which to stop, including earlier ones. Default: do not stop.
         check_every (`float`, *optional*, defaults to 10):
-            Seconds between two looks at the buffer.
+            Seconds between two checks of the buffer.
         tries (`int`, *optional*, defaults to 5):
-            How often a night is tried before the loop gives up.
+            Attempts at a night before the loop gives up.
         pause (`float`, *optional*, defaults to 60):
-            Seconds before a failed night is tried again, twice as many after each further try, at most an hour.
+            Seconds before a failed night is retried, doubled after each attempt, up to an hour.
 
     Raises:
-        `ValueError`: if neither a number of tokens nor an hour is given.
+        `ValueError`: if neither `after_tokens` nor `at` is given.
     """
 
     after_tokens: int | None = None
@@ -57,27 +58,27 @@ class SleepPolicy:
 
     def __post_init__(self) -> None:
         if self.after_tokens is None and self.at is None:
-            raise ValueError("When to sleep is not said. Give --after_tokens N, --at HH:MM, or both.")
+            raise ValueError("There is no time to sleep at. Give --after_tokens N, --at HH:MM, or both.")
 
 
 class Supervisor:
-    """Waits and lets nights be slept, each in a process of its own.
+    """Waits and runs nights, each in its own process.
 
     Args:
-        life (`Path`):
-            The life's `output_dir`.
+        chain (`Path`):
+            The chain's `output_dir`.
         memories (`str`):
-            `wake:` and the buffer's path, which the nights to come are about.
+            The memories of new nights: `wake:` and the buffer's path.
         arguments (`Sequence[str]`):
-            Of launch/sleep.py, without what nights are about.
+            Arguments of launch/sleep.py, without the memories.
         launcher (`Launcher`):
             Starts a night.
-        listener (`PendingRecords`):
-            Counts what waits.
-        habits (`SleepPolicy`):
+        pending (`PendingRecords`):
+            Counts pending records.
+        policy (`SleepPolicy`):
             When to sleep.
-        tell (`Tell`):
-            Is told what happens.
+        report (`Report`):
+            Called with each event.
     """
 
     def __init__(
@@ -88,89 +89,89 @@ class Supervisor:
         launcher: Launcher,
         pending: PendingRecords,
         policy: SleepPolicy,
-        tell: Tell,
+        report: Report,
     ) -> None:
         self.chain, self.memories, self.arguments = chain, memories, arguments
-        self.launcher, self.pending, self.policy, self.tell = launcher, pending, policy, tell
+        self.launcher, self.pending, self.policy, self.report = launcher, pending, policy, report
         self._alarm = Alarm(policy.at, _now()) if policy.at else None
-        self._told: Waiting | None = None
+        self._reported: Pending | None = None
 
     def run(self) -> int:
-        """Live until all nights are slept, and return 0, or until one cannot be, and return its exit code.
+        """Run nights until all are finished and return 0, or until one fails for good and return its exit code.
 
         Raises:
-            `KeyboardInterrupt`: if it was raised; a night that was being slept has ended, and goes on another time.
+            `KeyboardInterrupt`: if interrupted. A night in progress has ended and will be resumed by the next call.
         """
         every = self.policy.check_every
-        with alone_with(self.chain, every, lambda: self.tell("held", {"life": str(self.chain)})) as lock:
-            while not self._is_over():
+        with chain_lock(self.chain, every, lambda: self.report("waiting_for_lock", {"chain": str(self.chain)})) as lock:
+            while not self._is_done():
                 if (why := self._why_now()) is None:
                     time.sleep(every)
                 elif (code := self._sleep(why, lock)) != DONE:
                     return code
-        self.tell("over", {"nights": len(begun(self.chain))})
+        self.report("done", {"nights": len(begun(self.chain))})
         return DONE
 
-    def _is_over(self) -> bool:
+    def _is_done(self) -> bool:
         return self.policy.nights is not None and self._finished() >= self.policy.nights
 
     def _finished(self) -> int:
-        """Count the nights that were slept to their end: all that were begun, or all but the last."""
+        """Return the number of finished nights: all that were started, or all but the last."""
         count = len(begun(self.chain))
         return count - (count > 0 and not is_finished(night_folder(self.chain, count)))
 
     def _why_now(self) -> str | None:
-        """Return why it is time to sleep, or `None` if it is not."""
+        """Return the reason to sleep now, or `None`."""
         if self._finished() < len(begun(self.chain)):
-            return "a night was interrupted"
-        is_hour = self._alarm is not None and self._alarm.rings(_now())
-        waiting = self.pending.waiting()
-        if waiting != self._told:
-            self.tell("waiting", {"records": waiting.records, "tokens": waiting.tokens})
-            self._told = waiting
-        if self.policy.after_tokens and (waiting.tokens or 0) >= self.policy.after_tokens:
-            return f"{waiting.tokens:,} tokens wait"
-        if is_hour and not waiting.records:
-            self.tell("nothing new", {})
-        return "the hour has come" if is_hour and waiting.records else None
+            return "resuming an interrupted night"
+        is_time = self._alarm is not None and self._alarm.rings(_now())
+        pending = self.pending.count()
+        if pending != self._reported:
+            self.report("pending", {"records": pending.records, "tokens": pending.tokens})
+            self._reported = pending
+        if self.policy.after_tokens and (pending.tokens or 0) >= self.policy.after_tokens:
+            return f"{pending.tokens:,} tokens pending"
+        if is_time and not pending.records:
+            self.report("nothing_new", {})
+        return "scheduled time" if is_time and pending.records else None
 
     def _sleep(self, why: str, lock: int) -> int:
-        """Let a night be slept, again if it fails, and return its exit code. One that is set aside is none, and what it
-        was about waits on."""
+        """Run a night, retrying if it fails, and return its exit code. A quarantined night counts as success, and its
+        records stay pending."""
         number, quarantined = self._finished() + 1, quarantined_nights(self.chain)
         night, pause = night_folder(self.chain, number), self.policy.pause
         for attempt in range(1, self.policy.tries + 1):
-            self.tell("night", {"night": str(night), "why": why, "try": attempt})
+            self.report("started", {"night": str(night), "why": why, "attempt": attempt})
             start = time.monotonic()
             code = self.launcher.run(self._arguments(number), lock)
             if code == DONE:
-                self._tell_of(night, time.monotonic() - start)
+                self._report_finished(night, time.monotonic() - start)
                 return DONE
             if (found := quarantined_nights(self.chain)) != quarantined:
-                self.tell("aside", {"night": str(found[-1]), "records": len(began_with(found[-1]))})
+                self.report("quarantined", {"night": str(found[-1]), "records": len(began_with(found[-1]))})
                 return DONE
-            again = None if code == MISTAKE or attempt == self.policy.tries else pause
-            self.tell("failed", {"night": str(night), "exit_code": code, "again_in": again})
-            if again is None:
+            retry_in = None if code == MISTAKE or attempt == self.policy.tries else pause
+            self.report("failed", {"night": str(night), "exit_code": code, "retry_in": retry_in})
+            if retry_in is None:
                 break
-            time.sleep(again)
-            why, pause = "it failed", min(2 * pause, LONGEST_PAUSE)
+            time.sleep(retry_in)
+            why, pause = "retrying after a failure", min(2 * pause, LONGEST_PAUSE)
         return code
 
     def _arguments(self, number: int) -> list[str]:
-        """Return the arguments of launch/sleep.py for the next night: those before it stay what they were about."""
+        """Return the arguments of launch/sleep.py for the next night. Earlier nights keep their memories."""
         nights = [*begun(self.chain), self.memories][:number]
         return [*self.arguments, f"--nights={json.dumps(nights)}", "--resume"]
 
-    def _tell_of(self, night: Path, seconds: float) -> None:
+    def _report_finished(self, night: Path, seconds: float) -> None:
         if not is_finished(night):
             raise RuntimeError(
                 f"The launcher {' '.join(self.launcher.command)} ended with exit code 0, but {night} is not finished. "
-                f"Give one to --launch that runs what is put behind it."
+                f"Give --launch a command that runs what is appended to it."
             )
-        entry = read_ledger(night / "ledger.jsonl")[-1]
-        told = {"night": str(night), "entry": entry.id, "records": len(entry.sources)}
-        self.tell("slept", told | {"seconds": round(seconds, 1), "rolled_back": entry.rolled_back})
+        entry = read_ledger(RunFolder(night).ledger)[-1]
+        fields = {"night": str(night), "entry": entry.id, "records": len(entry.sources)}
+        self.report("finished", fields | {"seconds": round(seconds, 1), "rolled_back": entry.rolled_back})
 
 
 def _now() -> datetime:

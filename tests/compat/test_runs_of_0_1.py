@@ -119,7 +119,7 @@ def test_records_of_a_quarantined_night_start_no_other(runs):
     """The one in `aside-001` was about `one`, of which nothing usable was written."""
     for name, counted in (("one", 0), ("four", 1)):
         ingest(name, Path("again.db"))
-        assert PendingRecords(Path("again.db"), chain=Path("fed")).waiting().records == counted
+        assert PendingRecords(Path("again.db"), chain=Path("fed")).count().records == counted
 
 
 @pytest.mark.parametrize("policy", ["onward", "promote"])

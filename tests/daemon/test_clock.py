@@ -1,4 +1,4 @@
-"""The hour of sleep: once a day, also where clocks are put forward or back."""
+"""The scheduled time comes once a day, also when clocks change."""
 
 import os
 import time
@@ -9,13 +9,13 @@ import pytest
 
 from sleep_trl.daemon import Alarm, next_time
 
-MIDDLE_EUROPE = "CET-1CEST,M3.5.0,M10.5.0/3"  # forward on 29 March 2026 at 2:00, back on 25 October at 3:00
+CENTRAL_EUROPE = "CET-1CEST,M3.5.0,M10.5.0/3"  # forward on 29 March 2026 at 2:00, back on 25 October at 3:00
 
 
 @pytest.fixture(autouse=True)
 def here():
     before = os.environ.get("TZ")
-    os.environ["TZ"] = MIDDLE_EUROPE
+    os.environ["TZ"] = CENTRAL_EUROPE
     time.tzset()
     yield
     os.environ.pop("TZ")
@@ -33,9 +33,9 @@ def utc(*given: int) -> datetime:
     [
         (hour(3, 30), utc(2026, 7, 10, 1, 29), utc(2026, 7, 10, 1, 30)),
         (hour(3, 30), utc(2026, 7, 10, 1, 30), utc(2026, 7, 11, 1, 30)),  # later, not now
-        (hour(0, 0), utc(2026, 7, 10, 21, 59), utc(2026, 7, 10, 22, 0)),  # here it is tomorrow
-        (hour(2, 30), utc(2026, 3, 29, 0, 0), utc(2026, 3, 29, 1, 30)),  # is not there that day: 3:30 in summer time
-        (hour(2, 30), utc(2026, 10, 24, 23, 0), utc(2026, 10, 25, 0, 30)),  # is there twice: the first of them
+        (hour(0, 0), utc(2026, 7, 10, 21, 59), utc(2026, 7, 10, 22, 0)),  # already the next day in local time
+        (hour(2, 30), utc(2026, 3, 29, 0, 0), utc(2026, 3, 29, 1, 30)),  # missing on that day: 3:30 in summer time
+        (hour(2, 30), utc(2026, 10, 24, 23, 0), utc(2026, 10, 25, 0, 30)),  # there twice on that day: the first
         (hour(2, 30), utc(2026, 10, 25, 0, 30), utc(2026, 10, 26, 1, 30)),  # and not the second
     ],
 )
@@ -52,7 +52,7 @@ def test_it_rings_once_each_day(first, at):
     assert len(rung) == 5
 
 
-def test_it_rings_late_if_the_machine_slept_and_then_on_time_again():
+def test_it_rings_late_if_the_machine_was_suspended_and_then_on_time_again():
     alarm = Alarm(hour(3, 30), utc(2026, 7, 10, 0, 0))
     assert alarm.rings(utc(2026, 7, 12, 9, 0)) and not alarm.rings(utc(2026, 7, 12, 9, 1))
     assert alarm.due == utc(2026, 7, 13, 1, 30)

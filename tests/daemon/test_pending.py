@@ -1,4 +1,4 @@
-"""What counts as waiting: tokens of the model, each record once, and not what a rolled back night was about."""
+"""Pending records: tokens of the model, each record once, without those of a night that was rolled back."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from sleep_trl.daemon import PendingRecords, Waiting, load_tokenizer
+from sleep_trl.daemon import Pending, PendingRecords, load_tokenizer
 from sleep_trl.runs.files import write_jsonl
 from sleep_trl.runs.ledger import Source, read_ledger, write_ledger
 from sleep_trl.wake import WakeBuffer, record_of_line
@@ -16,7 +16,7 @@ from tests.tiny_runs import write_finished_run
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart" / "model"
 
 
-def hear(path: Path, *texts: str) -> None:
+def ingest(path: Path, *texts: str) -> None:
     with WakeBuffer(path) as buffer:
         buffer.add([record_of_line("in", json.dumps({"text": text}).encode(), "s") for text in texts])
 
@@ -27,54 +27,54 @@ def tokenizer(tmp_path):
     return load_tokenizer(str(tmp_path / "model"))
 
 
-def test_tokens_are_the_models(tmp_path):
+def test_tokens_are_counted_by_the_models_tokenizer(tmp_path):
     text = "Mira has a goat. It is called Tolu, and eats hats.\n" * 40
     expected = len(AutoTokenizer.from_pretrained(QUICKSTART)(text, add_special_tokens=False)["input_ids"])
-    hear(tmp_path / "wake.db", text)
-    assert PendingRecords(tmp_path / "wake.db", load_tokenizer(str(QUICKSTART))).waiting() == Waiting(1, expected)
+    ingest(tmp_path / "wake.db", text)
+    assert PendingRecords(tmp_path / "wake.db", load_tokenizer(str(QUICKSTART))).count() == Pending(1, expected)
 
 
-def test_what_is_new_counts(tmp_path, tokenizer):
-    heard = tmp_path / "wake.db"
-    pending = PendingRecords(heard, tokenizer)
-    assert pending.waiting() == Waiting(0, 0) and heard.is_file()
-    hear(heard, "the cat of Mira", "it eats hats")
-    assert pending.waiting() == Waiting(2, 7)
-    hear(heard, "the cat of Mira", "the boat")
-    assert pending.waiting() == Waiting(3, 9)
-    with WakeBuffer(heard) as buffer:
+def test_new_records_count(tmp_path, tokenizer):
+    path = tmp_path / "wake.db"
+    pending = PendingRecords(path, tokenizer)
+    assert pending.count() == Pending(0, 0) and path.is_file()
+    ingest(path, "the cat of Mira", "it eats hats")
+    assert pending.count() == Pending(2, 7)
+    ingest(path, "the cat of Mira", "the boat")
+    assert pending.count() == Pending(3, 9)
+    with WakeBuffer(path) as buffer:
         buffer.forget("s")
-    assert pending.waiting() == Waiting(0, 0)
-    hear(heard, "Ben sleeps")
-    assert PendingRecords(heard).waiting() == Waiting(1, None)
+    assert pending.count() == Pending(0, 0)
+    ingest(path, "Ben sleeps")
+    assert PendingRecords(path).count() == Pending(1, None)
 
 
-def test_a_rolled_back_night_is_not_slept_again_for_its_own_sake(tmp_path, tokenizer):
-    heard = tmp_path / "wake.db"
-    hear(heard, "the cat of Mira", "it eats hats")
+def test_records_of_a_rolled_back_night_do_not_count(tmp_path, tokenizer):
+    path = tmp_path / "wake.db"
+    ingest(path, "the cat of Mira", "it eats hats")
     run = write_finished_run(tmp_path / "night-001")
     (entry,) = read_ledger(run / "ledger.jsonl")
-    with WakeBuffer(heard) as buffer:
+    with WakeBuffer(path) as buffer:
         sources = tuple(Source(id=m.id, source=m.source, sha256=m.sha256) for m in buffer.memories())
         buffer.register(run)
     undone = {"sources": sources, "dropped": entry.date, "rolled_back": "the base skill fell"}
     write_ledger(run / "ledger.jsonl", [entry.model_copy(update=undone)])
-    pending = PendingRecords(heard, tokenizer)
-    assert pending.waiting() == Waiting(0, 0)
-    hear(heard, "the boat")
-    assert pending.waiting() == Waiting(1, 2)
+    pending = PendingRecords(path, tokenizer)
+    assert pending.count() == Pending(0, 0)
+    ingest(path, "the boat")
+    assert pending.count() == Pending(1, 2)
     write_ledger(run / "ledger.jsonl", [entry.model_copy(update=undone | {"rolled_back": None})])
-    assert pending.waiting() == Waiting(3, 9), "what a user takes back is queued again"
+    assert pending.count() == Pending(3, 9), "records that a user drops are pending again"
 
 
 @pytest.mark.parametrize(("folder", "file"), [("quarantined-001", "ingested.jsonl"), ("aside-001", "heard.jsonl")])
 def test_records_of_a_quarantined_night_do_not_count(tmp_path, tokenizer, folder, file):
     """The second pair are the names that 0.1 gave."""
-    hear(tmp_path / "wake.db", "the cat of Mira")
+    ingest(tmp_path / "wake.db", "the cat of Mira")
     row = {"id": "a", "source": "s", "text": "the cat of Mira"}
     write_jsonl(tmp_path / "chain" / folder / "phases" / file, [row])
-    assert PendingRecords(tmp_path / "wake.db", tokenizer, tmp_path / "chain").waiting() == Waiting(0, 0)
-    assert PendingRecords(tmp_path / "wake.db", tokenizer).waiting() == Waiting(1, 4)
+    assert PendingRecords(tmp_path / "wake.db", tokenizer, tmp_path / "chain").count() == Pending(0, 0)
+    assert PendingRecords(tmp_path / "wake.db", tokenizer).count() == Pending(1, 4)
 
 
 @pytest.mark.parametrize("name", ["empty", "broken"])
@@ -82,5 +82,5 @@ def test_a_model_without_tokenizer_is_refused(tmp_path, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=rf"{name} has no tokenizer.json .* or sleep at an hour, with --at alone"):
+    with pytest.raises(ValueError, match=rf"{name} has no tokenizer.json .* or use --at without --after_tokens"):
         load_tokenizer(str(tmp_path / name))

@@ -102,9 +102,9 @@ def test_a_night_of_which_nothing_usable_was_written_holds_no_life_up(model, tmp
     assert "Error: The teacher wrote nothing usable" in told and f"lies in {folder / 'quarantined-001'}." in told
     assert states(heard) == ["new"] and not (folder / "night-001").exists()
     pending = PendingRecords(heard, chain=folder)
-    assert pending.waiting().records == 0
+    assert pending.count().records == 0
     hear(heard, "the boat of Tolu sleeps")
-    assert pending.waiting().records == 1
+    assert pending.count().records == 1
     assert sleep.main(words) == 0
     assert set(states(heard)) == {"consolidated entry-001"}
 
