@@ -1,4 +1,4 @@
-"""The command `sleep-trl`. What loads torch is imported inside the commands that need it."""
+"""The command `sleep-trl`. Modules that load torch are imported inside the commands that need them."""
 
 from .app import app, main
 

@@ -1,4 +1,4 @@
-"""`python -m sleep_trl.cli`, the same as `sleep-trl`."""
+"""`python -m sleep_trl.cli`: the same as `sleep-trl`."""
 
 from .app import main
 

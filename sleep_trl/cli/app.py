@@ -1,6 +1,6 @@
-"""`sleep-trl` and the commands that stand for themselves.
+"""The command `sleep-trl`, with the subcommands `schedule`, `night` and `report`.
 
-Exit codes: 0 done, 1 it could not be done, 2 a mistake in what was given, 130 stopped by Ctrl-C.
+Exit codes: 0 success, 1 failure, 2 invalid input, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,30 +15,31 @@ import typer
 from ..config.schedule import LADDER, Schedule
 from ..runs.files import read_json
 from ..runs.finished import newest_night
-from . import grown, memory, wake
+from ..runs.folder import RunFolder
+from . import memory, share, wake
 from .doctor import SETTINGS, doctor
 from .live import live
-from .output import Json, Row, chatter_to_stderr, show
+from .output import Json, Row, redirect_to_stderr, show
 
-COULD_NOT, MISTAKE = 1, 2
-LONG = ("history", "config")  # of results.json
+FAILURE, INVALID_INPUT = 1, 2
+LONG_FIELDS = ("history", "config")  # of results.json, left out of `night --json`
 
 app = typer.Typer(
-    help="Language models that go on learning: hear by day, consolidate at night, take back what was wrong.",
+    help="Continual learning for language models: store records by day, consolidate them at night, unlearn any.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 app.add_typer(wake.app, name="wake")
 app.add_typer(memory.app, name="memory")
-app.command()(grown.serve)
-app.command()(grown.export)
+app.command()(share.serve)
+app.command()(share.export)
 app.command(context_settings=SETTINGS)(doctor)
 app.command(context_settings=SETTINGS)(live)
 
 
-def _tell_version(is_asked: bool) -> None:
-    if is_asked:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         from ..config.command_line import version
 
         typer.echo(version())
@@ -48,10 +49,10 @@ def _tell_version(is_asked: bool) -> None:
 @app.callback()
 def options(
     _: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_tell_version)
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Options before the command."""
+    """Global options."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Args:
         argv (`Sequence[str]`, *optional*):
-            Arguments without the program's name; `sys.argv`'s if left out.
+            Arguments without the program's name. Default: those of `sys.argv`.
 
     Raises:
         `SystemExit`: always, with the exit code.
@@ -68,40 +69,42 @@ def main(argv: Sequence[str] | None = None) -> None:
         app(args=None if argv is None else list(argv), prog_name="sleep-trl")
     except ValueError as error:
         typer.echo(f"Error: {error}", err=True)
-        sys.exit(MISTAKE)
+        sys.exit(INVALID_INPUT)
     except (RuntimeError, OSError) as error:
         typer.echo(f"Error: {error}", err=True)
-        sys.exit(COULD_NOT)
+        sys.exit(FAILURE)
 
 
 @app.command()
 def schedule(
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of wake input to look ahead.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Number of ingested tokens to look ahead.")],
     chunks: Annotated[
-        str, typer.Option(metavar="N,N,...", help="Chunk sizes in tokens, level 0 (the context) first.")
+        str, typer.Option(metavar="N,N,...", help="Chunk sizes in tokens, starting with level 0 (the context).")
     ] = ",".join(map(str, LADDER)),
-    heard: Annotated[int, typer.Option(min=0, help="Tokens that have been heard already.")] = 0,
+    ingested: Annotated[int, typer.Option("--heard", min=0, help="Tokens that were already ingested.")] = 0,
     json: Json = False,
 ) -> None:
-    """Print which memory would sleep when."""
+    """Print when each memory level would be consolidated."""
     try:
         ladder = Schedule(tuple(int(size) for size in chunks.split(",")))
     except ValueError as error:
         if "invalid literal" not in str(error):
             raise
-        raise ValueError(f"--chunks: {chunks!r} is no list of numbers. Give such as 1000,5000,10000.") from None
+        raise ValueError(
+            f"--chunks: {chunks!r} is not a list of numbers. Give, for example, 1000,5000,10000."
+        ) from None
     rows = (
         {"tokens": at, "edges": [{"sender": edge.sender, "receiver": edge.receiver} for edge in due]}
-        for at, due in ladder.between(heard, heard + tokens)
+        for at, due in ladder.between(ingested, ingested + tokens)
     )
     show(
         rows,
         json,
-        lambda row: f"{row['tokens']:>12,}  " + ", then ".join(_in_words(**edge) for edge in row["edges"]),
+        lambda row: f"{row['tokens']:>12,}  " + ", then ".join(_edge_text(**edge) for edge in row["edges"]),
     )
 
 
-def _in_words(sender: int, receiver: int | None) -> str:
+def _edge_text(sender: int, receiver: int | None) -> str:
     name = "context" if sender == 0 else f"level {sender}"
     return f"{name} updates" if receiver is None else f"{name} → level {receiver}"
 
@@ -111,39 +114,39 @@ def _in_words(sender: int, receiver: int | None) -> str:
     add_help_option=False,
 )
 def night(context: typer.Context) -> None:
-    """Run a night, or a life of nights, in one process. Takes the options of launch/sleep.py, see `sleep-trl night
-    --help`, and --json: what `results.json` says, without history and configuration, as one JSON object."""
+    """Run a night or a chain of nights in one process. Takes the options of launch/sleep.py (see `sleep-trl night
+    --help`), and --json: print results.json without history and configuration."""
     from ..launch import sleep
 
     words = [word for word in context.args if word != "--json"]
     if len(words) == len(context.args):
         raise typer.Exit(sleep.main(words))
-    with chatter_to_stderr():
+    with redirect_to_stderr():
         code = sleep.main(words)
     if code == 0:
-        show([_outcome(words)], True, str)
+        show([_results(words)], True, str)
     raise typer.Exit(code)
 
 
-def _outcome(words: Sequence[str]) -> Row:
-    """Return what the newest night of a run has come to, or that none was slept."""
+def _results(words: Sequence[str]) -> Row:
+    """Return the results of a run's newest night, or that it was a dry run."""
     from ..config.command_line import parse
 
     config = parse(words)
     if config.dry_run:
         return {"run": str(config.output_dir), "dry_run": True}
     run = newest_night(config.output_dir)
-    results = read_json(run / "results.json")
-    return {"run": str(run), **{name: value for name, value in results.items() if name not in LONG}}
+    results = read_json(RunFolder(run).results)
+    return {"run": str(run), **{name: value for name, value in results.items() if name not in LONG_FIELDS}}
 
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a life: its newest night.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a chain (uses its newest night).")],
     json: Json = False,
 ) -> None:
-    """Write a run's report.html anew."""
-    with chatter_to_stderr():
+    """Rewrite a run's report.html."""
+    with redirect_to_stderr():
         from ..report import write_report
 
         page = write_report(newest_night(run))

@@ -1,4 +1,4 @@
-"""`sleep-trl doctor`: what this machine and a configuration can do, and whether it is go."""
+"""`sleep-trl doctor`: checks this machine and a run's configuration."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .output import chatter_to_stderr, table
+from .output import redirect_to_stderr, table
 
 if TYPE_CHECKING:
     from ..doctor import Case, Finding
 
 NO_GO = 2
-SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # a run's options are read as sleep.py reads them
+SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # the options of launch/sleep.py are parsed by it
 
 
 def doctor(
     context: typer.Context,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    prove: Annotated[bool, typer.Option(help="Also teach a tiny model, with the engine that the run chooses.")] = True,
+    prove: Annotated[bool, typer.Option(help="Also train a tiny model, with the engine of the run.")] = True,
     config_file: Annotated[
         Path | None,
-        typer.Option("--config_file", metavar="FILE", help="What `accelerate launch` will be given. Default: nothing."),
+        typer.Option("--config_file", metavar="FILE", help="Configuration of `accelerate launch`. Default: none."),
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Port at which you will serve. Default: 8000, if free.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to serve on later. Default: 8000, if free.")] = None,
 ) -> None:
-    """Check this machine, and a run if its options are given: --config my.yaml, and those of launch/sleep.py.
+    """Check this machine and, given the options of a run (--config my.yaml and those of launch/sleep.py), that run.
 
-    Starts nothing that stays and writes nothing. Exit code 0 is go, 2 is no go.
+    Leaves no process running and writes nothing. Exit code 0: no fault was found; 2: a fault was found.
     """
-    with chatter_to_stderr():
+    with redirect_to_stderr():
         from rich.console import Console
 
         from ..doctor import Launch, diagnose
@@ -40,7 +40,7 @@ def doctor(
         case = _case(context.args)
         case.launch = Launch.read(config_file) if config_file else case.launch
         case.port = port
-        with Console(stderr=True).status("Looking"):
+        with Console(stderr=True).status("Checking"):
             findings = list(diagnose(case, prove))
     is_go = all(finding.state != "fault" for finding in findings)
     if json:
@@ -51,7 +51,7 @@ def doctor(
 
 
 def _case(arguments: list[str]) -> Case:
-    """Return what is to be looked at: of a life, the night that is to be slept next."""
+    """Return what to check. For a chain it is the next night."""
     from ..config.command_line import explain, parse
     from ..doctor import Case
     from ..launch import sleep
@@ -78,9 +78,9 @@ def _print(findings: list[Finding], is_go: bool) -> None:
         {
             "check": lambda row: row["name"],
             "state": lambda row: row["state"],
-            "found, and what to do": lambda row: row["found"] + (f"\n→ {row['remedy']}" if row["remedy"] else ""),
+            "finding and remedy": lambda row: row["found"] + (f"\n→ {row['remedy']}" if row["remedy"] else ""),
         },
     )
     counts = {state: sum(finding.state == state for finding in findings) for state in ("fault", "warning")}
-    told = ", ".join(f"{count} {state}{'s' if count > 1 else ''}" for state, count in counts.items() if count)
-    typer.echo(f"{'Go' if is_go else 'No go'}{f': {told}' if told else ''}.")
+    summary = ", ".join(f"{count} {state}{'s' if count > 1 else ''}" for state, count in counts.items() if count)
+    typer.echo(f"{'Go' if is_go else 'No go'}{f': {summary}' if summary else ''}.")

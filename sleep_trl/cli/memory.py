@@ -11,13 +11,13 @@ import typer
 
 from ..runs.finished import FinishedRun, describe, newest_night
 from ..wake import WakeBuffer
-from .output import Json, Row, change, chatter_to_stderr, show, table
+from .output import Json, Row, change, redirect_to_stderr, show, table
 
-app = typer.Typer(help="What nights have learnt, and how to take it back.", no_args_is_help=True)
+app = typer.Typer(help="List, disable and drop what nights learned.", no_args_is_help=True)
 
-Run = Annotated[Path, typer.Argument(help="Folder of a finished run, or of a life: its newest night.")]
+Run = Annotated[Path, typer.Argument(help="Folder of a finished run, or of a chain (uses its newest night).")]
 Entry = Annotated[str, typer.Argument(help="An entry of its ledger, such as entry-001.")]
-Model = Annotated[str | None, typer.Option(help="The base model, if it is no longer where the run read it.")]
+Model = Annotated[str | None, typer.Option(help="The base model, if it was moved since the run.")]
 
 
 @app.command("list")
@@ -31,14 +31,14 @@ def list_(run: Run, json: Json = False) -> None:
         "level": lambda row: row["level"],
         "records": lambda row: row["records"],
         "recall": lambda row: change(row["metrics"]["recall"]),
-        "sources": lambda row: _few(row["sources"]),
+        "sources": lambda row: _shorten(row["sources"]),
     }
     table([describe(found, entry) for entry in found.entries], json, columns)
 
 
 @app.command("show")
 def show_(run: Run, entry: Entry, json: Json = False) -> None:
-    """Show one entry: its records, its expert, what was measured."""
+    """Show an entry: its expert, metrics and records."""
     found = FinishedRun.read(newest_night(run))
     chosen = found.entry(entry)
     row = describe(found, chosen) | {
@@ -47,55 +47,55 @@ def show_(run: Run, entry: Entry, json: Json = False) -> None:
         "base": chosen.base,
         "records": [source.model_dump() for source in chosen.sources],
     }
-    show([row], json, _entry_in_words)
+    show([row], json, _entry_text)
 
 
 @app.command()
 def disable(run: Run, entry: Entry, model: Model = None, json: Json = False) -> None:
-    """Silence an entry: the model is folded anew without its expert, which is kept."""
+    """Disable an entry: fold the model without its expert, and keep the expert."""
     _enable(run, entry, False, model, json)
 
 
 @app.command()
 def enable(run: Run, entry: Entry, model: Model = None, json: Json = False) -> None:
-    """Let an entry speak again."""
+    """Re-enable a disabled entry."""
     _enable(run, entry, True, model, json)
 
 
 @app.command()
 def drop(
     run: Run,
-    entry: Annotated[str | None, typer.Argument(help="An entry of its ledger. Or give --source.")] = None,
-    source: Annotated[str | None, typer.Option(help="Drop every entry that holds something from here.")] = None,
+    entry: Annotated[str | None, typer.Argument(help="An entry of its ledger. Alternatively, give --source.")] = None,
+    source: Annotated[str | None, typer.Option(help="Drop every entry with records from this source.")] = None,
     buffer: Annotated[
-        Path | None, typer.Option(help="Wake buffer in which the other records are queued again. Default: the run's.")
+        Path | None, typer.Option(help="Wake buffer to queue the other records in again. Default: the run's.")
     ] = None,
     later: Annotated[
         Literal["drop", "keep"] | None,
-        typer.Option(help="What becomes of later entries, which were learnt beside it and lean on it."),
+        typer.Option(help="Drop or keep later entries, which depend on it."),
     ] = None,
     model: Model = None,
     json: Json = False,
 ) -> None:
-    """Take an entry back for good: its expert is reset, its records wait for a night again.
+    """Drop an entry for good: reset its expert and queue its records for the next night.
 
-    Entries that were consolidated into one expert are taken back together. With --source, the texts of that source are
+    Entries that were consolidated into one expert are dropped together. With --source, the texts of that source are
     forgotten, and only the other records are queued.
     """
     if (entry is None) == (source is None):
-        raise ValueError("Give an entry, or --source, and not both.")
+        raise ValueError("Give either an entry or --source.")
     found = FinishedRun.read(newest_night(run))
     names = [entry] if entry else [e.id for e in found.holding(source or "")]
     if not names:
-        raise ValueError(f"No entry of {run} holds anything from {source!r}. See `sleep-trl memory show`.")
+        raise ValueError(f"No entry of {run} has records from {source!r}. See `sleep-trl memory show`.")
     for name in names:
         found.entry(name)
     path = buffer or found.config.source.buffer
 
-    with chatter_to_stderr(), WakeBuffer(path) if path else nullcontext() as opened:
-        from ..publish.unlearn import drop as take_back
+    with redirect_to_stderr(), WakeBuffer(path) if path else nullcontext() as opened:
+        from ..publish.unlearn import drop as drop_entries
 
-        done = take_back(found, names, opened, source, later, model)
+        done = drop_entries(found, names, opened, source, later, model)
     row = {
         "dropped": list(done.entries),
         "queued": list(done.queued),
@@ -103,32 +103,32 @@ def drop(
         "buffer": str(path) if path else None,
         "also_in": [str(folder) for folder in done.also_in],
     }
-    show([row], json, _drop_in_words)
+    show([row], json, _drop_text)
 
 
 def _enable(run: Path, name: str, is_enabled: bool, model: str | None, as_json: bool) -> None:
     found = FinishedRun.read(newest_night(run))
     entry = found.entry(name)
     if together := [other for other in found.sharing_expert_with([name]) if other != name]:
-        does = "speak" if is_enabled else "fall silent"
-        typer.echo(f"{', '.join(together)} shares an expert with {name}: they {does} together.", err=True)
-    with chatter_to_stderr():
+        done = "enabled" if is_enabled else "disabled"
+        typer.echo(f"Also {done}, because they share an expert with {name}: {', '.join(together)}.", err=True)
+    with redirect_to_stderr():
         from ..publish.unlearn import set_enabled
 
         set_enabled(found, entry, is_enabled, model)
     if not is_enabled and (dependents := found.dependents_of([name, *together])):
-        typer.echo(f"{', '.join(dependents)} was learnt beside {name} and may answer worse without it.", err=True)
+        typer.echo(f"Entries that depend on {name} and may answer worse: {', '.join(dependents)}.", err=True)
     after = FinishedRun.read(found.folder)
     owner = after.owners[name]
     row = {"entry": owner.id, "state": after.state(owner)}
     show([row], as_json, lambda row: f"{row['entry']} is {row['state']}.")
 
 
-def _few(sources: list[str]) -> str:
+def _shorten(sources: list[str]) -> str:
     return ", ".join(sources[:1]) + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
 
 
-def _entry_in_words(row: Row) -> str:
+def _entry_text(row: Row) -> str:
     lines = [
         f"{row['entry']}: {row['state']}"
         + (f" on {row['dropped']}" if row["dropped"] else f" in {row['into']}" if row["into"] else ""),
@@ -143,14 +143,14 @@ def _entry_in_words(row: Row) -> str:
     return "\n".join(lines)
 
 
-def _drop_in_words(row: Row) -> str:
-    lines = [f"{', '.join(row['dropped'])} dropped."]
+def _drop_text(row: Row) -> str:
+    lines = [f"Dropped {', '.join(row['dropped'])}."]
     if row["buffer"]:
-        lines.append(f"{len(row['queued'])} records wait for a night again in {row['buffer']}.")
+        lines.append(f"Queued {len(row['queued'])} records in {row['buffer']}.")
     else:
-        lines.append("Its records were not queued again: give --buffer for that.")
+        lines.append("Records were not queued again; give --buffer for that.")
     if row["lost"]:
-        lines.append(f"Not queued, since their texts were not found: {', '.join(row['lost'])}.")
+        lines.append(f"Not queued, because their texts were not found: {', '.join(row['lost'])}.")
     if row["also_in"]:
-        lines.append(f"Earlier runs still hold it: {', '.join(row['also_in'])}. Delete them, or drop it there too.")
+        lines.append(f"Also in earlier runs: {', '.join(row['also_in'])}. Delete these, or drop it there too.")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What the commands print: lines for people, or with `--json` one JSON object a line."""
+"""Output of the commands: text, or with `--json` one JSON object per line."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import IO, Annotated, Any
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 Row = Mapping[str, Any]
 
 
 def show(rows: Iterable[Row], as_json: bool, line: Callable[[Row], str]) -> None:
-    """Print rows as they come: as JSON, or by a function that makes a line of a row."""
+    """Print each row at once, as JSON or as formatted by `line`."""
     for row in rows:
         typer.echo(json.dumps(row, ensure_ascii=False) if as_json else line(row))
 
@@ -27,9 +27,9 @@ def table(rows: Sequence[Row], as_json: bool, columns: Mapping[str, Callable[[Ro
         rows (`Sequence[Mapping]`):
             The rows.
         as_json (`bool`):
-            Print a JSON object for each.
+            Print each row as a JSON object.
         columns (`Mapping[str, Callable]`):
-            Head of a column -> what stands in it for a row. Only the last one is wrapped.
+            Title of a column -> its cell for a row. Only the last column is wrapped.
     """
     if as_json:
         show(rows, True, str)
@@ -47,16 +47,16 @@ def table(rows: Sequence[Row], as_json: bool, columns: Mapping[str, Callable[[Ro
     Console(highlight=False).print(grid)
 
 
-def chatter_to_stderr() -> AbstractContextManager[IO[str]]:
-    """Return a context in which what libraries print on loading and working goes to standard error."""
+def redirect_to_stderr() -> AbstractContextManager[IO[str]]:
+    """Return a context in which prints go to standard error, so that standard output holds only the result."""
     return redirect_stdout(sys.stderr)
 
 
 def percent(value: float | None) -> str:
-    """Return a share in percent, or a dash where nothing was measured."""
+    """Return a share in percent, or a dash if it was not measured."""
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def change(figures: Sequence[float | None]) -> str:
-    """Return a figure before and after."""
+    """Return shares before and after, with an arrow in between."""
     return " → ".join(percent(value) for value in figures)

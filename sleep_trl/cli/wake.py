@@ -1,4 +1,4 @@
-"""`sleep-trl wake`: what is heard by day."""
+"""`sleep-trl wake`: records that wait for a night."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ..wake import Form, State, Tally, WakeBuffer, add_path, add_stream, follow
 from ..wake.reading import form_of
 from .output import Json, show
 
-app = typer.Typer(help="What is heard by day, and waits for a night.", no_args_is_help=True)
+app = typer.Typer(help="Store records for the next night in a wake buffer.", no_args_is_help=True)
 
 STOPPED = 130
 REJECTED = 2
 
-Buffer = Annotated[Path, typer.Option("--buffer", help="The wake buffer's file; made if it is missing.")]
-Source = Annotated[str | None, typer.Option(help="Where records come from that name no source. Default: the file.")]
+Buffer = Annotated[Path, typer.Option("--buffer", help="The wake buffer's file, created if it is missing.")]
+Source = Annotated[str | None, typer.Option(help="Source of records that name none. Default: the file's name.")]
 FormOption = Annotated[
     Form | None,
     typer.Option(
         "--form",
-        help="jsonl: a line is an object with text or messages. lines: a line is a text. document: all is one text. "
-        "Default: by the file's name.",
+        help="jsonl: each line is an object with text or messages. lines: each line is a text. document: the whole file "
+        "is one text. Default: by the file's name.",
     ),
 ]
 BUFFER = Path("runs/wake.db")
@@ -42,7 +42,7 @@ def add(
     form: FormOption = None,
     json: Json = False,
 ) -> None:
-    """Store documents, chats or standard input. Exits with 2 if something was rejected; the rest is stored."""
+    """Store documents, chats or standard input. Exits with 2 if anything was rejected; the rest is stored."""
     for path in [] if form else paths:
         if path != "-" and not Path(path).is_dir():
             form_of(Path(path))  # before anything is stored
@@ -53,20 +53,20 @@ def add(
                 tally += add_stream(opened, sys.stdin.fileno(), "stdin", form or "jsonl", source or "stdin")
             else:
                 tally += add_path(opened, Path(path), form, source)
-    _tell(tally, json)
+    _print_tally(tally, json)
     raise typer.Exit(REJECTED if tally.rejected else 0)
 
 
 @app.command()
 def tail(
-    path: Annotated[Path, typer.Argument(help="A file that grows.")],
+    path: Annotated[Path, typer.Argument(help="A growing file.")],
     buffer: Buffer = BUFFER,
     source: Source = None,
     form: FormOption = None,
-    idle: Annotated[float | None, typer.Option(min=0, help="End after so many seconds without a new line.")] = None,
+    idle: Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds without a new line.")] = None,
     json: Json = False,
 ) -> None:
-    """Store the lines of a growing file as they come; goes on where it stopped, also after a kill."""
+    """Store the lines of a growing file as they arrive; continues where it stopped, even after a kill."""
     total = Tally()
     with WakeBuffer(buffer) as opened:
         try:
@@ -75,18 +75,18 @@ def tail(
                 for reason in tally.reasons:
                     typer.echo(reason, err=True)
         except KeyboardInterrupt:
-            _tell(total, json, is_told=True)
+            _print_tally(total, json, with_reasons=False)
             raise typer.Exit(STOPPED) from None
-    _tell(total, json, is_told=True)
+    _print_tally(total, json, with_reasons=False)
 
 
 @app.command("list")
 def list_(
     buffer: Buffer = BUFFER,
-    state: Annotated[State | None, typer.Option(help="Only what is in this state.")] = None,
-    source: Annotated[str | None, typer.Option(help="Only what was heard from this source.")] = None,
-    rejected: Annotated[bool, typer.Option("--rejected", help="What was not taken, and why.")] = False,
-    counts: Annotated[bool, typer.Option("--counts", help="Only how many there are in each state.")] = False,
+    state: Annotated[State | None, typer.Option(help="Only records in this state.")] = None,
+    source: Annotated[str | None, typer.Option(help="Only records from this source.")] = None,
+    rejected: Annotated[bool, typer.Option("--rejected", help="List rejected input, with reasons.")] = False,
+    counts: Annotated[bool, typer.Option("--counts", help="Only the number of records in each state.")] = False,
     json: Json = False,
 ) -> None:
     """List records, without their texts."""
@@ -107,17 +107,17 @@ def list_(
 
 @app.command()
 def forget(
-    source: Annotated[str, typer.Argument(help="Where the records came from, as `wake list` shows it.")],
+    source: Annotated[str, typer.Argument(help="Source of the records, as `wake list` shows it.")],
     buffer: Buffer = BUFFER,
     json: Json = False,
 ) -> None:
-    """Erase the texts of a source. What a night has learnt of it is taken back by `sleep-trl memory drop --source`."""
+    """Erase the texts of a source. To unlearn them too, use `sleep-trl memory drop --source`."""
     with _existing(buffer) as opened:
         run = opened.run()
         forgotten = opened.forget(source)
-    held = [entry.id for entry in FinishedRun.read(run).holding(source)] if run else []
+    entries = [entry.id for entry in FinishedRun.read(run).holding(source)] if run else []
     show(
-        [{"forgotten": forgotten, "run": str(run) if run else None, "entries": held}],
+        [{"forgotten": forgotten, "run": str(run) if run else None, "entries": entries}],
         json,
         lambda row: f"{row['forgotten']:,} records forgotten" + _advice(row["run"], row["entries"], source, buffer),
     )
@@ -127,22 +127,22 @@ def _advice(run: str | None, entries: list[str], source: str, buffer: Path) -> s
     if not entries:
         return ""
     command = f"sleep-trl memory drop {run} --source {source!r} --buffer {buffer}"
-    return f"\n{', '.join(entries)} in {run} has learnt some of it. To take that back: {command}"
+    return f"\nEntries of {run} that learned some of it: {', '.join(entries)}. To drop them: {command}"
 
 
 def _existing(path: Path) -> WakeBuffer:
     if not path.is_file():
-        raise ValueError(f"There is no wake buffer {path}. Give --buffer, or begin one with `sleep-trl wake add`.")
+        raise ValueError(f"There is no wake buffer {path}. Give --buffer, or create one with `sleep-trl wake add`.")
     return WakeBuffer(path)
 
 
-def _tell(tally: Tally, as_json: bool, is_told: bool = False) -> None:
-    """Print what became of input, and on standard error why something was not taken."""
+def _print_tally(tally: Tally, as_json: bool, with_reasons: bool = True) -> None:
+    """Print the counts, and on standard error the reasons of rejections."""
     row = asdict(tally) | {"rejected": dict(tally.rejected)}
-    for reason in () if is_told else tally.reasons:
+    for reason in tally.reasons if with_reasons else ():
         typer.echo(reason, err=True)
     if (more := tally.rejected.total() - len(tally.reasons)) > 0:
         typer.echo(f"and {more:,} more; see `sleep-trl wake list --rejected`.", err=True)
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in tally.rejected.most_common())
-    words = f"{tally.added:,} added, {tally.duplicates:,} duplicates, {tally.forgotten:,} forgotten before"
+    words = f"{tally.added:,} added, {tally.duplicates:,} duplicates, {tally.forgotten:,} already forgotten"
     show([row], as_json, lambda _: words + (f", rejected: {kinds}" if kinds else ""))

@@ -1,4 +1,4 @@
-"""`sleep-trl` as it is called: what it prints, its exit codes, and how light it starts."""
+"""The command `sleep-trl`: its output and exit codes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def documents(tmp_path) -> Path:
 # -- schedule --------------------------------------------------------------------------------------
 
 
-def test_schedule_says_what_would_happen_when(call):
+def test_schedule_prints_when_levels_are_consolidated(call):
     code, out, _ = call("schedule", "--tokens", 10_000)
     assert code == 0 and len(out.splitlines()) == 10
     assert out.splitlines()[4].split("  ")[-1] == "level 1 → level 2, then context → level 1"
@@ -71,7 +71,7 @@ def test_schedule_says_what_would_happen_when(call):
 
 
 def test_add_list_forget(call, documents, tmp_path):
-    assert call("wake", "add", documents)[:2] == (0, "2 added, 0 duplicates, 0 forgotten before\n")
+    assert call("wake", "add", documents)[:2] == (0, "2 added, 0 duplicates, 0 already forgotten\n")
     assert rows(call("wake", "add", documents, "--json")[1])[0]["duplicates"] == 2
     _, out, _ = call("wake", "list", "--json")
     found = [(row["id"], row["source"], row["copies"]) for row in rows(out)]
@@ -85,10 +85,10 @@ def test_add_list_forget(call, documents, tmp_path):
     assert (tmp_path / "runs" / "wake.db").is_file()
 
 
-def test_what_is_rejected_is_explained_and_the_rest_is_stored(call, tmp_path):
+def test_rejections_are_explained_and_the_rest_is_stored(call, tmp_path):
     (tmp_path / "mixed.jsonl").write_bytes(b'{"text": "good"}\n{"text": ""}\n\xff\n' + b"{}\n" * 30)
     code, out, err = call("wake", "add", "mixed.jsonl")
-    assert code == 2 and out == "1 added, 0 duplicates, 0 forgotten before, rejected: 31 not a record, 1 not UTF-8\n"
+    assert code == 2 and out == "1 added, 0 duplicates, 0 already forgotten, rejected: 31 not a record, 1 not UTF-8\n"
     assert err.splitlines()[0] == "mixed.jsonl, byte 17: `text` is empty. Fill it in, or remove the row."
     assert len(err.splitlines()) == 21 and "and 12 more" in err
     assert len(rows(call("wake", "list", "--rejected", "--json")[1])) == 32
@@ -114,7 +114,7 @@ def test_standard_input_is_stored_line_by_line(tmp_path):
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
-def test_tail_goes_on_where_it_was_stopped(tmp_path, end):
+def test_tail_continues_where_it_was_stopped(tmp_path, end):
     path, database = tmp_path / "log.txt", tmp_path / "wake.db"
     path.write_text("one\ntwo\n")
     command = [*COMMAND, "wake", "tail", str(path), "--buffer", str(database), "--json"]
@@ -141,7 +141,7 @@ def stored(database: Path) -> int:
         return buffer.counts()["new"]
 
 
-def test_forgetting_says_what_a_night_has_learnt_of_it(call, tmp_path, documents):
+def test_forgetting_names_the_entries_that_learned_it(call, tmp_path, documents):
     run = write_finished_run(tmp_path / "runs" / "night1")
     write_json(run / "config.json", {"model": "tiny", "memories": "docs.jsonl"})
     call("wake", "add", documents)
@@ -158,7 +158,7 @@ def test_forgetting_says_what_a_night_has_learnt_of_it(call, tmp_path, documents
 # -- memory ----------------------------------------------------------------------------------------
 
 
-def test_memory_takes_back_what_came_from_a_source(call, tmp_path):
+def test_memory_drops_what_came_from_a_source(call, tmp_path):
     run = write_run(tmp_path, write_model(tmp_path / "base"))
     (run / "dream_adapter" / "x").unlink()
     (run / "dream_adapter").rmdir()
@@ -168,10 +168,10 @@ def test_memory_takes_back_what_came_from_a_source(call, tmp_path):
     assert call("memory", "disable", run, "entry-003")[:2] == (0, "entry-003 is disabled.\n")
     assert call("memory", "disable", run, "entry-003")[0] == 2
     assert rows(call("memory", "enable", run, "entry-003", "--json")[1]) == [{"entry": "entry-003", "state": "enabled"}]
-    taken_back = ("memory", "drop", run, "--source", "contract-17.pdf", "--buffer", "wake.db", "--json")
-    code, _, err = call(*taken_back)
+    drop = ("memory", "drop", run, "--source", "contract-17.pdf", "--buffer", "wake.db", "--json")
+    code, _, err = call(*drop)
     assert code == 2 and "entry-003" in err and "--later drop" in err
-    _, out, _ = call(*taken_back, "--later", "keep")
+    _, out, _ = call(*drop, "--later", "keep")
     (row,) = rows(out)
     assert (row["dropped"], row["queued"], row["lost"]) == (["entry-001", "entry-002"], ["a", "d"], [])
     assert [row["id"] for row in rows(call("wake", "list", "--buffer", "wake.db", "--json")[1])] == ["a", "d"]
@@ -188,13 +188,13 @@ def test_night_is_launch_sleep(call):
     assert code == 0 and "--seeding.alpha" in out
 
 
-def test_a_night_tells_what_it_has_come_to_as_json(call, tmp_path):
+def test_a_night_prints_its_results_as_json(call, tmp_path):
     model, memories = write_model(tmp_path / "model"), write_memories(tmp_path / "docs.jsonl")
-    words = arguments(model=model, memories=memories, output_dir="life", dataset__general_samples=4, seeding__steps=1)
+    words = arguments(model=model, memories=memories, output_dir="chain", dataset__general_samples=4, seeding__steps=1)
     code, out, err = call("night", *words, "--no-report", "--dataset.keep_truncated", "--json")
     assert code == 0 and "One night: entry-001" in err
     [row] = rows(out)
-    assert (row["run"], row["entry"]) == ("life", "entry-001") and "history" not in row
+    assert (row["run"], row["entry"]) == ("chain", "entry-001") and "history" not in row
     code, out, _ = call("night", *words, "--json")
     assert (code, out) == (2, "")  # the folder is not empty
 
@@ -203,25 +203,25 @@ def test_version(call):
     assert call("--version")[1].startswith("sleep-trl ")
 
 
-def test_report_is_written_anew(call, tmp_path):
+def test_report_is_rewritten(call, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(make_results()))
     assert call("report", tmp_path, "--json")[0] == 0
     assert (tmp_path / "report.html").is_file()
 
 
-def test_of_a_life_the_newest_committed_night_is_meant(call, tmp_path):
+def test_of_a_chain_the_newest_committed_night_is_used(call, tmp_path):
     run = write_run(tmp_path, write_model(tmp_path / "base"))
     for number in (1, 2):
-        shutil.copytree(run, tmp_path / "life" / f"night-{number:03}")
-    (tmp_path / "life" / "night-003").mkdir()  # has begun
-    write_json(tmp_path / "life" / "night-002" / "results.json", make_results())
-    (tmp_path / "life" / "night-002" / "phases" / "write_dataset.json").unlink()
-    newest = str(tmp_path / "life" / "night-002")
-    assert call("memory", "list", "life", "--json") == call("memory", "list", newest, "--json")
-    assert rows(call("report", "life", "--json")[1]) == [{"report": "life/night-002/report.html"}]
+        shutil.copytree(run, tmp_path / "chain" / f"night-{number:03}")
+    (tmp_path / "chain" / "night-003").mkdir()  # started, not finished
+    write_json(tmp_path / "chain" / "night-002" / "results.json", make_results())
+    (tmp_path / "chain" / "night-002" / "phases" / "write_dataset.json").unlink()
+    newest = str(tmp_path / "chain" / "night-002")
+    assert call("memory", "list", "chain", "--json") == call("memory", "list", newest, "--json")
+    assert rows(call("report", "chain", "--json")[1]) == [{"report": "chain/night-002/report.html"}]
 
 
-def test_a_list_is_read_in_80_columns(call, tmp_path, monkeypatch):
+def test_a_list_fits_80_columns(call, tmp_path, monkeypatch):
     run = write_run(tmp_path, write_model(tmp_path / "base"))
     ledger = run / "ledger.jsonl"
     ledger.write_text(ledger.read_text().replace('"source": "', '"source": "The Town Crier, night 1, page '))
@@ -230,14 +230,14 @@ def test_a_list_is_read_in_80_columns(call, tmp_path, monkeypatch):
     assert all(len(line) <= 80 for line in lines) and len(lines) <= 4 + 5 * len(read_ledger(ledger))
 
 
-# -- mistakes and starting -------------------------------------------------------------------------
+# -- mistakes -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("schedule --tokens 0", "greater than or equal to 1"),
-        ("schedule --tokens 5 --chunks 3,x", "'3,x' is no list of numbers"),
+        ("schedule --tokens 5 --chunks 3,x", "'3,x' is not a list of numbers"),
         ("schedule --tokens 5 --chunks 3,4", "4 follows 3"),
         ("wake add absent.jsonl", "absent.jsonl does not exist"),
         ("wake add data.csv", "--form"),
@@ -251,7 +251,7 @@ def test_a_list_is_read_in_80_columns(call, tmp_path, monkeypatch):
         ("wake forget nobody", "There is no wake buffer"),
         ("memory list absent", "absent does not exist"),
         ("memory show . entry-001", "lacks config.json"),
-        ("memory drop .", "Give an entry, or --source"),
+        ("memory drop .", "Give either an entry or --source"),
         ("report .", "results.json does not exist"),
         ("export . --to adapter --output x --public", "--push_to_hub"),
         ("snore", "No such command 'snore'"),
@@ -275,7 +275,7 @@ def test_a_buffer_that_cannot_be_written_is_code_1_and_loses_nothing(call, docum
     assert (code, out) == (1, "") and err.startswith("Error: The wake buffer could not be written")
 
 
-def test_a_reader_that_goes_away_is_no_mistake(tmp_path, documents):
+def test_a_closed_pipe_is_not_an_error(tmp_path, documents):
     big = tmp_path / "big.jsonl"
     big.write_text("".join(json.dumps({"text": f"text {number}"}) + "\n" for number in range(5_000)))
     database = str(tmp_path / "wake.db")

@@ -1,4 +1,4 @@
-"""`sleep-trl serve` and `sleep-trl export`: the grown model, for others."""
+"""`sleep-trl serve` and `sleep-trl export`: share the grown model."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from .output import Json, chatter_to_stderr, show
+from .output import Json, redirect_to_stderr, show
 
-Run = Annotated[Path, typer.Argument(help="Folder of a finished run, or of a life of nights.")]
+Run = Annotated[Path, typer.Argument(help="Folder of a finished run, or of a chain of nights.")]
 
 
 def serve(
     run: Run,
     options: Annotated[list[str] | None, typer.Argument(metavar="-- OPTION", help="Options of vLLM's server.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on. Beyond loopback, put TLS in front.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on. Beyond loopback, use a TLS proxy.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free one.")] = 8000,
     api_key: Annotated[
         str | None,
         typer.Option(
-            "--api_key", envvar="SLEEP_TRL_API_KEY", help="What clients must send. Made up and printed if left out."
+            "--api_key", envvar="SLEEP_TRL_API_KEY", help="API key of clients. Default: generated and printed."
         ),
     ] = None,
     record: Annotated[
@@ -33,10 +33,10 @@ def serve(
         Literal["vllm", "transformers"] | None,
         typer.Option(help="The model server. Default: vLLM's where it is installed."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="What clients call the model. Default: the folder's name.")] = None,
+    name: Annotated[str | None, typer.Option(help="Model name for clients. Default: the folder's name.")] = None,
     json: Json = False,
 ) -> None:
-    """Serve the newest committed model to OpenAI's clients, and go over to a new night's without a gap."""
+    """Serve the newest committed model over an OpenAI-compatible API; switch to each new night without downtime."""
     if missing := [package for package in ("starlette", "uvicorn") if find_spec(package) is None]:
         raise ValueError(f"Serving needs {', '.join(missing)}. Install it: pip install 'sleep-trl[serve]'.")
     from ..serving.server import Endpoint, ServeOptions
@@ -45,36 +45,36 @@ def serve(
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("sleep_trl.serving").setLevel(logging.INFO)
 
-    def tell(endpoint: Endpoint) -> None:
-        key = "the one given" if api_key else endpoint.api_key
+    def print_endpoint(endpoint: Endpoint) -> None:
+        key = "(as given)" if api_key else endpoint.api_key
         row = asdict(endpoint) | {"api_key": key, "record": str(record) if record else None}
         show([row], json, lambda row: "\n".join(f"{name:<8} {value or 'off'}" for name, value in row.items()))
 
-    run_server(ServeOptions(run, host, port, api_key, record, backend, name, tuple(options or ())), tell)
+    run_server(ServeOptions(run, host, port, api_key, record, backend, name, tuple(options or ())), print_endpoint)
 
 
 def export(
     run: Run,
     to: Annotated[
         Literal["checkpoint", "adapter", "peft"],
-        typer.Option(help="checkpoint: the folded model. adapter: the experts alone. peft: says why not."),
+        typer.Option(help="checkpoint: the folded model. adapter: the experts alone. peft: refused, with the reason."),
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Where it goes; made, must not hold anything.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Destination folder, missing or empty.")],
     push_to_hub: Annotated[
-        str | None, typer.Option("--push_to_hub", metavar="REPO", help="Upload it to NAMESPACE/NAME on the hub.")
+        str | None, typer.Option("--push_to_hub", metavar="REPO", help="Also upload to NAMESPACE/NAME on the Hub.")
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="Make a new repository public. Default: private.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Create a public repository. Default: private.")] = False,
     json: Json = False,
 ) -> None:
-    """Write the newest committed model into a folder of its own, with a model card."""
+    """Export the newest committed model to a folder, with a model card."""
     from ..publish.export import check_repository, push
     from ..publish.export import export as write
 
     if public and not push_to_hub:
-        raise ValueError("--public says who may see what --push_to_hub uploads. Give both, or neither.")
+        raise ValueError("--public has no effect without --push_to_hub. Give both, or neither.")
     if push_to_hub:
         check_repository(push_to_hub)
-    with chatter_to_stderr():
+    with redirect_to_stderr():
         written = write(run, to, output)
         pushed = push(written, push_to_hub, not public) if push_to_hub else None
     row = {"written": str(written), "to": to, "pushed": pushed}
