@@ -1,7 +1,7 @@
 """The command line: a YAML file, dotted overrides on top, one `RunConfig` out. Imports no torch.
 
-The command line is stronger than the YAML file, and the file than the defaults. No environment
-variable is read. Paths are relative to the working directory.
+The command line overrides the YAML file, which overrides the defaults. Environment variables are not read. Paths are
+relative to the working directory.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .reward import RewardSpec
 USAGE = "sleep.py [--config FILE.yaml] --model MODEL --memories MEMORIES [--SECTION.OPTION VALUE ...]"
 EPILOG = """\
 Lists and objects are JSON, as in --rewards '["imitation", {"name": "my.py:f", "weight": 0.2}]'.
-`null` means none. A YAML file has the same names, sections as mappings; the command line wins."""
+`null` means none. In a YAML file, sections are mappings; the command line overrides it."""
 
-ONE_OR_MANY = ("memories", "nights")
-"""Either of them on the command line takes the place of both in the file."""
+MEMORY_OPTIONS = ("memories", "nights")
+"""Either of them on the command line replaces both in the file."""
 
 
 class _CommandLine(BaseSettings, RunConfig):
-    """`RunConfig` as pydantic-settings wants to see it. Only its fields are used."""
+    """`RunConfig` in the form that pydantic-settings requires. Only its fields are used."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
@@ -42,8 +42,8 @@ class _Parser(ArgumentParser):
         raise ValueError(f"Command line: {message}. See --help.")
 
 
-class _OneOfEachKey(yaml.SafeLoader):
-    """YAML where a key given twice is an error and not a silent choice of the last."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML where a duplicate key is an error; PyYAML would silently take the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
@@ -64,11 +64,11 @@ def parse(argv: Sequence[str]) -> RunConfig:
             Arguments without the program's name: `--config FILE`, dotted options, `--version`.
 
     Returns:
-        `RunConfig`: validated; `model_fields_set` says what was given.
+        `RunConfig`: validated; `model_fields_set` holds the options that were given.
 
     Raises:
-        `ValueError`: if an argument or the file cannot be read, or a value is unknown or not
-            allowed. [`explain`] puts it into words.
+        `ValueError`: if an argument or the file cannot be read, an option is unknown, or a value is not allowed.
+            [`explain`] turns it into a message.
     """
     parser = _Parser(
         prog="sleep.py",
@@ -79,7 +79,7 @@ def parse(argv: Sequence[str]) -> RunConfig:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=version())
-    parser.add_argument("--config", metavar="PATH", help="YAML file of options; those given here override it.")
+    parser.add_argument("--config", metavar="PATH", help="YAML file of options; the command line overrides it.")
     source: CliSettingsSource[Any] = CliSettingsSource(
         _CommandLine,
         root_parser=parser,
@@ -92,19 +92,25 @@ def parse(argv: Sequence[str]) -> RunConfig:
         raise ValueError(_unknown_argument(unknown[0]))
     from_file = read_yaml(Path(arguments.config)) if arguments.config else {}
     given = _given(source, arguments)
-    if not given.keys().isdisjoint(ONE_OR_MANY):
-        from_file = {name: value for name, value in from_file.items() if name not in ONE_OR_MANY}
+    if not given.keys().isdisjoint(MEMORY_OPTIONS):
+        from_file = {name: value for name, value in from_file.items() if name not in MEMORY_OPTIONS}
     return RunConfig.model_validate(_merged(from_file, given))
 
 
 def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
-    """Read the mapping in a YAML file, which an option names.
+    """Read the mapping in a YAML file.
+
+    Args:
+        path (`Path`):
+            The file.
+        option (`str`, *optional*, defaults to `"--config"`):
+            The option that names it, for messages.
 
     Raises:
-        `ValueError`: if the file is missing, is no YAML, or holds something else than a mapping.
+        `ValueError`: if the file is missing, is not YAML, or does not hold a mapping.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _OneOfEachKey)
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except FileNotFoundError:
         raise ValueError(f"{option}: {path} does not exist. Give the path of a YAML file.") from None
     except OSError as error:
@@ -116,14 +122,14 @@ def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ValueError(
-            f"{option}: {path} holds a {type(content).__name__}; it must hold a mapping of "
-            f"options, such as `model: NAME`."
+            f"{option}: {path} holds a {type(content).__name__}, but must hold a mapping of options, such as "
+            f"`model: NAME`."
         )
     return {str(key): value for key, value in content.items()}
 
 
 def options(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every option by its dotted name, those of sections included."""
+    """Yield every option with its dotted name, including those of sections."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from options(field.annotation, f"{prefix}{name}.")
@@ -132,11 +138,11 @@ def options(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tu
 
 
 def explain(error: Exception) -> str:
-    """Put a user's mistake into words: what was given, what is allowed, what to do.
+    """Turn a user error into a message: what was given, what is allowed, what to do.
 
     Args:
         error (`ValueError`):
-            From [`parse`] or from preflight; of a pydantic `ValidationError` each part is a line.
+            From [`parse`] or from preflight; each part of a pydantic `ValidationError` is a line.
     """
     if not isinstance(error, ValidationError):
         return str(error)
@@ -163,13 +169,13 @@ def _explain_part(part: Mapping[str, Any]) -> str:
 
 def _unknown_argument(argument: str) -> str:
     if not argument.startswith("-"):
-        return f"Command line: {argument!r} is no option, and none takes it as a value. See --help."
+        return f"Command line: {argument!r} is not an option, nor the value of one. See --help."
     name = argument.lstrip("-").partition("=")[0]
     return f"Command line: --{name} is not an option. {_did_you_mean(name, '--')}See --help."
 
 
 def _did_you_mean(name: str, dashes: str = "") -> str:
-    """Return a suggestion: an option of the same last part, or one that is spelt alike."""
+    """Return a suggestion: an option with the same last part, or one with a similar spelling."""
     names = [option for option, _ in options()] + list(RunConfig.model_fields)
     names += ["config"] if dashes else []
     stem, _, last = name.rpartition(".")
@@ -182,24 +188,24 @@ def _did_you_mean(name: str, dashes: str = "") -> str:
 
 
 def _given(source: CliSettingsSource[Any], arguments: Namespace) -> dict[str, Any]:
-    """Return what the command line gives, nested as in the YAML file."""
+    """Return the options given on the command line, nested as in the YAML file."""
     flat = {key: value for key, value in vars(arguments).items() if key != "config"}
     try:
         return source(parsed_args=flat)()
     except SettingsError as error:
         reason = str(error).removeprefix("Parsing error encountered for ")
-        raise ValueError(f"Command line: cannot read {reason}. Lists and objects are written as JSON.") from None
+        raise ValueError(f"Command line: cannot read {reason}. Write lists and objects as JSON.") from None
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one nested mapping over another; lists and single values are replaced."""
+    """Merge two nested mappings, the second one overriding; lists and single values are replaced."""
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)
         if isinstance(value, dict) and isinstance(below, dict):
             merged[key] = _merged(below, value)
         elif below is None or not isinstance(value, dict):
-            merged[key] = value  # a section that is no mapping stays, for validation to refuse
+            merged[key] = value  # a section that is not a mapping is kept for validation to reject
     return merged
 
 
@@ -207,9 +213,9 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _add_argument(group: Any, *names: str, **settings: Any) -> Any:
-    """Add an option, with its docstring, range and default for help."""
+    """Add an option, with its docstring, range and default as help."""
     field = dict(options()).get(settings["dest"])
-    if field is None:  # a whole section as JSON: read, but one does not need to know
+    if field is None:  # a whole section as JSON: accepted, but not advertised
         settings["help"] = SUPPRESS
     else:
         settings["help"] = _help_text(field).replace("%", "%%")
@@ -242,7 +248,7 @@ def _range(field: FieldInfo) -> str:
 
 
 def _kind_of_value(annotation: Any) -> str:
-    """Return the placeholder of a value: its type in one word, or the words that it can be."""
+    """Return the placeholder of a value: its type in one word, or its choices."""
     if get_origin(annotation) is Literal:
         return "{" + ",".join(map(str, get_args(annotation))) + "}"
     kinds = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}

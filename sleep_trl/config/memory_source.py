@@ -1,4 +1,4 @@
-"""What `--memories` names: documents, a wake buffer, or entries to take back. Parsed here and nowhere else."""
+"""What `--memories` names: documents, a wake buffer, or entries to unlearn. Parsed here and nowhere else."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 WAKE = "wake:"
 FORGET = "forget:"
-BETWEEN = "+"  # entries; a comma separates nights
+BETWEEN = "+"  # separates entries; a comma separates nights
 
 
 @dataclass(frozen=True)
 class MemorySource:
-    """The parsed value of `--memories`. Of the three fields one is set.
+    """The parsed value of `--memories`. Exactly one of the fields is set.
 
     Args:
         documents (`str`, *optional*):
@@ -20,7 +20,7 @@ class MemorySource:
         buffer (`Path`, *optional*):
             A wake buffer, from `wake:PATH`.
         forget (`tuple[str, ...]`, *optional*):
-            Ledger entries to take back, from `forget:ENTRY+ENTRY`.
+            Ledger entries to unlearn, from `forget:ENTRY+ENTRY`.
     """
 
     documents: str | None = None

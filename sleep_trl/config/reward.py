@@ -1,4 +1,4 @@
-"""How a reward is named in YAML and on the command line. Imports pydantic only."""
+"""A reward in YAML or on the command line. Imports pydantic only."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class RewardSpec(BaseModel):
     working directory)."""
 
     weight: float = Field(1.0, allow_inf_nan=False)
-    """Factor of this reward in the sum. Negative makes a penalty of it."""
+    """Factor of this reward in the sum. Negative turns it into a penalty."""
 
     params: dict[str, Any] = {}
     """Keyword arguments of the reward, checked against its signature."""
 
     timeout_s: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """Longest time of one call (one batch), in seconds. None: no limit."""
+    """Time limit of one call (one batch), in seconds. None: no limit."""
 
     on_error: Literal["raise", "abstain"] = "raise"
-    """When the reward fails: stop the run, or give no reward (None) and go on with a warning."""
+    """When the reward fails: stop the run, or return None (not scored) and log a warning."""
 
     @model_validator(mode="before")
     @classmethod
@@ -38,12 +38,13 @@ class RewardSpec(BaseModel):
 
     @field_validator("name")
     @classmethod
-    def _has_known_form(cls, value: str) -> str:
+    def _check_name(cls, value: str) -> str:
         place, colon, function = value.rpartition(":")
         if colon and place and function.isidentifier():
             return value
         if not colon and value.isidentifier():
             return value
         raise ValueError(
-            f"{value!r} names no reward; write a registered name, package.module:function or path/to/file.py:function"
+            f"{value!r} is not the name of a reward; give a registered name, package.module:function or "
+            f"path/to/file.py:function"
         )

@@ -1,7 +1,7 @@
-"""Which memory sleeps after how many tokens of wake input (method 3.1; Eq. 1 and 2 of the paper).
+"""Which level is consolidated after how many tokens of wake input (method 3.1; Eq. 1 and 2 of the paper).
 
-The chain of memories runs from fast to slow: level 0 is the context, levels 1 to k are experts beside the MLPs. When a
-level's chunk is full, what it holds is consolidated into the next level, and it is emptied.
+Levels run from fast to slow: level 0 is the context, levels 1 to k are experts next to the MLPs. When a level's chunk
+is full, the level is consolidated into the next one and emptied.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ LADDER = (1_000, 5_000, 10_000)
 
 @dataclass(frozen=True)
 class Edge:
-    """One step of the chain: a memory and the slower one that takes in what it holds.
+    """One step of the chain: a level and the slower one that it is consolidated into.
 
     Args:
         sender (`int`):
             Level that is consolidated and then emptied.
         receiver (`int`, *optional*):
-            Level that activates an expert for it. `None` for the slowest level, which has nobody to send to: there its
-            own accumulated update is applied (Eq. 2), and nothing is consolidated.
+            Level that activates an expert for it. `None` for the slowest level: its accumulated update is applied
+            (Eq. 2), but nothing is consolidated.
         chunk (`int`):
             The sender's chunk size, in tokens.
     """
@@ -35,12 +35,12 @@ class Edge:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The chunk sizes of a chain of memories, fast to slow, and what falls due when.
+    """The chunk sizes of the levels, fast to slow, and what falls due when.
 
     Args:
         chunks (`tuple[int, ...]`, *optional*, defaults to the paper's `(1000, 5000, 10000)`):
             Tokens of wake input after which a level's chunk is full, level 0 (the context) first. Each divides the
-            next, so that a slow boundary is a boundary of every faster level too.
+            next, so that a boundary of a slow level is one of every faster level too.
 
     Raises:
         `ValueError`: if there are fewer than two levels, or a size is not a larger multiple of the one before.
@@ -51,7 +51,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if len(self.chunks) < 2:
             raise ValueError(
-                f"A schedule needs the chunk sizes of at least two levels, the context and one that takes it in; "
+                f"A schedule needs the chunk sizes of at least two levels, the context and a level of experts; "
                 f"{len(self.chunks)} given. Give two or more, such as {_shown(LADDER)}."
             )
         if self.chunks[0] < 1:
@@ -59,8 +59,8 @@ class Schedule:
         for fast, slow in pairwise(self.chunks):
             if slow <= fast or slow % fast:
                 raise ValueError(
-                    f"Chunk sizes grow from level to level and each divides the next, but {slow} follows {fast} in "
-                    f"{_shown(self.chunks)}. Give such as {_shown(LADDER)}."
+                    f"Chunk sizes must grow from level to level and each must divide the next, but {slow} follows "
+                    f"{fast} in {_shown(self.chunks)}. Give sizes such as {_shown(LADDER)}."
                 )
 
     @property
@@ -70,32 +70,32 @@ class Schedule:
         return tuple(Edge(level, receivers[level], chunk) for level, chunk in enumerate(self.chunks))
 
     def due(self, tokens: int) -> tuple[Edge, ...]:
-        """Return the edges that fall due when exactly this many tokens have been heard, slow to fast.
+        """Return the edges that fall due when exactly this many tokens have been ingested, slow to fast.
 
-        Slow to fast, so that a level has passed on what it holds before the faster one writes into it.
+        Slow to fast, so that a level is emptied before a faster one is consolidated into it.
 
         Args:
             tokens (`int`):
-                Tokens heard since the beginning; nothing is due at 0.
+                Tokens ingested since the beginning; nothing is due at 0.
         """
         return tuple(edge for edge in reversed(self.edges) if tokens > 0 and tokens % edge.chunk == 0)
 
-    def between(self, heard: int, until: int) -> Iterator[tuple[int, tuple[Edge, ...]]]:
+    def between(self, ingested: int, until: int) -> Iterator[tuple[int, tuple[Edge, ...]]]:
         """Yield each boundary with the edges due there, in the order in which they are reached.
 
         Args:
-            heard (`int`):
-                Tokens that have been heard already; a boundary there is passed.
+            ingested (`int`):
+                Tokens that have been ingested already; a boundary there has been passed.
             until (`int`):
                 Tokens after the next input, boundary included.
         """
         step = self.chunks[0]
-        for tokens in range(heard // step * step + step, until + 1, step):
+        for tokens in range(ingested // step * step + step, until + 1, step):
             yield tokens, self.due(tokens)
 
-    def next_boundary(self, heard: int) -> int:
-        """Return after how many tokens in all the next edge falls due."""
-        return (heard // self.chunks[0] + 1) * self.chunks[0]
+    def next_boundary(self, ingested: int) -> int:
+        """Return the total number of tokens at which the next edge falls due."""
+        return (ingested // self.chunks[0] + 1) * self.chunks[0]
 
 
 def _shown(chunks: tuple[int, ...]) -> str:

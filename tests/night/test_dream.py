@@ -145,12 +145,12 @@ def test_a_memory_without_questions_gets_no_dreams_measured_by_them(tmp_path, ca
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dream__random_expert": True}, "dream.random_expert needs memory.routing topk"),
-        ({"dream__into": "lora", "memory__routing": "topk"}, "dream.into lora needs memory.routing dense"),
+        ({"dream__random_expert": True}, "dream.random_expert requires memory.routing topk"),
+        ({"dream__into": "lora", "memory__routing": "topk"}, "dream.into lora requires memory.routing dense"),
         ({"dream__template": "question_answer"}, "first asks for a request"),
         ({"dream__max_new_tokens": 500}, "do not fit the context"),
-        ({"dream__share": 0.9}, "leave no share for the memory"),
-        ({"dream__workers": 2}, "workers (2) need chunks to share"),
+        ({"dream__share": 0.9}, "leave no share for the memories"),
+        ({"dream__workers": 2}, "workers (2) require chunk"),
         ({"dream__top_k": 4}, "select 5 of 4 dreams"),
         ({"dream__rewards": '["imitation"]'}, "needs reference, reference_ids"),
     ],

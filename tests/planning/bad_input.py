@@ -45,7 +45,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     "config is a list": (
         file("run.yaml", "- seed", config="run.yaml"),
-        r"run\.yaml holds a list; it must hold a mapping",
+        r"run\.yaml holds a list, but must hold a mapping",
     ),
     "config with a key twice": (
         file("run.yaml", "seed: 1\nseed: 2\n", config="run.yaml"),
@@ -80,7 +80,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     "list that is no json": (
         options(dataset__templates='["summary"'),
-        r"cannot read dataset\.templates: .*written as JSON",
+        r"cannot read dataset\.templates: .*Write lists and objects as JSON",
     ),
     "unknown schedule": (
         options(seeding__lr_scheduler_type="cosinus"),
@@ -269,7 +269,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     "top_k without a router": (
         options(memory__top_k=1),
-        r"top_k \(1\) is for routing topk; with dense a token goes to every expert",
+        r"top_k \(1\) requires routing topk; with dense every token goes to every expert",
     ),
     "top_k above max_experts": (
         options(memory__routing="topk", memory__top_k=3),
@@ -285,7 +285,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     "chunks that do not divide": (
         options(levels__chunks="1000,700"),
-        r"levels: Chunk sizes grow from level to level and each divides the next, but 700 follows 1000 in 1000,700",
+        r"levels: Chunk sizes must grow from level to level and each must divide the next, but 700 follows 1000 in",
     ),
     "no room to make room": (
         continued(memory__max_experts=1, levels__when_full="promote"),
