@@ -1,4 +1,4 @@
-"""Rewards: what a night's rollouts are worth. Importing this loads no torch."""
+"""Rewards for rollouts and dreams, and the judges they use. Importing this does not load torch."""
 
 from sleep_trl.config.reward import RewardSpec
 from sleep_trl.rewards.guard import GuardedReward, RewardError, RewardFunc, guard

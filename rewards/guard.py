@@ -1,6 +1,6 @@
-"""A guard around any reward function: its length, types, numbers and time are checked at each call.
+"""A guard around any reward function: length, types, values and run time are checked at each call.
 
-No message holds a text of the batch, since a batch is made of somebody's memories.
+Messages never contain text of the batch, since it is made of a user's memories.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 class RewardError(RuntimeError):
     """A reward function failed.
 
-    A reward may raise it itself to explain what is wrong: unlike the message of any other
-    exception, its message is shown, so it must not quote the batch.
+    A reward function may raise it to explain what is wrong. Unlike that of any other exception, its message is shown,
+    so it must not quote the batch.
     """
 
 
@@ -40,24 +40,21 @@ class GuardedReward:
 
     Args:
         func (`RewardFunc`):
-            The reward function. If it has a method `load()`, that is called before the clock
-            starts.
+            The reward function. If it has a method `load()`, that is called before the clock starts.
         name (`str`, *optional*):
             The name that TRL logs. Default: the function's own.
         timeout_s (`float`, *optional*):
-            Longest time of a call in seconds. The function then runs in a thread. A Python thread
-            cannot be stopped: at the deadline it is left behind as a daemon, and ends when it ends.
+            Time limit of a call in seconds. The function then runs in a thread. Python cannot stop a thread: after the
+            deadline it keeps running as a daemon until it returns.
         on_error (`str`, *optional*, defaults to `"raise"`):
-            `"raise"` raises a [`RewardError`]. `"abstain"` logs one warning and returns None: for
-            the offending samples if single values are wrong, else for the whole call. The share of
-            samples so replaced goes to TRL's metric `rewards/<name>/abstained`.
+            `"raise"` raises a [`RewardError`]. `"abstain"` logs one warning and returns None, for the offending samples
+            if single values are wrong, otherwise for the whole call. The share of replaced samples is logged as
+            `rewards/<name>/abstained`.
 
     Raises:
-        `RewardError`: at a call, with the function, the first offending sample and its value. The
-            exception behind it is its `__context__`, which is not printed since it may quote the
-            batch.
-        `ValueError`: at a call, if the data set has a column with the name of one of the
-        parameters.
+        `RewardError`: at a call, with the function, the first offending sample and its value. The original exception is
+            its `__context__`, which is not printed since it may quote the batch.
+        `ValueError`: at a call, if the dataset has a column with the name of one of the parameters.
     """
 
     def __init__(
@@ -75,16 +72,15 @@ class GuardedReward:
         self.__name__ = name or callable_name(func)
 
     def check(self) -> None:
-        """Raise `ValueError` if what `load()` would load cannot be read, as far as can be told without weights."""
+        """Raise `ValueError` if what `load()` needs cannot be read, as far as this shows without loading weights."""
         check = getattr(unwrap(self.func), "check", None)
         if check is not None:
             check()
 
     def load(self) -> None:
-        """Load what the reward needs, such as a judge's model; does nothing the second time.
+        """Load what the reward needs, such as a judge's model. Calling it again does nothing.
 
-        Call it before the trainer's arguments are made: under ZeRO-3, a model that is loaded later
-        is sharded like the policy.
+        Call it before creating the trainer's arguments: under ZeRO-3, a model loaded later is sharded like the policy.
         """
         load = getattr(unwrap(self.func), "load", None)
         if load is not None:
@@ -111,11 +107,11 @@ class GuardedReward:
         if clash := sorted(fixed.keys() & call.keys()):
             raise ValueError(
                 f"Reward {self.__name__!r}: {', '.join(clash)} is both a parameter of the reward "
-                f"and a column of the data set (or a name of TRL's); rename one."
+                f"and a column of the dataset (or a name of TRL's); rename one."
             )
 
     def missing(self, columns: Collection[str]) -> list[str]:
-        """Return the names of what the function needs and neither columns nor params give."""
+        """Return the names of required arguments that neither the columns nor params provide."""
         fixed = self.func.keywords if isinstance(self.func, partial) else {}
         needed = [
             parameter.name
@@ -128,7 +124,7 @@ class GuardedReward:
     def _require_columns(self, call: Mapping[str, Any]) -> None:
         if missing := self.missing(call):
             raise RewardError(
-                f"it needs {', '.join(missing)}, which is neither a column of the data set nor "
+                f"it needs {', '.join(missing)}, which is neither a column of the dataset nor "
                 f"set in params; there are: {', '.join(sorted(call))}"
             )
 
@@ -143,7 +139,7 @@ class GuardedReward:
         index, what = faults[0]
         message = f"sample {index} of {len(values)} got {what}"
         if len(faults) > 1:
-            message += f", and {len(faults) - 1} more samples like it"
+            message += f", and {len(faults) - 1} more samples are wrong"
         if self.on_error == "raise":
             raise RewardError(f"Reward {self.__name__!r} failed: {message}.")
         self._abstain(message, len(faults), call)
@@ -178,8 +174,8 @@ class GuardedReward:
 class AsyncGuardedReward(GuardedReward):
     """An asynchronous reward function, checked at each call; see [`GuardedReward`].
 
-    At the deadline the function is cancelled, which takes effect where it awaits: one that blocks
-    the event loop cannot be stopped.
+    At the deadline the function is cancelled, which takes effect where it awaits. A function that blocks the event loop
+    cannot be stopped.
     """
 
     async def __call__(self, **call: Any) -> list[float | None]:  # type: ignore[override]
@@ -225,8 +221,8 @@ def check_rewards(rewards: Any, expected: int) -> tuple[list[float | None], list
             Number of samples.
 
     Returns:
-        `tuple[list[float | None], list[tuple[int, str]]]`: the rewards as floats, with None where a
-        value is wrong, and for each wrong value its index and what it is.
+        `tuple[list[float | None], list[tuple[int, str]]]`: the rewards as floats, with None in place of wrong values,
+        and the index and a description of each wrong value.
 
     Raises:
         `RewardError`: if it is not a list of the expected length.
@@ -277,7 +273,7 @@ def call_within(func: Callable[[], Any], timeout_s: float) -> Any:
         `Any`: what it returned.
 
     Raises:
-        `RewardError`: at the deadline; the thread goes on, since Python cannot stop it.
+        `RewardError`: at the deadline. The thread keeps running, since Python cannot stop it.
         `BaseException`: whatever the function raised.
     """
     outcome: dict[str, Any] = {}
@@ -299,7 +295,7 @@ def call_within(func: Callable[[], Any], timeout_s: float) -> Any:
 
 
 def describe_error(error: Exception) -> str:
-    """Say what went wrong without the exception's message, which may quote the batch."""
+    """Describe an error without the exception's message, which may quote the batch."""
     if isinstance(error, RewardError):
         return str(error)
     last: Sequence[traceback.FrameSummary] = traceback.extract_tb(error.__traceback__)[-1:]
@@ -321,7 +317,7 @@ def callable_name(func: RewardFunc) -> str:
 
 
 def is_async(func: RewardFunc) -> bool:
-    """Say whether calling gives a coroutine, as TRL's `is_async_callable` does."""
+    """Return whether a call returns a coroutine, as TRL's `is_async_callable` does."""
     func = unwrap(func)
     return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(
         getattr(func, "__call__", None)  # noqa: B004

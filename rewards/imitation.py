@@ -1,4 +1,4 @@
-"""Learning to Imitate: how close is the student to the teacher's words? (3.3, Eq. 3 and 4)"""
+"""Learning to Imitate: how close the student comes to the teacher's text (section 3.3, Eq. 3 and 4)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ def levenshtein_reward(completion_ids: Sequence[int], reference_ids: Sequence[in
         reference_ids (`Sequence[int]` of length |d|):
             The teacher's tokens, likewise.
         z0 (`float`, *optional*):
-            Largest distance that earns anything. 1 or more (or 0): tokens, as in the paper. Ours:
-            in (0, 1), a share of the longer of the two, since samples differ in length. None: no
-            limit.
+            Largest distance with a reward above 0. 1 or more (or 0): tokens, as in the paper. In (0, 1): a share of
+            the longer of the two (ours, since samples differ in length). None: no limit.
 
     Returns:
         `float`: in [0, 1]. Ours: 1 if both are empty, where the paper's quotient is undefined.
@@ -49,7 +48,7 @@ def imitation_reward(r_sem: float, r_abs: float, gamma: float) -> float:
 
     Args:
         r_sem (`float`):
-            1 if a judge says that the meaning is the same, else 0.
+            1 if a judge finds the meaning the same, else 0.
         r_abs (`float`):
             In [0, 1], from [`levenshtein_reward`].
         gamma (`float`):
@@ -73,20 +72,20 @@ def strip_trailing(ids: Sequence[int], stop_ids: Collection[int]) -> Sequence[in
 class ImitationReward:
     """The imitation reward for TRL: Eq. 3 for the rows of a memory or a dream, None for all others.
 
-    It reads the columns `reference_ids` (the rest of the teacher's sample, as tokens), `reference`
-    (the same as text), and, if there, `prefix_text` (what stood before it, so that a judge sees the
-    whole statement) and `part`. Rows of other parts get None: self-replay is held by
-    the divergence alone. The means of both terms go to `rewards/imitation/r_sem` and `.../r_abs`.
+    It reads the columns `reference_ids` (the rest of the teacher's sample, as tokens), `reference` (the same as text),
+    and, if present, `prefix_text` (the text before it, so that a judge sees the whole statement) and `part`. Rows of
+    other parts get None: self-replay is trained by the divergence alone. The means of both terms are logged as
+    `rewards/imitation/r_sem` and `rewards/imitation/r_abs`.
 
     Args:
         gamma (`float`, *optional*, defaults to `0.5`):
-            Weight of the judge, in [0, 1]. At 0 no judge is asked.
+            Weight of the judge, in [0, 1]. At 0 the judge is not called.
         z0 (`float`, *optional*):
-            Largest edit distance that earns anything; see [`levenshtein_reward`].
+            Largest edit distance with a reward above 0; see [`levenshtein_reward`].
         judge (`Judge`, `str` or `Mapping`, *optional*):
-            Who decides whether the meaning is the same: a name, `{"name": ..., "params": {...}}`,
-            or any callable with a judge's signature. Ours: the default is `lexical`, a proxy that
-            needs no model (the paper uses a frozen reward model).
+            Decides whether the meaning is the same: a name, `{"name": ..., "params": {...}}`, or any callable with a
+            judge's signature. The default is `lexical`, a proxy that needs no model (ours; the paper uses a frozen
+            reward model).
         eos_token_ids (`int` or `Collection[int]`, *optional*):
             Tokens that are removed from the end of both sides before they are compared.
 
@@ -111,13 +110,13 @@ class ImitationReward:
         self.eos_token_ids = frozenset(listed)
 
     def check(self) -> None:
-        """Raise `ValueError` if the judge, if it is asked at all, has a model that cannot be read."""
+        """Raise `ValueError` if the judge is used and its model cannot be read."""
         check = getattr(self.judge, "check", None)
         if self.gamma > 0 and check is not None:
             check()
 
     def load(self) -> None:
-        """Load the judge's model, if it has one and is asked at all."""
+        """Load the judge's model, if it is used and has one."""
         load = getattr(self.judge, "load", None)
         if self.gamma > 0 and load is not None:
             load()
@@ -132,7 +131,7 @@ class ImitationReward:
         prefix_text: Sequence[str] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        """Return one reward in [0, 1] for each completion, or None where the row is no memory's."""
+        """Return one reward in [0, 1] for each completion, or None for rows that are not learned."""
         rows = [i for i in range(len(completions)) if part is None or part[i] in LEARNED]
         rewards: list[float | None] = [None] * len(completions)
         if not rows:
@@ -149,7 +148,7 @@ class ImitationReward:
 
     def _compare_tokens(self, row: int, completion: Sequence[int], reference: Sequence[int] | None) -> float:
         if reference is None:
-            raise RewardError(f"sample {row} is of the memory and has no reference_ids")
+            raise RewardError(f"sample {row} is about a memory and has no reference_ids")
         return levenshtein_reward(
             strip_trailing(completion, self.eos_token_ids),
             strip_trailing(reference, self.eos_token_ids),
@@ -166,7 +165,7 @@ class ImitationReward:
         if self.gamma == 0:
             return [0.0] * len(rows)
         if missing := [row for row in rows if reference[row] is None]:
-            raise RewardError(f"sample {missing[0]} is of the memory and has no reference")
+            raise RewardError(f"sample {missing[0]} is about a memory and has no reference")
         candidates = [completion_text(completions[row]) for row in rows]
         references = [str(reference[row]) for row in rows]
         contexts = None if prefix_text is None else [prefix_text[row] or "" for row in rows]

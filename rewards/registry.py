@@ -58,13 +58,13 @@ def resolve(spec: RewardSpec | str | Mapping[str, Any], **defaults: Any) -> Guar
 
 
 def check(spec: RewardSpec | str | Mapping[str, Any], columns: Collection[str] | None = None, **defaults: Any) -> None:
-    """Raise `ValueError` if a reward cannot be made or called, or its model cannot be read; load no weights.
+    """Raise `ValueError` if a reward cannot be made or called, or its model cannot be read. Loads no weights.
 
     Args:
         spec (`RewardSpec`, `str` or `Mapping`):
             Which reward, as for [`resolve`].
         columns (`Collection[str]`, *optional*):
-            Columns of the data set that it will be called with.
+            Columns of the dataset that it will be called with.
         **defaults:
             As for [`resolve`].
     """
@@ -74,7 +74,7 @@ def check(spec: RewardSpec | str | Mapping[str, Any], columns: Collection[str] |
     if missing:
         raise ValueError(
             f"Reward {guarded.__name__!r} needs {', '.join(missing)}, which the rows do not have; they have "
-            f"{', '.join(columns or ())}. Take it out, or set what it needs in params."
+            f"{', '.join(columns or ())}. Remove the reward, or set what it needs in params."
         )
 
 
@@ -144,7 +144,7 @@ def _check_signature(function: Any, what: str) -> None:
         raise ValueError(f"{what} has no signature to check; write: {form}.") from None
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise ValueError(
-            f"{what} does not take **kwargs, and TRL passes every column of the data set and more; write: {form}."
+            f"{what} does not take **kwargs, and TRL passes every column of the dataset and more; write: {form}."
         )
     if any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in parameters):
         raise ValueError(f"{what} needs a positional argument, and TRL passes keywords; write: {form}.")

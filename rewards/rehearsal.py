@@ -1,6 +1,6 @@
-"""DreamEvaluator rewards: what a dream is worth, by what it did to its task and by how it reads (3.4, Eq. 5).
+"""Rehearsal rewards: what a dream is worth, by its effect on the task and by its text (section 3.4, Eq. 5).
 
-The first two read columns that `DreamingTrainer` adds once dreams were tried out; the others read the text alone.
+The first two read columns that `DreamingTrainer` adds after dreams are tried out; the others read only the text.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ WORD = re.compile(r"\w+")
 
 @reward("improvement")
 def improvement(reward: Literal["binary", "gain"] = "binary") -> Callable[..., Rewards]:
-    """Reward a dream that made its task better (Eq. 5).
+    """Reward a dream that improved its task (Eq. 5).
 
-    Ours: a dream whose gain has no certain sign abstains, as does one that was not tried out.
+    A dream abstains if the sign of its gain is uncertain (ours), or if it was not tried out.
 
     Args:
         reward (`str`, *optional*, defaults to `"binary"`):
-            `"binary"`: 1 or 0, as in the paper. `"gain"`: the mean gain, in the measure's own unit.
+            `"binary"`: 1 or 0, as in the paper. `"gain"`: the mean gain, in the unit of the measure.
 
     Raises:
         `ValueError`: if `reward` is neither.
@@ -60,10 +60,10 @@ def quiz_gain(smallest: float = 0.0) -> Callable[..., Rewards]:
 
 @reward("novelty")
 def novelty() -> Callable[..., Rewards]:
-    """Reward what is said neither by the context nor by another dream about it (ours).
+    """Reward text that occurs neither in the context nor in another dream about it (ours).
 
-    It is 1 minus the share of the dream's sequences of three words that occur in the context or in the other dream most
-    like it. A dream of fewer than three words has no such sequence and gets 0.
+    The reward is 1 minus the share of the dream's three-word sequences that occur in the context, or in the most
+    similar other dream, whichever is larger. A dream of fewer than three words gets 0.
     """
 
     def new(completions: Sequence[Any], task_id: Column, context: Column, **columns: Any) -> Rewards:
@@ -83,14 +83,13 @@ def novelty() -> Callable[..., Rewards]:
 class Faithfulness:
     """Reward dreams that agree with their context (ours).
 
-    By the teacher itself: the probability that it gives the dream behind its prompt, in which the context stands, as
-    the geometric mean over the tokens. Or by a judge.
+    Without a judge, the reward is the probability that the teacher assigns to the dream's tokens behind a prompt that
+    contains the context (geometric mean). With a judge, it is the judge's verdict.
 
     Args:
         judge (`Judge`, `str` or `Mapping`, *optional*):
-            Who decides instead of the teacher, see [`sleep_trl.rewards.judges`]: an entailment `classifier`, or an
-            `lm`. It is given the dream and, as what it is to agree with, the context. `lexical` compares answers and is
-            of no use here.
+            Decides instead of the teacher, see [`sleep_trl.rewards.judges`]: an entailment `classifier`, or an `lm`. It
+            compares the dream with the context. `lexical` compares answers and is not suitable here.
     """
 
     def __init__(self, judge: Judge | str | Mapping[str, Any] | None = None) -> None:
@@ -117,19 +116,19 @@ class Faithfulness:
 
 @reward("format")
 def format_(pattern: str) -> Callable[..., Rewards]:
-    """Reward completions of which every line that is not empty has a given form (ours): 1, or 0.
+    """Reward completions whose non-empty lines all match a pattern (ours): 1, or 0.
 
     Args:
         pattern (`str`):
-            A regular expression that a whole line has to match, such as `Question: .+ Answer: .+`.
+            A regular expression that must match a whole line, such as `Question: .+ Answer: .+`.
 
     Raises:
-        `ValueError`: if the pattern is none.
+        `ValueError`: if it is not a regular expression.
     """
     try:
         form = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"pattern {pattern!r} is no regular expression: {error}.") from None
+        raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}.") from None
 
     def formed(completions: Sequence[Any], **columns: Any) -> Rewards:
         texts = [completion_text(completion) for completion in completions]
@@ -141,7 +140,7 @@ def format_(pattern: str) -> Callable[..., Rewards]:
 
 @reward("length")
 def length(shortest: int, longest: int) -> Callable[..., Rewards]:
-    """Reward completions of a given length (ours): 1 within the bounds, falling in proportion outside.
+    """Reward completions of a given length (ours): 1 within the bounds, decreasing proportionally outside.
 
     Args:
         shortest (`int`):

@@ -1,4 +1,4 @@
-"""Judges: who decides whether two texts mean the same. One judge a file; models load on demand."""
+"""Judges: they decide whether two texts mean the same. One judge per file; models are loaded on demand."""
 
 from sleep_trl.rewards.judges.classifier import ClassifierJudge
 from sleep_trl.rewards.judges.lexical import LexicalJudge

@@ -18,22 +18,22 @@ from sleep_trl.rewards.judges.registry import judge
 
 @judge("classifier")
 class ClassifierJudge:
-    """Says "the same" if a sequence classifier gives the label for it enough probability.
+    """Judges two texts the same if a sequence classifier gives that label enough probability.
 
-    Safetensors only; no remote code is run.
+    Loads safetensors only and runs no remote code.
 
     Args:
         model (`str`):
             Name on the Hugging Face hub or folder of a model that takes pairs of texts.
         label (`int` or `str`, *optional*, defaults to `1`):
-            Index or name of the label that means "the same". Not used with a single output, which
-            is read through a sigmoid.
+            Index or name of the label that means "the same". Ignored for a model with a single output, which goes
+            through a sigmoid.
         threshold (`float`, *optional*, defaults to `0.5`):
-            Least probability of that label, in (0, 1).
+            Minimum probability of that label, in (0, 1).
         both_ways (`bool`, *optional*, defaults to `True`):
-            Ask for (reference, candidate) and (candidate, reference) and require both. Of
-            entailment it takes both to be the same meaning (Kuhn et al., arXiv 2302.09664): one way
-            alone rewards an empty candidate, or one that says the reference among much else.
+            Classify (reference, candidate) and (candidate, reference) and require both. Two texts have the same meaning
+            if each entails the other (Kuhn et al., arXiv 2302.09664): one direction alone rewards an empty candidate,
+            or one that contains the reference among much else.
         batch_size (`int`, *optional*, defaults to `32`):
             Pairs in one forward pass.
         device (`str`, *optional*, defaults to `"auto"`):
@@ -86,7 +86,7 @@ class ClassifierJudge:
         self._model = model.requires_grad_(False).eval().to(choose_device(self.device))
 
     def __call__(self, candidates: list[str], references: list[str], contexts: list[str] | None = None) -> list[float]:
-        """Return 1.0 for each pair that the classifier calls the same, else 0.0."""
+        """Return 1.0 for each pair that the classifier labels the same, else 0.0."""
         self.load()
         said = whole_statements(candidates, contexts)
         meant = whole_statements(references, contexts)

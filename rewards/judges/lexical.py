@@ -12,19 +12,18 @@ Mode = Literal["exact", "contains", "f1"]
 
 @judge("lexical")
 class LexicalJudge:
-    """Says "the same" if the words are the same: a PROXY for meaning that needs no model.
+    """Judges two texts the same if their words are: a PROXY for meaning that needs no model.
 
-    It does not see that "two" and "2" mean the same. Ours, and the default: the paper's judge is a
-    frozen reward model. Contexts are not read, since words that both sides share say nothing.
+    It does not recognize that "two" and "2" mean the same. Ours, and the default: the paper's judge is a frozen reward
+    model. Contexts are ignored, since words that both sides share carry no information.
 
     Args:
         mode (`str`, *optional*, defaults to `"exact"`):
-            `"exact"`: equal after normalization. `"contains"`: the reference stands in the
-            candidate, which allows any text around it. `"f1"`: the words overlap by at least
-            `threshold`, which forgives one wrong word in a long sentence, also where that is the
-            word that counts.
+            `"exact"`: equal after normalization. `"contains"`: the candidate contains the reference, with any text
+            around it. `"f1"`: the words overlap by at least `threshold`, which tolerates one wrong word in a long
+            sentence, even if that is the one that matters.
         threshold (`float`, *optional*, defaults to `0.8`):
-            Least F1 for `"f1"`, in (0, 1].
+            Minimum F1 for `"f1"`, in (0, 1].
 
     Raises:
         `ValueError`: if the mode is unknown or the threshold is out of range.

@@ -1,4 +1,4 @@
-"""The language-model judge: a frozen causal LM is asked, and its next token read, not sampled."""
+"""The language-model judge: a frozen causal LM answers by the probabilities of its next token."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ Answer:"""
 
 @judge("lm")
 class LanguageModelJudge:
-    """Says "the same" if a causal LM finds "yes" more probable than "no" as its next token.
+    """Judges two texts the same if a causal LM finds "yes" more probable than "no" as its next token.
 
-    Safetensors only; no remote code is run.
+    Loads safetensors only and runs no remote code.
 
     Args:
         model (`str`):
             Name on the Hugging Face hub or folder of a causal language model.
         template (`str`, *optional*):
-            Jinja template of the question, with `reference` and `candidate` (each behind its
-            context) and `context`. A chat model's own markers go into it too.
+            Jinja template of the question, with `reference` and `candidate` (each preceded by its context) and
+            `context`. It must contain a chat model's special tokens.
         yes (`str`, *optional*, defaults to `" yes"`):
             The word for "the same"; its first token is compared.
         no (`str`, *optional*, defaults to `" no"`):
@@ -47,9 +47,8 @@ class LanguageModelJudge:
             The checkpoint's own, or a name of torch's, such as `"bfloat16"`.
 
     Raises:
-        `ValueError`: if the template does not parse or lacks a text; at `load()` if both words
-        begin
-            with the same token.
+        `ValueError`: if the template does not parse or lacks a text; at `load()` if both words begin with the same
+            token.
         `RewardError`: at a call, if a question is longer than the model reads.
     """
 

@@ -18,17 +18,16 @@ from sleep_trl.rewards.judges.registry import judge
 
 @judge("sentence_transformer")
 class SentenceTransformerJudge:
-    """Says "the same" if the cosine of two sentence embeddings is high enough.
+    """Judges two texts the same if the cosine of their sentence embeddings is high enough.
 
-    Both texts are judged behind their context. What they share draws the cosine towards 1, so
-    choose the threshold on pairs of your own data, some of which differ only in the word that
-    counts. Safetensors only; no remote code is run.
+    Both texts are preceded by their context, which pulls the cosine towards 1. Choose the threshold on pairs of your
+    own data, some of which differ only in the word that matters. Loads safetensors only and runs no remote code.
 
     Args:
         model (`str`):
             Name on the Hugging Face hub or folder of a sentence-transformers model.
         threshold (`float`, *optional*, defaults to `0.9`):
-            Least cosine, in (-1, 1].
+            Minimum cosine, in (-1, 1].
         batch_size (`int`, *optional*, defaults to `32`):
             Texts in one forward pass.
         device (`str`, *optional*, defaults to `"auto"`):

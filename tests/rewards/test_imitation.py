@@ -119,7 +119,7 @@ def test_missing_column_and_missing_value_are_named(column) -> None:
     with pytest.raises(RewardError, match=f"needs {column}, which is neither"):
         reward(**without)
     holed = {**BATCH, column: [BATCH[column][0], None, *BATCH[column][2:]]}
-    with pytest.raises(RewardError, match=f"sample 1 is of the memory and has no {column}"):
+    with pytest.raises(RewardError, match=f"sample 1 is about a memory and has no {column}"):
         reward(**holed)
 
 

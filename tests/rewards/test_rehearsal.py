@@ -10,12 +10,12 @@ def rewards(spec, completions=("a",) * 4, **columns):
     return resolve(spec)(completions=list(completions), **BATCH, **columns)
 
 
-def test_improvement_is_one_or_nothing_and_abstains_in_doubt():
+def test_improvement_is_one_or_zero_and_abstains_when_uncertain():
     assert rewards("improvement", **TRIED) == [1.0, 0.0, None, None]
     assert rewards({"name": "improvement", "params": {"reward": "gain"}}, **TRIED) == [0.5, -0.2, None, None]
 
 
-def test_quiz_gain_believes_every_gain_that_is_large_enough():
+def test_quiz_gain_counts_every_gain_that_is_large_enough():
     assert rewards("quiz_gain", **TRIED) == [0.5, -0.2, 0.1, None]
     assert rewards({"name": "quiz_gain", "params": {"smallest": 0.15}}, **TRIED) == [0.5, -0.2, 0.0, None]
 
@@ -66,7 +66,7 @@ def test_length_falls_off_outside_its_bounds():
     ("spec", "message"),
     [
         ({"name": "improvement", "params": {"reward": "both"}}, "'binary' or 'gain'"),
-        ({"name": "format", "params": {"pattern": "("}}, "no regular expression"),
+        ({"name": "format", "params": {"pattern": "("}}, "not a regular expression"),
         ({"name": "length", "params": {"shortest": 5, "longest": 4}}, "1 <= shortest"),
     ],
 )
