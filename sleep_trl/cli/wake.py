@@ -25,8 +25,8 @@ FormOption = Annotated[
     Form | None,
     typer.Option(
         "--form",
-        help="jsonl: each line is an object with text or messages. lines: each line is a text. document: the whole file "
-        "is one text. Default: by the file's name.",
+        help="jsonl: each line is an object with text or messages. lines: each line is a text. document: the whole "
+        "file is one text. Default: by the file's name.",
     ),
 ]
 BUFFER = Path("runs/wake.db")

@@ -1,4 +1,4 @@
-"""The report of a night: one page that is readable without a network."""
+"""The HTML report of a night: one self-contained file."""
 
 from .page import write_report
 

@@ -1,4 +1,4 @@
-"""The dreams of a night for the report's browser: what was dreamt about each window, and what became of it."""
+"""The dream browser of the report: the dreams of each window and their outcomes."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 
 from .words import finite
 
-MOST_DREAMS = 2000  # shown; a page with more is slow to open
+MAX_DREAMS = 2000  # shown; a page with more is slow to open
 
 Row = Mapping[str, Any]
 
-SELECTED = {"top": "by its gradient", "random": "by chance", "all": "all are", "": "not selected"}
+SELECTED = {"top": "by gradient", "random": "at random", "all": "all", "": "not selected"}
 
 
 def browse(records: Sequence[Row], tasks: Sequence[Row]) -> tuple[list[dict[str, Any]], int]:
     """Group dreams by task, in the order of the tasks and rounds.
 
     Args:
-        records (`Sequence[Mapping]`): the dreams, as `DreamingTrainer.trials` has them.
+        records (`Sequence[Mapping]`): the dreams, as in `DreamingTrainer.trials`.
         tasks (`Sequence[Mapping]`): with `task_id`, `context` and `questions`.
 
     Returns:
-        `tuple[list[dict], int]`: tasks with their dreams, and how many dreams are left out.
+        `tuple[list[dict], int]`: tasks with their dreams, and the number of dreams left out.
     """
     steps = sorted({record["step"] for record in records})
     rounds = {step: number for number, step in enumerate(steps, start=1)}
@@ -35,18 +35,18 @@ def browse(records: Sequence[Row], tasks: Sequence[Row]) -> tuple[list[dict[str,
                 "selected": SELECTED[record["selected"]],
                 "score": signed(record["score"], places=2).lstrip("+"),
                 "gain": gain(record),
-                "fate": fate(record, is_last=record["step"] == steps[-1]),
+                "outcome": outcome(record, is_last=record["step"] == steps[-1]),
             }
         )
-    shown, left = [], MOST_DREAMS
+    shown, left = [], MAX_DREAMS
     for task in tasks:
         dreams = by_task[task["task_id"]][:left]
         left -= len(dreams)
         if dreams:
             questions = [(q["question"], ", ".join(q["answers"])) for q in task["questions"]]
-            helped = sum(dream["fate"].startswith("helped") for dream in dreams)
+            helped = sum(dream["outcome"].startswith("helped") for dream in dreams)
             shown.append({**task, "questions": questions, "dreams": dreams, "helped": helped})
-    return shown, max(0, len(records) - MOST_DREAMS)
+    return shown, max(0, len(records) - MAX_DREAMS)
 
 
 def gain(record: Row) -> str:
@@ -56,20 +56,20 @@ def gain(record: Row) -> str:
     return f"{mean} ({low} to {high})" if mean else ""
 
 
-def fate(record: Row, is_last: bool) -> str:
-    """Return in words what became of a dream, and why."""
+def outcome(record: Row, is_last: bool) -> str:
+    """Describe the outcome of a dream."""
     if not record["selected"]:
-        return "not tried out"
+        return "not tested"
     if record["error"]:
-        return f"could not be learnt: {record['error']}"
+        return f"could not be learned: {record['error']}"
     if record["rewarded"]:
-        return "helped; learnt by the new expert" if is_last else "helped; the dreamer learnt to write it"
+        return "helped; learned by the new expert" if is_last else "helped; the dreamer learned to write it"
     if record["trial_gain"] is not None and record["trial_reward"] is None:
-        return "uncertain, so it counts neither way"
+        return "uncertain, not counted"
     return "did not help"
 
 
 def signed(value: Any, scale: float = 1.0, places: int = 1) -> str:
-    """Return a number with its sign, and nothing for one that was not measured."""
+    """Return a number with its sign, or an empty string if it was not measured."""
     number = finite(value)
     return "" if number is None else f"{scale * number:+.{places}f}"

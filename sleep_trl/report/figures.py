@@ -1,7 +1,7 @@
 """The figures of a report: pure functions from what `results.json` holds to plotly figures.
 
-A figure carries no colours of its own. Each trace names a hue in its `meta`, and the page paints it from its style
-sheet, so that one place decides what light and dark look like.
+Figures have no colors of their own. Each trace names a hue in its `meta`, and the page takes the color from its style
+sheet, so that light and dark are defined in one place.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 HUES = ("blue", "orange", "green", "purple", "yellow", "sky", "gray")
-PARTS = ("memory", "general", "earlier", "dream")  # of the data set; their hues in this order
+PARTS = ("memory", "general", "earlier", "dream")  # of the data set, in the order of their hues
 DASHES = {"rollout": "solid", "reference": "dot"}
 STEP = "step (optimizer updates)"
-MOST_NUMBERED = 4  # pairs of bars with room for their numbers, on a phone too
-LONGEST_LABEL = 40  # characters; the words beside the figure have the rest
-FEW = 40  # points up to which each is marked, so that a single one is seen
+MAX_LABELED_PAIRS = 4  # pairs of bars that have space for their numbers, even on a phone
+MAX_LABEL = 40  # characters; the summary of the figure has the full text
+MAX_MARKERS = 40  # points up to which each has a marker, so that a single point is visible
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with what the page says about it.
+    """A figure with its texts.
 
     Args:
-        id (`str`): the element's id, ours.
+        id (`str`): the HTML element's id.
         title (`str`): heading.
         caption (`str`): what to look for.
         plot (`plotly.graph_objects.Figure`): the figure.
-        summary (`str`): its numbers in words, for those who do not see it.
+        summary (`str`): its numbers as text, for screen readers.
     """
 
     id: str
@@ -48,7 +48,7 @@ class Chart:
 
 
 def charts(results: Mapping[str, Any]) -> list[Chart]:
-    """Return the charts that a run has data for, in the order of the page.
+    """Return the charts that a run has data for, in page order.
 
     Args:
         results (`Mapping[str, Any]`): what `results.json` holds.
@@ -66,7 +66,7 @@ def charts(results: Mapping[str, Any]) -> list[Chart]:
 
 
 def recall_chart(recall: Mapping[str, Any]) -> Chart | None:
-    """Draw recall before, with context and after as bars; `None` if nothing was asked."""
+    """Draw recall before, with context and after as bars, or return `None` if it was not measured."""
     bars = (
         ("before", "before", "gray"),
         ("with<br>the text", "with_context", "orange"),
@@ -84,7 +84,7 @@ def recall_chart(recall: Mapping[str, Any]) -> Chart | None:
         "recall",
         "Recall of the memories",
         "Questions about the memories, answered without the text before and after the night, and with the text in the "
-        "context, as the teacher has it. The night has worked when the last bar is as high as the middle one.",
+        "context, like the teacher. The night was successful if the last bar is as high as the middle one.",
         plot,
         "; ".join(f"{name.replace('<br>', ' ')}: {percent(shares[key])}" for name, key, _ in bars),
     )
@@ -97,13 +97,13 @@ def skill_chart(skill: Mapping[str, Any], retention: Mapping[str, Mapping[str, A
     pairs = {name: pair for name, pair in pairs.items() if pair != (None, None)}
     if not pairs:
         return None
-    plot, has_room = empty_figure(y="score (%)"), len(pairs) <= MOST_NUMBERED
+    plot, has_space = empty_figure(y="score (%)"), len(pairs) <= MAX_LABELED_PAIRS
     for side, (name, hue) in enumerate((("before", "gray"), ("after", "blue"))):
         shares = [pair[side] for pair in pairs.values()]
         plot.add_bar(
             x=[label(group).replace("recall of ", "recall of<br>", 1) for group in pairs],
             y=percents(shares),
-            text=[f"{v:.1f}" if v is not None else "" for v in percents(shares)] if has_room else None,
+            text=[f"{v:.1f}" if v is not None else "" for v in percents(shares)] if has_space else None,
             constraintext="none",
             textfont_size=11,
             name=name,
@@ -113,20 +113,20 @@ def skill_chart(skill: Mapping[str, Any], retention: Mapping[str, Mapping[str, A
     _percent_axes(plot)
     return Chart(
         "skill",
-        "What the model could do before",
-        f"Pairs should stand level: a lower second bar is forgetting. Base skill is measured as {skill['measure']}.",
+        "Retention",
+        f"Both bars of a pair should be equal; a lower second bar is forgetting. Base skill: {skill['measure']}.",
         plot,
         "; ".join(f"{name}: {percent(a)} before, {percent(b)} after" for name, (a, b) in pairs.items()),
     )
 
 
 def loss_chart(history: Rows) -> Chart | None:
-    """Draw the loss against the step; `None` without one."""
+    """Draw the loss at each step, or return `None` if there is none."""
     return _lines(
         "loss",
         "Loss",
-        "It should come down and level out. Its reinforcement part is near zero on average, so small ups and downs "
-        "mean little; a jump that stays does.",
+        "It should fall and level off. Its policy-gradient term is near zero on average, so small fluctuations mean "
+        "little; a lasting jump does not.",
         history,
         {"loss": ("loss", "blue", "solid")},
         "loss (weighted sum of its parts)",
@@ -134,7 +134,7 @@ def loss_chart(history: Rows) -> Chart | None:
 
 
 def reward_chart(history: Rows) -> Chart | None:
-    """Draw the mean of each reward function, and of their weighted sum where that says something else."""
+    """Draw the mean of each reward function, and of their weighted sum if it differs."""
     pattern = re.compile(r"rewards/(.+)/mean", re.DOTALL)
     names = {key: match[1] for key in _keys(history) if (match := pattern.fullmatch(key))}
     lines = {key: (name, HUES[i % len(HUES)], "solid") for i, (key, name) in enumerate(names.items())}
@@ -143,8 +143,8 @@ def reward_chart(history: Rows) -> Chart | None:
     return _lines(
         "reward",
         "Reward",
-        "It should rise: the model's own answers, written without the text, come closer to the teacher's. "
-        "A flat line at zero says that a reward function never fires.",
+        "It should rise as the model's own answers, written without the text, come closer to the teacher's. A flat "
+        "line at zero means that a reward function never scores.",
         history,
         lines,
         "mean reward of a completion",
@@ -162,9 +162,9 @@ def divergence_chart(history: Rows) -> Chart | None:
     return _lines(
         "divergence",
         "Divergence from the teacher",
-        "Memory and dream should fall: the model without the text comes to predict what it predicts with it. General "
-        "and earlier should stay near zero: what rises there is forgetting. Solid: on the model's own rollouts; "
-        "dotted: on the teacher's references.",
+        "Memory and dream should fall, as the model without the text learns to predict what it predicts with the text. "
+        "General and earlier should stay near zero; a rise there is forgetting. Solid: on the model's own rollouts. "
+        "Dotted: on the teacher's references.",
         history,
         lines,
         "divergence (nats per token)",
@@ -197,8 +197,8 @@ def seconds_chart(seconds: Mapping[str, Any]) -> Chart | None:
     return Chart(
         "seconds",
         "Time by phase",
-        "Where the night's time went. Most of it should be write dataset, in which the teacher writes, and seed, "
-        "which trains the expert.",
+        "Most of the time should go to write dataset, in which the teacher writes, and to seed, which trains the "
+        "expert.",
         plot,
         "; ".join(f"{phase.replace('_', ' ')}: {value:.1f} seconds" for phase, value in phases.items()),
     )
@@ -218,22 +218,22 @@ def series(history: Rows, key: str) -> tuple[list[float], list[float | None]]:
 
 
 def label(text: str) -> str:
-    """Return foreign text for a plotly label, which would otherwise read tags, links among them, and TeX out of it."""
-    short = text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"
+    """Escape untrusted text for a plotly label, which would interpret tags, links and TeX."""
+    short = text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1] + "…"
     return html.escape(visible(short), quote=False).replace("$", "&#36;")
 
 
 def _lines(
     id: str, title: str, caption: str, history: Rows, lines: Mapping[str, tuple[str, str, str]], unit: str
 ) -> Chart | None:
-    plot, said, gaps = empty_figure(x=STEP, y=unit), [], 0
+    plot, summaries, gaps = empty_figure(x=STEP, y=unit), [], 0
     for key, (name, hue, dash) in lines.items():
         steps, values = series(history, key)
         known = [value for value in values if value is not None]
         gaps += len(values) - len(known)
         if not known:
             continue
-        mode = "lines+markers" if len(values) <= FEW else "lines"
+        mode = "lines+markers" if len(values) <= MAX_MARKERS else "lines"
         plot.add_scatter(
             x=steps,
             y=values,
@@ -243,20 +243,20 @@ def _lines(
             hovertemplate="%{y:.4g}",
             meta={"hue": hue},
         )
-        said.append(f"{name}: first {known[0]:.4g}, last {known[-1]:.4g}")
-    if not said:
+        summaries.append(f"{name}: first {known[0]:.4g}, last {known[-1]:.4g}")
+    if not summaries:
         return None
     if gaps:
-        caption += f" Logged values that are no finite numbers, left as gaps: {gaps}."
-    plot.update_layout(showlegend=len(said) > 1, hovermode="x unified")
+        caption += f" Logged values that are not finite, shown as gaps: {gaps}."
+    plot.update_layout(showlegend=len(summaries) > 1, hovermode="x unified")
     drawn = [step for trace in plot.data for step in trace.x]
     if max(drawn) - min(drawn) < 10:
         plot.update_xaxes(dtick=1)  # there is no step 1.5
-    return Chart(id, title, caption, plot, "; ".join(said))
+    return Chart(id, title, caption, plot, "; ".join(summaries))
 
 
 def empty_figure(x: str = "", y: str = "") -> Figure:
-    """Return a figure without traces, its axes named."""
+    """Return a figure with named axes and without traces."""
     import plotly.graph_objects as go
 
     return go.Figure(
@@ -274,12 +274,12 @@ def empty_figure(x: str = "", y: str = "") -> Figure:
 
 def _percent_axes(plot: Figure) -> None:
     plot.update_traces(textposition="outside", cliponaxis=False, hovertemplate="%{y:.2f} %")
-    plot.update_xaxes(type="category")  # else an entry named like a date becomes one
+    plot.update_xaxes(type="category")  # else entries named like dates become dates
     plot.update_yaxes(range=[0, 108], tickvals=[0, 25, 50, 75, 100])
 
 
 def percents(shares: Iterable[Any]) -> list[float | None]:
-    """Return shares as percentages, with `None` for what was not measured."""
+    """Return shares as percentages, with `None` for those not measured."""
     return [None if (number := finite(share)) is None else 100 * number for share in shares]
 
 

@@ -1,4 +1,4 @@
-"""The figure of the memory's levels: how many experts each had after every night."""
+"""The figure of the memory's levels: the number of experts in each after every night."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MOST_TICKS = 8
 
 
 def capacity_charts(capacity: Row, ledger: Sequence[Row]) -> list[Chart]:
-    """Return the experts of each level after each night of a life of at least two.
+    """Draw the experts of each level after each night, for a chain of at least two nights.
 
     Args:
-        capacity (`Mapping[str, Any]`): the part `capacity` of `results.json`, empty in old ones.
+        capacity (`Mapping[str, Any]`): `capacity` of `results.json`, which is empty in old runs.
         ledger (`Sequence[Mapping]`): entries of the ledger, oldest first.
     """
     entries = [LedgerEntry.model_validate(row) for row in ledger] if capacity else []
@@ -27,7 +27,7 @@ def capacity_charts(capacity: Row, ledger: Sequence[Row]) -> list[Chart]:
     if len(nights) < 2:
         return []
     counts = {entry.id: _count(entries[: place + 1], entry.date) for place, entry in nights}
-    names, room = [label(name) for name in counts], capacity["max_experts"] - capacity.get("blocks", 0)
+    names, size = [label(name) for name in counts], capacity["max_experts"] - capacity.get("blocks", 0)
     plot = empty_figure(x="night", y="experts")
     for number, level in enumerate(sorted({level for count in counts.values() for level in count})):
         plot.add_bar(
@@ -39,8 +39,8 @@ def capacity_charts(capacity: Row, ledger: Sequence[Row]) -> list[Chart]:
         )
     plot.add_scatter(
         x=names,
-        y=[room] * len(names),
-        name="room",
+        y=[size] * len(names),
+        name="capacity",
         mode="lines",
         line={"dash": "dash", "width": 2},
         hovertemplate="%{y}",
@@ -48,20 +48,20 @@ def capacity_charts(capacity: Row, ledger: Sequence[Row]) -> list[Chart]:
     )
     plot.update_layout(barmode="stack", hovermode="x unified")
     plot.update_xaxes(type="category")
-    plot.update_yaxes(rangemode="tozero", dtick=math.ceil(room / MOST_TICKS))  # there is no half expert
-    said = "; ".join(f"{name}: {_in_words(count)}" for name, count in counts.items())
+    plot.update_yaxes(rangemode="tozero", dtick=math.ceil(size / MOST_TICKS))  # whole experts only
+    summary = "; ".join(f"{name}: {_count_text(count)}" for name, count in counts.items())
     caption = (
-        "Experts after each night, by level. Where a bar shrinks, experts of one level became a single one of the next "
-        "and their slots are free again. The dashed line is the room of the memory, without the levels' own blocks."
+        "Experts after each night, by level. Where a bar shrinks, experts of one level were consolidated into one of "
+        "the next, and their slots are free again. The dashed line is the capacity, without the levels' own blocks."
     )
-    return [Chart("capacity", "Capacity by level", caption, plot, f"{said}; room for {room}")]
+    return [Chart("capacity", "Capacity by level", caption, plot, f"{summary}; capacity {size}")]
 
 
 def _count(entries: Sequence[LedgerEntry], date: str) -> Counter[int]:
-    """Count the experts by level as they were then: what was dropped later still had its own."""
+    """Count the experts by level at that time, including those of entries that were dropped later."""
     then = [e.model_copy(update={"dropped": None}) if e.dropped and e.dropped > date else e for e in entries]
     return Counter(entry.level for entry in expert_owners(then))
 
 
-def _in_words(count: Mapping[int, int]) -> str:
+def _count_text(count: Mapping[int, int]) -> str:
     return ", ".join(f"{count[level]} of level {level}" for level in sorted(count)) or "none"

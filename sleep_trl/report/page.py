@@ -1,4 +1,4 @@
-"""A run's folder as one page: `report.html`, which loads nothing from anywhere."""
+"""Renders a run's folder as `report.html`, a page that loads nothing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..runs.files import read_json, read_jsonl, write_text
+from ..runs.folder import RunFolder
 from .dreams import browse
 from .figures import PARTS, Chart, charts
 from .levels import capacity_charts
@@ -21,39 +22,38 @@ from .words import clip, duration, finite, moment, outcome, percent, verdict, vi
 
 SHOWN_SAMPLES = 12
 SHOWN_SOURCES = 4  # of a ledger entry
-MOST_TEXT = 600  # characters of a sample's prompt or reference
+MAX_TEXT = 600  # characters of a sample's prompt or reference
 
 Row = Mapping[str, Any]
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` into a run's folder from what the run left there.
+    """Write `report.html` from the files in a run's folder.
 
     Args:
         folder (`Path`):
-            Holds `results.json`; what the teacher wrote, the dreams (both in `phases/`) and `ledger.jsonl` are shown if
-            they are there.
+            The run's folder with `results.json`. The teacher's samples and the dreams (both in `phases/`) and
+            `ledger.jsonl` are shown if they exist.
 
     Returns:
-        `Path`: the page, one file that is readable without a network.
+        `Path`: the page, a self-contained file.
 
     Raises:
         `ValueError`: if plotly is not installed, or a file is missing or broken.
     """
     library = plotly_library()
-    results = read_json(folder / "results.json")
-    written = _phase(folder, "write_dataset")
-    ledger = folder / "ledger.jsonl"
-    entries = list(read_jsonl(ledger)) if ledger.exists() else []
-    page = folder / "report.html"
-    tasks = browse(_phase(folder, "dream") or [], _phase(folder, "write_quiz") or [])
-    write_text(page, render_page(results, written["samples"] if written else [], entries, library, *tasks))
-    return page
+    files = RunFolder(folder)
+    results = read_json(files.results)
+    written = _phase(files, "write_dataset")
+    entries = list(read_jsonl(files.ledger)) if files.ledger.exists() else []
+    tasks = browse(_phase(files, "dream") or [], _phase(files, "write_quiz") or [])
+    write_text(files.report, render_page(results, written["samples"] if written else [], entries, library, *tasks))
+    return files.report
 
 
-def _phase(folder: Path, name: str) -> Any:
-    """Return what a phase has left, or `None`."""
-    path = folder / "phases" / f"{name}.json"
+def _phase(files: RunFolder, name: str) -> Any:
+    """Return the result of a phase, or `None` if there is none."""
+    path = files.phases / f"{name}.json"
     return read_json(path)["result"] if path.exists() else None
 
 
@@ -85,11 +85,11 @@ def render_page(
 
     Args:
         results (`Mapping`): what `results.json` holds.
-        samples (`Sequence[Mapping]`): what the teacher wrote, of which a few are shown.
+        samples (`Sequence[Mapping]`): the teacher's samples, of which a few are shown.
         ledger (`Sequence[Mapping]`): entries of the ledger, oldest first.
         library (`str`): plotly's JavaScript.
-        tasks (`Sequence[Mapping]`, *optional*): what was dreamt about, see [`browse`].
-        dreams_left_out (`int`, *optional*, defaults to `0`): dreams that are not among them.
+        tasks (`Sequence[Mapping]`, *optional*): windows with their dreams, see [`browse`].
+        dreams_left_out (`int`, *optional*, defaults to `0`): number of dreams that are not among them.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -97,9 +97,9 @@ def render_page(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,  # Markup is ours and stays as it is
+        finalize=lambda value: visible(value) if type(value) is str else value,  # Markup is ours and is not escaped
     )
-    environment.filters["clip"] = lambda text: clip(text, MOST_TEXT)
+    environment.filters["clip"] = lambda text: clip(text, MAX_TEXT)
     draw = environment.get_template("draw.js.j2").render()
     drawn = [
         *charts(results),
@@ -129,52 +129,52 @@ def render_page(
         shown_sources=SHOWN_SOURCES,
         settings=list(flatten(results.get("config") or {})),
         versions=list((results.get("versions") or {}).items()),
-        surroundings=[(key, results[key]) for key in ("seed", "device", "processes") if key in results],
+        environment=[(key, results[key]) for key in ("seed", "device", "processes") if key in results],
     )
 
 
 def facts(results: Row) -> Iterator[tuple[str, str, str]]:
-    """Yield the key figures: name, value, and what it refers to."""
+    """Yield the key figures: name, value and explanation."""
     recall, skill, parameters = results["recall"], results["base_skill"], results["parameters"]
     total = finite(results["seconds"].get("total"))
     yield "Recall without context", change(recall["before"], recall["after"]), "before → after the night"
-    yield "Recall with context", percent(recall["with_context"]), "what the teacher knows"
+    yield "Recall with context", percent(recall["with_context"]), "the teacher's recall"
     yield "Base skill", change(skill["before"], skill["after"]), skill["measure"]
     added, base = parameters["added"], parameters["base"]
-    trained = f", {parameters['trainable']:,} trained tonight" if parameters["trainable"] != added else ""
+    trained = f", {parameters['trainable']:,} trained in this night" if parameters["trainable"] != added else ""
     yield "Parameters added", f"{added:,}", f"{percent(added / base)} of the base's {base:,}{trained}"
     if capacity := results.get("capacity"):
         levels = " · ".join(f"{count} of level {level}" for level, count in capacity["by_level"].items()) or "none"
-        room = capacity["max_experts"] - capacity.get("blocks", 0)  # which results of old nights lack
-        yield "Experts", f"{sum(capacity['by_level'].values())} of {room}", levels
+        size = capacity["max_experts"] - capacity.get("blocks", 0)  # `blocks` is missing in old results
+        yield "Experts", f"{sum(capacity['by_level'].values())} of {size}", levels
     if load := results.get("load"):
         tokens = [sum(layer[index] for layer in load) for index in range(len(load[0]))]
         shares = " · ".join(percent(count / max(1, sum(tokens))) for count in tokens if count)
-        yield "Load of the experts", shares, "share of the routed tokens, oldest first, over all layers"
+        yield "Expert load", shares, "share of routed tokens over all layers, oldest expert first"
     yield "Time", duration(total), f"{total:,.1f} seconds, all phases" if total is not None else "all phases"
 
 
 def change(before: Any, after: Any) -> str:
-    """Return two shares with an arrow between them, or words if neither was measured."""
+    """Return two shares with an arrow in between, or that neither was measured."""
     return percent(None) if before is None and after is None else f"{percent(before)} → {percent(after)}"
 
 
 def plot_data(drawn: Sequence[Chart]) -> list[dict[str, Any]]:
-    """Return the figures as the plain data that the page's script draws."""
+    """Return the figures as JSON data for the page's script."""
     return [{"id": chart.id, **json.loads(chart.plot.to_json())} for chart in drawn]
 
 
 def source_hash(script: str) -> str:
-    """Return the source expression by which a Content-Security-Policy admits this one inline script."""
+    """Return the source expression that allows this inline script in a Content-Security-Policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def choose_samples(samples: Sequence[Row], count: int) -> list[Row]:
-    """Choose samples to show: in turn from each part and template, spread evenly over each, in the order written.
+    """Choose samples to show: the same number of each part and template, evenly spaced, in the order written.
 
     Args:
-        samples (`Sequence[Mapping]`): with `part` and `template`.
-        count (`int`): how many at most.
+        samples (`Sequence[Mapping]`): samples with `part` and `template`.
+        count (`int`): the maximum number.
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for index, sample in enumerate(samples):
@@ -188,7 +188,7 @@ def choose_samples(samples: Sequence[Row], count: int) -> list[Row]:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield a configuration as dotted keys, as the command line takes them, with values as JSON."""
+    """Yield a configuration as dotted keys, as on the command line, with JSON values."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")

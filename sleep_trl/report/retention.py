@@ -1,4 +1,4 @@
-"""The figures of a life: what each night left of those before it. Pure functions, like `figures.py`."""
+"""The figures of a chain: how much of each night is kept by later ones. Pure functions, like `figures.py`."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any
 from .figures import HUES, Chart, empty_figure, label, percents
 from .words import finite, percent
 
-CHAIN = "night after which it was asked"
-DASHES = ("solid", "dot", "dashdot")  # of the nights that share a hue, oldest first
-PALEST, DEEPEST = 0.06, 0.55  # opacity of a cell of 0 % and of 100 %, on which words are read in light and in dark
+AFTER = "measured after night"
+DASHES = ("solid", "dot", "dashdot")  # of nights that share a hue, oldest first
+PALEST, DEEPEST = 0.06, 0.55  # opacity of a cell of 0 % and of 100 %; text on it is readable in light and dark
 
 
 def chain_charts(chain: Mapping[str, Any]) -> list[Chart]:
-    """Return the accuracy matrix and the forgetting curves of a life of at least two nights.
+    """Return the accuracy matrix and the forgetting curves of a chain of at least two nights.
 
     Args:
-        life (`Mapping[str, Any]`): the part `chain` of `results.json`.
+        chain (`Mapping[str, Any]`): `chain` of `results.json`.
     """
-    asked = [score for row in chain.get("recall") or [] for score in row if finite(score) is not None]
-    return [matrix_chart(chain), forgetting_chart(chain)] if len(chain.get("entries") or []) > 1 and asked else []
+    measured = [score for row in chain.get("recall") or [] for score in row if finite(score) is not None]
+    return [matrix_chart(chain), forgetting_chart(chain)] if len(chain.get("entries") or []) > 1 and measured else []
 
 
 def matrix_chart(chain: Mapping[str, Any]) -> Chart:
     """Draw the recall of every night's questions after every night as a heat map.
 
-    Plotly's own heat map is a bitmap, which the page's policy does not admit; this one is made of shapes.
+    Plotly's heat map is a bitmap, which the page's security policy blocks; this one is made of shapes.
     """
     names = [label(entry) for entry in chain["entries"]]
     scores = [(i, j, share) for j, row in enumerate(chain["recall"]) for i, share in enumerate(percents(row))]
     known = [(i, j, share) for i, j, share in scores if share is not None]
-    plot = empty_figure(x="recall of (%)", y=CHAIN)
+    plot = empty_figure(x="recall of (%)", y=AFTER)
     for i, j, share in known:
         edges = {"x0": i - 0.48, "x1": i + 0.48, "y0": j - 0.48, "y1": j + 0.48}
         plot.add_shape(
@@ -52,26 +52,26 @@ def matrix_chart(chain: Mapping[str, Any]) -> Chart:
     plot.update_yaxes(range=ends[::-1], **axis)
     measures = (
         ("after the last night", "average"),
-        ("right after its own night", "after_own_night"),
+        ("after its own night", "after_own_night"),
         ("forgetting", "forgetting"),
         ("backward transfer", "backward_transfer"),
         ("forward transfer", "forward_transfer"),
     )
-    said = "; ".join(f"{name}: {percent(chain[key])}" for name, key in measures)
+    summary = "; ".join(f"{name}: {percent(chain[key])}" for name, key in measures)
     return Chart(
-        "life",
+        "chain",
         "Recall of every night after every night",
-        "A row is what was still known after that night; the last of it was learnt in it. A column that pales "
-        f"downwards was forgotten. Means over nights: {said}.",
+        "A row shows the recall of all nights after that night; its last cell is the night's own. A column that fades "
+        f"downwards is forgotten. Means over nights: {summary}.",
         plot,
-        said,
+        summary,
     )
 
 
 def forgetting_chart(chain: Mapping[str, Any]) -> Chart:
-    """Draw the recall of each night's questions, and the base skill, against the night after which they were asked."""
+    """Draw the recall of each night's questions, and the base skill, after each later night."""
     nights = [label(entry) for entry in chain["entries"]]
-    plot, said = empty_figure(x=CHAIN, y="score (%)"), []
+    plot, summaries = empty_figure(x=AFTER, y="score (%)"), []
     curves = {
         name: [None] * number + [row[number] for row in chain["recall"][number:]] for number, name in enumerate(nights)
     }
@@ -90,15 +90,15 @@ def forgetting_chart(chain: Mapping[str, Any]) -> Chart:
             hovertemplate="%{y:.1f} %",
             meta={"hue": "ink" if is_skill else HUES[number % len(HUES)]},
         )
-        said.append(f"{name}: first {percent(known[0])}, last {percent(known[-1])}")
+        summaries.append(f"{name}: first {percent(known[0])}, last {percent(known[-1])}")
     plot.update_layout(hovermode="x unified", height=400)
     plot.update_xaxes(type="category")
     plot.update_yaxes(range=[0, 105], tickvals=[0, 25, 50, 75, 100])
     return Chart(
         "forgetting",
         "Forgetting",
-        "Each line is the recall of one night's questions, from the night that learnt them on. Level lines are "
-        "memories that stay; the dashed one is the base skill.",
+        "Each line is the recall of one night's questions, starting with the night that learned them. A level line is "
+        "a memory that is kept. The dashed line is the base skill.",
         plot,
-        "; ".join(said),
+        "; ".join(summaries),
     )

@@ -1,4 +1,4 @@
-"""Numbers and foreign text as words a person can read."""
+"""Formats numbers, outcomes and untrusted text for the report."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-SKILL_KEPT = 0.005  # a change of the base skill below this is no change: half a point
-RECALL_KEPT = 0.02  # earlier nights keep at least 98 % of their recall
-HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories of what is not seen, or moves what is seen
-JOINERS = "\u200c\u200d"  # of the hidden ones these are ordinary spelling in Persian, Hindi and emoji
+SKILL_KEPT = 0.005  # a smaller change of the base skill, half a point, is not reported
+RECALL_KEPT = 0.02  # earlier nights must keep at least 98 % of their recall
+HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories of invisible characters and of those that move others
+JOINERS = "\u200c\u200d"  # hidden characters that are ordinary spelling in Persian, Hindi and emoji
 
 
 def visible(text: str) -> str:
-    """Return a text in which control, formatting and unpaired surrogate characters are spelled out, as ⟨U+202E⟩.
+    """Replace control, formatting and unpaired surrogate characters by their code points, such as ⟨U+202E⟩.
 
-    Line breaks and tabs stay. What is left can neither reorder the text around it nor break the page's encoding.
+    Line breaks and tabs stay. The result can neither reorder the text around it nor break the page's encoding.
     """
     text = text.replace("\r\n", "\n")
     return "".join(
@@ -26,24 +26,24 @@ def visible(text: str) -> str:
 
 
 def clip(text: str, limit: int) -> str:
-    """Return a text of at most `limit` characters, and how many more there are."""
+    """Clip a text to `limit` characters, adding how many more there are."""
     return text if len(text) <= limit else f"{text[:limit]} … ({len(text) - limit:,} more characters)"
 
 
 def finite(value: Any) -> float | None:
-    """Return a finite number as float, and `None` for anything else."""
+    """Return a finite number as float, or `None` for anything else."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if is_number else None
 
 
 def percent(value: Any) -> str:
-    """Return a share in [0, 1] as a percentage, and words for one that was not measured."""
+    """Format a share in [0, 1] as a percentage, or say that it was not measured."""
     share = finite(value)
     return "not measured" if share is None else f"{100 * share:.1f}\u00a0%"
 
 
 def duration(seconds: Any) -> str:
-    """Return seconds as hours, minutes and seconds, the last with one decimal below a minute."""
+    """Format seconds as hours, minutes and seconds, with one decimal below a minute."""
     total = finite(seconds)
     if total is None:
         return "not measured"
@@ -55,7 +55,7 @@ def duration(seconds: Any) -> str:
 
 
 def moment(text: str) -> str:
-    """Return a time in ISO 8601 to the minute, in UTC; what is no such time stays as it is."""
+    """Format an ISO 8601 time to the minute, in UTC; any other text is returned as it is."""
     try:
         return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     except ValueError:
@@ -63,41 +63,41 @@ def moment(text: str) -> str:
 
 
 def outcome(entry: Mapping[str, Any], ledger: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Return what became of an entry of the ledger: whether it was taken back, when, and why, or taken in by another.
+    """Describe the state of a ledger entry: kept, rolled back, dropped or consolidated.
 
     Args:
-        entry (`Mapping[str, Any]`): a line of `ledger.jsonl`; the fields that tell it are missing in old ones.
+        entry (`Mapping[str, Any]`): a line of `ledger.jsonl`; some fields are missing in old ones.
         ledger (`Sequence[Mapping]`, *optional*): all lines.
     """
     if reason := entry.get("rolled_back"):
-        return f"rolled back by its own night: {reason}"
+        return f"rolled back by its night: {reason}"
     if date := entry.get("dropped"):
-        return f"dropped by request, {moment(date)}"
+        return f"dropped by the user on {moment(date)}"
     into = [row["id"] for row in ledger if not row.get("dropped") and entry["id"] in row.get("holds", ())]
-    return f"consolidated in {into[0]}" if into else "kept"
+    return f"consolidated into {into[0]}" if into else "kept"
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """Return one sentence on what a night has come to: recall, base skill, earlier nights.
+    """Summarize a night: recall, base skill and earlier nights.
 
     Args:
         results (`Mapping[str, Any]`): what `results.json` holds.
     """
-    undone = f"This night was rolled back: {reason}. " if (reason := results.get("rolled_back")) else ""
-    kept = _kept(results["base_skill"]) + _remembered(results.get("retention", {}))
-    return f"{undone}{_learned(results['recall'])}; {kept}."
+    rolled_back = f"This night was rolled back: {reason}. " if (reason := results.get("rolled_back")) else ""
+    kept = _kept(results["base_skill"]) + _earlier_kept(results.get("retention", {}))
+    return f"{rolled_back}{_learned(results['recall'])}; {kept}."
 
 
 def _learned(recall: Mapping[str, Any]) -> str:
     before, context, after = (finite(recall[key]) for key in ("before", "with_context", "after"))
     if before is None or after is None:
-        return "The memories came without questions, so recall was not measured"
-    change = f"without the text it answers {percent(after)} of the questions, {percent(before)} before the night"
+        return "The memories have no questions, so recall was not measured"
+    change = f"without the text it answers {percent(after)} of the questions ({percent(before)} before the night)"
     if context is None:
-        return f"The model's recall was compared with no teacher: {change}"
+        return f"The model's recall was not compared with a teacher: {change}"
     if context <= before:
-        taught = "nothing to learn" if context else "nothing that the teacher could teach"
-        return f"There was {taught}: with the text in its context the model answers {percent(context)}, {change}"
+        nothing = "nothing to learn" if context else "nothing that the teacher could teach"
+        return f"There was {nothing}: with the text in its context the model answers {percent(context)}, {change}"
     share = (after - before) / (context - before)
     known = next(
         words
@@ -109,7 +109,7 @@ def _learned(recall: Mapping[str, Any]) -> str:
         )
         if share >= least
     )
-    return f"The model {known}: {change}, {percent(context)} with the text in its context"
+    return f"The model {known}: {change}, and {percent(context)} with the text in its context"
 
 
 def _kept(skill: Mapping[str, Any]) -> str:
@@ -117,12 +117,12 @@ def _kept(skill: Mapping[str, Any]) -> str:
     if before is None or after is None:
         return "the base skill was not measured"
     if round(abs(after - before), 6) <= SKILL_KEPT:
-        return f"the base skill is kept ({percent(before)} before, {percent(after)} after)"
+        return f"the base skill was kept ({percent(before)} before, {percent(after)} after)"
     verb = "rose" if after > before else "fell"
     return f"the base skill {verb} by {100 * abs(after - before):.1f} points to {percent(after)}"
 
 
-def _remembered(retention: Mapping[str, Mapping[str, Any]]) -> str:
+def _earlier_kept(retention: Mapping[str, Mapping[str, Any]]) -> str:
     changes = {}
     for entry, values in retention.items():
         before, after = finite(values["before"]), finite(values["after"])
@@ -133,5 +133,5 @@ def _remembered(retention: Mapping[str, Mapping[str, Any]]) -> str:
     worst = max(changes, key=lambda entry: changes[entry][0])
     loss, before = changes[worst]
     if round(loss - RECALL_KEPT * before, 6) <= 0:
-        return "; earlier nights are kept"
+        return "; earlier nights were kept"
     return f"; recall of {worst} fell by {100 * loss:.1f} points"

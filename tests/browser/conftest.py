@@ -1,4 +1,4 @@
-"""A real Chromium, driven by Playwright. Where one of the two is missing the tests are skipped, with the reason."""
+"""A real Chromium, driven by Playwright. If either is missing, the tests are skipped with the reason."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE = 120_000  # milliseconds; the machine may do other things
+PATIENCE = 120_000  # milliseconds; the machine may be busy
 SIZES: dict[str, dict[str, Any]] = {
     "desk": {"viewport": {"width": 1280, "height": 900}},
     "phone": {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True},
@@ -18,30 +18,30 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Tab:
-    """A page in the browser, what it complained of, and what it asked for.
+    """A page in the browser, with its errors and requests.
 
     Args:
         page (`playwright.sync_api.Page`): the page.
-        complaints (`list[str]`): errors and warnings on the console, uncaught errors, dialogs.
-        requests (`list[str]`): every address that the page loaded or tried to load.
+        errors (`list[str]`): errors and warnings on the console, uncaught errors, dialogs.
+        requests (`list[str]`): every URL that the page loaded or tried to load.
     """
 
     page: Any
-    complaints: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.page.on("console", self._hear)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", self._on_console)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("dialog", self._dismiss)
 
-    def _hear(self, message: Any) -> None:
+    def _on_console(self, message: Any) -> None:
         if message.type in ("error", "warning"):
-            self.complaints.append(message.text)
+            self.errors.append(message.text)
 
     def _dismiss(self, dialog: Any) -> None:
-        self.complaints.append(f"dialog: {dialog.message}")
+        self.errors.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 
 

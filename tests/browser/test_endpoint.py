@@ -1,4 +1,4 @@
-"""What a page in a browser can do to the endpoint: nothing, unless it is of the same origin and has the key."""
+"""A page in a browser cannot use the endpoint unless it has the same origin and the key."""
 
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,7 +25,7 @@ ASK = """async ([url, key, mode]) => {
 
 
 class Page(BaseHTTPRequestHandler):
-    """An empty page of somebody else's."""
+    """An empty page of another origin."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -33,7 +33,7 @@ class Page(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Pytest's output needs no log of it."""
+        """Do not log."""
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def test_a_page_of_another_origin_is_refused_even_with_the_key(served, elsewhere
     before = served.recorded()
     tab = open_tab(elsewhere)
     assert tab.page.evaluate(ASK, [f"{served.url}/chat/completions", key, "cors"]) == ["TypeError: Failed to fetch"]
-    assert any("CORS policy" in words for words in tab.complaints), tab.complaints
+    assert any("CORS policy" in words for words in tab.errors), tab.errors
     assert served.recorded() == before
 
 
-def test_a_request_that_needs_no_leave_has_no_key(served, elsewhere, open_tab) -> None:
-    """Without the key in a header the browser asks nobody and sends it; the endpoint answers 401, unread."""
+def test_a_request_without_preflight_has_no_key(served, elsewhere, open_tab) -> None:
+    """Without a key header the browser sends the request without preflight, and the endpoint answers 401."""
     before, log = served.recorded(), served.chain / "log"
     refused = log.read_text().count("POST /v1/chat/completions: 401")
     page = open_tab(elsewhere).page

@@ -1,4 +1,4 @@
-"""`report.html` as a browser shows it: what is drawn, what can be operated, and what foreign text cannot do."""
+"""`report.html` in a browser: its figures, its controls, and untrusted text."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from tests.tiny_runs import write_model
 
 pytestmark = pytest.mark.browser
 
-FIGURES = ["recall", "skill", "loss", "reward", "divergence", "seconds", "life", "forgetting"]
+FIGURES = ["recall", "skill", "loss", "reward", "divergence", "seconds", "chain", "forgetting"]
 DATE = "2026-01-03T04:05:06+00:00"
 LONG = "w" * 300  # a word without a place to break it
 DRAWN = """() => Object.fromEntries([...document.querySelectorAll("figure")].map(figure => [figure.id, {
@@ -36,14 +36,14 @@ def dream(**changes: object) -> dict:
 def finished_chain(tmp_path_factory) -> Path:
     """The report of the second of two real nights."""
     folder = tmp_path_factory.mktemp("lives")
-    words = chain(write_model(folder / "model"), folder / "life", "one", "two", **{"seeding.steps": 3})
+    words = chain(write_model(folder / "model"), folder / "chain", "one", "two", **{"seeding.steps": 3})
     assert sleep.main([word for word in words if word != "--no-report"]) == 0
-    return folder / "life" / "night-002" / "report.html"
+    return folder / "chain" / "night-002" / "report.html"
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> Path:
-    """The report of a night in which every text is hostile, with dreams, and entries that were taken back."""
+    """The report of a night in which every text is hostile, with dreams and dropped entries."""
     results = make_results(
         entry=HOSTILE,
         history=[
@@ -79,19 +79,19 @@ def hostile(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(("size", "scheme"), [("desk", "light"), ("phone", "dark")])
-@pytest.mark.parametrize("which", ["lived", "hostile"])
-def test_everything_is_drawn_and_nothing_complains(which, size, scheme, request, open_tab) -> None:
+@pytest.mark.parametrize("which", ["finished_chain", "hostile"])
+def test_everything_is_drawn_without_errors(which, size, scheme, request, open_tab) -> None:
     path = request.getfixturevalue(which)
     tab = open_tab(path.as_uri(), size, color_scheme=scheme)
     drawn = tab.page.evaluate(DRAWN)
-    assert list(drawn) == [*FIGURES, *(["capacity"] if which == "lived" else [])]
+    assert list(drawn) == [*FIGURES, *(["capacity"] if which == "finished_chain" else [])]
     assert all(figure["marks"] > 0 and figure["height"] >= 200 for figure in drawn.values()), drawn
     assert all(figure["right"] <= tab.page.viewport_size["width"] for figure in drawn.values()), drawn
-    assert tab.complaints == []
+    assert tab.errors == []
     assert tab.requests == [path.as_uri()]
 
 
-@pytest.mark.parametrize("which", ["lived", "hostile"])
+@pytest.mark.parametrize("which", ["finished_chain", "hostile"])
 def test_nothing_is_wider_than_a_phone(which, request, open_tab) -> None:
     tab = open_tab(request.getfixturevalue(which).as_uri(), "phone")
     tab.page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true })")
@@ -120,14 +120,14 @@ def test_dreams_open_and_close_by_mouse_and_by_keyboard(hostile, open_tab) -> No
     assert tasks.count() == 2 and not page.locator("tr.dream").first.is_visible()
     tasks.first.locator("summary").click()
     assert [row.is_visible() for row in page.locator("tr.dream").all()] == [True, True, False]
-    assert "helped; learnt by the new expert" in tasks.first.inner_text()
+    assert "helped; learned by the new expert" in tasks.first.inner_text()
     tasks.first.locator("summary").press("Enter")
     assert not page.locator("tr.dream").first.is_visible()
     tasks.nth(1).locator("summary").press("Space")
     assert [row.is_visible() for row in page.locator("tr.dream").all()] == [False, False, True]
 
 
-def test_colours_follow_the_reader_and_paper_is_white(finished_chain, open_tab) -> None:
+def test_colors_follow_the_system_and_print_is_light(finished_chain, open_tab) -> None:
     page = open_tab(finished_chain.as_uri(), color_scheme="light").page
     bar = "getComputedStyle(document.querySelectorAll('#recall .point path')[1]).fill"
     ink = "getComputedStyle(document.querySelector('#recall .xtick text')).fill"
@@ -144,7 +144,7 @@ def test_colours_follow_the_reader_and_paper_is_white(finished_chain, open_tab) 
     assert seen["dark"] == ("rgb(20, 23, 27)", "rgb(240, 137, 74)", "rgb(230, 233, 237)")
 
 
-def test_foreign_text_is_text(hostile, open_tab) -> None:
+def test_untrusted_text_is_shown_as_text(hostile, open_tab) -> None:
     tab = open_tab(hostile.as_uri())
     page = tab.page
     page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true })")
@@ -154,11 +154,11 @@ def test_foreign_text_is_text(hostile, open_tab) -> None:
         figure.scroll_into_view_if_needed()
         mark = figure.locator(".point path, path.point, .textpoint").last.bounding_box()
         page.mouse.move(mark["x"] + mark["width"] / 2, mark["y"] + mark["height"] / 2)
-        figure.locator(".hoverlayer .hovertext, .hoverlayer .legend").first.wait_for()  # it may hold foreign text
-        assert figure.locator("a").count() == 0, f"{id}: plotly made a link of foreign text"
+        figure.locator(".hoverlayer .hovertext, .hoverlayer .legend").first.wait_for()  # it may contain untrusted text
+        assert figure.locator("a").count() == 0, f"{id}: plotly made a link of untrusted text"
     assert page.locator("img, iframe, a").count() == 0
     assert page.evaluate("window.pwned") is None
-    assert tab.complaints == [] and tab.requests == [hostile.as_uri()]
+    assert tab.errors == [] and tab.requests == [hostile.as_uri()]
 
 
 def test_the_policy_holds_even_if_a_script_got_in(hostile, open_tab) -> None:
@@ -176,10 +176,10 @@ def test_the_policy_holds_even_if_a_script_got_in(hostile, open_tab) -> None:
     )
     tab.page.locator("b", has_text="x").last.click()
     assert tab.page.evaluate("window.pwned") is None
-    assert len(tab.complaints) >= 3 and all("Content Security Policy" in words for words in tab.complaints)
+    assert len(tab.errors) >= 3 and all("Content Security Policy" in words for words in tab.errors)
 
 
 def test_without_scripts_the_numbers_are_there(finished_chain, open_tab) -> None:
     page = open_tab(finished_chain.as_uri(), java_script_enabled=False).page
-    assert "this browser does not run" in page.inner_text("body")
+    assert "disabled in this browser" in page.inner_text("body")
     assert page.locator(".ledger tbody tr").count() == 2

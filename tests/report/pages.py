@@ -1,4 +1,4 @@
-"""What a report is made from, and the page that comes of it."""
+"""The files a report is made from, and a parser of the page."""
 
 import json
 from html.parser import HTMLParser
@@ -76,7 +76,7 @@ def write_run(folder, results, samples=None, entries=None):
 
 
 def make_chain(**changes):
-    """Return the part `chain` of `results.json` after two nights, with changes."""
+    """Return `chain` of `results.json` after two nights, with changes."""
     chain = {
         "entries": ["entry-001", "entry-002"],
         "recall": [[0.9], [0.6, 1.0]],

@@ -27,10 +27,10 @@ def test_bars_are_the_results() -> None:
     assert list(after.y) == pytest.approx([98.6, 96.5])
     assert drawn["skill"].plot.layout.xaxis.type == "category"
     seconds = {trace.name: trace.x[0] for trace in drawn["seconds"].plot.data}
-    assert seconds == {"write dataset": 30.5, "seed": 120.25}  # the total is their sum, no phase
+    assert seconds == {"write dataset": 30.5, "seed": 120.25}  # the total is not a phase
 
 
-def test_many_pairs_of_bars_have_no_numbers_to_overlap() -> None:
+def test_many_pairs_of_bars_have_no_numbers() -> None:
     few, many = (
         by_id(make_results(retention={f"entry-{n}": {"before": 1.0, "after": 0.9} for n in range(nights)}))["skill"]
         for nights in (3, 4)
@@ -69,7 +69,7 @@ def test_sum_of_one_reward_is_not_drawn_twice() -> None:
     assert list(lines(by_id(make_results(history=history))["reward"])) == ["imitation"]
 
 
-def test_values_that_are_no_numbers_are_gaps() -> None:
+def test_values_that_are_not_finite_are_gaps() -> None:
     history = [{"loss": v, "step": i} for i, v in enumerate([1.0, math.nan, None, math.inf, 0.5])]
     assert series(history, "loss") == ([0, 1, 2, 3, 4], [1.0, None, None, None, 0.5])
     chart = by_id(make_results(history=history))["loss"]
@@ -77,7 +77,7 @@ def test_values_that_are_no_numbers_are_gaps() -> None:
     assert chart.summary == "loss: first 1, last 0.5"
 
 
-def test_a_life_is_drawn_as_matrix_and_curves() -> None:
+def test_a_chain_is_drawn_as_matrix_and_curves() -> None:
     matrix, curves = chain_charts(make_chain())
     cells = {(x, y): share for t in matrix.plot.data for x, y, share in zip(t.x, t.y, t.customdata, strict=True)}
     assert cells == {("entry-001", "entry-001"): 90, ("entry-001", "entry-002"): 60, ("entry-002", "entry-002"): 100}
@@ -94,11 +94,11 @@ def test_a_life_is_drawn_as_matrix_and_curves() -> None:
 @pytest.mark.parametrize(
     "chain", [{}, make_chain(entries=["entry-001"], recall=[[0.9]]), make_chain(recall=[[None], [None, None]])]
 )
-def test_one_night_or_no_questions_draw_no_life(chain) -> None:
+def test_one_night_or_no_questions_draw_no_chain(chain) -> None:
     assert chain_charts(chain) == []
 
 
-def test_one_step_is_seen() -> None:
+def test_one_step_is_visible() -> None:
     (trace,) = by_id(make_results(history=[{"loss": 0.25, "step": 1}]))["loss"].plot.data
     assert "markers" in trace.mode
     assert list(trace.y) == [0.25]

@@ -1,4 +1,4 @@
-"""The page holds the run, foreign text stays text, and nothing is loaded from anywhere."""
+"""The page shows the run, escapes untrusted text, and loads nothing."""
 
 import base64
 import hashlib
@@ -25,7 +25,14 @@ def test_page_holds_the_figures_and_the_numbers(tmp_path) -> None:
     assert page.plots["loss"]["data"][0]["y"] == [1.0, 1 / 2, 1 / 3]
     for id in page.plots:
         assert f"{id}-plot" in page.attributes("id")
-    for words in ("2.0\u00a0% → 96.0\u00a0%", "50,000", "10,000 trained tonight", "1,480", "duplicate", "A town."):
+    for words in (
+        "2.0\u00a0% → 96.0\u00a0%",
+        "50,000",
+        "10,000 trained in this night",
+        "1,480",
+        "duplicate",
+        "A town.",
+    ):
         assert words in page.text
     for words in ("and 2 more", "abc123abc123", "seeding.alpha", "not installed", "2\u00a0min 31\u00a0s"):
         assert words in page.text
@@ -36,7 +43,7 @@ def test_page_holds_the_figures_and_the_numbers(tmp_path) -> None:
     assert sum(attrs.get("role") == "img" and bool(attrs["aria-label"]) for _, attrs in page.elements) == 6
 
 
-def test_page_loads_nothing_and_admits_its_own_scripts_only(tmp_path) -> None:
+def test_page_loads_nothing_and_allows_only_its_own_scripts(tmp_path) -> None:
     page = Page(write_report(write_run(tmp_path, make_results(), [make_sample()], [make_entry()])))
     for name in ("src", "href", "srcset", "action", "data", "poster"):
         assert page.attributes(name) == []
@@ -55,7 +62,7 @@ def test_page_loads_nothing_and_admits_its_own_scripts_only(tmp_path) -> None:
     assert admitted == [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in (library, draw)]
 
 
-def test_foreign_text_does_no_harm(tmp_path) -> None:
+def test_untrusted_text_does_no_harm(tmp_path) -> None:
     history = [
         {f"rewards/{HOSTILE}/mean": 0.5, f"divergence/{HOSTILE.replace('/', '')}/x": 0.5, "reward": 1, "step": 1}
     ]
@@ -78,12 +85,12 @@ def test_foreign_text_does_no_harm(tmp_path) -> None:
     assert tags.count("script") == len(page.scripts) == 3
     assert "img" not in tags and "a" not in tags
     assert all(not name.startswith("on") for _, attrs in page.elements for name in attrs)
-    assert page.text.count(visible(HOSTILE)) >= 15  # it is there, as text
+    assert page.text.count(visible(HOSTILE)) >= 15  # shown as text
     assert "<" not in page.scripts[0]
     assert not re.search("[\u202a-\u202e\u2066-\u2069\u0007\u2028\ud800]", page.text + page.scripts[0])
     names = [trace.get("name", "") for plot in page.plots.values() for trace in plot["data"]]
     names += [x for trace in page.plots["skill"]["data"] for x in trace["x"]]
-    names += [x for id in ("life", "forgetting") for trace in page.plots[id]["data"] for x in trace["x"]]
+    names += [x for id in ("chain", "forgetting") for trace in page.plots[id]["data"] for x in trace["x"]]
     assert label(HOSTILE) in names
     assert label("recall of " + HOSTILE).replace("of ", "of<br>", 1) in names
     assert not any(
@@ -91,7 +98,7 @@ def test_foreign_text_does_no_harm(tmp_path) -> None:
     )  # plotly would make tags, and links, of it
 
 
-def test_entries_that_were_taken_back_are_listed_with_the_reason(tmp_path) -> None:
+def test_dropped_entries_are_listed_with_the_reason(tmp_path) -> None:
     reason = "the base skill fell from 99.0 to 90.0 %"
     date = "2026-01-03T04:05:06+00:00"
     entries = [
@@ -101,15 +108,15 @@ def test_entries_that_were_taken_back_are_listed_with_the_reason(tmp_path) -> No
         make_entry(id="entry-004", dropped=None, rolled_back=None),
     ]
     page = Page(write_report(write_run(tmp_path, make_results(), entries=entries)))
-    said = [outcome(entry) for entry in entries]
-    assert said == [
+    outcomes = [outcome(entry) for entry in entries]
+    assert outcomes == [
         "kept",
-        f"rolled back by its own night: {reason}",
-        "dropped by request, 2026-01-03 04:05 UTC",
+        f"rolled back by its night: {reason}",
+        "dropped by the user on 2026-01-03 04:05 UTC",
         "kept",
     ]
-    assert all(words in page.text for words in said)
-    assert page.attributes("class").count("gone") == 2
+    assert all(words in page.text for words in outcomes)
+    assert page.attributes("class").count("dropped") == 2
 
 
 def test_missing_pieces_are_named(tmp_path) -> None:
@@ -122,16 +129,16 @@ def test_missing_pieces_are_named(tmp_path) -> None:
     page = Page(write_report(write_run(tmp_path, results)))
     assert list(page.plots) == ["skill", "seconds"]
     for words in (
-        "memories came without questions",
-        "logged no step",
-        "No samples to show",
-        "No entry",
+        "memories have no questions",
+        "no step was logged",
+        "No samples:",
+        "No entries:",
         "not recorded",
     ):
         assert words in page.text
 
 
-def test_missing_results_are_a_mistake_with_a_name(tmp_path) -> None:
+def test_missing_results_are_named(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"results\.json does not exist"):
         write_report(tmp_path)
 

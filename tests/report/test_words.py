@@ -1,4 +1,4 @@
-"""Numbers and foreign text as words a person can read."""
+"""Numbers, outcomes and untrusted text as the report shows them."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_verdict_on_recall(recall, expected) -> None:
 @pytest.mark.parametrize(
     ("skill", "expected"),
     [
-        ((1.0, 0.996), "the base skill is kept"),
+        ((1.0, 0.996), "the base skill was kept"),
         ((0.99, 0.90), "the base skill fell by 9.0 points to 90.0 %"),
         ((0.90, 0.92), "the base skill rose by 2.0 points to 92.0 %"),
         ((1.0, None), "the base skill was not measured"),
@@ -62,7 +62,7 @@ def test_verdict_on_base_skill(skill, expected) -> None:
     ("retention", "expected"),
     [
         ({}, "after)."),
-        ({"entry-001": {"before": 1.0, "after": 0.98}}, "; earlier nights are kept."),
+        ({"entry-001": {"before": 1.0, "after": 0.98}}, "; earlier nights were kept."),
         ({"entry-001": {"before": 1.0, "after": 0.97}}, "; recall of entry-001 fell by 3.0 points."),
         ({"entry-001": {"before": None, "after": None}}, "after)."),
     ],
