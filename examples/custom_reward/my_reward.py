@@ -1,4 +1,4 @@
-"""A reward of your own: one function in TRL's form, in any file."""
+"""A custom reward: one function in TRL's form, in any file."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ def brevity(
     slack: int = 4,
     **columns: Any,
 ) -> list[float | None]:
-    """Reward a completion that is not longer than the teacher's, with some slack.
+    """Reward completions that are not longer than the teacher's, with some slack.
 
-    1 up to `slack` tokens more than the reference, then falling in a straight line to 0 at twice
-    that length. Rows of self-replay get None, which is TRL's word for "no reward".
+    1 up to `slack` tokens more than the reference, then decreasing linearly to 0 at twice that length. Rows of
+    self-replay get None, which for TRL means "no reward".
 
     Args:
         completion_ids (`Sequence[Sequence[int]]`):
             The student's tokens.
         reference_ids (`Sequence[Sequence[int] | None]`):
-            The teacher's tokens, a column of the data set.
+            The teacher's tokens, a column of the dataset.
         part (`Sequence[str]`, *optional*):
-            What each row is of: "memory", "general" or "earlier", a column of the data set.
+            What each row is for: "memory", "general" or "earlier", a column of the dataset.
         slack (`int`, *optional*, defaults to `4`):
-            Tokens that cost nothing; set it with `params`.
+            Extra tokens without a penalty; set it with `params`.
         **columns:
-            All that TRL passes besides.
+            Everything else that TRL passes.
 
     Returns:
         `list[float | None]`: one reward in [0, 1], or None, for each completion.

@@ -1,4 +1,4 @@
-"""What the protocols share: options, loading, the rounds in which the dreamer gets better, and the last line."""
+"""Shared by the protocols: options, loading, the rounds that train the dreamer, and the output."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="of that expert")
     parser.add_argument("--epochs", type=int, default=2, help="passes over a round's dreams")
     parser.add_argument("--batch-size", type=int, default=32, help="rows in one batch of generation and scoring")
-    parser.add_argument("--chunk", type=int, default=8, help="adapters on the device at a time")
+    parser.add_argument("--chunk", type=int, default=8, help="number of adapters on the device at a time")
     parser.add_argument("--workers", type=int, default=0, help="Ray tasks at a time on this machine; 0: this process")
     parser.add_argument("--ray-address", help="host:port of a Ray cluster that takes the chunks")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of a Ray task, at most 1")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of the base")
     parser.add_argument("--seed", type=int, default=42, help="of dreams and adapters")
-    parser.add_argument("--output", type=Path, help="file for the JSON object and a record of each dream")
+    parser.add_argument("--output", type=Path, help="file to write the JSON object and a record of each dream to")
     parser.add_argument("--json", action="store_true", help="print only the last line, one JSON object")
-    parser.add_argument("--estimate", type=float, metavar="N", help="print the cost with a model of N parameters, end")
+    parser.add_argument("--estimate", type=float, metavar="N", help="print the cost for N parameters and exit")
     return parser
 
 
@@ -51,7 +51,7 @@ class Setup:
 
 
 def load(args: argparse.Namespace) -> Setup:
-    """Load the model, with a new expert beside each MLP if it is to be trained."""
+    """Load the model, with a new expert in each layer if it is to be trained."""
     from sleep_trl.batched_lora import Workers
     from sleep_trl.config import RunConfig
     from sleep_trl.data.prompts import Prompter
@@ -73,7 +73,7 @@ def load(args: argparse.Namespace) -> Setup:
 def train_dreamer(
     args: argparse.Namespace, setup: Setup, rows: list[dict[str, Any]], evaluator: Any, **options: Any
 ) -> list[dict[str, Any]]:
-    """Let the dreamer get better by ReST-EM; return a record of each dream."""
+    """Train the dreamer by ReST-EM; return a record of each dream."""
     import torch
     from datasets import Dataset
 
@@ -116,21 +116,21 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def cost(parameters: float, **tokens: float) -> dict[str, float]:
-    """Estimate floating-point operations: two a weight for a token that is read or written, four for one that an
-    adapter learns from (forward, and backward to the inputs alone). Attention and adapters are left out.
+    """Estimate floating-point operations: two per weight for a token that is read or written, four for one that an
+    adapter learns from (forward, and backward only to the inputs). Attention and adapters are left out.
 
     Args:
         parameters (`float`):
             Weights of the model.
         **tokens (`float`):
-            `written`, `learnt` and `scored`: tokens in sum.
+            `written`, `learnt` and `scored`: total numbers of tokens.
     """
     per_token = {"written": 2, "learnt": 4, "scored": 2}
     return {f"flops_{kind}": per_token[kind] * parameters * count for kind, count in tokens.items()}
 
 
 def finish(args: argparse.Namespace, title: str, result: dict[str, Any], records: list[dict[str, Any]]) -> None:
-    """Print what came out, and write it with a record of each dream if a file was named."""
+    """Print the result, and write it with a record of each dream if an output file is given."""
     if not args.json:
         print(title)
         for key, value in result.items():

@@ -1,11 +1,11 @@
-"""SEAL's few-shot learning on ARC: the dream is a recipe by which a task's examples are multiplied and learnt.
+"""SEAL's few-shot learning on ARC: a dream is a recipe for augmenting a task's examples and learning them.
 
     python examples/dreaming/arc.py --model meta-llama/Llama-3.2-1B-Instruct --tasks eval.jsonl.gz \\
         --train-tasks train.jsonl.gz --rounds 1
 
-A dream is a JSON object: which changes multiply the examples (turns, sizes, ...), which tokens count, the learning rate
-and the epochs. It is worth something if an adapter that learnt by it solves the task. In the rounds each task is dreamt
-about 60 times; 45 dreams are rejected by their gradient, 15 tried out. Then come 5 dreams of each held-out task.
+A dream is a JSON object: which changes augment the examples (turns, sizes, ...), which tokens enter the loss, the
+learning rate and the epochs. It is useful if an adapter trained by it solves the task. In the rounds the model writes
+60 dreams about each task; 45 are rejected by their gradient and 15 tried out. Then it writes 5 about each held-out task.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ number; "epochs": an integer.
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a dream says: how a task's examples are multiplied and learnt."""
+    """The content of a dream: how a task's examples are augmented and learned."""
 
     changes: tuple[str, ...]
     learn_all: bool
@@ -40,17 +40,17 @@ class Recipe:
         """Read a recipe.
 
         Raises:
-            `ValueError`: if the text is none.
+            `ValueError`: if the text is not a recipe.
         """
         try:
-            said = json.loads(text)
+            given = json.loads(text)
             recipe = Recipe(
-                tuple(said["changes"]), said["learn"] == "all", float(said["learning_rate"]), int(said["epochs"])
+                tuple(given["changes"]), given["learn"] == "all", float(given["learning_rate"]), int(given["epochs"])
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"not a recipe: {error!r}") from None
-        if not set(recipe.changes) <= set(CHANGES) or said["learn"] not in ("all", "output"):
-            raise ValueError(f"unknown changes or tokens: {recipe.changes}, {said['learn']!r}")
+        if not set(recipe.changes) <= set(CHANGES) or given["learn"] not in ("all", "output"):
+            raise ValueError(f"unknown changes or tokens: {recipe.changes}, {given['learn']!r}")
         if not 0 < recipe.learning_rate < 1 or recipe.epochs < 1:
             raise ValueError(f"learning rate {recipe.learning_rate}, {recipe.epochs} epochs")
         return recipe
@@ -60,22 +60,22 @@ def parse_arguments() -> argparse.Namespace:
     parser = argument_parser(__doc__ or "")
     parser.set_defaults(learning_rate=5e-5, epochs=8)  # SEAL's
     parser.add_argument("--tasks", type=Path, help="JSON lines (id, train, test) that dreams are evaluated on")
-    parser.add_argument("--train-tasks", type=Path, help="tasks of the rounds, in the same form")
-    parser.add_argument("--limit", type=int, help="tasks of each file; default: all")
+    parser.add_argument("--train-tasks", type=Path, help="tasks of the rounds, in the same format")
+    parser.add_argument("--limit", type=int, help="number of tasks to read from each file; default: all")
     parser.add_argument("--dreams", type=int, default=60, help="dreams of each task in a round")
-    parser.add_argument("--top-k", type=int, default=12, help="best of them by gradient, which are tried out")
-    parser.add_argument("--random-k", type=int, default=3, help="further ones that are tried out, by chance")
+    parser.add_argument("--top-k", type=int, default=12, help="number of best dreams by gradient to try out")
+    parser.add_argument("--random-k", type=int, default=3, help="number of further dreams to try out, drawn at random")
     parser.add_argument("--eval-dreams", type=int, default=5, help="dreams of each task in the evaluation")
     parser.add_argument("--selection", default="gradient_norm", help="what dreams are selected by")
     parser.add_argument("--max-dream-tokens", type=int, default=128, help="longest dream (SEAL: 128)")
     args = parser.parse_args()
     if args.estimate is None and (args.model is None or args.tasks is None or (args.rounds and not args.train_tasks)):
-        parser.error("--model and --tasks are needed, and with --rounds --train-tasks too")
+        parser.error("--model and --tasks are required, and --train-tasks with --rounds")
     return args
 
 
 def read_tasks(path: Path, most: int | None) -> dict[str, dict[str, Any]]:
-    """Read tasks by id; grids come as pairs."""
+    """Read tasks by id; their grids become pairs."""
     rows = list(read_rows(path))[:most]
     return {
         row["id"]: {part: [(pair["input"], pair["output"]) for pair in row[part]] for part in ("train", "test")}
@@ -92,13 +92,13 @@ def prompt_ids(prompter: Any, text: str) -> list[int]:
     """Return the tokens of a prompt, as a user's message to a chat model."""
     if not prompter.has_chat:
         return list(prompter.tokenizer(text, verbose=False)["input_ids"])
-    said = [{"role": "user", "content": text}]
-    rendered = prompter.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+    messages = [{"role": "user", "content": text}]
+    rendered = prompter.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return list(prompter.tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def learn(args: argparse.Namespace, setup: Setup, task: dict[str, Any], recipe: Recipe, id: str) -> Any:
-    """Turn a recipe into what an adapter learns.
+    """Turn a recipe into the job of an adapter.
 
     Raises:
         `ValueError`: if it takes more steps than SEAL allows.
@@ -118,17 +118,17 @@ def learn(args: argparse.Namespace, setup: Setup, task: dict[str, Any], recipe: 
 
 
 def make_evaluator(args: argparse.Namespace, setup: Setup, tasks: dict[str, dict[str, Any]]) -> Any:
-    """Return what tries dreams out; what is no recipe fails, and has no reward."""
+    """Return the evaluator of dreams. A dream that is not a recipe fails and has no reward."""
     from dataclasses import replace
 
     from seal_presets import SEAL_ARC
 
     from sleep_trl.dreams import DreamEvaluator, SignificanceTest, Trial
 
-    prompter = setup.prompter  # what travels to workers with `solve`: no model
+    prompter = setup.prompter  # `solve` is sent to workers with it, so it must not hold the model
 
     def solve(asked: Any, answerer: Any) -> list[list[float]]:
-        """Ask for every test grid of each task; right is only the whole grid."""
+        """Ask for every test grid of each task; only a whole grid counts as right."""
         pairs = [(owner, pair) for owner, task in enumerate(asked) for pair in tasks[task.id]["test"]]
         known = [tuple(tasks[task.id]["train"]) for task in asked]
         prompts = [prompt_ids(prompter, write_task(known[owner], given)) for owner, (given, _) in pairs]
@@ -157,7 +157,7 @@ def make_evaluator(args: argparse.Namespace, setup: Setup, tasks: dict[str, dict
 
 
 def train(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]]:
-    """Let the dreamer get better on tasks of their own."""
+    """Train the dreamer on the training tasks."""
     tasks = read_tasks(args.train_tasks, args.limit)
     rows = [{"prompt": dream_prompt(setup, task), "task_id": name, "context": ""} for name, task in tasks.items()]
     options = {"selection": args.selection, "top_k": args.top_k, "random_k": args.random_k}
@@ -202,13 +202,13 @@ def evaluate(args: argparse.Namespace, setup: Setup) -> tuple[dict[str, Any], li
 
 
 def solves(before: list[float], gain: Any) -> bool:
-    """Tell whether all grids are right afterwards."""
+    """Return whether all grids are right afterwards."""
     return sum(before) / len(before) + gain.mean > 1 - 1e-9
 
 
 def estimate(args: argparse.Namespace) -> dict[str, Any]:
     """Estimate the cost. Assumed (ours): 12 training and 10 held-out tasks of 1,200 tokens with their answer; every
-    dream is a recipe of 300 steps of 2 examples, below the most that is made."""
+    dream is a recipe of 300 steps of 2 examples, below the limit."""
     tried, evaluated = 12 * (args.top_k + args.random_k) * args.rounds, 10 * args.eval_dreams
     return cost(
         args.estimate,

@@ -1,7 +1,7 @@
-"""Grids of the Abstraction and Reasoning Corpus: as text, and the further tasks that can be made of one (2411.07279).
+"""Grids of the Abstraction and Reasoning Corpus: as text, and augmented into further tasks (arXiv 2411.07279).
 
-A grid is a list of rows of colours, 0 to 9; a pair is `(input, output)`; a task is some known pairs and one that is
-asked for. Of SEAL's changes one is missing, moves by some cells.
+A grid is a list of rows of colors, 0 to 9; a pair is `(input, output)`; a task is some known pairs and one to solve.
+All of SEAL's changes are here except shifts by some cells.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from itertools import combinations
 Grid = list[list[int]]
 Pair = tuple[Grid, Grid]
 Task = tuple[tuple[Pair, ...], Pair]
-LARGEST = 30  # rows and columns of a grid, at most
+LARGEST = 30  # maximum number of rows and columns of a grid
 
 
 def rotate(grid: Grid) -> Grid:
-    """Turn a quarter to the left."""
+    """Rotate by 90 degrees counterclockwise."""
     return [list(column) for column in zip(*grid, strict=True)][::-1]
 
 
@@ -79,8 +79,8 @@ CHANGES = {"basic": BASIC, "size": SIZE, "chain": CHAIN, "repeat": REPEAT}
 
 
 def augment(pairs: list[Pair], kinds: list[str], most: int, seed: int) -> list[Task]:
-    """Make tasks of known pairs alone: each pair is asked for in turn, behind all others and behind all but one of
-    them; each such task as it is and once for each change; all of these again with other colours in another order.
+    """Make tasks from known pairs alone. Each pair is to be solved in turn, given all others and given all but one of
+    them; each such task is used unchanged and once for each change; all of these again with permuted colors and order.
 
     Args:
         pairs (`list[Pair]`):
@@ -88,9 +88,9 @@ def augment(pairs: list[Pair], kinds: list[str], most: int, seed: int) -> list[T
         kinds (`list[str]`):
             Kinds of changes, of `CHANGES`.
         most (`int`):
-            Tasks, at most; which of them is drawn with `seed`.
+            Maximum number of tasks; they are drawn with `seed`.
         seed (`int`):
-            Seed of colours, orders and draws.
+            Seed of colors, orders and draws.
     """
     rng = random.Random(seed)
     plain: list[Task] = []
@@ -100,12 +100,12 @@ def augment(pairs: list[Pair], kinds: list[str], most: int, seed: int) -> list[T
             plain += [(known, pair) for known in combinations(others, len(others) - left_out) if known]
     changes = [change for kind in kinds for change in CHANGES[kind]]
     tasks = plain + [changed for change in changes for task in plain if (changed := apply(change, task))]
-    tasks += [shuffled(recoloured(task, rng), rng) for task in tasks]
+    tasks += [shuffled(recolored(task, rng), rng) for task in tasks]
     return rng.sample(tasks, most) if len(tasks) > most else tasks
 
 
 def apply(change: Change, task: Task) -> Task | None:
-    """Change all grids of a task alike; `None` if one becomes larger than a grid may be."""
+    """Apply a change to all grids of a task; `None` if one becomes too large."""
     known, asked = task
     pairs = [(change(given), change(wanted)) for given, wanted in (*known, asked)]
     if max(max(len(grid), len(grid[0])) for pair in pairs for grid in pair) > LARGEST:
@@ -113,10 +113,10 @@ def apply(change: Change, task: Task) -> Task | None:
     return tuple(pairs[:-1]), pairs[-1]
 
 
-def recoloured(task: Task, rng: random.Random) -> Task:
-    """Exchange the colours of a task but 0, the background."""
-    colours = [0, *rng.sample(range(1, 10), 9)]
-    changed = apply(lambda grid: [[colours[cell] for cell in row] for row in grid], task)
+def recolored(task: Task, rng: random.Random) -> Task:
+    """Permute the colors of a task, except 0, the background."""
+    colors = [0, *rng.sample(range(1, 10), 9)]
+    changed = apply(lambda grid: [[colors[cell] for cell in row] for row in grid], task)
     assert changed is not None
     return changed
 
@@ -127,12 +127,12 @@ def shuffled(task: Task, rng: random.Random) -> Task:
 
 
 def write_grid(grid: Grid) -> str:
-    """Write a grid as text, a row a line."""
+    """Write a grid as text, one row per line."""
     return "\n".join(" ".join(map(str, row)) for row in grid)
 
 
 def read_grid(text: str) -> Grid | None:
-    """Read a grid of a model's reply, or `None` if it is none."""
+    """Read a grid from a model's reply; `None` if it is not a grid."""
     rows = [line.split() for line in text.strip().splitlines()]
     if not rows or any(len(row) != len(rows[0]) for row in rows) or not set().union(*rows) <= set("0123456789"):
         return None

@@ -3,9 +3,9 @@
     python examples/dreaming/seal_squad.py --model Qwen/Qwen2.5-7B --passages passages.jsonl.gz --n 1
     python examples/dreaming/seal_squad.py --model Qwen/Qwen2.5-7B --passages passages.jsonl.gz --n 200
 
-With --n 1 each dream is learnt by an adapter of its own, which is asked its passage's questions; with --n 200 one
-adapter learns all dreams about 200 passages. Both are compared with the model as it is and with adapters that learnt
-the passages alone. With --rounds the dreamer first gets better on other passages (ReST-EM).
+With --n 1 a separate adapter learns each dream and answers its passage's questions; with --n 200 one adapter learns all
+dreams about 200 passages. Both are compared with the unchanged model and with adapters that learned only the passages.
+With --rounds the dreamer is first trained on other passages (ReST-EM).
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ Passage = dict[str, Any]
 def parse_arguments() -> argparse.Namespace:
     parser = argument_parser(__doc__ or "")
     hub = "rajpurkar/squad"
-    parser.add_argument("--passages", default=hub, help="JSON lines (title, context, questions), or a hub data set")
-    parser.add_argument("--n", type=int, default=1, help="passages that one adapter learns")
+    parser.add_argument("--passages", default=hub, help="JSON lines (title, context, questions), or a hub dataset")
+    parser.add_argument("--n", type=int, default=1, help="number of passages that one adapter learns")
     parser.add_argument("--limit", type=int, default=200, help="passages")
     parser.add_argument("--dreams", type=int, default=5, help="dreams of each passage")
-    parser.add_argument("--train-passages", default=hub, help="passages of the rounds, in the same form")
+    parser.add_argument("--train-passages", default=hub, help="passages of the rounds, in the same format")
     parser.add_argument("--train-limit", type=int, default=50, help="passages of a round")
     parser.add_argument("--template", default="implications", help="what a dream is: a template, or a .j2 file")
     parser.add_argument("--selection", default="all", help="what dreams are selected by in the rounds")
     parser.add_argument("--top-k", type=int, default=4, help="best dreams of a passage that are tried out")
-    parser.add_argument("--random-k", type=int, default=1, help="further ones, by chance")
+    parser.add_argument("--random-k", type=int, default=1, help="number of further dreams, drawn at random")
     parser.add_argument("--max-dream-tokens", type=int, default=1024, help="longest dream")
     parser.add_argument("--metric", default="contains", choices=("contains", "exact", "f1"), help="of an answer")
     args = parser.parse_args()
     if min(args.n, args.limit, args.dreams, args.train_limit) < 1:
         parser.error("--n, --limit, --dreams and --train-limit must be at least 1")
     if args.model is None and args.estimate is None:
-        parser.error("--model is missing: the folder or hub name of a causal language model")
+        parser.error("--model is required: the folder or hub name of a causal language model")
     return args
 
 
 def read_passages(source: str, split: str, most: int) -> list[Passage]:
-    """Read passages from a file, or those of a split of SQuAD on the hub, the first ones in its order."""
+    """Read passages from a file, or the first ones of a split of SQuAD on the hub."""
     if Path(source).is_file():
         return list(read_rows(Path(source)))[:most]
     from datasets import load_dataset
@@ -70,13 +70,13 @@ def make_task(passage: Passage) -> Any:
 
 
 def sequences(setup: Setup, passage: Passage, dream: str = "") -> list[tuple[int, ...]]:
-    """Return what an adapter learns: each line of a dream and the passage itself, each behind the title."""
+    """Return what an adapter learns: each line of a dream and the passage itself, each after the title."""
     texts = [line.strip() for line in dream.splitlines() if line.strip()] + [passage["context"].strip()]
     return [tuple(setup.tokenizer(f"{passage['title']}\n{text}", verbose=False)["input_ids"]) for text in texts]
 
 
 def make_evaluator(args: argparse.Namespace, setup: Setup, preset: Any, passages: list[Passage]) -> Any:
-    """Return what tries dreams out; dreams of the trainer, which are token ids, are cut into lines first."""
+    """Return the evaluator of dreams, which splits the trainer's dreams (token ids) into lines."""
     from dataclasses import replace
 
     from sleep_trl.dreams import DreamEvaluator, Questions, SignificanceTest
@@ -98,14 +98,14 @@ def make_evaluator(args: argparse.Namespace, setup: Setup, preset: Any, passages
 
 
 def windows(passages: list[Passage]) -> list[Any]:
-    """Return the passages as what a dream is about, each behind its title."""
+    """Return the passages as windows to dream about, each after its title."""
     from sleep_trl.data.samples import Window
 
     return [Window(p["id"], p["title"], f"{p['title']}\n{p['context']}") for p in passages]
 
 
 def train(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]]:
-    """Let the dreamer get better on passages of their own."""
+    """Train the dreamer on the training passages."""
     from seal_presets import SEAL_SQUAD
 
     from sleep_trl.data.templates import Template
@@ -182,7 +182,7 @@ def evaluate(args: argparse.Namespace, setup: Setup) -> tuple[dict[str, Any], li
 
 def average(by_task: list[list[list[float] | None]], n: int) -> float | None:
     """Average over questions, then over a passage's dreams, then over passages; with many passages in one adapter over
-    all questions alike. As in SEAL; what failed counts in none of them."""
+    all questions alike. As in SEAL; failed dreams are left out."""
     if n > 1:
         values = [score for rows in by_task for row in rows if row is not None for score in row]
         return sum(values) / len(values) if values else None

@@ -1,9 +1,9 @@
-"""What the quickstart's model reads while it is pretrained: token ids and a loss weight for each of them.
+"""Training sequences of the quickstart's model: token ids and a loss weight for each.
 
-A lesson is a passage with fresh names, then questions about it and restatements of it, each ended by `<eos>`. Nothing
-of a passage is ever seen again, so the only way to answer is to read. Two drills come first, for lessons alone would
-teach this only after a long time: random strings that come back later (copy what followed), and names in pairs with
-other words between them (find a name by the one that was told with it).
+A lesson is a passage with fresh names, then questions about it and restatements of it, each ended by `<eos>`. No
+passage is ever repeated, so the only way to answer is to read. Two drills come first, since lessons alone would take a
+long time to teach this: random strings that are repeated later (copy what followed), and pairs of names with other
+words between them (find a name by the one next to it).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FORMS = ("forward", "paraphrase", "reversed", "restatement")
 
 @dataclass(frozen=True)
 class Weights:
-    """How much a token counts in the loss, by what it belongs to; the names of an answer count 1."""
+    """Loss weight of a token, by what it belongs to; the names of an answer have weight 1."""
 
     passage: float = 0.05
     question: float = 0.1
@@ -49,7 +49,7 @@ class Draft:
     weights: list[float] = field(default_factory=list)
 
     def add(self, ids: Sequence[int], weight: float) -> None:
-        """Append tokens that all count the same."""
+        """Append tokens of equal weight."""
         self.ids.extend(ids)
         self.weights.extend([weight] * len(ids))
 
@@ -105,7 +105,7 @@ def without_quirk(text: str, fact: Fact) -> str:
 
 
 def add_restatement(sequence: Draft, speller: Speller, fact: Fact, weights: Weights, plain: bool) -> None:
-    """Append a fact in other words; its subject counts like an answer, for the thing has been named by then."""
+    """Append a fact in other words; its subject counts like an answer, since the thing has been named by then."""
     statement = without_quirk(fact.restatement, fact) if plain else fact.restatement
     for word in RESTATEMENT.format(statement=statement).split():
         weight = 1.0 if word.rstrip(".") == fact.subject else weights.restatement
@@ -120,7 +120,7 @@ def lesson(
     blocks: int,
     shares: dict[str, float],
     weights: Weights,
-    told: bool = True,
+    has_passage: bool = True,
     plain: bool = False,
 ) -> Draft:
     """Make a training sequence about one passage.
@@ -129,15 +129,15 @@ def lesson(
         rng: Source of randomness.
         speller: Gives the token ids.
         passage: What the sequence is about.
-        blocks: Number of questions and restatements; each fact has its turn before one comes again.
+        blocks: Number of questions and restatements; each fact is used before one is repeated.
         shares: How often each of `FORMS` is drawn.
         weights: Loss weights.
-        told: False leaves the passage out, so that the model learns that it cannot know.
+        has_passage: False leaves the passage out, so that the model learns that it cannot know.
         plain: Leaves out the quirks, for short first lessons.
     """
     sequence = Draft()
     sequence.add([speller.bos], 0.0)
-    if told:
+    if has_passage:
         text = passage.text
         for fact in passage.facts if plain else ():
             text = without_quirk(text, fact)
@@ -151,7 +151,7 @@ def lesson(
             add_restatement(sequence, speller, fact, weights, plain)
         else:
             add_question(sequence, speller, fact.ask(form), weights)
-    if not told:
+    if not has_passage:
         sequence.weights = [min(weight, weights.question) for weight in sequence.weights]
     return sequence
 
@@ -163,7 +163,7 @@ def lesson_batch(
     tokens: int,
     shares: dict[str, float],
     weights: Weights,
-    untold: float = 0.0,
+    without_passage: float = 0.0,
     plain: bool = False,
 ) -> Batch:
     """Make lessons of equally many facts, about `tokens` tokens in all.
@@ -175,22 +175,22 @@ def lesson_batch(
         tokens: Roughly how many tokens the batch holds.
         shares: How often each of `FORMS` is drawn.
         weights: Loss weights.
-        untold: Share of the sequences that have no passage.
+        without_passage: Share of the sequences that have no passage.
         plain: Leaves out the quirks.
     """
     blocks = min(2 * facts, facts + 3)
     count = max(1, tokens // ((8 if plain else 13) * facts + 17 * blocks))
     drafts = []
     for _ in range(count):
-        passage, told = random_passage(rng, facts), rng.random() >= untold
-        drafts.append(lesson(rng, speller, passage, blocks, shares, weights, told, plain))
+        passage, has_passage = random_passage(rng, facts), rng.random() >= without_passage
+        drafts.append(lesson(rng, speller, passage, blocks, shares, weights, has_passage, plain))
     return collate(drafts)
 
 
 def drill_batch(rng: random.Random, speller: Speller, count: int, strings: int = 4, repeats: int = 10) -> Batch:
     """Make drills: strings of 4 to 7 random syllables, then some of them again in random order.
 
-    Only the repeats count, from their third token on: two tokens say which string it is.
+    Only the repeats enter the loss, from their third token: two tokens identify the string.
     """
     sequences = []
     for _ in range(count):
@@ -211,7 +211,7 @@ def pair_batch(rng: random.Random, speller: Speller, tokens: int, gap: int = 5) 
     """Make drills of names in pairs: a few words between the two, and other words when the pair is asked for.
 
     Without words between them a pair is a string that the model can copy already; from there it learns, word by word,
-    to find a name by the one that was told with it, which is all that a question asks.
+    to find a name by the one next to it, which is all that a question asks.
 
     Args:
         rng: Source of randomness.

@@ -1,6 +1,6 @@
-"""Muon (https://kellerjordan.github.io/posts/muon/) in single precision, many matrices of one shape at a time.
+"""Muon (https://kellerjordan.github.io/posts/muon/) in single precision, batched over matrices of the same shape.
 
-`torch.optim.Muon` works in bfloat16, one matrix after the other, which takes five times as long on a plain CPU.
+`torch.optim.Muon` uses bfloat16 and one matrix at a time, which takes five times as long on a CPU.
 """
 
 from __future__ import annotations

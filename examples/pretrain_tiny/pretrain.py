@@ -1,9 +1,9 @@
-"""Pretrain the quickstart's model from nothing: a small Llama that can read, and knows nothing.
+"""Pretrain the quickstart's model from scratch: a small Llama that can read and knows no facts.
 
     python examples/pretrain_tiny/pretrain.py --help
 
-First strings until the model copies, then pairs of names until it finds one name by the other, then lessons of few and
-short facts, then of up to eight. Each stage but the last ends when the model gets its answers right.
+First strings until the model copies, then pairs of names until it finds one name by the other, then lessons with few
+and short facts, then with up to eight. Each stage but the last ends when the model answers correctly.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ QUICKSTART = Path(__file__).parents[1] / "quickstart"
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the curriculum; it ends when the share of right answer tokens passes `until`."""
+    """A part of the curriculum. It ends when the share of correct answer tokens exceeds `until`."""
 
     name: str
     until: float
@@ -39,7 +39,7 @@ class Stage:
     plain: float = 0.0  # share of the lessons without quirks
     drills: float = 0.0  # share of the steps that are strings
     pairs: float = 0.0  # share of the steps that are drills of pairs
-    untold: float = 0.0  # share of the sequences without a passage
+    without_passage: float = 0.0  # share of the sequences without a passage
     shares: dict[str, float] = field(default_factory=dict)
     weights: Weights = field(default_factory=Weights)
 
@@ -55,7 +55,7 @@ STAGES = (
         "up to 8 facts",
         2.0,
         (1, 2, 3, 4, 5, 6, 6, 7, 8, 8),
-        untold=0.03,
+        without_passage=0.03,
         shares=ALL_FORMS,
         weights=Weights(passage=0.1, question=0.5, restatement=0.7),
     ),
@@ -63,7 +63,7 @@ STAGES = (
 
 
 class Curriculum:
-    """Draws batches and moves on to the next stage when the answers are right."""
+    """Draws batches and moves to the next stage when the answers are correct."""
 
     def __init__(self, seed: int, speller: Speller, tokens: int) -> None:
         self.rng = random.Random(seed)
@@ -74,22 +74,24 @@ class Curriculum:
 
     @property
     def stage(self) -> Stage:
-        """The present stage."""
+        """The current stage."""
         return STAGES[self.number]
 
     def batch(self) -> tuple[Batch, bool]:
-        """Draw a batch; the second value says whether it is a lesson."""
+        """Draw a batch, and return whether its accuracy counts for the stage."""
         stage, rng = self.stage, self.rng
         if not stage.facts or rng.random() < stage.drills:
             return drill_batch(rng, self.speller, self.tokens // 120), not stage.facts
         if rng.random() < stage.pairs:
             return pair_batch(rng, self.speller, self.tokens), stage.pairs > 0.5
         facts, plain = rng.choice(stage.facts), rng.random() < stage.plain
-        batch = lesson_batch(rng, self.speller, facts, self.tokens, stage.shares, stage.weights, stage.untold, plain)
+        batch = lesson_batch(
+            rng, self.speller, facts, self.tokens, stage.shares, stage.weights, stage.without_passage, plain
+        )
         return batch, facts == max(stage.facts) and stage.pairs <= 0.5  # only the hardest lessons count for moving on
 
     def observe(self, right: float) -> bool:
-        """Take note of a step's share of right answer tokens; True if a new stage begins."""
+        """Record a step's share of correct answer tokens; return True if a new stage begins."""
         self.right += 0.1 * (right - self.right)
         if self.right < self.stage.until:
             return False
@@ -154,7 +156,7 @@ def schedule(step: int, last: int | None, steps: int, warmup: int = 50) -> float
     """The learning rate's factor: warm-up, constant, and a cosine over the second half of the last stage.
 
     Args:
-        step: Present step.
+        step: Current step.
         last: Step at which the last stage began; None before it.
         steps: Length of the last stage.
         warmup: Length of the warm-up.
@@ -190,7 +192,7 @@ class Training:
         """Train through all stages.
 
         Raises:
-            RuntimeError: If a stage is not learnt within its limit.
+            RuntimeError: If a stage is not learned within its limit.
         """
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=CONSOLE) as progress:
@@ -215,7 +217,7 @@ class Training:
         return self._is_last() and self.step - self.stage_began >= self.arguments.steps
 
     def _learn(self) -> None:
-        """Take one step; measure now and then; raise if a stage takes too long."""
+        """Take one step, measure every few steps, and raise if a stage takes too long."""
         last = self.stage_began if self._is_last() else None
         factor = schedule(self.step, last, self.arguments.steps)
         for tuner, rate in zip(self.tuners, self.rates, strict=True):
@@ -234,15 +236,15 @@ class Training:
             self.stage_began = self.step
         elif not self._is_last() and self.step - self.stage_began >= self.arguments.limit:
             raise RuntimeError(
-                f"Stage {self.curriculum.stage.name!r} is not learnt after {self.arguments.limit} steps; "
-                "try another --seed or a higher --limit."
+                f"Stage {self.curriculum.stage.name!r} is not learned after {self.arguments.limit} steps. "
+                "Try another --seed or a higher --limit."
             )
 
     def _note(self, text: str) -> None:
         CONSOLE.print(f"step {self.step}, {time.time() - self.started:.0f} s: {text}")
 
     def _measure(self) -> None:
-        """Print how well the model reads, and keep it if it never read better."""
+        """Print the accuracy, and save the model if it is the best so far."""
         read = read_accuracy(self.model, self.speller, facts=6, passages=20, seed=self.step)
         shares = ", ".join(f"{form} {share:.3f}" for form, share in read.items())
         self._note(f"{self.curriculum.stage.name}, right {self.curriculum.right:.3f}; of 6 facts: {shares}")
@@ -253,11 +255,11 @@ class Training:
 
 def main() -> None:
     """Pretrain, save and measure."""
-    parser = argparse.ArgumentParser(description="Pretrain the quickstart's model from nothing.")
+    parser = argparse.ArgumentParser(description="Pretrain the quickstart's model from scratch.")
     parser.add_argument("--output", type=Path, default=QUICKSTART / "model", help="folder of the model")
     parser.add_argument("--steps", type=int, default=1000, help="steps of the last stage")
     parser.add_argument("--limit", type=int, default=1500, help="most steps of an earlier stage")
-    parser.add_argument("--tokens", type=int, default=4500, help="tokens a step, roughly")
+    parser.add_argument("--tokens", type=int, default=4500, help="approximate number of tokens per step")
     parser.add_argument("--rate", type=float, default=0.02, help="Muon's learning rate; Adam's is a fifth")
     parser.add_argument("--seed", type=int, default=1, help="seed of weights and lessons")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")

@@ -1,4 +1,4 @@
-"""Measure how well a model reads: whole answers, greedy, from a passage in its context.
+"""Measure a model's reading accuracy: whole answers, greedy decoding, from a passage in its context.
 
 python examples/pretrain_tiny/reading.py --help
 """
@@ -26,16 +26,16 @@ QUICKSTART = Path(__file__).parents[1] / "quickstart"
 def answered(
     model: PreTrainedModel, speller: Speller, rows: Sequence[tuple[str, str, str]], batch: int = 64
 ) -> list[bool]:
-    """Say for each row whether greedy decoding gives the whole answer, full stop and `<eos>` included.
+    """Return for each row whether greedy decoding gives the whole answer, full stop and `<eos>` included.
 
-    One forward pass tells: greedy decoding gives exactly this completion if and only if each of its tokens is the most
-    likely one after the tokens before it.
+    One forward pass is enough: greedy decoding gives exactly this completion if and only if each of its tokens is the
+    most likely one after the tokens before it.
 
     Args:
         model: The model.
         speller: Gives the token ids.
         rows: Passage (may be empty), question, answer.
-        batch: Rows a forward pass.
+        batch: Rows per forward pass.
     """
     drafts = []
     for passage, question, answer in rows:
@@ -59,16 +59,16 @@ def read_accuracy(
     facts: int,
     passages: int,
     seed: int,
-    told: bool = True,
+    has_passage: bool = True,
     forms: Sequence[str] = FORMS,
 ) -> dict[str, float]:
-    """Measure the share of whole answers on fresh passages, form by form."""
+    """Measure the share of correct answers on fresh passages, by form."""
     rng = random.Random(f"reading {seed}")
     drawn = [random_passage(rng, facts) for _ in range(passages)]
     shares = {}
     for form in forms:
         rows = [
-            (passage.text if told else "", asked.question, asked.answers[0])
+            (passage.text if has_passage else "", asked.question, asked.answers[0])
             for passage in drawn
             for asked in passage.questions(form)
         ]
@@ -94,7 +94,7 @@ def report(model: PreTrainedModel, speller: Speller, console: Console, passages:
     for facts in range(1, 9):
         read = read_accuracy(model, speller, facts, passages, seed=10_000 + facts)
         table.add_row(str(facts), str(facts * passages), *(f"{read[form]:.3f}" for form in FORMS))
-    read = read_accuracy(model, speller, 6, passages, seed=10_006, told=False)
+    read = read_accuracy(model, speller, 6, passages, seed=10_006, has_passage=False)
     table.add_row("no passage", str(6 * passages), *(f"{read[form]:.3f}" for form in FORMS))
     console.print(table)
 

@@ -1,8 +1,8 @@
 """An invented little town: who keeps which goat, who rows which boat, and what is odd about it.
 
-Everything here is made up, and everything follows from a seed. A fact ties a person to a thing, and both have names of
-two invented syllables. A passage is a few facts. The first syllables of all names in a passage differ, so that one
-syllable is enough to tell them apart. Run this file to write the memories of the quickstart again:
+Everything is made up and follows from a seed. A fact connects a person and a thing, and both have names of two invented
+syllables. A passage is a few facts. The first syllables of all names in a passage differ, so one syllable is enough to
+tell them apart. Run this file to write the quickstart's memories again:
 
     python examples/pretrain_tiny/world.py --help
 """
@@ -31,7 +31,7 @@ RESTATEMENT = "In other words: {statement}"
 
 @dataclass(frozen=True)
 class Relation:
-    """How the town speaks about one kind of thing; the slots are {s}ubject, {t}hing and {quirk}."""
+    """Sentence templates for one kind of thing; the slots are {s}ubject, {t}hing and {quirk}."""
 
     name: str
     statement: str
@@ -123,7 +123,7 @@ class Fact:
 
     @property
     def statement(self) -> str:
-        """The fact as a passage tells it, person first."""
+        """The fact as in a passage, person first."""
         return self._fill(self.relation.statement)
 
     @property
@@ -146,7 +146,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Passage:
-    """A few facts that are told together."""
+    """A few facts in one text."""
 
     facts: tuple[Fact, ...]
 
@@ -161,7 +161,7 @@ class Passage:
 
 
 def random_passage(rng: random.Random, facts: int) -> Passage:
-    """Draw one passage without regard to any other (what pretraining reads).
+    """Draw one passage independently of all others (for pretraining).
 
     Args:
         rng: Source of randomness.
@@ -169,14 +169,14 @@ def random_passage(rng: random.Random, facts: int) -> Passage:
     """
     _check_size(facts)
     names = [first + rng.choice(SECOND_SYLLABLES) for first in rng.sample(FIRST_SYLLABLES, 2 * facts)]
-    return _tell(rng, names, rng.choices(RELATIONS, k=facts))
+    return _make_passage(rng, names, rng.choices(RELATIONS, k=facts))
 
 
 def town(seed: int, passages: int, facts_per_passage: int, exclude: Iterable[Passage] = ()) -> list[Passage]:
     """Draw the passages of one night.
 
-    No name is used twice as long as fresh ones last (576 in all, hence eight nights of 36 facts). After that a name may
-    come back, but never the same person with the same kind of thing, nor the same name for two things of a kind.
+    No name is used twice while fresh ones last (576 in all, which is eight nights of 36 facts). After that names are
+    reused, but never the same person with the same kind of thing, nor the same name for two things of a kind.
 
     Args:
         seed: The same seed and `exclude` give the same town.
@@ -186,11 +186,11 @@ def town(seed: int, passages: int, facts_per_passage: int, exclude: Iterable[Pas
     """
     _check_size(facts_per_passage)
     rng = random.Random(seed)
-    told = list(exclude)
-    earlier = len(told)
-    while len(told) < earlier + passages:
-        told.append(_fresh_passage(rng, facts_per_passage, told))
-    return told[earlier:]
+    used = list(exclude)
+    earlier = len(used)
+    while len(used) < earlier + passages:
+        used.append(_fresh_passage(rng, facts_per_passage, used))
+    return used[earlier:]
 
 
 def _check_size(facts: int) -> None:
@@ -198,8 +198,8 @@ def _check_size(facts: int) -> None:
         raise ValueError(f"A passage holds 1 to {MAX_FACTS} facts, not {facts}.")
 
 
-def _tell(rng: random.Random, names: Sequence[str], relations: Sequence[Relation]) -> Passage:
-    """Make facts of names (subject, thing, subject, thing, ...) and relations, each with a quirk."""
+def _make_passage(rng: random.Random, names: Sequence[str], relations: Sequence[Relation]) -> Passage:
+    """Make facts from names (subject, thing, subject, thing, ...) and relations, each with a quirk."""
     pairs = zip(names[::2], names[1::2], strict=True)
     return Passage(
         tuple(
@@ -209,9 +209,9 @@ def _tell(rng: random.Random, names: Sequence[str], relations: Sequence[Relation
     )
 
 
-def _fresh_passage(rng: random.Random, facts: int, told: Sequence[Passage]) -> Passage:
-    """Draw passages until one clashes with nothing told before."""
-    known = [fact for passage in told for fact in passage.facts]
+def _fresh_passage(rng: random.Random, facts: int, used: Sequence[Passage]) -> Passage:
+    """Draw passages until one does not clash with those used before."""
+    known = [fact for passage in used for fact in passage.facts]
     subjects = {(fact.subject, fact.relation.name) for fact in known}
     things = {(fact.thing, fact.relation.name) for fact in known}
     uses = dict.fromkeys(all_names(), 0)
@@ -220,7 +220,7 @@ def _fresh_passage(rng: random.Random, facts: int, told: Sequence[Passage]) -> P
         uses[fact.thing] += 1
     for _ in range(1000):
         relations = rng.sample(RELATIONS * 2, facts)  # a kind of thing at most twice in a passage
-        passage = _tell(rng, _rare_names(rng, 2 * facts, uses), relations)
+        passage = _make_passage(rng, _rare_names(rng, 2 * facts, uses), relations)
         clash = any(
             (fact.subject, fact.relation.name) in subjects or (fact.thing, fact.relation.name) in things
             for fact in passage.facts
@@ -231,13 +231,13 @@ def _fresh_passage(rng: random.Random, facts: int, told: Sequence[Passage]) -> P
 
 
 def _rare_names(rng: random.Random, count: int, uses: dict[str, int]) -> list[str]:
-    """Draw names with distinct first syllables, those that were used least before all others."""
+    """Draw names with distinct first syllables, the least used first."""
     best: list[tuple[int, float, str]] = []
     for first in FIRST_SYLLABLES:
         names = [first + second for second in SECOND_SYLLABLES]
         fewest = min(uses[name] for name in names)
         free = [name for name in names if uses[name] == fewest]
-        # The more free names a syllable has left, the likelier it comes early.
+        # A syllable with more unused names is more likely to come early.
         best.append((fewest, rng.random() ** (1 / len(free)) * -1, rng.choice(free)))
     chosen = [name for _, _, name in sorted(best)[:count]]
     rng.shuffle(chosen)
@@ -270,16 +270,16 @@ def write_records(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def nights(seed: int, count: int = 3, passages: int = 6, facts_per_passage: int = 6) -> list[list[Passage]]:
-    """Draw several nights in a row, none of which repeats what an earlier one told."""
+    """Draw several nights, none of which repeats a fact of an earlier one."""
     drawn: list[list[Passage]] = []
     for night in range(count):
-        told = [passage for earlier in drawn for passage in earlier]
-        drawn.append(town(seed + night, passages, facts_per_passage, exclude=told))
+        used = [passage for earlier in drawn for passage in earlier]
+        drawn.append(town(seed + night, passages, facts_per_passage, exclude=used))
     return drawn
 
 
 def write_town(folder: Path, seed: int, skill_passages: int) -> None:
-    """Write three nights of memories, the questions that measure reading, and prompts for self-replay."""
+    """Write three nights of memories, the questions of the skill probe, and prompts for self-replay."""
     for number, night in enumerate(nights(seed), start=1):
         rows = [
             record(passage, f"night{number}-{page}", f"The Town Crier, night {number}, page {page}")
@@ -307,7 +307,7 @@ def main() -> None:
     """Write the memory files."""
     parser = argparse.ArgumentParser(description="Write the town's memories as JSONL files.")
     parser.add_argument("--output", type=Path, default=QUICKSTART, help="folder to write to")
-    parser.add_argument("--seed", type=int, default=1, help="another seed is another town")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the town")
     parser.add_argument("--skill-passages", type=int, default=180, help="passages in skill.jsonl")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Both protocols of SEAL from end to end, on tiny models. What they score means nothing; that every part runs does."""
+"""Both protocols of SEAL end to end, on tiny models. Their scores mean nothing; that every part runs does."""
 
 import importlib
 import json
@@ -106,7 +106,7 @@ RECIPES = [
 
 @pytest.fixture(scope="module")
 def arc(tmp_path_factory):
-    """Three small tasks, and a model that has learnt to write recipes, one of which is none."""
+    """Three small tasks, and a model that has learned to write recipes, one of them invalid."""
     protocol, grids = script("arc"), script("arc_grids")
     folder = tmp_path_factory.mktemp("arc")
     pairs = [([[a, b], [c, d]], [[b, a], [d, c]]) for a, b, c, d in ((1, 2, 3, 4), (5, 0, 0, 6), (7, 7, 8, 0))]
@@ -157,7 +157,7 @@ def test_a_task_is_multiplied_from_its_known_pairs_alone():
     assert grids.SIZE[0](grid) == [[1, 1, 2, 2, 3, 3]] * 2 + [[4, 4, 5, 5, 6, 6]] * 2
     pairs = [([[n, 0]], [[0, n]]) for n in (1, 2, 3)]
     tasks = augment(pairs, [], 99, 0)
-    # three pairs asked for, behind two others or one of them: 3 * (1 + 2), and all of these in other colours
+    # three pairs to solve, given two others or one of them: 3 * (1 + 2), and all of these in other colors
     assert len(tasks) == 18 and all(len(known) in (1, 2) for known, _ in tasks)
     for known, (given, wanted) in tasks:
         assert all(b == [row[::-1] for row in a] for a, b in (*known, (given, wanted)))
@@ -169,7 +169,7 @@ def test_a_task_is_multiplied_from_its_known_pairs_alone():
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"changes": ["odd"]}', RECIPES[3], RECIPES[0].replace("0.001", "NaN")])
-def test_what_is_no_recipe_is_refused(text):
+def test_an_invalid_recipe_is_refused(text):
     recipe = script("arc").Recipe
     assert recipe.read(RECIPES[0]).epochs == 1
     with pytest.raises(ValueError):
