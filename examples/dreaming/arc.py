@@ -5,7 +5,7 @@
 
 A dream is a JSON object: which changes augment the examples (turns, sizes, ...), which tokens enter the loss, the
 learning rate and the epochs. It is useful if an adapter trained by it solves the task. In the rounds the model writes
-60 dreams about each task; 45 are rejected by their gradient and 15 tried out. Then it writes 5 about each held-out task.
+60 dreams about each task; 45 are rejected by their gradient and 15 tried out. Then come 5 per held-out task.
 """
 
 from __future__ import annotations

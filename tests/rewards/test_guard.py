@@ -1,4 +1,4 @@
-"""The guard: what it lets through, what it stops, and what it never says."""
+"""The guard: what it accepts, what it rejects, and what its messages never contain."""
 
 import asyncio
 import functools
@@ -182,7 +182,7 @@ def test_abstaining_is_counted_also_when_nothing_fails() -> None:
     logged: dict[str, float] = {}
     func = returning([None, 1.0, 1.0])
     run(guard(func, on_error="abstain"), log_metric=logged.__setitem__)
-    assert logged == {"rewards/scored/abstained": 0.0}  # the reward's own None is no failure
+    assert logged == {"rewards/scored/abstained": 0.0}  # a None returned by the reward is not a failure
     logged.clear()
     run(guard(func), log_metric=logged.__setitem__)
     assert logged == {}

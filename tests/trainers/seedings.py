@@ -1,4 +1,4 @@
-"""A small Knowledge Seeding: rows, a student, a trainer, and what it logged."""
+"""A small KnowledgeSeedingTrainer: rows, a student, the trainer, and its logs."""
 
 from datasets import Dataset
 

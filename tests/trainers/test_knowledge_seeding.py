@@ -1,4 +1,4 @@
-"""What the trainer of Knowledge Seeding trains, keeps, resumes and refuses."""
+"""What KnowledgeSeedingTrainer trains, saves, resumes and refuses."""
 
 import copy
 import inspect
@@ -30,7 +30,7 @@ def test_training_changes_only_the_learning_expert(tmp_path, extra):
     assert in_optimizer == new
 
 
-def test_resume_goes_on_as_if_nothing_had_happened(tmp_path):
+def test_resuming_gives_the_same_expert(tmp_path):
     whole = trainer(tmp_path / "whole", max_steps=4)
     whole.train()
     first = trainer(tmp_path / "parts", max_steps=4, save_strategy="steps", save_steps=2)
@@ -94,7 +94,7 @@ def test_the_best_expert_comes_back(tmp_path):
     ("options", "message"),
     [({"peft_config": LoraConfig(r=2, target_modules=["q_proj"])}, "peft_config"), ({"use_vllm": True}, "use_vllm")],
 )
-def test_what_experts_lack_is_refused(tmp_path, options, message):
+def test_what_experts_do_not_support_is_refused(tmp_path, options, message):
     peft_config = options.pop("peft_config", None)
     with pytest.raises(ValueError, match=message):
         KnowledgeSeedingTrainer(

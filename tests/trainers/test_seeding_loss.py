@@ -15,7 +15,7 @@ from tests.trainers.seedings import first_batch, logged, rows, student, trainer
 def test_alpha_zero_is_grpo_to_the_last_bit(tmp_path, extra):
     ours = trainer(tmp_path / "a", alpha=0.0, **extra)
     ours.train()
-    theirs = trainer(tmp_path / "b", GRPOTrainer, GRPOConfig, **extra)  # seeds anew
+    theirs = trainer(tmp_path / "b", GRPOTrainer, GRPOConfig, **extra)  # which sets the seed again
     theirs.train()
     for key in ("loss", "grad_norm", "reward", "entropy"):
         assert logged(ours, key) == logged(theirs, key) and len(logged(ours, key)) == 5
@@ -51,10 +51,10 @@ def test_alpha_one_lambda_one_has_the_gradient_of_gkd(tmp_path, beta):
         torch.testing.assert_close(ours[name], p.grad, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("passes", [1, 3])  # of three passes over two references, one reads what counts nothing
+@pytest.mark.parametrize("passes", [1, 3])  # of three passes over two references, one reads a row of weight 0
 @pytest.mark.parametrize("form", ["llama", "qwen3", "gemma2", "gpt_neox", "phi3"])
 def test_divergence_is_the_plain_formula(tmp_path, form, passes):
-    """KL(teacher || student) on rollout and reference by full logits, each part weighed, against the trainer's loss."""
+    """KL(teacher || student) on rollout and reference from full logits, weighted by part, versus the trainer's loss."""
     t = trainer(tmp_path, model=student(form), alpha=1.0, lmbda=0.25, replay_weight=0.5, reference_passes=passes)
     model, memory = t.model, Memory.of(t.model)
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_accumulation_gives_the_same_expert(tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_the_student_comes_nearer_to_the_teacher(tmp_path):
+def test_the_student_approaches_the_teacher(tmp_path):
     t = trainer(tmp_path, data=rows(2), max_steps=30, alpha=1.0)
     t.train()
     losses = logged(t, "divergence/memory/reference")
@@ -120,7 +120,7 @@ def test_checkpointing_changes_no_gradient(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["gpt2", "llama"])
-def test_padding_does_not_move_a_text(tmp_path, form):
+def test_padding_does_not_shift_positions(tmp_path, form):
     """A zero expert on a row without context diverges nowhere, though a neighbour's context pads it further."""
     mixed = rows(2).to_list()
     mixed[1]["teacher_prompt"] = mixed[1]["prompt"]

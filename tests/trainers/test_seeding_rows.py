@@ -1,4 +1,4 @@
-"""The rows of a Knowledge Seeding: text, token ids or messages, stop strings, and what is missing."""
+"""The rows of KnowledgeSeedingTrainer: text, token ids or messages, stop strings, missing columns."""
 
 import pytest
 from datasets import Dataset
@@ -27,7 +27,7 @@ def test_given_token_ids_are_used_as_they_are(tmp_path):
 
 
 def test_rows_of_token_ids_or_messages_need_no_text(tmp_path):
-    """Ids alone train like the text that they were made of, with the default reward; a reference may be a message."""
+    """Token ids train like the text they encode, with the default reward; a reference may be a message."""
     tokenizer = tiny_tokenizer()
     texts = rows(4).remove_columns("part")
     ids = [

@@ -1,4 +1,4 @@
-"""What protects what the model knew: who teaches self-replay, the drift of hidden states, experts left out."""
+"""Protection of earlier knowledge: teachers of self-replay, drift of hidden states, expert dropout."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def rows(*parts):
 
 
 def grown():
-    """Return a model whose first expert has learnt and whose second is learning, both with weights that matter."""
+    """Return a model whose first expert has learned and whose second is learning, both with weights that matter."""
     model = tiny_model()
     memory = attach(model, MemorySpec(width=8, max_experts=2))
     generator = torch.Generator().manual_seed(3)
@@ -60,12 +60,12 @@ def test_the_pretrained_model_teaches_general_samples_and_last_nights_model_the_
         before = hidden(t, batch, "teacher_prompt")
     is_general = batch["part"] == PARTS.index("general")
     assert (base - before).abs().max() > 1e-2
-    taught = torch.empty_like(base)
+    states_found = torch.empty_like(base)
     for teacher_output in teacher_outputs:
         [(states, _)] = teacher_output.states
-        taught[teacher_output.rows] = states
-    torch.testing.assert_close(taught[is_general], base[is_general], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(taught[~is_general], before[~is_general], rtol=1e-4, atol=1e-5)
+        states_found[teacher_output.rows] = states
+    torch.testing.assert_close(states_found[is_general], base[is_general], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(states_found[~is_general], before[~is_general], rtol=1e-4, atol=1e-5)
 
 
 def test_drift_is_the_plain_formula_and_counts_on_self_replay_alone(tmp_path):
@@ -92,7 +92,7 @@ def test_drift_is_the_plain_formula_and_counts_on_self_replay_alone(tmp_path):
     assert losses[3.0] - losses[0.0] == pytest.approx(expected, rel=1e-4) and expected > 1e-3
 
 
-def test_a_step_leaves_experts_out_for_teacher_and_student_alike(tmp_path):
+def test_a_step_drops_experts_for_teacher_and_student_alike(tmp_path):
     def views(name):
         seen = []
 

@@ -57,7 +57,7 @@ def test_tokens_beyond_the_smaller_vocabulary_are_left_out():
     torch.testing.assert_close(value, divergence_per_token(mine, taught, cut, teacher, MASK, 0.0), rtol=1e-4, atol=1e-5)
 
 
-def test_no_class_of_rows_is_ever_without_a_row():
+def test_no_group_of_rows_is_ever_empty():
     memory, general, earlier = (PARTS.index(name) for name in ("memory", "general", "earlier"))
     part = torch.tensor([memory, general, memory, earlier])
     assert [rows.tolist() for rows, _ in (find_rows(part, ["memory", "dream"]), find_rows(part, ["earlier"]))] == [
@@ -68,19 +68,19 @@ def test_no_class_of_rows_is_ever_without_a_row():
     assert rows.tolist() == [0] and not is_present
 
 
-def classes(student, others=()):
+def groups(student, others=()):
     return [(parts, is_base) for parts, _, is_base in assign_teachers(student, None, list(others))]
 
 
-def test_the_pretrained_model_teaches_general_samples_as_soon_as_it_is_another_than_last_nights():
+def test_the_pretrained_model_teaches_general_samples_as_soon_as_it_differs_from_last_nights():
     model = tiny_model()
     memory = attach(model, MemorySpec(width=16, max_experts=2))
     memory.activate()
-    assert classes(model) == [(list(PARTS), False)]
-    assert classes(model, ["another"]) == [(["memory", "dream"], False), (["general", "earlier"], False)]
+    assert groups(model) == [(list(PARTS), False)]
+    assert groups(model, ["another"]) == [(["memory", "dream"], False), (["general", "earlier"], False)]
     memory.activate()
-    assert classes(model) == [(["memory", "dream", "earlier"], False), (["general"], True)]
-    assert classes(model, ["another"]) == [(["memory", "dream"], False), (["general"], True), (["earlier"], False)]
+    assert groups(model) == [(["memory", "dream", "earlier"], False), (["general"], True)]
+    assert groups(model, ["another"]) == [(["memory", "dream"], False), (["general"], True), (["earlier"], False)]
 
 
 def larger_student():
@@ -114,7 +114,7 @@ def test_smaller_teachers_teach_the_expert_of_a_larger_student(tmp_path, count):
 
 
 def test_the_student_itself_teaches_what_it_must_not_forget(tmp_path):
-    """A new expert says nothing, so that the model is no distance from itself, but far from another teacher."""
+    """A new expert outputs zero, so the model does not diverge from itself, but does from another teacher."""
     data = Dataset.from_list([{**row, "teacher_prompt": row["prompt"], "part": "general"} for row in rows(4)])
     options = {**OPTIONS, "max_steps": 1, "alpha": 1.0, "logging_steps": 1}
     found = {}

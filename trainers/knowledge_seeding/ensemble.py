@@ -1,4 +1,4 @@
-"""The divergence to several teachers at once, or to one whose vocabulary is padded to another size."""
+"""The divergence from several teachers, or from one whose vocabulary is padded to another size."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def ensemble_divergence(
     beta: float,
 ) -> torch.Tensor:
     """
-    Divergence of the student's next-token distribution from the mean of its teachers', position by position.
+    Divergence between the student's next-token distribution and the mean of its teachers', at each position.
 
-    Tokens beyond the smallest vocabulary are left out: models of one family pad the same tokenizer's to different
-    sizes. A tile's logits are computed again in the backward pass and never kept.
+    Tokens beyond the smallest vocabulary are left out, since models of one family pad the same tokenizer's vocabulary
+    to different sizes. A tile's logits are recomputed in the backward pass and never kept.
 
     Args:
         student_hidden (`torch.Tensor` of shape `(batch, length, hidden)`):
@@ -46,16 +46,16 @@ def ensemble_divergence(
     counts = mask.bool()
     heads = [head for _, head in teachers]
 
-    def divergence(student: torch.Tensor, *taught: torch.Tensor) -> torch.Tensor:
+    def divergence(student: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
         with maybe_gather_lm_head_ctx(*(t for head in (student_head, *heads) for t in (head.weight, head.bias))):
             size = min(head.weight.shape[0] for head in (student_head, *heads))
             with torch.no_grad():
-                each = [log_probs(hidden, head, size) for hidden, head in zip(taught, heads, strict=True)]
+                each = [log_probs(hidden, head, size) for hidden, head in zip(states, heads, strict=True)]
                 teacher = torch.stack(each).logsumexp(0) - math.log(len(each))
             return jensen_shannon(log_probs(student, student_head, size), teacher, beta)
 
     rows = positions_per_tile(student_head.weight)
-    hidden = [states[counts].split(rows) for states in (student_hidden, *(taught for taught, _ in teachers))]
+    hidden = [states[counts].split(rows) for states in (student_hidden, *(states for states, _ in teachers))]
     tiles = [checkpoint(divergence, *tile, use_reentrant=False) for tile in zip(*hidden, strict=True)]
     found = torch.cat(tiles)
     return found.new_zeros(mask.shape).masked_scatter(counts, found)

@@ -11,15 +11,15 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-# What a model multiplies its logits by, under the names of Cohere, Muse Glimmer and Falcon-H1. Under `logits_scaling`
-# Granite and MiniCPM3 give a divisor, HyperCLOVA X a factor.
+# The factor of the logits in the configurations of Cohere, Muse Glimmer and Falcon-H1. `logits_scaling` is a divisor in
+# Granite and MiniCPM3, and a factor in HyperCLOVA X.
 SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 TILE_COLUMNS = 32768  # of the vocabulary at a time, as in TRL
 
 
 @dataclass(frozen=True)
 class Head:
-    """An LM head with what its model does to the logits afterwards: the scale, then Gemma's soft cap."""
+    """An LM head and how its model transforms the logits: a scale, then Gemma's soft cap."""
 
     weight: torch.Tensor  # (vocabulary, hidden)
     bias: torch.Tensor | None = None  # (vocabulary,)
@@ -28,7 +28,7 @@ class Head:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Head:
-        """Read the head off a causal language model."""
+        """Return the head of a causal language model."""
         linear, config = model.get_output_embeddings(), model.config.get_text_config()
         scale = next((s for name in SCALES if (s := getattr(config, name, None)) is not None), 1.0)
         if (divisor := getattr(config, "logits_scaling", None)) is not None:
@@ -37,13 +37,13 @@ class Head:
 
 
 def positions_per_tile(weight: torch.Tensor) -> int:
-    """Return at how many positions a head of this weight is applied at a time.
+    """Return the number of positions at which a head with this weight is applied at a time.
 
-    TRL takes 4096, of which a batch of ordinary size is one tile. Without Triton its kernels hold about ten tiles of
-    float32 at once, so that there the head alone would decide how much memory a step takes. On a CPU a step is
-    no slower with 24 positions than with 256, and takes 0.4 GiB less at 44 M parameters (benchmarks/README.md).
+    TRL uses 4096, so that an ordinary batch is one tile. Without Triton its kernels hold about ten float32 tiles at
+    once, and the head alone would determine the memory use of a step. On a CPU a step is no slower with 24 positions
+    than with 256, and takes 0.4 GiB less at 44 M parameters (benchmarks/README.md).
 
-    A sharded head comes together once for each tile, by all processes alike, whose numbers of positions differ: it is
+    A sharded head is gathered once per tile by all processes together, and their numbers of positions differ, so it is
     applied in one tile.
     """
     if hasattr(weight, "ds_id"):
@@ -55,8 +55,8 @@ def log_probs_per_token(
     hidden: torch.Tensor, head: Head, ids: torch.Tensor, mask: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Log-probability of each token, and the entropy of the distribution it was drawn from, in tiles and only at
-    positions that count.
+    Log-probability of each token, and the entropy of the distribution it was sampled from, computed in tiles and only
+    at positions where the mask is 1.
 
     Args:
         hidden (`torch.Tensor` of shape `(batch, length, hidden)`):
@@ -68,7 +68,7 @@ def log_probs_per_token(
         mask (`torch.Tensor` of shape `(batch, length)`):
             1 where a token counts.
         temperature (`float`):
-            What the logits are divided by.
+            Divisor of the logits.
 
     Returns:
         two `torch.Tensor` of shape `(batch, length)`: log-probabilities and entropies in nats, 0 where the mask is 0.
@@ -108,8 +108,8 @@ def divergence_per_token(
     beta: float,
 ) -> torch.Tensor:
     """
-    Divergence of the student's from the teacher's next-token distribution, position by position. Full-vocabulary
-    logits are never held: both heads are applied in tiles, and only at positions that count.
+    Divergence between the student's and the teacher's next-token distribution, at each position. Full-vocabulary logits
+    are never held: both heads are applied in tiles, and only at positions where the mask is 1.
 
     Args:
         student_hidden (`torch.Tensor` of shape `(batch, length, hidden)`):
