@@ -1,4 +1,4 @@
-"""Evaluation: what a model knows, before and after a night."""
+"""Evaluation: recall and base skill, before and after a night."""
 
 from .metrics import contains, exact_match, f1, normalize_answer
 

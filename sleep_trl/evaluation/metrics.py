@@ -1,4 +1,4 @@
-"""Does a reply hold the answer? Pure functions of strings, in the manner of SQuAD, for any script.
+"""Answer metrics in the style of SQuAD, as pure functions of strings in any script.
 
 Source: the official evaluation script of SQuAD (Rajpurkar et al., arXiv 1606.05250): lower case, no
 punctuation, no English articles, single spaces; the best value over the accepted answers counts.
@@ -20,15 +20,15 @@ _TOKENS = re.compile(rf"[{_SCRIPTS_WITHOUT_SPACES}]|[^\s{_SCRIPTS_WITHOUT_SPACES
 
 
 def normalize_answer(text: str) -> str:
-    """Return a text without case, punctuation, English articles and extra white space.
+    """Normalize a text: remove case, punctuation, English articles and extra white space.
 
     Args:
         text (`str`):
             Any text.
 
     Returns:
-        `str`: the normalized text; empty if nothing but punctuation was given. Ours: a text of
-        articles only keeps them, since "A" can be an answer (SQuAD's script makes it empty).
+        `str`: the normalized text, which is empty if the text is only punctuation. Ours: a text of articles
+        only keeps them, since "A" can be an answer (SQuAD's script makes it empty).
     """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     text = "".join(c for c in text if not _is_punctuation(c))
@@ -37,44 +37,44 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(prediction: str, answers: str | Sequence[str]) -> bool:
-    """Say whether a prediction equals one of the answers after normalization (SQuAD's "EM").
+    """Return whether a prediction equals one of the answers after normalization (SQuAD's "EM").
 
     Args:
         prediction (`str`):
             The reply.
         answers (`str` or `Sequence[str]`):
-            The accepted answer, or several.
+            The accepted answer or answers.
 
     Returns:
-        `bool`: whether one is equal.
+        `bool`: whether one matches.
 
     Raises:
-        `ValueError`: if there is no answer to compare with.
+        `ValueError`: if there is no answer.
     """
     predicted = normalize_answer(prediction)
     return any(predicted == normalize_answer(answer) for answer in _listed(answers))
 
 
 def contains(prediction: str, answers: str | Sequence[str]) -> bool:
-    """Say whether one of the answers stands in the prediction, as whole tokens in a row.
+    """Return whether the prediction contains one of the answers, as consecutive whole tokens.
 
     Ours, after `has_answer` of DPR (Karpukhin et al., arXiv 2004.04906): "cat" is not in
-    "category". An answer that normalizes to nothing is only in a prediction that does so too.
+    "category". An answer that normalizes to an empty text is only in a prediction that does, too.
 
     Args:
         prediction (`str`):
             The reply.
         answers (`str` or `Sequence[str]`):
-            The accepted answer, or several.
+            The accepted answer or answers.
 
     Returns:
         `bool`: whether one is contained.
 
     Raises:
-        `ValueError`: if there is no answer to compare with.
+        `ValueError`: if there is no answer.
     """
     predicted = _tokens(prediction)
-    return any(_stands_in(_tokens(answer), predicted) for answer in _listed(answers))
+    return any(_is_sublist(_tokens(answer), predicted) for answer in _listed(answers))
 
 
 def f1(prediction: str, answers: str | Sequence[str]) -> float:
@@ -84,13 +84,13 @@ def f1(prediction: str, answers: str | Sequence[str]) -> float:
         prediction (`str`):
             The reply.
         answers (`str` or `Sequence[str]`):
-            The accepted answer, or several.
+            The accepted answer or answers.
 
     Returns:
-        `float`: in [0, 1]. Where a side has no tokens: 1 if both have none, else 0 (SQuAD 2.0).
+        `float`: in [0, 1]. If one side has no tokens, 1 if the other has none either, else 0 (SQuAD 2.0).
 
     Raises:
-        `ValueError`: if there is no answer to compare with.
+        `ValueError`: if there is no answer.
     """
     predicted = _tokens(prediction)
     return max(_overlap(predicted, _tokens(answer)) for answer in _listed(answers))
@@ -103,7 +103,7 @@ def _overlap(predicted: list[str], answer: list[str]) -> float:
     return 2 * common / (len(predicted) + len(answer))
 
 
-def _stands_in(answer: list[str], predicted: list[str]) -> bool:
+def _is_sublist(answer: list[str], predicted: list[str]) -> bool:
     if not answer:
         return not predicted
     starts = range(len(predicted) - len(answer) + 1)
@@ -121,5 +121,5 @@ def _is_punctuation(character: str) -> bool:
 def _listed(answers: str | Sequence[str]) -> Sequence[str]:
     listed = [answers] if isinstance(answers, str) else answers
     if not listed:
-        raise ValueError("No answer was given to compare the prediction with; give at least one.")
+        raise ValueError("There is no answer to compare the prediction with. Give at least one.")
     return listed

@@ -1,4 +1,4 @@
-"""Asking questions, and measuring how much of a model's behaviour a night has changed."""
+"""Recall on questions, and agreement of the grown model with the pretrained one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ METRICS = {"exact": exact_match, "contains": contains, "f1": f1}
 
 @dataclass(frozen=True)
 class QAItem:
-    """One question: its accepted answers, and the text that holds them (for asking with context)."""
+    """A question with its accepted answers, and the text that contains them (to ask with context)."""
 
     question: str
     answers: tuple[str, ...]
@@ -36,27 +36,26 @@ def ask(
     max_new_tokens: int,
     progress: Progress | None = None,
 ) -> float | None:
-    """
-    Ask questions by greedy decoding and return the mean score.
+    """Ask questions with greedy decoding and return the mean score.
 
     Args:
-        quizzes (`Sequence[Quiz]`):
+        items (`Sequence[QAItem]`):
             The questions.
         engine (`Engine`):
-            Answers, with whatever experts are in view.
+            Generates the answers, with the experts it has.
         prompter (`Prompter`):
-            Makes the prompts, by the `question_answer` template.
+            Makes the prompts, from the `question_answer` template.
         with_context (`bool`):
-            Whether the text that holds the answer stands before the question.
+            Whether to put the text that contains the answer before the question.
         metric (`str`):
             `"exact"`, `"contains"` or `"f1"`, see [`sleep_trl.evaluation.metrics`].
         max_new_tokens (`int`):
-            Longest reply, in tokens.
+            Maximum length of a reply in tokens.
         progress (`Callable[[int], None]`, *optional*):
             Called with the number of answered questions.
 
     Returns:
-        `float` in [0, 1], or `None` if there is no question.
+        `float` in [0, 1], or `None` if there are no questions.
     """
     if not items:
         return None
@@ -72,12 +71,12 @@ def ask(
 
 
 def window_with_answer(windows: Sequence[str], answers: Sequence[str]) -> str:
-    """Return the first window of a memory that contains an answer (an oracle's choice), or the first window."""
+    """Return the first window of a memory that contains an answer (an oracle), or else the first window."""
     return next((w for w in windows if any(a.casefold() in w.casefold() for a in answers)), windows[0])
 
 
 def sample_items(items: Sequence[QAItem], most: int, seed: int) -> list[QAItem]:
-    """Return all quizzes, or `most` of them drawn with `seed`, in their order."""
+    """Return at most `most` questions, sampled with `seed`, in their order."""
     if len(items) <= most:
         return list(items)
     chosen = random.Random(seed).sample(range(len(items)), most)
@@ -86,17 +85,16 @@ def sample_items(items: Sequence[QAItem], most: int, seed: int) -> list[QAItem]:
 
 @torch.no_grad()
 def agreement(memory: Memory, sequences: Sequence[list[int]]) -> float | None:
-    """
-    Return the share of positions at which the grown model's greedy next token is the pretrained model's.
+    """Return the share of positions at which the grown and the pretrained model predict the same next token.
 
     Args:
         memory (`Memory`):
-            The memory of the model. The model is read without dropout, and left in the mode it was in.
+            Memory of the model. The model runs without dropout and is left in its previous mode.
         sequences (`Sequence[list[int]]`):
-            Token ids of texts that both read, such as general samples.
+            Token ids of texts, such as general samples.
 
     Returns:
-        `float` in [0, 1], or `None` if there is no text.
+        `float` in [0, 1], or `None` if there are no texts.
     """
     model, was_training = memory.model, memory.model.training
     model.eval()

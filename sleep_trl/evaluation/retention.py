@@ -1,8 +1,8 @@
-"""What later nights leave of earlier ones: the accuracy matrix of a life, and the measures that are made of it.
+"""Retention: the accuracy matrix of a chain of nights, and measures derived from it.
 
-Row j of a matrix holds the recall of the questions of every night up to j, asked after night j; the last of a row is
-the night's own. The measures are those of continual learning, of which a night is a task: backward and forward transfer
-of GEM (Lopez-Paz and Ranzato, 2017, arXiv 1706.08840), forgetting of Chaudhry et al. (2018, arXiv 1801.10112).
+Row j of a matrix is the recall on the questions of each night up to j, measured after night j; the last value of a row
+is the night's own. The measures are those of continual learning, with a night as a task: backward and forward transfer of
+GEM (Lopez-Paz and Ranzato, 2017, arXiv 1706.08840), forgetting of Chaudhry et al. (2018, arXiv 1801.10112).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ MEASURES = ("average", "after_own_night", "forgetting", "backward_transfer", "fo
 
 
 def accuracy_matrix(entries: Sequence[LedgerEntry]) -> list[list[float | None]]:
-    """Return the triangular matrix that a ledger's entries hold, oldest night first.
+    """Return the triangular matrix recorded in a ledger's entries, oldest night first.
 
     Returns:
-        `list[list[float | None]]`: row j has j + 1 scores in [0, 1]; `None` where nothing was asked.
+        `list[list[float | None]]`: row j has j + 1 scores in [0, 1]; `None` where it was not measured.
     """
     nights = [_metrics(entry, "after") for entry in entries]
     return [
@@ -35,12 +35,12 @@ def accuracy_matrix(entries: Sequence[LedgerEntry]) -> list[list[float | None]]:
 
 
 def average(matrix: Matrix) -> float | None:
-    """Return the mean recall of all nights after the last one (GEM's ACC)."""
+    """Return the mean recall of all nights, measured after the last one (GEM's ACC)."""
     return _mean(matrix[-1])
 
 
 def after_own_night(matrix: Matrix) -> float | None:
-    """Return the mean recall of each night right after it, the matrix's diagonal."""
+    """Return the mean recall of each night directly after it, the diagonal of the matrix."""
     return _mean(row[-1] for row in matrix)
 
 
@@ -50,38 +50,38 @@ def backward_transfer(matrix: Matrix) -> float | None:
 
 
 def forward_transfer(before: Scores, base: Scores) -> float | None:
-    """Return by how much earlier nights raise the recall of a night that is still to come (GEM's FWT).
+    """Return the mean increase of a night's recall by the nights before it (GEM's FWT).
 
     Args:
         before (`Sequence[float | None]`):
-            Recall of each night's questions just before it.
+            Recall of each night's questions directly before it.
         base (`Sequence[float | None]`):
-            Recall of the same questions before the first night, by the pretrained model (GEM has a model with random
+            Recall of the same questions before the first night, by the pretrained model (GEM uses a model with random
             weights).
     """
     return _mean(_change(b, a) for a, b in zip(before[1:], base[1:], strict=True))
 
 
 def forgetting(matrix: Matrix) -> float | None:
-    """Return the mean difference between the best recall that an earlier night ever had before the last one, and its
-    recall after it (Chaudhry et al.)."""
+    """Return the mean difference between the best recall of an earlier night before the last night, and its recall
+    after the last night (Chaudhry et al.)."""
     columns = [[row[i] for row in matrix[i:-1]] for i in range(len(matrix) - 1)]
     best = [max((score for score in column if score is not None), default=None) for column in columns]
     return _mean(_change(last, most) for most, last in zip(best, matrix[-1], strict=False))
 
 
 def describe_chain(entries: Sequence[LedgerEntry]) -> dict[str, Any]:
-    """Return what a ledger says of a life as plain data, the part `chain` of `results.json`. Nights that were rolled
-    back are no part of it, nor are consolidations of earlier entries, which are no nights.
+    """Return the retention of a chain as JSON data, `chain` of `results.json`. Nights that were rolled back are left
+    out, and so are consolidations of entries, which are not nights.
 
     Returns:
         `dict`: `entries`, the matrix `recall`, `base_skill` before the first night and after each, and the measures;
-        `None` for what was not measured, or needs a second night.
+        `None` for values that were not measured or need a second night.
     """
     entries = [entry for entry in entries if entry.rolled_back is None and not entry.holds]
     matrix = accuracy_matrix(entries)
     before, after = ([_metrics(entry, when) for entry in entries] for when in ("before", "after"))
-    asked = [row.get("recall") for row in before]
+    recall_before = [row.get("recall") for row in before]
     chain = {
         "entries": [entry.id for entry in entries],
         "recall": matrix,
@@ -94,7 +94,9 @@ def describe_chain(entries: Sequence[LedgerEntry]) -> dict[str, Any]:
             "after_own_night": after_own_night(matrix),
             "forgetting": forgetting(matrix),
             "backward_transfer": backward_transfer(matrix),
-            "forward_transfer": forward_transfer(asked, [asked[0], *(row.get("base") for row in before[1:])]),
+            "forward_transfer": forward_transfer(
+                recall_before, [recall_before[0], *(row.get("base") for row in before[1:])]
+            ),
         }
     return chain
 
@@ -102,18 +104,17 @@ def describe_chain(entries: Sequence[LedgerEntry]) -> dict[str, Any]:
 def breach(
     policy: RetentionConfig, before: dict[str, Any], after: dict[str, Any], forgotten: Collection[str] = ()
 ) -> str | None:
-    """Return in words what a night has lost that its policy does not allow, or `None`. What was not measured is not
-    lost.
+    """Describe a loss that exceeds the policy, or return `None`. Values that were not measured are not losses.
 
     Args:
         policy (`RetentionConfig`):
-            What a night may cost.
+            Maximum losses of a night.
         before (`dict`):
             Recall of `earlier` entries, `skill` and `agreement` before the night.
         after (`dict`):
             The same after it.
         forgotten (`Collection[str]`, *optional*):
-            Entries that the night took back, which are not lost.
+            Entries that the night dropped on purpose, which do not count.
     """
     had_recall, has_recall = (
         _mean(score for name, score in scores["earlier"].items() if name not in forgotten) for scores in (before, after)
@@ -133,9 +134,9 @@ def render_chain(chain: dict[str, Any]) -> Table:
     """Return the matrix and its measures as a table for the terminal.
 
     Args:
-        life (`dict`): from [`describe_chain`].
+        chain (`dict`): from [`describe_chain`].
     """
-    table = Table(title=f"A life of {len(chain['entries'])} nights: recall in percent", header_style="bold")
+    table = Table(title=f"Recall after each of {len(chain['entries'])} nights, in percent", header_style="bold")
     table.add_column("after night")
     for number in range(1, len(chain["entries"]) + 1):
         table.add_column(f"of {number}", justify="right")
@@ -152,7 +153,7 @@ def _metrics(entry: LedgerEntry, when: str) -> dict[str, Any]:
 
 
 def _skill(metrics: dict[str, Any]) -> float | None:
-    """Return the score on the skill probe, or without one the agreement with the pretrained model."""
+    """Return the score on the skill probe, or without a probe the agreement with the pretrained model."""
     return metrics.get("agreement") if metrics.get("skill") is None else metrics["skill"]
 
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint over the newest committed model, which goes over to a new night's without a gap.
+"""An OpenAI-compatible endpoint for the newest committed model, which switches to each new night without downtime.
 
-`server` is where it begins; `model_server` is run in a process of its own and imports none of the rest.
+The entry point is `server`. `model_server` runs in its own process and imports none of the other modules.
 """

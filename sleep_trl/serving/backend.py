@@ -1,4 +1,4 @@
-"""A model server as the proxy sees it: started, checked, counted in use, ended."""
+"""A model server process: starting it, checking it, counting its requests, stopping it."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ import httpx
 
 from ..runs.files import read_json
 from ..runs.finished import CommittedModel
-from .model_server import PATIENCE
+from .model_server import STOP_TIMEOUT
 
 Kind = Literal["vllm", "transformers"]
 
-START_WITHIN = 900.0  # seconds; large models take minutes to load
-LOOK = 0.1  # seconds between two looks at a server that is starting
-SHARE = 0.45  # of a device's memory, for one of two vLLM servers
+START_TIMEOUT = 900.0  # seconds; large models take minutes to load
+POLL = 0.1  # seconds between two checks of a server that is starting
+MEMORY_SHARE = 0.45  # of a device's memory, so that two vLLM servers fit during a swap
 TAIL = 4096  # bytes of a starting server's output, shown if it fails
-# A connection for each request: one that is kept may be closed by the server at the moment in which it is used again.
+# One connection per request: the server may close a kept one at the moment it is reused.
 CONNECTIONS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-ANSWER_WITHIN = httpx.Timeout(None, connect=10.0)  # a long answer takes long; a dead server closes the connection
+TIMEOUT = httpx.Timeout(None, connect=10.0)  # no limit for long answers; a dead server closes the connection
 
 
-def choose_kind(wanted: Kind | None) -> Kind:
-    """Return the model server to use: vLLM's where it is installed, else that of transformers.
+def choose_kind(requested: Kind | None) -> Kind:
+    """Return the model server to use: vLLM if it is installed, else transformers.
 
     Raises:
-        `ValueError`: if the one that is wanted, or none, is installed.
+        `ValueError`: if the server is not installed.
     """
-    kind: Kind = wanted or ("vllm" if find_spec("vllm") else "transformers")
+    kind: Kind = requested or ("vllm" if find_spec("vllm") else "transformers")
     needed = {"vllm": ["vllm"], "transformers": ["fastapi", "uvicorn", "openai"]}[kind]
     if missing := [name for name in needed if find_spec(name) is None]:
         extra = "vllm" if kind == "vllm" else "serve"
@@ -48,34 +48,34 @@ def choose_kind(wanted: Kind | None) -> Kind:
 
 
 class Backend:
-    """One model server and the requests that it is busy with.
+    """One model server and the number of requests in flight.
 
     Args:
         committed (`CommittedModel`):
-            The model.
+            The model to serve.
         kind (`str`):
             `vllm` or `transformers`.
         name (`str`):
-            What clients call the model.
+            Name of the model for clients.
         options (`Sequence[str]`):
-            Passed on to vLLM's server.
+            Options for vLLM's server.
     """
 
     def __init__(self, committed: CommittedModel, kind: Kind, name: str, options: Sequence[str]) -> None:
         self.committed, self.kind = committed, kind
-        self.model = name if kind == "vllm" else committed.path.name  # what the server calls it
+        self.model = name if kind == "vllm" else committed.path.name  # its name at the model server
         self.is_chat = committed.has_chat_template()
         self.idle = asyncio.Event()
         self.idle.set()
         self._in_flight = 0
         self._options = (name, *self._defaults(), *options)
-        self._folder = Path(tempfile.mkdtemp(prefix="sleep-trl-"))  # mode 0700: nobody else reaches the socket
+        self._folder = Path(tempfile.mkdtemp(prefix="sleep-trl-"))  # mode 0700: other users cannot reach the socket
         self._tail = b""
         self._process: asyncio.subprocess.Process | None = None
         self.client = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=str(self._socket), limits=CONNECTIONS),
             base_url="http://model",
-            timeout=ANSWER_WITHIN,
+            timeout=TIMEOUT,
             trust_env=False,
         )
 
@@ -84,24 +84,24 @@ class Backend:
         return self._folder / "socket"
 
     def _defaults(self) -> list[str]:
-        """What vLLM's server is told unless options say otherwise: the dtype in which the night was measured (it would
-        turn float32 into bfloat16), and to leave room for a second server, which a swap needs."""
+        """Return default options of vLLM's server: the dtype the night was evaluated in (vLLM would convert float32 to
+        bfloat16), and a memory share that leaves space for the second server of a swap."""
         if self.kind != "vllm":
             return []
         dtype = read_json(self.committed.path / "config.json").get("dtype", "auto")
-        return [f"--dtype={dtype}", f"--gpu-memory-utilization={SHARE}"]
+        return [f"--dtype={dtype}", f"--gpu-memory-utilization={MEMORY_SHARE}"]
 
     async def start(self) -> None:
-        """Start the server, wait until it is there, and let it answer once.
+        """Start the server, wait until it is healthy, and check that it answers a request.
 
         Raises:
-            `RuntimeError`: if it does not get there, with the end of its output.
+            `RuntimeError`: if it does not start, with the end of its output.
         """
         module = f"{__package__}.model_server"
         arguments = [self.kind, str(self.committed.path), str(self._socket), *self._options]
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-P",  # what lies in the working directory is not imported
+            "-P",  # do not import from the working directory
             "-m",
             module,
             *arguments,
@@ -112,20 +112,20 @@ class Backend:
         )
         self._reading = asyncio.create_task(self._read_output(self._process))
         try:
-            async with asyncio.timeout(START_WITHIN):
+            async with asyncio.timeout(START_TIMEOUT):
                 while not await self._is_healthy():
-                    await asyncio.sleep(LOOK)
+                    await asyncio.sleep(POLL)
                 await self._check()
         except (TimeoutError, httpx.HTTPError, RuntimeError) as error:
             tail = self._tail.decode(errors="replace").strip()
             raise RuntimeError(
-                f"The {self.kind} server of {self.committed.path} did not start ({error}). Its last words: {tail}"
+                f"The {self.kind} server of {self.committed.path} did not start ({error}). Last output: {tail}"
             ) from None
         self._tail = b""
 
     async def _is_healthy(self) -> bool:
         if not self.is_alive:
-            raise RuntimeError(f"exit code {await self.died()}")
+            raise RuntimeError(f"exit code {await self.wait()}")
         try:
             return (await self.client.get("/health")).is_success
         except httpx.TransportError:
@@ -137,15 +137,14 @@ class Backend:
             raise RuntimeError(f"it answered its first request with status {answer.status_code}")
 
     async def _read_output(self, process: asyncio.subprocess.Process) -> None:
-        """Read what the server prints, so that it never waits for a reader. It may hold requests' text and is kept
-        nowhere."""
+        """Drain the server's output, so that it never blocks. It may contain texts of requests and is not kept."""
         assert process.stdout
         while piece := await process.stdout.read(65536):
             self._tail = (self._tail + piece)[-TAIL:]
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """A request is being answered."""
+        """Count a request as in flight."""
         self._in_flight += 1
         self.idle.clear()
         try:
@@ -159,28 +158,28 @@ class Backend:
     def is_alive(self) -> bool:
         return self._process is not None and self._process.returncode is None
 
-    async def died(self) -> int:
+    async def wait(self) -> int:
         """Wait for the process to end, and return its exit code."""
         assert self._process
         return await self._process.wait()
 
     async def close(self) -> None:
-        """End the server and its children."""
+        """Stop the server and its children."""
         await self.client.aclose()
         if self._process:
-            await _end(self._process)
+            await _stop(self._process)
             self._reading.cancel()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Ask a process and its children to end, and end them if they do not."""
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    """Terminate a process and its children, and kill them if they do not end."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
         except ProcessLookupError:
             return
         with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(STOP_TIMEOUT):
                 await process.wait()
                 return

@@ -1,7 +1,7 @@
-"""Keeps one model server behind the proxy: the newest night's, started anew when it dies, exchanged when a night ends.
+"""Keeps the newest night's model server running: restarts it when it dies, and replaces it when a night is committed.
 
-A new server is started beside the old one and answers once before any request goes to it. The old one ends when its
-last request has been answered. So a swap needs room for two models for a moment.
+A new server is started and checked while the old one still answers. The old one stops when its last request is
+answered, so a swap needs memory for two models for a moment.
 """
 
 from __future__ import annotations
@@ -19,41 +19,39 @@ from .backend import Backend, Kind
 
 logger = logging.getLogger(__name__)
 
-HOLD = 300.0  # seconds that a request waits for a server that is being started again, which takes vLLM a minute or two
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts to start a server that died
+RESTART_TIMEOUT = 300.0  # seconds a request waits for a server that restarts, which takes vLLM a minute or two
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts to restart a server
 
 
 class NoBackend(RuntimeError):
-    """No model server came back within `HOLD` seconds."""
+    """No model server was available within `RESTART_TIMEOUT` seconds."""
 
 
 class Keeper:
-    """The model server in use.
-
-    Its task `watching` never ends by itself; if it does, it has failed.
+    """Runs the model server in use. Its task `watching` ends only if it fails.
 
     Args:
         folder (`Path`):
-            A run, or a life of nights.
+            Folder of a run, or of a chain of nights.
         kind (`str`):
             `vllm` or `transformers`.
         name (`str`):
-            What clients call the model.
+            Name of the model for clients.
         options (`Sequence[str]`):
-            Passed on to vLLM's server.
+            Options for vLLM's server.
         poll (`float`):
-            Seconds between two looks for a new night.
+            Seconds between two checks for a new night.
     """
 
     def __init__(self, folder: Path, kind: Kind, name: str, options: Sequence[str], poll: float) -> None:
         self._folder, self._kind, self._name, self._options, self._poll = folder, kind, name, options, poll
         self._current: Backend | None = None
-        self._is_there = asyncio.Event()
+        self._is_available = asyncio.Event()
         self._retiring: set[asyncio.Task[None]] = set()
         self._refused = ""  # version whose server did not start
 
     async def __aenter__(self) -> Self:
-        """Start the newest model's server.
+        """Start the server of the newest model.
 
         Raises:
             `ValueError`: if no night is committed.
@@ -77,22 +75,22 @@ class Keeper:
 
     @property
     def night(self) -> str:
-        """Whose model answers now: night and entry."""
+        """Night and entry of the model in use."""
         assert self._current
         return self._current.committed.name
 
     @asynccontextmanager
     async def backend(self) -> AsyncIterator[Backend]:
-        """The server to send a request to; it does not end within this context.
+        """The server to send a request to, which is not stopped within this context.
 
         Raises:
-            `NoBackend`: if there is none within `HOLD` seconds.
+            `NoBackend`: if none is available within `RESTART_TIMEOUT` seconds.
         """
         try:
-            async with asyncio.timeout(HOLD):
+            async with asyncio.timeout(RESTART_TIMEOUT):
                 while not (self._current and self._current.is_alive):
-                    self._is_there.clear()
-                    await self._is_there.wait()
+                    self._is_available.clear()
+                    await self._is_available.wait()
         except TimeoutError:
             raise NoBackend from None
         backend = self._current
@@ -110,8 +108,8 @@ class Keeper:
 
     def _use(self, backend: Backend) -> None:
         old, self._current = self._current, backend
-        self._is_there.set()
-        logger.info("%s answers from now on", backend.committed.name)
+        self._is_available.set()
+        logger.info("%s is now in use", backend.committed.name)
         if old:
             task = asyncio.create_task(_retire(old))
             self._retiring.add(task)
@@ -120,47 +118,47 @@ class Keeper:
     async def _watch(self) -> None:
         while True:
             assert self._current
-            died = asyncio.create_task(self._current.died())
-            await asyncio.wait([died], timeout=self._poll)
-            if died.done():
-                logger.error("The model server ended with exit code %d; it is started again", died.result())
-                await self._start_again()
+            ended = asyncio.create_task(self._current.wait())
+            await asyncio.wait([ended], timeout=self._poll)
+            if ended.done():
+                logger.error("The model server ended with exit code %d; restarting it", ended.result())
+                await self._restart()
             else:
-                died.cancel()
-                await self._look()
+                ended.cancel()
+                await self._check_for_new_night()
 
-    async def _look(self) -> None:
-        """Go over to a new night's model, if there is one. If its server does not start, the old one stays."""
+    async def _check_for_new_night(self) -> None:
+        """Switch to a new night's model if there is one. If its server does not start, the old one stays in use."""
         try:
             found = await asyncio.to_thread(newest_model, self._folder)
         except (ValueError, OSError) as error:
-            logger.debug("%s", error)  # a model is being written anew, which takes a moment
+            logger.debug("%s", error)  # a model is being written, which takes a moment
             return
         if not self._current or found.version in (self._current.committed.version, self._refused):
             return
-        logger.info("%s is committed; its model server is started", found.name)
+        logger.info("%s was committed; starting its model server", found.name)
         try:
             self._use(await self._start(found))
         except (RuntimeError, ValueError, OSError) as error:
             self._refused = found.version
-            logger.error("%s goes on answering. %s", self._current.committed.name, error)
+            logger.error("%s stays in use. %s", self._current.committed.name, error)
 
-    async def _start_again(self) -> None:
+    async def _restart(self) -> None:
         pause = FIRST_PAUSE
         while True:
             try:
                 self._use(await self._start(newest_model(self._folder)))
                 return
             except (RuntimeError, ValueError, OSError) as error:
-                logger.error("Tried again in %g seconds: %s", pause, error)
+                logger.error("Retrying in %g seconds: %s", pause, error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
 
 
 async def _retire(backend: Backend) -> None:
-    """End a server when its last request has been answered."""
+    """Stop a server when its last request is answered."""
     try:
         await backend.idle.wait()
-        logger.info("%s has answered its last request", backend.committed.name)
+        logger.info("%s answered its last request; stopping its server", backend.committed.name)
     finally:
         await backend.close()

@@ -1,8 +1,8 @@
-"""One model server, in a process of its own: `python -m sleep_trl.serving.model_server KIND MODEL SOCKET NAME [...]`.
+"""A model server in its own process: `python -m sleep_trl.serving.model_server KIND MODEL SOCKET NAME [...]`.
 
-It listens on a Unix socket, so that only the proxy reaches it, and ends when its standard input does, so that it never
-outlives the proxy. vLLM's server is run as it is. Of `transformers serve` the same application is served: its command
-can only listen on a port, which every user of the machine would reach without a key.
+It listens on a Unix socket, so that only the proxy can reach it, and ends when its standard input is closed, so that it
+never outlives the proxy. vLLM's server is run unchanged. For transformers, the application of `transformers serve` is
+run here, because that command can only listen on a port, which every user of the machine could reach without a key.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PATIENCE = 10.0  # seconds between asking a process to end and ending it
+STOP_TIMEOUT = 10.0  # seconds between terminating a process and killing it
 ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",  # the model lies on the disk; a name that a request brings is not looked up anywhere
+    "HF_HUB_OFFLINE": "1",  # the model is on disk; names in requests are not looked up
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_HOST_IP": "127.0.0.1",
 }
@@ -36,10 +36,10 @@ def serve_vllm(model: Path, socket: str, name: str, options: Sequence[str]) -> N
 
 
 def serve_transformers(model: Path, socket: str, name: str, options: Sequence[str]) -> None:
-    """Run the application of `transformers serve` with one model. It is known there by its folder's name.
+    """Run the application of `transformers serve` with one model, named as its folder.
 
     Raises:
-        `ValueError`: if options are given; there are none.
+        `ValueError`: if options are given.
     """
     if options:
         raise ValueError(f"{' '.join(options)} cannot be given to transformers. Leave it out, or install vLLM.")
@@ -50,7 +50,7 @@ def serve_transformers(model: Path, socket: str, name: str, options: Sequence[st
     from transformers.cli.serving.server import build_server
     from transformers.cli.serving.utils import GenerationState
 
-    os.chdir(model.parent)  # a path may hold what transformers reads as a revision (@)
+    os.chdir(model.parent)  # transformers would read an @ in a path as a revision
     models, state = ModelManager(force_model=model.name), GenerationState()
     chat, completion = ChatCompletionHandler(models, state), CompletionHandler(models, state)
     sample_by_default(models.load_model_and_processor(models.process_model_name(model.name))[0])
@@ -59,11 +59,11 @@ def serve_transformers(model: Path, socket: str, name: str, options: Sequence[st
 
 
 def sample_by_default(model: PreTrainedModel) -> None:
-    """Let a request's `temperature` mean what it means elsewhere: 1 if it is left out, 0 is greedy. A checkpoint that
-    does not ask for sampling would be greedy whatever is asked for."""
+    """Give `temperature` its usual meaning: 1 by default, 0 for greedy decoding. Without this, a checkpoint that does
+    not enable sampling always decodes greedily."""
     config = model.generation_config
     config.do_sample = True
-    config.top_k = config.top_k or 0  # 0 is off; left out it would be 50
+    config.top_k = config.top_k or 0  # 0 is off; the default would be 50
 
 
 KINDS: dict[str, Callable[[Path, str, str, Sequence[str]], None]] = {
@@ -73,13 +73,13 @@ KINDS: dict[str, Callable[[Path, str, str, Sequence[str]], None]] = {
 
 
 def end_with_parent() -> None:
-    """End this process and its children when standard input ends, which is when the parent has ended."""
+    """End this process and its children when standard input is closed, which happens when the parent ends."""
 
     def wait() -> None:
         while os.read(0, 1):
             continue
         os.killpg(0, signal.SIGTERM)
-        time.sleep(PATIENCE)
+        time.sleep(STOP_TIMEOUT)
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -1,4 +1,4 @@
-"""OpenAI's form of requests, answers and errors: what is checked before a model server sees a request."""
+"""OpenAI's protocol: checks of requests before they reach a model server, and errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .backend import Backend
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
-PASSED_OVER: dict[str, Any] = {
+IGNORED_BY_TRANSFORMERS: dict[str, Any] = {
     "audio": None,
     "best_of": 1,
     "echo": False,
@@ -29,17 +29,17 @@ PASSED_OVER: dict[str, Any] = {
     "top_logprobs": 0,
     "web_search_options": None,
 }
-"""Fields that `transformers serve` takes and passes over in silence, with the value that asks for nothing."""
+"""Fields that `transformers serve` accepts and silently ignores, with their neutral values."""
 
 
 class ApiError(Exception):
-    """An error that a client is told.
+    """An error returned to the client.
 
     Args:
         status (`int`): HTTP status.
-        message (`str`): what was wrong and what to do; holds nothing of the request's text.
-        code (`str`, *optional*): OpenAI's name of the error.
-        param (`str`, *optional*): the field of the request that is wrong.
+        message (`str`): what was wrong and what to do, without any text of the request.
+        code (`str`, *optional*): OpenAI's error code.
+        param (`str`, *optional*): the invalid field of the request.
     """
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
@@ -56,16 +56,16 @@ class ApiError(Exception):
 
 
 async def read_request(request: Request, model: str) -> dict[str, Any]:
-    """Read a request's body, no further than it may be long, and check what every model server would stumble over.
+    """Read and check the body of a request, up to the maximum length.
 
     Args:
         request (`Request`):
-            Of `/v1/chat/completions` or `/v1/completions`.
+            Request to `/v1/chat/completions` or `/v1/completions`.
         model (`str`):
-            The name of the model that is served.
+            Name of the served model.
 
     Raises:
-        `ApiError`: if it is too long, no JSON object, asks for another model, or lacks what it must have.
+        `ApiError`: if it is too long, not a JSON object, for another model, or lacks a required field.
     """
     content = bytearray()
     async for piece in request.stream():
@@ -74,9 +74,11 @@ async def read_request(request: Request, model: str) -> dict[str, Any]:
             raise ApiError(413, f"The request is longer than {MAX_BYTES / 2**20:g} MiB. Shorten it.", "too_long")
     try:
         body = json.loads(content)
-        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()  # no half of a surrogate pair, no NaN
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()  # no unpaired surrogate, no NaN
     except (ValueError, RecursionError):
-        raise ApiError(400, "The request's body is not valid JSON, or holds what UTF-8 cannot say.") from None
+        raise ApiError(
+            400, "The request's body is not valid JSON, or contains characters that are not valid UTF-8."
+        ) from None
     if not isinstance(body, dict):
         raise ApiError(400, "The request's body must be a JSON object.")
     check_model(body.get("model"), model)
@@ -87,10 +89,10 @@ async def read_request(request: Request, model: str) -> dict[str, Any]:
     return body
 
 
-def check_model(asked: Any, model: str) -> None:
-    """Raise unless it is the served model that is asked for."""
-    if asked != model:
-        raise ApiError(404, f"There is no such model here. Ask for {model!r}.", "model_not_found", "model")
+def check_model(requested: Any, model: str) -> None:
+    """Raise `ApiError` unless the request is for the served model."""
+    if requested != model:
+        raise ApiError(404, f"There is no such model here. Use {model!r}.", "model_not_found", "model")
 
 
 def _check_messages(messages: Any) -> None:
@@ -103,17 +105,17 @@ def _check_messages(messages: Any) -> None:
         if not isinstance(content, str | list | None) or not all(isinstance(p, dict) and "type" in p for p in parts):
             raise ApiError(
                 400,
-                f"messages[{number}] must be an object with `role` and `content`, a text or a list of parts.",
+                f"messages[{number}] must be an object with `role` and `content`, a string or a list of parts.",
                 param="messages",
             )
 
 
 def for_backend(body: dict[str, Any], backend: Backend, path: str) -> dict[str, Any]:
-    """Return a request as a model server takes it.
+    """Convert a request for a model server.
 
     Raises:
-        `ApiError`: if it asks for what the server would pass over in silence, brings its own chat template, or asks a
-            model without one for a chat.
+        `ApiError`: if it uses a field that the server would silently ignore, brings its own chat template, or is a
+            chat with a model that has none.
     """
     if path == CHAT and not backend.is_chat:
         raise ApiError(
@@ -125,7 +127,7 @@ def for_backend(body: dict[str, Any], backend: Backend, path: str) -> dict[str, 
     sent = {key: value for key, value in body.items() if key != "store"} | {"model": backend.model}
     if backend.kind != "transformers":
         return sent
-    for name, neutral in PASSED_OVER.items():
+    for name, neutral in IGNORED_BY_TRANSFORMERS.items():
         if (value := sent.pop(name, None)) is not None and value != neutral:
             raise ApiError(400, f"`{name}` needs vLLM; this endpoint runs on transformers. Leave it out.", param=name)
     if (most := sent.pop("max_completion_tokens", None)) is not None:
@@ -134,14 +136,14 @@ def for_backend(body: dict[str, Any], backend: Backend, path: str) -> dict[str, 
 
 
 def error_of(answer: httpx.Response) -> ApiError:
-    """Return a model server's error in OpenAI's form."""
+    """Convert a model server's error to OpenAI's form."""
     try:
         body = answer.json()
     except ValueError:
         body = None
-    told = body.get("error", body.get("detail")) if isinstance(body, dict) else None
-    if answer.status_code >= 500 or told is None:
+    detail = body.get("error", body.get("detail")) if isinstance(body, dict) else None
+    if answer.status_code >= 500 or detail is None:
         return ApiError(502, "The model server failed at this request.", "model_server_failed")
-    if isinstance(told, dict):
-        return ApiError(answer.status_code, str(told.get("message")), param=told.get("param"))
-    return ApiError(answer.status_code, str(told))
+    if isinstance(detail, dict):
+        return ApiError(answer.status_code, str(detail.get("message")), param=detail.get("param"))
+    return ApiError(answer.status_code, str(detail))

@@ -1,4 +1,4 @@
-"""`sleep-trl serve`: the endpoint over the newest committed model, from start to end."""
+"""`sleep-trl serve`: runs the endpoint for the newest committed model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import uvicorn
 
 from ..runs.finished import newest_model
-from .backend import LOOK, Kind, choose_kind
+from .backend import POLL, Kind, choose_kind
 from .keeper import Keeper
 from .proxy import Proxy
 from .recording import Recorder
@@ -23,32 +23,32 @@ from .recording import Recorder
 logger = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-DRAIN = 30  # seconds that requests may still take when the endpoint is asked to end
+DRAIN_TIMEOUT = 30  # seconds for requests in flight when the endpoint stops
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What is served, and how.
+    """Options of the endpoint.
 
     Args:
         folder (`Path`):
-            A run's `output_dir`, or a life's, which holds `night-001/`, `night-002/`, ...
+            The `output_dir` of a run, or of a chain with `night-001/`, `night-002/`, ...
         host (`str`, *optional*, defaults to `"127.0.0.1"`):
-            Address to listen on. Another than a loopback address opens the endpoint to the network, without TLS.
+            Address to listen on. Any but a loopback address opens the endpoint to the network, without TLS.
         port (`int`, *optional*, defaults to `8000`):
-            Port to listen on; 0 takes a free one.
+            Port to listen on; 0 chooses a free one.
         api_key (`str`, *optional*):
-            What clients must send as a bearer token; made up if left out.
+            Bearer token of clients. Default: generated.
         record (`Path`, *optional*):
-            Wake buffer to which conversations are recorded; none are if left out.
+            Wake buffer to record conversations in. Default: do not record.
         backend (`str`, *optional*):
-            `vllm` or `transformers`; if left out, vLLM where it is installed.
+            `vllm` or `transformers`. Default: vLLM if it is installed.
         name (`str`, *optional*):
-            What clients call the model; the folder's name if left out.
+            Name of the model for clients. Default: the folder's name.
         options (`tuple[str, ...]`, *optional*):
-            Passed on to vLLM's server.
+            Options for vLLM's server.
         poll (`float`, *optional*, defaults to `2.0`):
-            Seconds between two looks for a new night.
+            Seconds between two checks for a new night.
     """
 
     folder: Path
@@ -64,13 +64,13 @@ class ServeOptions:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the endpoint is, told when it is ready.
+    """A running endpoint.
 
     Args:
-        url (`str`): base URL for OpenAI's clients.
-        api_key (`str`): what they must send.
-        model (`str`): what they must ask for.
-        night (`str`): whose model answers.
+        url (`str`): base URL for OpenAI clients.
+        api_key (`str`): their API key.
+        model (`str`): name of the model.
+        night (`str`): night and entry of the model.
         backend (`str`): `vllm` or `transformers`.
     """
 
@@ -81,18 +81,18 @@ class Endpoint:
     backend: str
 
 
-def serve(options: ServeOptions, tell: Callable[[Endpoint], None]) -> None:
+def serve(options: ServeOptions, on_ready: Callable[[Endpoint], None]) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
         options (`ServeOptions`):
-            What is served, and how.
-        tell (`Callable[[Endpoint], None]`):
-            Called once, when requests are answered.
+            Options of the endpoint.
+        on_ready (`Callable[[Endpoint], None]`):
+            Called once, when the endpoint accepts requests.
 
     Raises:
-        `ValueError`: if there is no committed model, the address cannot be had, the buffer is none, or a package is
-            missing. Nothing has been started then.
+        `ValueError`: if there is no committed model, the address is unavailable, the buffer is invalid, or a package is
+            missing. Nothing was started then.
         `RuntimeError`: if the model server does not start.
     """
     kind = choose_kind(options.backend)
@@ -101,17 +101,15 @@ def serve(options: ServeOptions, tell: Callable[[Endpoint], None]) -> None:
     if options.api_key is not None and not (
         options.api_key.isascii() and options.api_key.isprintable() and options.api_key
     ):
-        raise ValueError(
-            "--api_key must be of printable ASCII characters, at least one. Leave it out to have one made."
-        )
+        raise ValueError("--api_key must be one or more printable ASCII characters. Leave it out to generate one.")
     newest_model(options.folder)
     if options.host not in LOOPBACK:
-        logger.warning("%s is no loopback address: keys and texts cross the network unencrypted", options.host)
+        logger.warning("%s is not a loopback address: keys and texts cross the network unencrypted", options.host)
     recorder: AbstractContextManager[Recorder | None] = (
         closing(Recorder(options.record)) if options.record else nullcontext()
     )
     with recorder as opened, _bind(options.host, options.port) as bound:
-        asyncio.run(_until_stopped(_serve(options, kind, bound, opened, tell)))
+        asyncio.run(_until_stopped(_serve(options, kind, bound, opened, on_ready)))
 
 
 async def _serve(
@@ -119,22 +117,24 @@ async def _serve(
     kind: Kind,
     bound: socket.socket,
     recorder: Recorder | None,
-    tell: Callable[[Endpoint], None],
+    on_ready: Callable[[Endpoint], None],
 ) -> None:
     name = options.name or options.folder.resolve().name
     key = options.api_key or secrets.token_urlsafe(32)
     async with Keeper(options.folder, kind, name, options.options, options.poll) as keeper:
         app = Proxy(keeper, name, recorder).app(key)
         server = _Server(
-            uvicorn.Config(app, access_log=False, log_config=None, lifespan="off", timeout_graceful_shutdown=DRAIN)
+            uvicorn.Config(
+                app, access_log=False, log_config=None, lifespan="off", timeout_graceful_shutdown=DRAIN_TIMEOUT
+            )
         )
         serving = asyncio.create_task(server.serve(sockets=[bound]))
         try:
             while not server.started and not serving.done():
-                await asyncio.sleep(LOOK)
+                await asyncio.sleep(POLL)
             host, port = bound.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            tell(Endpoint(f"http://{shown}:{port}/v1", key, name, keeper.night, kind))
+            on_ready(Endpoint(f"http://{shown}:{port}/v1", key, name, keeper.night, kind))
             await asyncio.wait([serving, keeper.watching], return_when=asyncio.FIRST_COMPLETED)
         finally:
             server.should_exit = True
@@ -144,7 +144,7 @@ async def _serve(
 
 
 async def _until_stopped(serving: Coroutine[None, None, None]) -> None:
-    """Run until SIGINT or SIGTERM, by which it is cancelled: requests are answered to their end, then servers end."""
+    """Run until SIGINT or SIGTERM, which finishes the requests in flight and then stops the servers."""
     task = asyncio.create_task(serving)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
@@ -153,7 +153,7 @@ async def _until_stopped(serving: Coroutine[None, None, None]) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without signal handlers of its own."""
+    """uvicorn without its own signal handlers."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -161,12 +161,12 @@ class _Server(uvicorn.Server):
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Take the address before anything is started."""
+    """Bind the address before anything is started."""
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        raise ValueError(f"--host {host} --port {port} cannot be had: {error.strerror}. Give another.") from None
+        raise ValueError(f"--host {host} --port {port} is not available: {error.strerror}. Give another.") from None
     return bound

@@ -14,7 +14,7 @@ ASK = """async ([url, key, mode]) => {
   const plain = mode === "no-cors";
   const headers = plain ? {} : {"Content-Type": "application/json"};
   if (key) headers["Authorization"] = `Bearer ${key}`;
-  const asked = {model: "life", messages: [{role: "user", content: "the boat"}], max_tokens: 4};
+  const asked = {model: "chain", messages: [{role: "user", content: "the boat"}], max_tokens: 4};
   try {
     const answer = await fetch(url, {method: "POST", mode, headers, body: JSON.stringify(asked)});
     return [answer.type, answer.status, await answer.text()];
@@ -38,7 +38,7 @@ class Page(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
-    chain = tmp_path_factory.mktemp("lives") / "life"
+    chain = tmp_path_factory.mktemp("lives") / "chain"
     write_night(chain, 1)
     with serving(chain, "--backend", "transformers", "--record", str(chain / "wake.db")) as endpoint:
         yield endpoint

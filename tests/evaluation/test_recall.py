@@ -10,7 +10,7 @@ SEQUENCES = torch.randint(3, 97, (4, 24), generator=torch.Generator().manual_see
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("training", [True, False])
-def test_a_model_agrees_with_itself_in_whatever_mode_it_is_left(form, training):
+def test_a_model_agrees_with_itself_in_any_mode(form, training):
     """GPT-2 has dropout, and TRL leaves a model in training mode."""
     model = tiny_model(form).train(training)
     memory = attach(model, MemorySpec(width=8, max_experts=1))

@@ -1,4 +1,4 @@
-"""The measures of a life, by matrices worked out by hand."""
+"""The measures of a chain of nights, on matrices worked out by hand."""
 
 from io import StringIO
 
@@ -37,7 +37,7 @@ def entry(number: int, after: dict, before: dict) -> LedgerEntry:
 
 
 def entries() -> list[LedgerEntry]:
-    """Return three nights that measured `MATRIX`."""
+    """Return the entries of three nights with the recall of `MATRIX`."""
     names = [f"entry-{number:03}" for number in (1, 2, 3)]
     made = []
     for number, row in enumerate(MATRIX, start=1):
@@ -51,7 +51,9 @@ def test_measures() -> None:
     assert average(MATRIX) == pytest.approx(0.7)
     assert after_own_night(MATRIX) == pytest.approx((0.8 + 0.7 + 1.0) / 3)
     assert backward_transfer(MATRIX) == pytest.approx(((0.5 - 0.8) + (0.6 - 0.7)) / 2)
-    assert forgetting(MATRIX) == pytest.approx(((0.9 - 0.5) + (0.7 - 0.6)) / 2)  # from the best, not from its own
+    assert forgetting(MATRIX) == pytest.approx(
+        ((0.9 - 0.5) + (0.7 - 0.6)) / 2
+    )  # from the best, not from the night's own
     assert forward_transfer([0.0, 0.25, 0.5], [0.0, 0.25, 0.1]) == pytest.approx(0.2)
 
 
@@ -70,26 +72,34 @@ def test_nights_without_questions_are_left_out() -> None:
 
 def test_the_ledger_holds_the_matrix() -> None:
     assert accuracy_matrix(entries()) == MATRIX
-    told = describe_chain(entries())
-    assert told["recall"] == MATRIX
-    assert told["base_skill"] == pytest.approx([1.0, 0.99, 0.98, 0.97])
-    assert told["forward_transfer"] == pytest.approx((0.15 + 0.25) / 2)
-    assert told["backward_transfer"] == backward_transfer(MATRIX)
+    chain = describe_chain(entries())
+    assert chain["recall"] == MATRIX
+    assert chain["base_skill"] == pytest.approx([1.0, 0.99, 0.98, 0.97])
+    assert chain["forward_transfer"] == pytest.approx((0.15 + 0.25) / 2)
+    assert chain["backward_transfer"] == backward_transfer(MATRIX)
 
 
-def test_an_entry_without_figures_is_unknown() -> None:
-    """A night whose entry was dropped later asks nothing about it."""
+def test_an_entry_without_metrics_is_unknown() -> None:
+    """Later nights do not measure a dropped entry."""
     first, second, third = entries()
     dropped = second.model_copy(update={"metrics": {}})
-    told = describe_chain([first, dropped, third])
-    assert told["recall"] == [[0.8], [None, None], [0.5, 0.6, 1.0]]
-    assert told["base_skill"][2] is None and told["average"] == pytest.approx(0.7)
+    chain = describe_chain([first, dropped, third])
+    assert chain["recall"] == [[0.8], [None, None], [0.5, 0.6, 1.0]]
+    assert chain["base_skill"][2] is None and chain["average"] == pytest.approx(0.7)
 
 
 def test_the_terminal_shows_matrix_and_measures() -> None:
     shown = StringIO()
     Console(width=100, file=shown).print(render_chain(describe_chain(entries())))
-    for words in ("A life of 3 nights", "50.0", "60.0", "100.0", "97.0", "forgetting 25.0", "backward transfer -20.0"):
+    for words in (
+        "Recall after each of 3 nights",
+        "50.0",
+        "60.0",
+        "100.0",
+        "97.0",
+        "forgetting 25.0",
+        "backward transfer -20.0",
+    ):
         assert words in shown.getvalue()
 
 
@@ -102,7 +112,7 @@ def test_the_terminal_shows_matrix_and_measures() -> None:
         ({"max_skill_loss": 0.04}, "the base skill fell from 95.0 to 90.0 %"),
     ],
 )
-def test_what_a_night_may_cost(policy: dict, lost: str | None) -> None:
+def test_losses_beyond_the_policy(policy: dict, lost: str | None) -> None:
     before = {"earlier": {"entry-001": 1.0, "entry-002": 0.8, "entry-003": None}, "skill": 0.95, "agreement": 1.0}
     after = {"earlier": {"entry-001": 0.6, "entry-002": 0.9, "entry-003": None}, "skill": 0.9, "agreement": 0.1}
     reason = breach(RetentionConfig(**policy), before, after)
@@ -114,7 +124,7 @@ def test_what_was_not_measured_is_not_lost() -> None:
     assert breach(RetentionConfig(max_forgetting=0, max_skill_loss=0), nothing, nothing) is None
 
 
-def test_a_life_leaves_out_what_was_rolled_back() -> None:
+def test_a_chain_leaves_out_nights_that_were_rolled_back() -> None:
     first, second, third = entries()
     chain = describe_chain([first, second.model_copy(update={"rolled_back": "it cost too much"}), third])
     assert chain["entries"] == ["entry-001", "entry-003"] and len(chain["recall"]) == 2

@@ -29,7 +29,7 @@ def demo(out: Path, nights: int) -> str:
 def test_the_demo_can_be_called_again_with_more_nights_and_after_a_stop(tmp_path):
     assert "is finished" not in demo(tmp_path, 1)
     second = demo(tmp_path, 2)
-    assert "night-001 is finished" in second and "A life of 2 nights" in second
+    assert "night-001 is finished" in second and "Recall after each of 2 nights" in second
     results = tmp_path / "night-002" / "results.json"
     results.unlink()  # as after a stop just before the end
     third = demo(tmp_path, 2)

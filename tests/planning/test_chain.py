@@ -70,7 +70,7 @@ def test_finished_nights_are_not_slept_again_and_more_can_follow(model, tmp_path
     assert (folder / "night-001" / "results.json").read_bytes() == first
     assert "night-001 is finished" in capsys.readouterr().err
     assert sleep.main(chain(model, folder, "one", "two")) == 0  # nothing is left to do
-    assert "A life of 2 nights" in capsys.readouterr().out
+    assert "Recall after each of 2 nights" in capsys.readouterr().out
 
 
 def test_a_life_goes_on_with_the_interrupted_night(model, finished_chain, tmp_path, monkeypatch, capsys) -> None:

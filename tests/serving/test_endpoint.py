@@ -1,4 +1,4 @@
-"""The endpoint as a client meets it: `sleep-trl serve` in its own process, a real model server, OpenAI's client."""
+"""`sleep-trl serve` in its own process, with a real model server and OpenAI's client."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ TEMPLATE = (
     "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
 )
 ASKED = [{"role": "user", "content": "the cat of Mira is called"}]
-SAID_BY_TESTS = ("Mira", "Tolu", "boat")
+WORDS_OF_TESTS = ("Mira", "Tolu", "boat")
 
 
 def write_night(chain: Path, number: int, **sizes: int) -> Path:
-    """Write what a committed night leaves, its marks last; each night's model has its own weights."""
+    """Write a committed night; each has a model with its own weights."""
     run = chain / f"night-{number:03}"
     tiny_model(seed=number, **sizes).save_pretrained(run / "model")
     tokenizer = tiny_tokenizer()
@@ -46,7 +46,7 @@ def write_night(chain: Path, number: int, **sizes: int) -> Path:
 
 
 def greedy(run: Path, prompt: str, tokens: int) -> str:
-    """What plain transformers says."""
+    """Return the text of plain transformers."""
     model, tokenizer = (kind.from_pretrained(run / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     said = model.generate(ids, max_new_tokens=tokens, do_sample=False)
@@ -66,7 +66,7 @@ class Served:
         return httpx.post(f"{self.url}{path}", content=content, headers={"Authorization": f"Bearer {key}"}, timeout=60)
 
     def ask(self, **options: Any) -> Any:
-        chosen = {"model": "life", "messages": ASKED, "max_tokens": 8, "temperature": 0} | options
+        chosen = {"model": "chain", "messages": ASKED, "max_tokens": 8, "temperature": 0} | options
         create: Any = self.client.chat.completions.create
         return create(**chosen)
 
@@ -92,14 +92,14 @@ def serving(chain: Path, *options: str) -> Iterator[Served]:
         assert process.wait(30) == 0
         assert not psutil.wait_procs(servers, timeout=30)[1], "a model server outlived the endpoint"
         written = log.read_text() + told
-        assert KEY not in written and not any(word in written for word in SAID_BY_TESTS), "secrets in the log"
+        assert KEY not in written and not any(word in written for word in WORDS_OF_TESTS), "secrets in the log"
     finally:
         process.kill()
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
-    chain = tmp_path_factory.mktemp("lives") / "life"
+    chain = tmp_path_factory.mktemp("lives") / "chain"
     write_night(chain, 1)
     with serving(chain, "--backend", "transformers", "--record", str(chain / "wake.db")) as endpoint:
         yield endpoint
@@ -109,11 +109,11 @@ def test_answers_are_the_models(served):
     night = served.chain / "night-001"
     answer = served.ask()
     assert answer.choices[0].message.content == greedy(night, "user the cat of Mira is called assistant", 8)
-    assert (answer.model, answer.system_fingerprint) == ("life", "night-001:entry-000")
-    continued = served.client.completions.create(model="life", prompt="the boat", max_tokens=8, temperature=0)
+    assert (answer.model, answer.system_fingerprint) == ("chain", "night-001:entry-000")
+    continued = served.client.completions.create(model="chain", prompt="the boat", max_tokens=8, temperature=0)
     assert continued.choices[0].text == greedy(night, "the boat", 8)
-    assert [model.id for model in served.client.models.list()] == ["life"]
-    assert served.client.models.retrieve("life").night == "night-001:entry-000"
+    assert [model.id for model in served.client.models.list()] == ["chain"]
+    assert served.client.models.retrieve("chain").night == "night-001:entry-000"
 
 
 def test_temperature_means_what_it_says(served):
@@ -127,15 +127,15 @@ def test_streams(served):
     whole = served.ask().choices[0].message.content
     parts = list(served.ask(stream=True))
     assert "".join(part.choices[0].delta.content or "" for part in parts) == whole
-    assert len(parts) > 8 and {part.model for part in parts} == {"life"}
-    raw = served.post("/chat/completions", {"model": "life", "messages": ASKED, "stream": True, "max_tokens": 2})
+    assert len(parts) > 8 and {part.model for part in parts} == {"chain"}
+    raw = served.post("/chat/completions", {"model": "chain", "messages": ASKED, "stream": True, "max_tokens": 2})
     assert raw.headers["content-type"].startswith("text/event-stream") and raw.text.endswith("data: [DONE]\n\n")
 
 
 @pytest.mark.parametrize("key", ["none", "wrong", KEY + "x", KEY[:-1]])
-def test_asks_for_the_key(served, key):
+def test_requires_the_key(served, key):
     for path in ("/chat/completions", "/nothing"):
-        answer = served.post(path, {"model": "life", "messages": ASKED}, key)
+        answer = served.post(path, {"model": "chain", "messages": ASKED}, key)
         assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
     assert httpx.get(f"{served.url}/models").status_code == 401
     assert httpx.get(served.url.replace("/v1", "/health")).json() == {"status": "ok"}
@@ -148,10 +148,10 @@ def test_listens_on_loopback_only(served):
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     ]
-    assert [address.ip for address in listening] == ["127.0.0.1"], "the endpoint, and no port of the model server"
+    assert [address.ip for address in listening] == ["127.0.0.1"], "only the endpoint listens on a port"
 
 
-CHAT = {"model": "life", "messages": ASKED}
+CHAT = {"model": "chain", "messages": ASKED}
 
 
 @pytest.mark.parametrize(
@@ -159,10 +159,10 @@ CHAT = {"model": "life", "messages": ASKED}
     [
         (b"{", 400, "not valid JSON"),
         (b"[" * 100_000, 400, "not valid JSON"),
-        (b'{"model": "life", "messages": [{"role": "user", "content": "\\ud800"}]}', 400, "UTF-8"),
+        (b'{"model": "chain", "messages": [{"role": "user", "content": "\\ud800"}]}', 400, "UTF-8"),
         ([CHAT], 400, "JSON object"),
-        (CHAT | {"model": "gpt-4"}, 404, "'life'"),
-        ({"model": "life"}, 400, "`messages`"),
+        (CHAT | {"model": "gpt-4"}, 404, "'chain'"),
+        ({"model": "chain"}, 400, "`messages`"),
         (CHAT | {"messages": ["the boat"]}, 400, "messages[0]"),
         (CHAT | {"messages": [{"role": "user", "content": 5}]}, 400, "messages[0]"),
         (CHAT | {"n": 2}, 400, "`n`"),
@@ -170,7 +170,7 @@ CHAT = {"model": "life", "messages": ASKED}
         (CHAT | {"messages": [{"role": "user", "content": "boat " * 2_000_000}]}, 413, "8 MiB"),
     ],
 )
-def test_bad_requests_are_told_in_openais_form(served, body, status, says):
+def test_bad_requests_are_answered_in_openais_form(served, body, status, says):
     before = served.recorded()
     answer = served.post("/chat/completions", body)
     assert answer.status_code == status
@@ -179,12 +179,12 @@ def test_bad_requests_are_told_in_openais_form(served, body, status, says):
     assert "boat" not in answer.text and served.recorded() == before
 
 
-def test_other_paths_are_not_there(served):
+def test_other_paths_do_not_exist(served):
     for path in ("/reset", "/load_model", "/responses", "/../reset"):
-        assert served.post(path, {"model": "life"}).status_code in (404, 405)
+        assert served.post(path, {"model": "chain"}).status_code in (404, 405)
 
 
-def test_records_what_is_new(served):
+def test_records_new_messages(served):
     before = len(served.recorded())
     asked = [{"role": "user", "content": "Ben eats hats"}]
     first = served.ask(messages=asked, user="Mira").choices[0].message.content
@@ -197,18 +197,18 @@ def test_records_what_is_new(served):
     ]
 
 
-def test_an_answer_that_nobody_waits_for_is_not_recorded(served):
+def test_an_aborted_answer_is_not_recorded(served):
     before = served.recorded()
     asked = [{"role": "user", "content": "Ben sleeps"}]
     stream = served.ask(messages=asked, stream=True, max_tokens=2000, logit_bias={"2": -100})  # 2 would end it early
     next(stream)
     stream.close()
-    served.ask(store=False)  # comes behind the other: the model server answers one at a time
+    served.ask(store=False)  # waits for the other one, since the model server answers one at a time
     assert served.recorded() == before
 
 
 def test_swaps_under_load_without_dropping_a_request(served):
-    """Thirty clients ask without pause while a night is committed, and each until the new model has answered it."""
+    """Thirty clients send requests while a night is committed, until each was answered by the new model."""
     said: dict[str, set[str]] = {}
 
     def ask_until_the_new_one_answers(client: int) -> list[str]:
@@ -235,27 +235,29 @@ def test_swaps_under_load_without_dropping_a_request(served):
     prompt = f"user {ASKED[0]['content']} assistant"
     assert said == {f"{n}:entry-000": {greedy(served.chain / n, prompt, 8)} for n in ("night-001", "night-002")}
     servers = psutil.Process(served.process.pid).children()
-    assert len(servers) == 1 or len(psutil.wait_procs(servers, timeout=20)[1]) == 1, "the old model server stays"
+    assert len(servers) == 1 or len(psutil.wait_procs(servers, timeout=20)[1]) == 1, (
+        "the old model server was not stopped"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["transformers", "vllm"])
 def test_a_model_server_may_die_and_a_new_one_may_not_start(tmp_path, kind):
     pytest.importorskip(kind)
-    chain = tmp_path / "life"
+    chain = tmp_path / "chain"
     write_night(chain, 1, hidden_size=128)  # vLLM on a CPU knows no smaller heads
     with serving(chain, "--backend", kind) as endpoint:
         [server] = psutil.Process(endpoint.process.pid).children()
         stream = endpoint.ask(stream=True, max_tokens=100)
         next(stream)
         server.kill()
-        with pytest.raises(openai.APIError, match="ended before its answer"):
+        with pytest.raises(openai.APIError, match="ended before its answer was complete"):
             list(stream)
         answer = endpoint.ask().choices[0].message.content  # waits for the server to be back
         assert answer.strip() == greedy(chain / "night-001", f"user {ASKED[0]['content']} assistant", 8)
         write_json(write_finished_run(chain / "night-002") / "model" / "config.json", {"dtype": "float32"})
         until = time.monotonic() + 120
-        while "goes on answering" not in (chain / "log").read_text() and time.monotonic() < until:
+        while "stays in use" not in (chain / "log").read_text() and time.monotonic() < until:
             time.sleep(0.2)
-        assert "night-001:entry-000 goes on answering" in (chain / "log").read_text()
-        assert endpoint.ask().system_fingerprint == "night-001:entry-000", "a model that does not load harms nothing"
+        assert "night-001:entry-000 stays in use" in (chain / "log").read_text()
+        assert endpoint.ask().system_fingerprint == "night-001:entry-000", "a model that does not load changes nothing"

@@ -1,4 +1,4 @@
-"""What the endpoint is made of, without a model server: requests, recording, mistakes in what was given."""
+"""Parts of the endpoint without a model server: requests, recording, invalid options."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ ANSWERED = {"role": "assistant", "content": "b"}
         ([USER, ANSWERED, USER, ANSWERED], []),
     ],
 )
-def test_a_row_holds_what_the_model_has_not_heard_before(messages, new):
+def test_a_row_holds_only_new_messages(messages, new):
     row = as_row({"messages": messages}, "said")
     assert row == {"source": "chat", "messages": [*new, {"role": "assistant", "content": "said"}]}
 
 
-def test_a_row_says_whose_it_is():
+def test_a_row_names_the_user():
     assert as_row({"prompt": "a ", "user": "Mira"}, "b") == {"source": "chat/Mira", "text": "a b"}
     assert as_row({"prompt": "a ", "user": {"not": "a name"}}, "b")["source"] == "chat"
 
 
-def test_what_cannot_be_recorded_harms_nothing(tmp_path, caplog):
+def test_a_recording_failure_is_logged_only(tmp_path, caplog):
     recorder = Recorder(tmp_path / "wake.db")
     picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "secret"}}]}
     asyncio.run(recorder.record({"messages": [picture]}, "said"))
@@ -68,8 +68,8 @@ def server(kind: str, is_chat: bool = True) -> SimpleNamespace:
     return SimpleNamespace(kind=kind, is_chat=is_chat, model="model")
 
 
-def test_requests_as_each_model_server_takes_them():
-    asked = {"model": "life", "prompt": "a", "store": True, "n": 1, "max_completion_tokens": 5, "echo": False}
+def test_requests_are_converted_for_each_model_server():
+    asked = {"model": "chain", "prompt": "a", "store": True, "n": 1, "max_completion_tokens": 5, "echo": False}
     assert for_backend(asked, server("transformers"), COMPLETIONS) == {
         "model": "model",
         "prompt": "a",
@@ -88,7 +88,7 @@ def test_requests_as_each_model_server_takes_them():
 @pytest.mark.parametrize(
     "asked", [{"n": 2}, {"logprobs": True}, {"response_format": {"type": "json_object"}}, {"presence_penalty": 0.5}]
 )
-def test_what_transformers_would_pass_over_is_refused(asked):
+def test_fields_that_transformers_would_ignore_are_refused(asked):
     [name] = asked
     with pytest.raises(ApiError, match=f"`{name}` needs vLLM") as refused:
         for_backend(asked, server("transformers"), COMPLETIONS)
@@ -96,13 +96,13 @@ def test_what_transformers_would_pass_over_is_refused(asked):
     assert for_backend(asked, server("vllm"), COMPLETIONS)[name] == asked[name]
 
 
-def test_a_base_model_does_not_chat():
+def test_a_model_without_template_does_not_chat():
     with pytest.raises(ApiError, match="no chat template"):
         for_backend({"messages": [USER]}, server("vllm", is_chat=False), CHAT)
     assert for_backend({"prompt": "a"}, server("vllm", is_chat=False), COMPLETIONS)["prompt"] == "a"
 
 
-def test_a_request_brings_no_template():
+def test_a_request_cannot_bring_a_template():
     for given in ({"chat_template": "{{ 1 }}"}, "chat_template"):
         with pytest.raises(ApiError, match="without `chat_template`"):
             for_backend({"messages": [USER], "chat_template_kwargs": given}, server("transformers"), CHAT)
@@ -124,7 +124,7 @@ def test_errors_of_model_servers_in_openais_form(status, body, expected):
     assert (error.status, error.param) == (expected[0], expected[2]) and error.message.startswith(expected[1])
 
 
-def test_events_are_cut_at_line_feeds_only():
+def test_events_are_split_at_line_feeds_only():
     pieces = [b'data: {"a": "x\xe2\x80\xa8y\xc2\x85', b'z"}\n\n: a comment\n\nda', b"ta: [DONE]\r\n\r\n"]
 
     async def stream():
@@ -137,12 +137,12 @@ def test_events_are_cut_at_line_feeds_only():
     assert asyncio.run(read()) == ['{"a": "x\u2028y\x85z"}', "[DONE]"]
 
 
-# -- mistakes in what was given --------------------------------------------------------------------
+# -- invalid options --------------------------------------------------------------------
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A committed night whose model nobody loads."""
+    """A committed night whose model is not loaded."""
     folder = write_finished_run(tmp_path / "run")
     write_json(folder / "model" / "config.json", {"dtype": "float32"})
     return folder
@@ -155,11 +155,11 @@ def run(tmp_path):
         (["empty"], "holds no committed night"),
         (["run", "--record", "notes.txt"], "wake buffer"),
         (["run", "--api_key", ""], "printable ASCII"),
-        (["run", "--host", "203.0.113.1"], "cannot be had"),
+        (["run", "--host", "203.0.113.1"], "is not available"),
         (["run", "--backend", "transformers", "--", "--max-model-len", "99"], "only vLLM's server takes options"),
     ],
 )
-def test_mistakes_are_told_before_anything_starts(run, given, says, tmp_path, capfd, monkeypatch):
+def test_mistakes_are_reported_before_anything_starts(run, given, says, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("no database, but a text that is long enough to be told from one " * 20)
@@ -175,15 +175,17 @@ def test_a_port_that_is_taken(run, capfd):
     assert ended.value.code == 2 and "Address already in use" in capfd.readouterr().err
 
 
-def test_a_model_server_that_does_not_start_is_told_with_its_last_words(run):
+def test_a_model_server_that_does_not_start_is_reported_with_its_last_output(run):
     async def start() -> None:
-        backend = Backend(newest_model(run), "transformers", "life", ["--no-such-option"])
+        backend = Backend(newest_model(run), "transformers", "chain", ["--no-such-option"])
         try:
             await backend.start()
         finally:
             await backend.close()
 
-    with pytest.raises(RuntimeError, match=r"(?s)did not start \(exit code 1\).*--no-such-option cannot be given"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)did not start \(exit code 1\). Last output:.*--no-such-option cannot be given"
+    ):
         asyncio.run(start())
 
 
@@ -195,12 +197,12 @@ def test_a_model_server_and_its_children_end_with_the_proxy():
     command = [sys.executable, "-c", code]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     child = psutil.Process(int(process.stdout.readline()))
-    process.stdin.close()  # as when the proxy is killed
+    process.stdin.close()  # as if the proxy was killed
     assert process.wait(20) == -signal.SIGTERM
     assert not psutil.wait_procs([child], timeout=20)[1]
 
 
-def test_the_version_changes_when_a_model_is_written_anew(run):
+def test_the_version_changes_when_a_model_is_rewritten(run):
     before = newest_model(run)
     assert newest_model(run) == before and before.name == "run:entry-000" and not before.has_chat_template()
     (run / "model").rename(run / "model.replaced")
