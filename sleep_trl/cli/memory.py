@@ -1,4 +1,4 @@
-"""`sleep-trl memory`: what nights have learnt, and how to take it back."""
+"""`sleep-trl memory`: list, disable and drop what nights learned."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def serve(
     ] = None,
     backend: Annotated[
         Literal["vllm", "transformers"] | None,
-        typer.Option(help="The model server. Default: vLLM's where it is installed."),
+        typer.Option(help="The model server. Default: vllm if it is installed."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Model name for clients. Default: the folder's name.")] = None,
     json: Json = False,

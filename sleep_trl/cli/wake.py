@@ -20,6 +20,7 @@ STOPPED = 130
 REJECTED = 2
 
 Buffer = Annotated[Path, typer.Option("--buffer", help="The wake buffer's file, created if it is missing.")]
+ExistingBuffer = Annotated[Path, typer.Option("--buffer", help="The wake buffer's file.")]
 Source = Annotated[str | None, typer.Option(help="Source of records that name none. Default: the file's name.")]
 FormOption = Annotated[
     Form | None,
@@ -82,7 +83,7 @@ def tail(
 
 @app.command("list")
 def list_(
-    buffer: Buffer = BUFFER,
+    buffer: ExistingBuffer = BUFFER,
     state: Annotated[State | None, typer.Option(help="Only records in this state.")] = None,
     source: Annotated[str | None, typer.Option(help="Only records from this source.")] = None,
     rejected: Annotated[bool, typer.Option("--rejected", help="List rejected input, with reasons.")] = False,
@@ -108,7 +109,7 @@ def list_(
 @app.command()
 def forget(
     source: Annotated[str, typer.Argument(help="Source of the records, as `wake list` shows it.")],
-    buffer: Buffer = BUFFER,
+    buffer: ExistingBuffer = BUFFER,
     json: Json = False,
 ) -> None:
     """Erase the texts of a source. To unlearn them too, use `sleep-trl memory drop --source`."""

@@ -58,7 +58,7 @@ class SleepPolicy:
 
     def __post_init__(self) -> None:
         if self.after_tokens is None and self.at is None:
-            raise ValueError("There is no time to sleep at. Give --after_tokens N, --at HH:MM, or both.")
+            raise ValueError("No schedule is given. Give --after_tokens N, --at HH:MM, or both.")
 
 
 class Supervisor:

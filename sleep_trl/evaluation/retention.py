@@ -1,8 +1,8 @@
 """Retention: the accuracy matrix of a chain of nights, and measures derived from it.
 
 Row j of a matrix is the recall on the questions of each night up to j, measured after night j; the last value of a row
-is the night's own. The measures are those of continual learning, with a night as a task: backward and forward transfer of
-GEM (Lopez-Paz and Ranzato, 2017, arXiv 1706.08840), forgetting of Chaudhry et al. (2018, arXiv 1801.10112).
+is the night's own. The measures are those of continual learning, with a night as a task: backward and forward transfer
+of GEM (Lopez-Paz and Ranzato, 2017, arXiv 1706.08840), forgetting of Chaudhry et al. (2018, arXiv 1801.10112).
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Page(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
-    chain = tmp_path_factory.mktemp("lives") / "chain"
+    chain = tmp_path_factory.mktemp("chains") / "chain"
     write_night(chain, 1)
     with serving(chain, "--backend", "transformers", "--record", str(chain / "wake.db")) as endpoint:
         yield endpoint

@@ -35,7 +35,7 @@ def dream(**changes: object) -> dict:
 @pytest.fixture(scope="module")
 def finished_chain(tmp_path_factory) -> Path:
     """The report of the second of two real nights."""
-    folder = tmp_path_factory.mktemp("lives")
+    folder = tmp_path_factory.mktemp("chains")
     words = chain(write_model(folder / "model"), folder / "chain", "one", "two", **{"seeding.steps": 3})
     assert sleep.main([word for word in words if word != "--no-report"]) == 0
     return folder / "chain" / "night-002" / "report.html"

@@ -197,7 +197,7 @@ def test_nights_keep_their_memories_and_an_interrupted_one_is_resumed_first(tmp_
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "There is no time to sleep at"),
+        ([], "No schedule is given"),
         (["--after_tokens", "4", "--launch", "snore 8"], "there is no program 'snore'"),
         (["--after_tokens", "4", "--launch", "'"], "is not a command"),
         (["--at", "25:00"], "--at: '25:00' is not a time of day. Give, for example, 03:30."),

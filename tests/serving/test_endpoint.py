@@ -82,16 +82,16 @@ def serving(chain: Path, *options: str) -> Iterator[Served]:
     log = chain / "log"
     with log.open("w") as errors:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
-    told = process.stdout.readline()
-    assert told, log.read_text()
-    url = json.loads(told)["url"]
+    printed = process.stdout.readline()
+    assert printed, log.read_text()
+    url = json.loads(printed)["url"]
     try:
         yield Served(chain, url, chain / "wake.db", process, openai.OpenAI(base_url=url, api_key=KEY, max_retries=0))
         servers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
         assert not psutil.wait_procs(servers, timeout=30)[1], "a model server outlived the endpoint"
-        written = log.read_text() + told
+        written = log.read_text() + printed
         assert KEY not in written and not any(word in written for word in WORDS_OF_TESTS), "secrets in the log"
     finally:
         process.kill()
@@ -99,7 +99,7 @@ def serving(chain: Path, *options: str) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
-    chain = tmp_path_factory.mktemp("lives") / "chain"
+    chain = tmp_path_factory.mktemp("chains") / "chain"
     write_night(chain, 1)
     with serving(chain, "--backend", "transformers", "--record", str(chain / "wake.db")) as endpoint:
         yield endpoint

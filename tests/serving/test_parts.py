@@ -162,7 +162,7 @@ def run(tmp_path):
 def test_mistakes_are_reported_before_anything_starts(run, given, says, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.txt").write_text("no database, but a text that is long enough to be told from one " * 20)
+    (tmp_path / "notes.txt").write_text("no database, but a text of sufficient length to be checked " * 20)
     with pytest.raises(SystemExit) as ended:
         main(["serve", *given])
     assert ended.value.code == 2

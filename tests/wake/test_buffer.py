@@ -18,7 +18,7 @@ def record(text: str, source: str = "contract-17.pdf", id: str = "") -> WakeReco
 
 @pytest.fixture
 def buffer(tmp_path):
-    with WakeBuffer(tmp_path / "life" / "wake.db") as opened:
+    with WakeBuffer(tmp_path / "chain" / "wake.db") as opened:
         yield opened
 
 
@@ -150,7 +150,7 @@ def test_buffer_and_runs_can_be_moved_together(buffer, tmp_path):
     buffer.register(run)
     write_ledger(run / "ledger.jsonl", [entry(1, memory)])
     buffer.close()
-    (tmp_path / "life").rename(tmp_path / "moved")
+    (tmp_path / "chain").rename(tmp_path / "moved")
     with WakeBuffer(tmp_path / "moved" / "wake.db") as moved:
         assert states(moved) == {"id of a": ("consolidated", "entry-001")}
         assert moved.run() == tmp_path / "moved" / "night1"
