@@ -1,8 +1,8 @@
-"""One night: `accelerate launch launch/sleep.py --model MODEL --memories docs.jsonl`, or a life of several: `--nights
-monday.jsonl,tuesday.jsonl`. See --help.
+"""Run a night: `accelerate launch launch/sleep.py --model MODEL --memories docs.jsonl`, or a chain of several:
+`--nights monday.jsonl,tuesday.jsonl`. See --help.
 
-Exit codes: 0 done, 1 the disk is full or read-only, 2 a mistake in what was given, 130 stopped by Ctrl-C. With
-PYTHONDEVMODE=1 what goes wrong during the night ends in its traceback.
+Exit codes: 0 done, 1 the disk is full or read-only, 2 a user error, 130 stopped by Ctrl-C. With PYTHONDEVMODE=1, errors
+during the night end in a traceback.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ if importlib.util.find_spec("sleep_trl") is None:  # run as a file from a clone,
 from sleep_trl.config import RunConfig
 from sleep_trl.config.command_line import explain, parse
 
-DONE, COULD_NOT, MISTAKE, STOPPED = 0, 1, 2, 130
-WAIT_FOR_POOL = timedelta(days=1)  # the others give up after ten minutes otherwise, on GPUs, and it draws for longer
+DONE, DISK_ERROR, USER_ERROR, STOPPED = 0, 1, 2, 130
+WAIT_FOR_POOL = timedelta(days=1)  # generation can take longer than the default of ten minutes on GPUs
+NOTHING_BEGUN = "Stopped before the run began."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check a run, then do it: one night, or those of a life that are still to be slept.
+    """Check a run and execute it: one night, or the unfinished nights of a chain.
 
     Args:
         argv (`Sequence[str]`, *optional*):
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
-        _find_processes(config)  # torch and transformers come from here on
+        _init_processes(config)  # first import of torch and transformers
         if config.starts_ray:
             from sleep_trl.distributed.ray import prepare
 
@@ -48,12 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         waiting = unfinished(nights) if config.nights else nights
     except ValueError as error:
         _print_error(f"Error: {explain(error)}")
-        return MISTAKE
+        return USER_ERROR
     except KeyboardInterrupt:
-        _print_error("Stopped before anything was begun.")
+        _print_error(NOTHING_BEGUN)
         return STOPPED
     for night in nights[: len(nights) - len(waiting)]:
-        _print_error(f"{night.output_dir} is finished.")
+        _print_error(f"{night.output_dir} is finished, skipping.")
     for night in waiting:
         if (code := _sleep(night, is_in_chain=bool(config.nights))) != DONE or config.dry_run:
             return code
@@ -61,13 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from sleep_trl.distributed.progress import echo
         from sleep_trl.evaluation.retention import render_chain
         from sleep_trl.runs.files import read_json
+        from sleep_trl.runs.folder import RunFolder
 
-        echo(render_chain(read_json(nights[-1].output_dir / "results.json")["chain"]))
+        echo(render_chain(read_json(RunFolder(nights[-1].output_dir).results)["chain"]))
     return DONE
 
 
 def _sleep(config: RunConfig, is_in_chain: bool) -> int:
-    """Check a night, then sleep it, and return the exit code."""
+    """Check a night, run it, and return the exit code."""
     try:
         from sleep_trl.planning.inputs import RunInputs
         from sleep_trl.planning.preflight import preflight, render
@@ -76,9 +78,9 @@ def _sleep(config: RunConfig, is_in_chain: bool) -> int:
         plan = preflight(inputs, check_rewards)
     except ValueError as error:
         _print_error(f"Error: {explain(error)}")
-        return MISTAKE
+        return USER_ERROR
     except KeyboardInterrupt:
-        _print_error("Stopped before anything was begun.")
+        _print_error(NOTHING_BEGUN)
         return STOPPED
     if config.dry_run:
         from rich import print as show
@@ -96,6 +98,7 @@ def _sleep(config: RunConfig, is_in_chain: bool) -> int:
     from sleep_trl.planning.output_dir import disk_trouble
     from sleep_trl.planning.plan import where_routed
     from sleep_trl.rewards import RewardError
+    from sleep_trl.runs.folder import RunFolder
     from sleep_trl.trainers.dreaming.from_config import dream
     from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert
 
@@ -110,36 +113,32 @@ def _sleep(config: RunConfig, is_in_chain: bool) -> int:
             raise
         _print_night_error(error)
         if isinstance(error, RewardError):
-            _print_error("Correct the reward, and go on with the same command and --resume.")
+            _print_error("Correct the reward, then resume with the same command and --resume.")
         if isinstance(error, NothingUsable) and is_in_chain and _is_first_process():
-            _print_error(
-                f"The night is no part of this life; what there is of it lies in {quarantine(config.output_dir)}."
-            )
-        return MISTAKE
+            _print_error(f"The night was taken out of the chain; its files are in {quarantine(config.output_dir)}.")
+        return USER_ERROR
     except KeyboardInterrupt:
-        if (config.output_dir / "config.json").is_file():
-            _print_error(f"Stopped. Go on with the same command and --resume ({config.output_dir}).")
+        if RunFolder(config.output_dir).is_begun:
+            _print_error(f"Stopped. Resume {config.output_dir} with the same command and --resume.")
         else:
-            _print_error("Stopped before anything was begun.")
+            _print_error(NOTHING_BEGUN)
         return STOPPED
     except Exception as error:
         if sys.flags.dev_mode or (trouble := disk_trouble(config.output_dir, error)) is None:
             raise
-        _print_error(
-            f"Error: {trouble}. Then go on with the same command and --resume: what is finished is on the disk."
-        )
-        return COULD_NOT
+        _print_error(f"Error: {trouble}, then resume with the same command and --resume: finished phases are on disk.")
+        return DISK_ERROR
     echo(render_results(results))
     model = "model/, " if (is_folded := results["fold_difference"] is not None) else ""
     report = ", report.html" if config.report else ""
     echo(f"Written to {config.output_dir}: {model}adapter/, ledger.jsonl, results.json{report}")
     if not is_folded:
-        echo(f"The experts are routed and do not fold. The grown model is {where_routed(config.output_dir)}")
+        echo(f"The experts are routed and do not fold; the grown model is {where_routed(config.output_dir)}")
     return DONE
 
 
 def check_rewards(config: RunConfig) -> None:
-    """Raise `ValueError` for a reward that cannot be made or called; load no weights."""
+    """Raise `ValueError` for a reward that cannot be created or called. Loads no weights."""
     from sleep_trl.data import rows
     from sleep_trl.night import dream_tasks
     from sleep_trl.rewards import check
@@ -150,9 +149,9 @@ def check_rewards(config: RunConfig) -> None:
         check(reward, columns=dream_tasks.COLUMNS)
 
 
-def _find_processes(config: RunConfig) -> None:
-    """Tell accelerate that processes without an accelerator belong together; else each believes that it is alone. And
-    let them wait for the first one where it drives a pool for all: it has deadlines of its own."""
+def _init_processes(config: RunConfig) -> None:
+    """Set up the process group where accelerate would not: without an accelerator each process would believe that it is
+    alone, and with a pool the others have to wait for the first one, which drives it with its own deadlines."""
     from accelerate import PartialState
     from torch import accelerator
 
@@ -163,17 +162,17 @@ def _find_processes(config: RunConfig) -> None:
         expect_no_gpu()  # before TRL imports DeepSpeed
         if "LOCAL_RANK" in os.environ:
             os.environ["ACCELERATE_USE_CPU"] = str(not is_deepspeed())  # else accelerate leaves DeepSpeed out
-            os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # has ninja
+            os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # holds ninja
             options["cpu"] = True
     if options and "LOCAL_RANK" in os.environ:
         PartialState(**options)
 
 
 def _check_processes() -> None:
-    """Make sure that the process group holds every process that was launched.
+    """Check that the process group holds every process that was launched.
 
     Raises:
-        `RuntimeError`: if a process believes that it is alone.
+        `RuntimeError`: if a process does not know of the others.
     """
     from accelerate import PartialState
 
@@ -186,7 +185,7 @@ def _check_processes() -> None:
 
 
 def _is_first_process() -> bool:
-    """Tell whether this is the one of the launched processes that speaks."""
+    """Whether this is the launched process that prints."""
     return _rank() == 0
 
 
@@ -195,9 +194,9 @@ def _rank() -> int:
 
 
 def _print_night_error(error: Exception) -> None:
-    """Tell of a mistake that showed during the night, on every process: it may be one process's alone."""
+    """Print an error raised during the night, on every process: it may concern only this one."""
     where = "" if _is_first_process() else f"Process {_rank()}: "
-    print(f"{where}Error: {explain(error)}\nTo see where it was raised, set PYTHONDEVMODE=1.", file=sys.stderr)
+    print(f"{where}Error: {explain(error)}\nSet PYTHONDEVMODE=1 to see the traceback.", file=sys.stderr)
 
 
 def _print_error(message: str) -> None:

@@ -1,1 +1,1 @@
-"""What a night will do, worked out and checked before any weight is loaded."""
+"""What a night will do, derived and checked before any weight is loaded."""

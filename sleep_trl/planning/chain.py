@@ -1,7 +1,7 @@
-"""A life: nights one after another, each of which continues the one before, in a folder each.
+"""A chain of nights: each continues the one before, in a folder of its own.
 
-What has been slept is read from the folders, so that the same call goes on where an interrupted one was, and adds
-nights to a life that has ended.
+Which nights are finished is read from the folders, so the same call resumes an interrupted chain, and a call with more
+nights extends a finished one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from ..config import RunConfig
 from ..data.documents import read_memories
 from ..runs.files import read_json
+from ..runs.folder import RunFolder
 from .consolidation import HOW_TO_FREE_EXPERTS, MIN_CAPACITY, missing_blocks, needed_free
 
 
@@ -20,9 +21,9 @@ def night_folder(chain: Path, number: int) -> Path:
 
 
 def nights_of(config: RunConfig) -> list[RunConfig]:
-    """Return the nights that a run is made of: itself, or those of its life, first to last.
+    """Return the nights of a run, first to last: the run itself, or its chain.
 
-    A night of a life resumes by itself if the life was begun and `resume` was given.
+    With `resume`, the nights of a chain that were begun are resumed.
     """
     if not config.nights:
         return [config]
@@ -34,7 +35,7 @@ def nights_of(config: RunConfig) -> list[RunConfig]:
             "nights": (),
             "output_dir": folder,
             "continue_from": before,
-            "resume": config.resume and (folder / "config.json").is_file(),
+            "resume": config.resume and RunFolder(folder).is_begun,
         }
         nights.append(config.model_copy(update=night))
         before = folder
@@ -42,16 +43,16 @@ def nights_of(config: RunConfig) -> list[RunConfig]:
 
 
 def begun(chain: Path) -> list[str]:
-    """Return what the nights of a life that were begun are about, first to last."""
+    """Return the `memories` of the nights of a chain that were begun, first to last."""
     memories: list[str] = []
-    while (config := night_folder(chain, len(memories) + 1) / "config.json").is_file():
-        memories.append(read_json(config)["memories"])
+    while (run := RunFolder(night_folder(chain, len(memories) + 1))).is_begun:
+        memories.append(read_json(run.config)["memories"])
     return memories
 
 
 def quarantine(night: Path) -> Path:
-    """Move a night that cannot be finished out of its life, with what is in it, and return where it lies now. The next
-    one takes its number."""
+    """Move a night that cannot be finished out of its chain, with its files, and return the new folder. The next night
+    takes its number."""
     quarantined = night.parent / f"quarantined-{len(quarantined_nights(night.parent)) + 1:03}"
     night.rename(quarantined)
     return quarantined
@@ -63,17 +64,16 @@ def quarantined_nights(chain: Path) -> list[Path]:
 
 
 def is_finished(folder: Path) -> bool:
-    """Tell whether a night was slept to its end."""
-    return (folder / "results.json").is_file()
+    """Whether a night was finished."""
+    return RunFolder(folder).is_finished
 
 
 def unfinished(nights: list[RunConfig]) -> list[RunConfig]:
-    """Return the nights that are still to be slept, in order.
+    """Return the nights that are not finished, in order.
 
     Raises:
-        `ValueError`: if they do not go on from what is there: a finished night was about something else than it is now
-            said to be, or follows one that is not finished, memories cannot be read, or there are more nights than
-            experts.
+        `ValueError`: if they do not continue what is there: a finished night had other memories, or follows one that is
+            not finished, memories cannot be read, or the memory cannot hold so many nights.
     """
     finished = [night for night in nights if is_finished(night.output_dir)]
     waiting = nights[len(finished) :]
@@ -81,16 +81,16 @@ def unfinished(nights: list[RunConfig]) -> list[RunConfig]:
         missing = next(night for night in nights if not is_finished(night.output_dir))
         raise ValueError(
             f"output_dir: {finished[-1].output_dir} is finished, but {missing.output_dir}, which it continues, is not. "
-            f"Restore that folder from a copy, or begin another life in another --output_dir."
+            f"Restore that folder from a copy, or start a new chain in another --output_dir."
         )
     for night in finished:
-        if (then := read_json(night.output_dir / "config.json")["memories"]) != night.memories:
+        if (then := read_json(RunFolder(night.output_dir).config)["memories"]) != night.memories:
             raise ValueError(
-                f"nights: {night.output_dir} was about {then}, which is now given as {night.memories}. Nights that are "
-                f"finished stay first, in their order; give new ones behind them, or another --output_dir."
+                f"nights: {night.output_dir} is finished with memories {then}, but now {night.memories} is given. Keep "
+                f"finished nights first, in their order, and add new ones after them, or give another --output_dir."
             )
     for night in waiting:
-        if night.source.documents is not None:  # what a wake buffer will hold by then is not known yet
+        if night.source.documents is not None:  # what a wake buffer will hold by then is unknown
             read_memories(night.memories)
     if waiting:
         check_capacity(waiting)
@@ -98,14 +98,17 @@ def unfinished(nights: list[RunConfig]) -> list[RunConfig]:
 
 
 def check_capacity(waiting: list[RunConfig]) -> None:
-    """Raise if the memory has less room than the nights to come need: each an expert, those that take entries back only
-    for as long as they take; or, where experts become one in between (`levels`), a free one to begin with."""
+    """Raise if the memory cannot hold the nights to come.
+
+    Each night needs an expert; one that removes entries needs it only while it runs. If experts are consolidated in
+    between (`levels`), a free one to begin with is enough.
+    """
     from ..memory.storage import read_description  # loads torch, which a waiting daemon does without
 
     first = waiting[0]
     experts, size = [], first.memory.max_experts
-    if first.continue_from is not None and (first.continue_from / "adapter" / "memory.json").is_file():
-        description = read_description(first.continue_from / "adapter")
+    if first.continue_from is not None and (adapter := RunFolder(first.continue_from).adapter).description.is_file():
+        description = read_description(adapter.path)
         experts = description["experts"]
         if "max_experts" not in first.memory.model_fields_set:
             size = description["spec"]["max_experts"]
@@ -116,12 +119,12 @@ def check_capacity(waiting: list[RunConfig]) -> None:
         return
     if first.levels.when_full == "stop" and not first.levels.chunks:
         raise ValueError(
-            f"nights: the {len(waiting)} to sleep need {new} experts, but the memory has room for {size} and holds "
+            f"nights: the {len(waiting)} to run need {new} experts, but the memory has room for {size} and holds "
             f"{used}. Give --memory.max_experts {used + new} or more. {HOW_TO_FREE_EXPERTS}"
         )
     least = blocks + MIN_CAPACITY - 1 + free
     if size < (needed := max(used + free, least)):
         raise ValueError(
-            f"nights: experts that become one need room for {least} and {free} free to begin with, but the memory has "
+            f"nights: consolidation needs room for {least} experts and {free} free to begin with, but the memory has "
             f"room for {size} and holds {used}. Give --memory.max_experts {needed} or more."
         )

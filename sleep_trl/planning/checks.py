@@ -117,9 +117,9 @@ def check_teachers(inputs: RunInputs) -> None:
 
 
 def check_consolidations(inputs: RunInputs) -> None:
-    """Raise if the night takes entries back and cannot, or if levels are to have blocks where they cannot."""
+    """Raise if entries cannot be removed as asked, or levels cannot have the blocks they should have."""
     if inputs.relearning is not None and inputs.config.dream.rounds:
-        raise ValueError("dream.rounds: a night that takes entries back has no memories to dream of. Leave it out.")
+        raise ValueError("dream.rounds: a night that removes entries has no memories to dream about. Leave it out.")
     capacity = inputs.capacity
     needed = capacity.experts + bool(inputs.consolidations)
     check_blocks(inputs.config.levels, needed, capacity.max_experts, capacity.is_routed, count_shards() > 1)
@@ -147,8 +147,8 @@ def check_lengths(inputs: RunInputs) -> None:
 def check_texts(inputs: RunInputs) -> None:
     """Raise if a passage or a general text is longer than what the model can see at once."""
     _check_length("evaluation.skill", inputs.skill, inputs, inputs.largest_window)
-    room = inputs.context - inputs.config.dataset.general_max_new_tokens
-    _check_length("dataset.general_texts", inputs.general, inputs, room)
+    limit = inputs.context - inputs.config.dataset.general_max_new_tokens
+    _check_length("dataset.general_texts", inputs.general, inputs, limit)
 
 
 def _check_length(option: str, texts: list[MemoryText], inputs: RunInputs, limit: int) -> None:
@@ -185,5 +185,5 @@ def check_dream(inputs: RunInputs) -> None:
     if dream.random_expert and not inputs.capacity.is_routed:
         raise ValueError(
             f"dream.random_expert: the memory of {inputs.config.continue_from} has routing dense, so every expert "
-            f"takes part already. Leave it out, or begin a memory with --memory.routing topk."
+            f"takes part already. Leave it out, or start a memory with --memory.routing topk."
         )

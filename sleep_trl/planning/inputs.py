@@ -102,7 +102,7 @@ class RunInputs:
 
     @cached_property
     def memories(self) -> list[MemoryText]:
-        """What the night is about; empty if it takes entries back."""
+        """The memories of the night; empty if it removes entries."""
         return night_memories(self.config)
 
     @cached_property
@@ -183,12 +183,12 @@ class RunInputs:
 
     @cached_property
     def relearning(self) -> Relearning | None:
-        """What a night that takes entries back does in place of learning memories."""
+        """What a night that removes entries does, instead of learning memories."""
         if not (names := self.config.source.forget):
             return None
         if self.config.continue_from is None:
             raise ValueError(
-                f"memories: {self.config.memories} takes entries of a run back. Name that run by --continue_from."
+                f"memories: {self.config.memories} removes entries of a run. Name that run with --continue_from."
             )
         return plan_relearning(names, self.earlier, self.experts)
 

@@ -1,8 +1,8 @@
-"""A night that is about what was heard: `--memories wake:PATH`.
+"""The memories of a night, and nights from a wake buffer: `--memories wake:PATH`.
 
-The night keeps the records with which it began, so that it resumes to the same end whatever is heard meanwhile, and
-names itself to the buffer. From then on the buffer's states follow the night's ledger, as soon as there is one: a
-record is learnt once, wherever the night is killed.
+Such a night stores the records it began with, so that it resumes with the same ones whatever arrives meanwhile, and
+registers with the buffer. From then on the buffer's states follow the night's ledger, once there is one: a record is
+learned exactly once, wherever the night is killed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 def read_new(path: Path) -> list[MemoryText]:
-    """Return the records of a buffer that wait for a night.
+    """Return the records of a buffer that are waiting for a night.
 
     Raises:
-        `ValueError`: if there is no buffer, or nothing waits in it.
+        `ValueError`: if there is no buffer, or nothing is waiting in it.
     """
     if not path.is_file():
-        raise ValueError(f"Memories: there is no wake buffer {path}. Begin one with `sleep-trl wake add`.")
+        raise ValueError(f"Memories: there is no wake buffer {path}. Create one with `sleep-trl wake add`.")
     with WakeBuffer(path) as buffer:
         if not (memories := buffer.memories("new")):
             counts = ", ".join(f"{count} {state}" for state, count in buffer.counts().items())
@@ -38,8 +38,8 @@ def read_new(path: Path) -> list[MemoryText]:
 
 
 def night_memories(config: RunConfig) -> list[MemoryText]:
-    """Return what a night is about: the records with which it began, or if it has not begun, what waits for it now;
-    nothing if it takes entries back.
+    """Return the memories of a night. From a wake buffer: the records it began with, or those waiting now if it has not
+    begun. None if it removes entries.
 
     Raises:
         `ValueError`: if nothing can be read.
@@ -53,8 +53,8 @@ def night_memories(config: RunConfig) -> list[MemoryText]:
 
 
 def begin_night(config: RunConfig, memories: list[MemoryText]) -> None:
-    """Keep the records of a night about what was heard, and name the night to the buffer. Before config.json is
-    written, and as often as one likes."""
+    """Store the records of a night from a wake buffer, and register the night with the buffer. Idempotent; must come
+    before config.json is written."""
     path = config.source.buffer
     if path is not None:
         write_jsonl(RunFolder(config.output_dir).ingested, (asdict(memory) for memory in memories))
@@ -67,7 +67,7 @@ def begin_night(config: RunConfig, memories: list[MemoryText]) -> None:
 
 
 def followed_by(run: Path | None) -> Path | None:
-    """Return the buffer that one of these runs was about: this one, the one that it continues, and so on."""
+    """Return the buffer that a run, or the newest of those it continues, took its records from."""
     while run is not None and RunFolder(run).is_begun:
         config = read_json(RunFolder(run).config)
         if (path := MemorySource.parse(config["memories"]).buffer) is not None:
@@ -77,14 +77,14 @@ def followed_by(run: Path | None) -> Path | None:
 
 
 def began_with(night: Path) -> list[MemoryText]:
-    """Return the records with which a night about what was heard began."""
+    """Return the records that a night from a wake buffer began with."""
     return read_memories(str(RunFolder(night).ingested))
 
 
-def fail_unused(config: RunConfig, silent: Sequence[MemoryText]) -> None:
-    """Mark records about which the teacher wrote nothing usable as failed: no later night takes them, unless they are
-    heard again. For a night that has a ledger; as often as one likes."""
-    if (path := config.source.buffer) is None or not silent:
+def fail_unused(config: RunConfig, unused: Sequence[MemoryText]) -> None:
+    """Mark records about which the teacher wrote nothing usable as failed: later nights skip them unless they are
+    ingested again. For a night that has a ledger; idempotent."""
+    if (path := config.source.buffer) is None or not unused:
         return
     with WakeBuffer(path) as buffer:
-        buffer.fail((memory.id for memory in silent), f"nothing usable was written about it in {config.output_dir}")
+        buffer.fail((memory.id for memory in unused), f"nothing usable was written about it in {config.output_dir}")

@@ -1,4 +1,4 @@
-"""What a night will be like, in numbers, before it starts. All of it is arithmetic on shapes."""
+"""A night in numbers, before it starts. All of it is arithmetic on shapes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLACK = 1.2  # other buffers, and what the allocator keeps
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model and its memory the estimates need. Read from a model on the meta device."""
+    """Model dimensions used by the estimates, read from a model on the meta device."""
 
     architecture: str
     layers: int
@@ -41,7 +41,7 @@ class Shape:
         bytes_per_weight: int,
         is_routed: bool = False,
     ) -> Shape:
-        """Take the shape from the MLPs that host experts."""
+        """Read the dimensions from the MLPs that host experts."""
         first = hosts[0]
         return Shape(
             architecture=architecture,
@@ -63,12 +63,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Plan:
-    """A night that has been checked and not begun.
+    """A night that was checked and has not begun.
 
-    Counts of parameters are numbers of values; `peak_memory_mib` is in MiB for one process, sizes
-    on disk in bytes. `samples` is what the teacher writes at most, `rows` are prompts of training,
-    `window` and `memory_tokens` are in tokens. `top_k` is `None` if every expert takes part in every
-    token. `consolidations` say in words which experts become one before the night learns anything.
+    Parameter counts are numbers of values; `peak_memory_mib` is in MiB per process, sizes on disk are in bytes.
+    `samples` is the maximum that the teacher writes, `rows` are training prompts; `context`, `window` and
+    `memory_tokens` are in tokens. `top_k` is `None` if every expert takes part in every token. `consolidations`
+    describes which experts are consolidated before the night learns anything.
     """
 
     model: str
@@ -100,7 +100,7 @@ class Plan:
 
     @property
     def trainable_share(self) -> float:
-        """Share of the grown model's parameters that this night trains, in [0, 1]."""
+        """Fraction of the grown model's parameters that this night trains, in [0, 1]."""
         return self.added_parameters / (self.base_parameters + self.experts * self.added_parameters)
 
 
@@ -128,12 +128,12 @@ def estimate_memory(
         context (`int`):
             Tokens of context in use.
         shards (`int`, *optional*, defaults to `1`):
-            Processes over which the weights are spread. TRL gathers them for rollouts, unless it is told not to.
+            Processes over which the weights are sharded. TRL gathers them for rollouts unless configured not to.
     """
     if config.seeding.extra.get("ds3_gather_for_generation", True):
         shards = 1
     seeding = config.seeding
-    batch = seeding.per_device_batch_size or seeding.prompts_per_step * seeding.num_generations
+    batch = seeding.per_device_batch_size or seeding.rollouts_per_step  # more than a process has, if there are several
     expert = shape.expert_parameters(width)
     weights = (shape.parameters * shape.bytes_per_weight + max_experts * expert * FLOAT32) / shards
     training = 3 * expert * FLOAT32
@@ -148,10 +148,10 @@ def estimate_memory(
 
 
 def estimate_disk(shape: Shape, width: int, experts: int) -> tuple[int, int]:
-    """Estimate the bytes of `adapter/`, and of all that a night writes.
+    """Estimate the size of `adapter/` and of everything a night writes, in bytes.
 
-    That is the grown model (unless it is routed), the adapter, the seeded expert, and two checkpoints
-    of the expert with its two Adam moments.
+    That is the grown model (unless it is routed), the adapter, the seeded expert, and two checkpoints of the expert
+    with its two Adam moments.
     """
     expert = shape.expert_parameters(width)
     adapter = experts * expert * FLOAT32
@@ -165,19 +165,19 @@ def render(plan: Plan) -> Table:
     table.add_column(no_wrap=True)
     table.add_column()
     share = f"{plan.trainable_share:.2%} of the grown model"
-    routing = "all" if plan.top_k is None else f"{plan.top_k} chosen by a router, and the one that learns"
+    routing = "all" if plan.top_k is None else f"{plan.top_k} chosen by a router, plus the one that learns"
     for name, value in {
         "model": f"{plan.model} ({plan.architecture}, {plan.layers} layers of {plan.hidden_size})",
         "base parameters": f"{plan.base_parameters:,} in {plan.dtype}, frozen",
         "parameters added": f"{plan.added_parameters:,}, trainable: {share}",
         "expert": f"number {plan.experts} of {plan.max_experts}, width {plan.width}",
-        "experts for a token": routing,
-        "levels": "; ".join(plan.consolidations) or "none falls due",
+        "experts per token": routing,
+        "levels": "; ".join(plan.consolidations) or "nothing is due",
         "memories": f"{plan.memories}, {plan.memory_tokens:,} tokens, {plan.questions} questions",
         "windows": f"{plan.windows} of at most {plan.window} of {plan.context} tokens of context",
         "teacher's samples": f"at most {plan.samples:,}",
         "training": f"{plan.steps:,} steps, {plan.rows:,} prompts, {plan.rollouts:,} rollouts",
-        "peak memory": f"about {plan.peak_memory_mib:,.0f} MiB a process",
+        "peak memory": f"about {plan.peak_memory_mib:,.0f} MiB per process",
         "on disk": f"about {plan.disk_bytes / MIB:,.1f} MiB, adapter {plan.adapter_bytes / MIB:,.1f}",
         "the grown model": f"{plan.output_dir}/model" if plan.top_k is None else where_routed(plan.output_dir),
     }.items():
@@ -186,5 +186,5 @@ def render(plan: Plan) -> Table:
 
 
 def where_routed(output_dir: object) -> str:
-    """Return in words where a run's routed experts are and how to load them, since no checkpoint can hold them."""
+    """Return where a run's routed experts are and how to load them, since no checkpoint can hold them."""
     return f"the base with {output_dir}/adapter: sleep_trl.memory.load_memory(base, Path('{output_dir}/adapter'))"

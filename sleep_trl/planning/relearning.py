@@ -1,8 +1,8 @@
-"""A night that takes entries back: `--memories forget:entry-001`, in place of memories.
+"""A night that removes entries: `--memories forget:entry-001`, instead of memories.
 
-What a later night learnt leans on the experts that were there, and is lost without them. So such a night learns it
-anew: one expert comes in the place of all that are concerned, and is taught what the entries that stay know, by the
-model as it was. Of the entries that go nothing is asked, and their experts are reset (ours).
+What later nights learned depends on the experts that were there, and is lost without them. So such a night relearns it:
+one new expert replaces all affected ones, and learns what the remaining entries hold, with the model as it was as the
+teacher. It is never asked about the removed entries, and their experts are reset (ours).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Relearning:
-    """What a night that takes entries back does.
+    """What a night that removes entries does.
 
     Args:
-        forgotten (`tuple[str, ...]`): entries that go.
-        holds (`tuple[str, ...]`): entries of nights that stay and are learnt anew.
-        dropped (`tuple[str, ...]`): lines of the ledger that end with it: what is forgotten, and consolidations whose
-            expert is replaced.
+        forgotten (`tuple[str, ...]`): entries that are removed.
+        holds (`tuple[str, ...]`): entries of nights that stay and are relearned.
+        dropped (`tuple[str, ...]`): entries that are marked as dropped in the ledger: the removed ones, and
+            consolidations whose expert is replaced.
         senders (`tuple[int, ...]`): experts that are replaced.
         level (`int`): level of the expert that replaces them.
     """
@@ -39,32 +39,32 @@ class Relearning:
 
     def __str__(self) -> str:
         experts = ", ".join(map(str, self.senders))
-        return f"experts {experts} become one of level {self.level}, without {', '.join(self.forgotten)}"
+        return f"experts {experts} are relearned as one of level {self.level}, without {', '.join(self.forgotten)}"
 
 
 def plan_relearning(
     names: Sequence[str], entries: Sequence[LedgerEntry], experts: Mapping[int, ExpertRecord]
 ) -> Relearning:
-    """Find out what taking entries back concerns.
+    """Find out which entries and experts the removal of entries affects.
 
     Args:
         names (`Sequence[str]`):
-            Entries to be taken back; a consolidation stands for all that it holds.
+            Entries to remove; a consolidation stands for all entries that it holds.
         entries (`Sequence[LedgerEntry]`):
             The ledger.
         experts (`Mapping[int, ExpertRecord]`):
             The active experts.
 
     Raises:
-        `ValueError`: if an entry is unknown or was dropped before, nothing leans on them, or an entry that would have
-            to be learnt anew is silent.
+        `ValueError`: if an entry is unknown or was dropped before, nothing depends on them, or an entry that has to be
+            relearned is disabled.
     """
     owned = owners(entries)
     for name in names:
         if name not in owned:
             raise ValueError(
-                f"memories: {FORGET}{name} was given, but the run to continue has no entry {name!r} that could be "
-                f"taken back. It has {', '.join(owned) or 'none'}. Name several as {FORGET}entry-001{BETWEEN}entry-002."
+                f"memories: {FORGET}{name} was given, but the run to continue has no entry {name!r} to remove. It has "
+                f"{', '.join(owned) or 'none'}. Name several as {FORGET}entry-001{BETWEEN}entry-002."
             )
     gone = with_held(entries, names).intersection(owned)
     affected = sharing_expert(entries, names)
@@ -73,27 +73,27 @@ def plan_relearning(
     holds = tuple(entry.id for entry in there if not entry.holds and entry.id not in gone)
     if not holds:
         raise ValueError(
-            f"memories: nothing was learnt beside or after {', '.join(names)}, so nothing has to be learnt anew. Take "
-            f"it back at once: sleep-trl memory drop RUN {' '.join(names)}."
+            f"memories: nothing was learned together with or after {', '.join(names)}, so nothing has to be relearned. "
+            f"Remove it without a night: sleep-trl memory drop RUN {' '.join(names)}."
         )
     senders = tuple(sorted({owned[entry.id].expert for entry in there}))
-    if silent := [name for name in holds if not experts[owned[name].expert].is_enabled]:
+    if disabled := [name for name in holds if not experts[owned[name].expert].is_enabled]:
         raise ValueError(
-            f"memories: {', '.join(silent)} would have to be learnt anew, but is disabled and says nothing. Enable it, "
-            f"or drop it, before."
+            f"memories: {', '.join(disabled)} would have to be relearned, but is disabled, so it cannot teach. Enable "
+            f"it, or drop it, first."
         )
     dropped = tuple(entry.id for entry in there if entry.id in gone or entry.holds)
     return Relearning(tuple(sorted(gone)), holds, dropped, senders, max(experts[index].level for index in senders))
 
 
 def prompts_without(rows: Iterable[dict[str, Any]], gone: Collection[str]) -> list[dict[str, Any]]:
-    """Return the prompts of earlier nights that a night may ask which takes entries back: none of theirs, nor one that
-    is worded as theirs is, such as the request for a summary of a source which both have read from. The teacher still
-    knows what goes, and would tell it there.
+    """Return the prompts of earlier nights that a night which removes entries may use: neither those of the removed
+    entries, nor equal ones of other entries, such as the request to summarize a source that both have read. The teacher
+    still knows what is removed, and would reveal it there.
 
     Args:
         rows (`Iterable[dict]`): of `prompts.jsonl`.
-        gone (`Collection[str]`): entries that are taken back.
+        gone (`Collection[str]`): entries that are removed.
     """
     rows = list(rows)
     theirs = {row["prompt"] for row in rows if row["entry"] in gone}

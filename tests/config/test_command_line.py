@@ -1,4 +1,4 @@
-"""The command line and YAML: who wins, what is told, and that nothing else is read."""
+"""The command line and YAML: precedence, messages, and that nothing else is read."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def write_yaml(path: Path, values: object) -> str:
     return str(path)
 
 
-def told(argv: list[str]) -> str:
+def error_of(argv: list[str]) -> str:
     with pytest.raises(ValueError) as caught:
         parse(argv)
     return explain(caught.value)
@@ -81,13 +81,13 @@ def test_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_unknown_option_gets_a_suggestion(given: list[str], suggested: str) -> None:
-    message = told([*NEEDED, *given])
+    message = error_of([*NEEDED, *given])
     assert suggested in message
     assert "\n" not in message
 
 
 def test_each_mistake_is_one_line() -> None:
-    lines = told(["--seeding.alpha", "2", "--memory.width", "0"]).splitlines()
+    lines = error_of(["--seeding.alpha", "2", "--memory.width", "0"]).splitlines()
     assert [line.split()[0] for line in lines] == [
         "model",
         "memories",
@@ -99,13 +99,13 @@ def test_each_mistake_is_one_line() -> None:
 
 
 def test_long_values_are_cut() -> None:
-    message = told([*NEEDED, "--seed", "9" * 500 + "x"])
+    message = error_of([*NEEDED, "--seed", "9" * 500 + "x"])
     assert len(message) < 300
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_numbers_are_finite(value: str) -> None:
-    assert "finite number" in told([*NEEDED, "--seeding.learning_rate", value])
+    assert "finite number" in error_of([*NEEDED, "--seeding.learning_rate", value])
 
 
 def test_config_is_frozen() -> None:

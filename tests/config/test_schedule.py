@@ -44,17 +44,17 @@ def test_every_edge_runs_as_often_as_its_frequency_says():
 
 @pytest.mark.parametrize("step", [1, 7, 999, 1_000, 1_001, 2_345, 12_000])
 def test_input_in_pieces_of_any_size_meets_the_same_boundaries(step):
-    """Nothing falls due twice, and nothing is passed over, however the input is cut."""
+    """Nothing falls due twice and nothing is skipped, however the input is split."""
     schedule, met = Schedule(), []
-    for heard in range(0, 12_000, step):
-        met += schedule.between(heard, min(heard + step, 12_000))
+    for ingested in range(0, 12_000, step):
+        met += schedule.between(ingested, min(ingested + step, 12_000))
     assert met == list(schedule.between(0, 12_000))
 
 
 def test_the_next_boundary_is_the_first_that_between_yields():
     schedule = Schedule()
-    for heard in (0, 1, 999, 1_000, 4_999, 10_000):
-        assert schedule.next_boundary(heard) == next(schedule.between(heard, heard + 1_000))[0]
+    for ingested in (0, 1, 999, 1_000, 4_999, 10_000):
+        assert schedule.next_boundary(ingested) == next(schedule.between(ingested, ingested + 1_000))[0]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from sleep_trl.config import RunConfig
 from sleep_trl.distributed import ray as cluster
-from sleep_trl.launch.sleep import _find_processes
+from sleep_trl.launch.sleep import _init_processes
 from sleep_trl.rollout.choice import make_engine
 from tests.rollout.engines import GREEDY, PROMPTS, grown_model, on_the_model_itself, teach
 from tests.tiny import tiny_tokenizer
@@ -27,7 +27,7 @@ if __name__ == "__main__":
     config = RunConfig.model_validate(
         {"model": "none", "memories": "none", "rollout": {"engine": "ray", "num_engines": 1}}
     )
-    _find_processes(config)
+    _init_processes(config)
     cluster.prepare()
     memory = grown_model()
     engine, _ = make_engine(config.rollout, memory, tiny_tokenizer(), 8)

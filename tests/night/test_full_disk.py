@@ -61,7 +61,7 @@ def can_mount(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "told"), [("full", "is full. Make room"), ("read-only", "is read-only. Make it writable")]
+    ("trouble", "told"), [("full", "is full. Free some space"), ("read-only", "is read-only. Make it writable")]
 )
 def test_it_is_told_and_nothing_is_lost(tmp_path, trouble, told) -> None:
     disk = tmp_path / "disk"

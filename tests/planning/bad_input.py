@@ -1,4 +1,4 @@
-"""What users get wrong, by name: the mistake, and what they are told about it."""
+"""User errors by name: how to make each, and the message that it must give."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         r"--seeding\.alfa is not an option\. Did you mean --seeding\.alpha\?",
     ),
     "config missing": (options(config="no.yaml"), r"no\.yaml does not exist\. Give the path of a Y"),
-    "config is no yaml": (
+    "config is not yaml": (
         file("run.yaml", "seeding: {alpha: 0.5", config="run.yaml"),
         r"run\.yaml is not valid YAML: .* line 1",
     ),
@@ -78,7 +78,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         options(dataset__window=16, dataset__window_overlap=16),
         r"window_overlap \(16\) must be smaller than window \(16\)",
     ),
-    "list that is no json": (
+    "list that is not json": (
         options(dataset__templates='["summary"'),
         r"cannot read dataset\.templates: .*Write lists and objects as JSON",
     ),
@@ -90,7 +90,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         options(dataset__templates='["poem"]'),
         r"no template 'poem'\. Give a built-in one \(question_answer",
     ),
-    "template that is no jinja": (
+    "template that is not jinja": (
         file("my.j2", "{% if %}", dataset__templates='["my.j2"]'),
         r"template my\.j2 cannot be read",
     ),
@@ -161,7 +161,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     # the model
     "model folder missing": (options(model="./nowhere"), r"the folder \./nowhere does not exist"),
     "model is a file": (options(model="docs.jsonl"), r"docs\.jsonl is a file\. Give the folder"),
-    "folder is no model": (without("config.json"), r"model has no config\.json, so it holds no mod"),
+    "folder is not a model": (without("config.json"), r"model has no config\.json, so it holds no mod"),
     "config.json damaged": (file("model/config.json", "{"), r"'model' cannot be used.*valid JSON"),
     "unknown architecture": (model_config(model_type="foo"), r"has model type `foo`"),
     "model with code of its own": (
@@ -219,12 +219,12 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         file("run/results.json", "{}"),
         r"run holds a finished run .*--continue_from run",
     ),
-    "output is begun": (begun, r"run holds an unfinished run\. Go on with it by --resume"),
+    "output is begun": (begun, r"run holds an unfinished run\. Resume it with --resume"),
     "output is somebody's": (
         file("run/model/config.json", "{}"),
         r"run holds model, which a run would overwrite",
     ),
-    "nothing to resume": (options(resume=True), r"--resume: run holds no interrupted run"),
+    "nothing to resume": (options(resume=True), r"--resume: run does not hold an interrupted run"),
     "resumed with other options": (
         begun_with_other_options,
         r"begun with other options: seed \(then 1, now 42\).*seeding\.steps \(then 3, now 100\)",
@@ -289,7 +289,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     "no room to make room": (
         continued(memory__max_experts=1, levels__when_full="promote"),
-        r"has room for 1\. Give --memory\.max_experts 2 or more\. To make experts one takes a free one too",
+        r"has room for 1\. Give --memory\.max_experts 2 or more\. Consolidation needs a free expert too",
     ),
     # rewards
     "reward without a name": (options(rewards='[{"weight": 1}]'), r"rewards\.0\.name is missing"),
@@ -308,7 +308,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         file("hands.py", HANDS, rewards='["hands.py:one_argument"]'),
         r"does not take \*\*kwargs",
     ),
-    "reward that is no function": (
+    "reward that is not a function": (
         file("hands.py", HANDS, rewards='["hands.py:limit"]'),
         r"is a int; name a function",
     ),

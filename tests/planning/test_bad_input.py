@@ -31,7 +31,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_mistake_is_told(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_error_is_reported(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make, message = CASES[name]
     argv = make_arguments(place, make)
     before = sorted(place.rglob("*"))
@@ -61,7 +61,7 @@ def other_base(place: Path) -> Options:
     return continued()(place)
 
 
-def test_a_run_of_another_base_is_told_and_blocks_nothing(
+def test_a_run_of_another_base_is_reported_and_blocks_nothing(
     place: Path, weights: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = make_arguments(place, other_base)
@@ -73,7 +73,7 @@ def test_a_run_of_another_base_is_told_and_blocks_nothing(
     assert sleep.main([*argv, "--model", "right", "--dry_run"]) == 0
 
 
-def test_a_teacher_that_writes_nothing_usable_is_told(
+def test_a_teacher_that_writes_nothing_usable_is_reported(
     place: Path, weights: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     little = {"dataset__templates": '["paraphrase"]', "dataset__general_share": 0, "dataset__max_new_tokens": 1}
@@ -91,7 +91,7 @@ def test_ctrl_c_before_the_night_is_begun_promises_no_resume(
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", interrupt)
     assert sleep.main(make_arguments(place, options())) == 130
-    assert capsys.readouterr().err == "Stopped before anything was begun.\n"
+    assert capsys.readouterr().err == "Stopped before the run began.\n"
     assert not (place / "run").exists()
 
 
@@ -127,7 +127,7 @@ def test_rewards_and_seeding_may_be_corrected_until_the_seeding_has_begun(place:
     assert sleep.main(argv) == 2
 
 
-def test_other_processes_are_silent(
+def test_other_processes_print_nothing(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "1")

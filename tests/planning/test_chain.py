@@ -1,4 +1,4 @@
-"""A life of nights on a tiny model: what is slept, what is not slept again, and what is refused before it begins."""
+"""A chain of nights on a tiny model: what runs, what is skipped, and what is refused before it begins."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def fingerprints(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished_chain(model, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("lives") / "whole"
+    folder = tmp_path_factory.mktemp("chains") / "whole"
     assert sleep.main(chain(model, folder, "one", "two", "three")) == 0
     return folder
 
@@ -62,7 +62,7 @@ def test_it_is_what_single_nights_would_have_been(model, finished_chain, tmp_pat
     assert fingerprints(tmp_path / "2") == fingerprints(finished_chain / "night-002")
 
 
-def test_finished_nights_are_not_slept_again_and_more_can_follow(model, tmp_path, capsys) -> None:
+def test_finished_nights_are_skipped_and_more_can_follow(model, tmp_path, capsys) -> None:
     folder = tmp_path / "life"
     assert sleep.main(chain(model, folder, "one")) == 0
     first = (folder / "night-001" / "results.json").read_bytes()
@@ -73,7 +73,7 @@ def test_finished_nights_are_not_slept_again_and_more_can_follow(model, tmp_path
     assert "Recall after each of 2 nights" in capsys.readouterr().out
 
 
-def test_a_life_goes_on_with_the_interrupted_night(model, finished_chain, tmp_path, monkeypatch, capsys) -> None:
+def test_a_chain_resumes_the_interrupted_night(model, finished_chain, tmp_path, monkeypatch, capsys) -> None:
     from sleep_trl.distributed.progress import StepBar
 
     original, folder, nights = StepBar.on_step_end, tmp_path / "life", []
@@ -100,7 +100,7 @@ def plan(*words: str) -> list:
     return unfinished(nights_of(parse(words)))
 
 
-def test_what_is_wrong_is_said_before_the_first_night(model, finished_chain, tmp_path) -> None:
+def test_errors_are_reported_before_the_first_night(model, finished_chain, tmp_path) -> None:
     words = chain(model, tmp_path / "life", "one", "two", **{"memory.max_experts": 1})
     with pytest.raises(ValueError, match=r"--memory\.max_experts 2 or more"):
         plan(*words)
@@ -123,14 +123,16 @@ def test_a_night_that_takes_back_needs_its_expert_only_meanwhile(model, tmp_path
 
 
 def test_a_finished_night_stays_what_it_was_about(model, finished_chain, tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"night-001 was about .*one\.jsonl, which is now given as .*two\.jsonl"):
+    with pytest.raises(
+        ValueError, match=r"night-001 is finished with memories .*one\.jsonl, but now .*two\.jsonl is given"
+    ):
         plan(*chain(model, finished_chain, "two", "one"))
     with pytest.raises(ValueError, match="need 1 experts, but the memory has room for 3 and holds 3"):
         plan(*chain(model, finished_chain, "one", "two", "three", "four"))
 
 
-def test_a_night_does_not_lean_on_what_is_silent(model, finished_chain) -> None:
-    folder = first_nights(finished_chain, "silent")
+def test_a_night_does_not_depend_on_disabled_entries(model, finished_chain) -> None:
+    folder = first_nights(finished_chain, "disabled")
     run = FinishedRun.read(folder / "night-002")
     set_enabled(run, run.entries[0], False)
     assert sleep.main(chain(model, folder, "one", "two", "three")) == 0
@@ -138,7 +140,7 @@ def test_a_night_does_not_lean_on_what_is_silent(model, finished_chain) -> None:
     assert parents == [(), ("entry-001",), ("entry-002",)]
 
 
-def test_a_gap_in_a_life_is_refused(model, finished_chain, tmp_path) -> None:
+def test_a_gap_in_a_chain_is_refused(model, finished_chain, tmp_path) -> None:
     folder = shutil.copytree(finished_chain, finished_chain.parent / "gap")
     (folder / "night-002" / "results.json").unlink()
     with pytest.raises(ValueError, match=r"night-003 is finished, but .*night-002, which it continues, is not"):

@@ -1,4 +1,4 @@
-"""Levels of the memory: which experts become one and when, and lives in which they do."""
+"""Levels of the memory: which experts are consolidated and when, and chains of nights that do so."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def entry(number: int, expert: int, level: int = 1, **fields: object) -> LedgerE
 
 
 def due(
-    config: dict, entries: list[LedgerEntry], room: int = 8, tokens: int = 100, silent: tuple[int, ...] = ()
+    config: dict, entries: list[LedgerEntry], capacity: int = 8, tokens: int = 100, disabled: tuple[int, ...] = ()
 ) -> list:
-    experts = {e.expert: ExpertRecord(e.expert, e.level, e.expert not in silent) for e in expert_owners(entries)}
-    found = due_consolidations(LevelsConfig(**config), entries, experts, room, tokens)
+    experts = {e.expert: ExpertRecord(e.expert, e.level, e.expert not in disabled) for e in expert_owners(entries)}
+    found = due_consolidations(LevelsConfig(**config), entries, experts, capacity, tokens)
     return [(step.senders, step.receiver) for step in found]
 
 
@@ -57,10 +57,10 @@ def test_levels_fall_due_from_slow_to_fast() -> None:
 def test_one_expert_waits_and_a_silenced_one_stays() -> None:
     chunks = {"chunks": (50, 250, 500, 1000)}
     assert due(chunks, FOUR[:3], tokens=200) == [((0, 1), 3)]
-    assert due(chunks, FOUR, silent=(0,)) == [((2, 3), 2)]
+    assert due(chunks, FOUR, disabled=(0,)) == [((2, 3), 2)]
 
 
-def test_tokens_of_a_night_that_was_rolled_back_are_heard_again() -> None:
+def test_tokens_of_a_night_that_was_rolled_back_are_ingested_again() -> None:
     back = entry(5, 4, dropped="now", rolled_back="it cost too much")
     chunks = {"chunks": (100, 500, 1000)}
     assert due(chunks, [*FOUR, back]) == due(chunks, FOUR) == [((2, 3), 2)]
@@ -69,36 +69,38 @@ def test_tokens_of_a_night_that_was_rolled_back_are_heard_again() -> None:
 
 def test_a_full_memory_makes_room_in_time() -> None:
     for policy in ("promote", "merge"):
-        assert due({"when_full": policy}, FOUR, room=6) == []
-    assert due({"when_full": "stop"}, FOUR, room=5) == []
-    assert due({"when_full": "promote"}, FOUR, room=5) == [((2, 3), 2)]
-    assert due({"when_full": "promote"}, FOUR[:3], room=4) == [((0, 1), 3)]
-    assert due({"when_full": "promote", "chunks": (1000, 2000, 4000)}, FOUR[:3], room=4) == [((0, 1), 2)]  # the slowest
-    assert due({"when_full": "promote"}, FOUR[1:3], room=3) == [((2, 1), 2)]  # no level has two
-    assert due({"when_full": "merge"}, FOUR[:3], room=4) == [((0, 1), 2)]  # the fullest level
-    assert due({"when_full": "merge"}, FOUR[2:3], room=2) == []
-    assert due({"when_full": "merge"}, [], room=1) == []
+        assert due({"when_full": policy}, FOUR, capacity=6) == []
+    assert due({"when_full": "stop"}, FOUR, capacity=5) == []
+    assert due({"when_full": "promote"}, FOUR, capacity=5) == [((2, 3), 2)]
+    assert due({"when_full": "promote"}, FOUR[:3], capacity=4) == [((0, 1), 3)]
+    assert due({"when_full": "promote", "chunks": (1000, 2000, 4000)}, FOUR[:3], capacity=4) == [
+        ((0, 1), 2)
+    ]  # the slowest
+    assert due({"when_full": "promote"}, FOUR[1:3], capacity=3) == [((2, 1), 2)]  # no level has two
+    assert due({"when_full": "merge"}, FOUR[:3], capacity=4) == [((0, 1), 2)]  # the fullest level
+    assert due({"when_full": "merge"}, FOUR[2:3], capacity=2) == []
+    assert due({"when_full": "merge"}, [], capacity=1) == []
 
 
 def test_a_memory_with_blocks_makes_room_for_one_that_is_exchanged() -> None:
     """Otherwise the night would be refused: it needs a second free expert, and has none."""
     blocks = {"chunks": (1000, 2000, 4000), "learning_rate": 0.1}
     for policy in ("promote", "merge"):
-        assert due({"when_full": policy} | blocks, FOUR, room=6) != []
-        assert due({"when_full": policy} | blocks, FOUR, room=7) == []
+        assert due({"when_full": policy} | blocks, FOUR, capacity=6) != []
+        assert due({"when_full": policy} | blocks, FOUR, capacity=7) == []
 
 
 def test_the_least_used_experts_merge() -> None:
     load = [[5, 1, 0, 9], [5, 2, 4, 9]]  # by layer and expert
     three = [entry(1, 0), entry(2, 1), entry(3, 2)]
-    assert due({"when_full": "merge"}, three, room=4) == [((0, 1), 1)]  # nothing was counted: the oldest
+    assert due({"when_full": "merge"}, three, capacity=4) == [((0, 1), 1)]  # nothing was counted: the oldest
     counted = [*three[:2], entry(3, 2, metrics={"after": {"load": load}})]
-    assert due({"when_full": "merge"}, counted, room=4) == [((1, 2), 1)]
+    assert due({"when_full": "merge"}, counted, capacity=4) == [((1, 2), 1)]
     undone = entry(4, 3, metrics={"after": {"load": [[0, 9, 9, 9]]}}, dropped="now", rolled_back="it cost too much")
-    assert due({"when_full": "merge"}, [*counted, undone], room=4) == [((1, 2), 1)]
+    assert due({"when_full": "merge"}, [*counted, undone], capacity=4) == [((1, 2), 1)]
 
 
-def test_what_an_entry_learnt_is_found_however_often_it_was_passed_on() -> None:
+def test_what_an_entry_learned_is_found_however_often_it_was_consolidated() -> None:
     first, second, fourth = entry(1, 0), entry(2, 1), entry(4, 0)
     third = entry(3, 2, 2, holds=("entry-001", "entry-002"))
     fifth = entry(5, 3, 3, holds=("entry-003", "entry-004"))
@@ -116,12 +118,12 @@ def test_what_an_entry_learnt_is_found_however_often_it_was_passed_on() -> None:
 @pytest.fixture(scope="module")
 def finished_chain(model, tmp_path_factory) -> Path:
     """Three nights, of which the third finds level 1 full."""
-    folder = tmp_path_factory.mktemp("lives") / "whole"
+    folder = tmp_path_factory.mktemp("chains") / "whole"
     assert sleep.main(chain(model, folder, *NIGHTS, **CHUNKS)) == 0
     return folder / "night-003"
 
 
-def told(folder: Path) -> list[dict]:
+def summary_of(folder: Path) -> list[dict]:
     """Return a ledger without its dates."""
     return [entry.model_dump(exclude={"date", "dropped"}) for entry in read_ledger(folder / "ledger.jsonl")]
 
@@ -174,7 +176,7 @@ def test_a_consolidation_learns_what_its_senders_say(model, finished_chain) -> N
     assert near < far
 
 
-def test_the_matrix_of_a_life_knows_nights_alone(finished_chain) -> None:
+def test_the_matrix_of_a_chain_has_only_nights(finished_chain) -> None:
     results = read_json(finished_chain / "results.json")
     assert results["entry"] == "entry-004" and results["chain"]["entries"] == ["entry-001", "entry-002", "entry-004"]
     assert list(results["retention"]) == ["entry-001", "entry-002"]
@@ -185,7 +187,7 @@ def test_the_matrix_of_a_life_knows_nights_alone(finished_chain) -> None:
 
 
 @pytest.mark.parametrize("stop", ["in the consolidation", "behind it", "in the night's own"])
-def test_a_life_interrupted_near_a_consolidation_ends_as_the_whole_one(
+def test_a_chain_interrupted_near_a_consolidation_ends_as_an_uninterrupted_one(
     model, finished_chain, tmp_path, monkeypatch, stop
 ) -> None:
     from sleep_trl.distributed.progress import StepBar
@@ -211,14 +213,14 @@ def test_a_life_interrupted_near_a_consolidation_ends_as_the_whole_one(
     phases = {path.stem for path in (folder / "night-003" / "phases").glob("*.json")}
     assert ("seed_level_2" in phases) == (stop != "in the consolidation") and "seed" not in phases
     assert sleep.main([*words, "--resume"]) == 0
-    assert told(folder / "night-003") == told(finished_chain)
+    assert summary_of(folder / "night-003") == summary_of(finished_chain)
     for name in ("adapter/experts.safetensors", "adapter/memory.json", "adapter/prompts.jsonl"):
         assert (folder / "night-003" / name).read_bytes() == (finished_chain / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(("policy", "level"), [("promote", 2), ("merge", 1)])
 def test_a_full_memory_becomes_smaller_in_the_same_way(model, finished_chain, policy, level) -> None:
-    """Two experts, and one slot left: the same two become one as where a chunk is full, and the night takes a slot."""
+    """Two experts and one free slot: the same two are consolidated as when a chunk is full; the night takes a slot."""
     folder = first_nights(finished_chain.parent, policy)
     assert sleep.main(chain(model, folder, *NIGHTS, **{"levels.when_full": policy})) == 0
     made, expected = read_ledger(folder / "night-003" / "ledger.jsonl"), read_ledger(finished_chain / "ledger.jsonl")
@@ -253,7 +255,7 @@ def test_a_night_that_is_rolled_back_takes_its_consolidation_back_too(model, fin
     assert [step.senders for step in again] == [(0, 1)]
 
 
-def test_the_plan_says_what_falls_due(model, finished_chain) -> None:
+def test_the_plan_names_what_is_due(model, finished_chain) -> None:
     folder = first_nights(finished_chain.parent, "planned")
 
     def planned(**options: object) -> tuple[str, ...]:
@@ -261,8 +263,10 @@ def test_the_plan_says_what_falls_due(model, finished_chain) -> None:
         return preflight(RunInputs(night)).consolidations
 
     assert planned() == ()
-    assert planned(**CHUNKS) == ("experts 0, 1 become one of level 2: a chunk of 500 tokens is full",)
-    assert planned(**{"levels.when_full": "merge"}) == ("experts 0, 1 become one of level 1: the memory is full",)
+    assert planned(**CHUNKS) == ("experts 0, 1 are consolidated into one of level 2: a chunk of 500 tokens is full",)
+    assert planned(**{"levels.when_full": "merge"}) == (
+        "experts 0, 1 are consolidated into one of level 1: the memory is full",
+    )
 
 
 def test_a_memory_without_any_room_is_refused_before_weights_are_loaded(model, finished_chain, tmp_path) -> None:
@@ -272,32 +276,33 @@ def test_a_memory_without_any_room_is_refused_before_weights_are_loaded(model, f
         given = {"continue_from": before, "memory.max_experts": 2} | options
         with pytest.raises(
             ValueError, match=r"holds 2 experts and has room for 2\. Give --memory.max_experts 3"
-        ) as told:
+        ) as caught:
             preflight(RunInputs(parse(arguments(model, tmp_path / "run", **given))))
-        return str(told.value)
+        return str(caught.value)
 
     assert "--levels.when_full promote, which itself needs a free one" in refused()
     for policy in ("promote", "merge"):
-        assert "To make experts one takes a free one too" in refused(**{"levels.when_full": policy})
+        assert "Consolidation needs a free expert too" in refused(**{"levels.when_full": policy})
 
 
-def test_a_life_that_makes_room_needs_three_slots(model, tmp_path) -> None:
-    def checked(room: int, **options: object) -> None:
-        words = chain(model, tmp_path / "life", *"abcdef", **{"memory.max_experts": room} | options)
+def test_a_chain_that_consolidates_needs_three_slots(model, tmp_path) -> None:
+    def checked(capacity: int, **options: object) -> None:
+        words = chain(model, tmp_path / "chain", *"abcdef", **{"memory.max_experts": capacity} | options)
         unfinished(nights_of(parse(words)))
 
     checked(6)
     for options in ({"levels.when_full": "promote"}, {"levels.when_full": "merge"}, CHUNKS):
         checked(3, **options)
         with pytest.raises(
-            ValueError, match=r"room for 3 and 1 free to begin with, but .* 2 and holds 0\. Give .*max_experts 3"
+            ValueError,
+            match=r"room for 3 experts and 1 free to begin with, but .* 2 and holds 0\. Give .*max_experts 3",
         ):
             checked(2, **options)
     blocks = {"levels.when_full": "promote", "levels.learning_rate": 0.1} | CHUNKS
     checked(6, **blocks)
     with pytest.raises(
-        ValueError, match=r"room for 6 and 2 free to begin with, but .* 5 and holds 2\. Give .*experts 6"
+        ValueError, match=r"room for 6 experts and 2 free to begin with, but .* 5 and holds 2\. Give .*experts 6"
     ):
         checked(5, **blocks)
-    with pytest.raises(ValueError, match=r"the 6 to sleep need 6 experts, .* Or let experts become one .*promote"):
+    with pytest.raises(ValueError, match=r"the 6 to run need 6 experts, .* Or consolidate experts .*promote"):
         checked(5)

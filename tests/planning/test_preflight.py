@@ -107,7 +107,7 @@ def test_estimate_of_memory_is_its_formula() -> None:
     assert estimate - spread == pytest.approx(1.2 * held / 2 / 2**20)
 
 
-def test_a_routed_plan_counts_the_router_and_says_where_the_experts_will_be(model: Path, tmp_path: Path) -> None:
+def test_a_routed_plan_counts_the_router_and_names_the_folder_of_the_experts(model: Path, tmp_path: Path) -> None:
     config = config_of(model, tmp_path, memory__routing="topk")
     plan, dense = preflight(RunInputs(config), check_rewards), preflight(RunInputs(config_of(model, tmp_path)))
     memory = attach(tiny_model(), MemorySpec(width=8, max_experts=2, routing="topk"))
@@ -118,7 +118,7 @@ def test_a_routed_plan_counts_the_router_and_says_where_the_experts_will_be(mode
     console = Console(width=400, record=True, file=StringIO())
     console.print(render(plan))
     shown = console.export_text()
-    assert "2 chosen by a router, and the one that learns" in shown
+    assert "2 chosen by a router, plus the one that learns" in shown
     assert f"load_memory(base, Path('{config.output_dir}/adapter'))" in shown
     assert str(config.output_dir / "model") not in shown
     first = write_finished_run(tmp_path / "night1", max_experts=3, routing="topk")
@@ -206,7 +206,7 @@ def test_dry_run_prints_and_writes_nothing(model: Path, tmp_path: Path, capsys: 
     assert sorted(tmp_path.iterdir()) == [memories]
 
 
-def test_stopped_run_says_how_to_go_on(
+def test_stopped_run_explains_how_to_resume(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(inputs: RunInputs, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""Nights that take entries back and learn anew what leans on them."""
+"""Nights that remove entries and relearn the entries that depend on them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ FIRST, SECOND = entry(1, 0), entry(2, 1, parents=("entry-001",))
 THIRD = entry(3, 2, parents=("entry-001", "entry-002"))
 
 
-def plan(entries: list, *names: str, silent: tuple[int, ...] = ()):
-    experts = {e.expert: ExpertRecord(e.expert, e.level, e.expert not in silent) for e in expert_owners(entries)}
+def plan(entries: list, *names: str, disabled: tuple[int, ...] = ()):
+    experts = {e.expert: ExpertRecord(e.expert, e.level, e.expert not in disabled) for e in expert_owners(entries)}
     return plan_relearning(names, entries, experts)
 
 
-def test_what_was_learnt_later_is_learnt_anew():
+def test_what_was_learned_later_is_relearned():
     found = plan([FIRST, SECOND, THIRD], "entry-002")
     assert (found.forgotten, found.holds) == (("entry-002",), ("entry-003",))
     assert (found.senders, found.dropped, found.level) == ((1, 2), ("entry-002",), 1)
@@ -57,8 +57,8 @@ def test_a_consolidation_that_was_taken_in_stands_for_all_that_it_holds():
     assert found.forgotten == ("entry-001", "entry-002", "entry-004") and found.holds == ("entry-005",)
 
 
-def test_an_entry_that_goes_may_be_silent():
-    assert plan([FIRST, SECOND], "entry-001", silent=(0,)).senders == (0, 1)
+def test_a_removed_entry_may_be_disabled():
+    assert plan([FIRST, SECOND], "entry-001", disabled=(0,)).senders == (0, 1)
 
 
 def test_a_prompt_that_both_have_is_not_asked():
@@ -70,17 +70,17 @@ def test_a_prompt_that_both_have_is_not_asked():
 
 
 @pytest.mark.parametrize(
-    ("names", "silent", "says"),
+    ("names", "disabled", "message"),
     [
-        (("entry-009",), (), "no entry 'entry-009' that could be taken back"),
+        (("entry-009",), (), "no entry 'entry-009' to remove"),
         (("entry-001,entry-002",), (), r"Name several as forget:entry-001\+entry-002"),
         (("entry-003",), (), "sleep-trl memory drop RUN entry-003"),
-        (("entry-001",), (1,), "entry-002 would have to be learnt anew, but is disabled"),
+        (("entry-001",), (1,), "entry-002 would have to be relearned, but is disabled"),
     ],
 )
-def test_what_cannot_be_is_told(names, silent, says):
-    with pytest.raises(ValueError, match=says):
-        plan([FIRST, SECOND, THIRD], *names, silent=silent)
+def test_impossible_removals_are_refused(names, disabled, message):
+    with pytest.raises(ValueError, match=message):
+        plan([FIRST, SECOND, THIRD], *names, disabled=disabled)
 
 
 def test_names_stand_behind_a_prefix():
@@ -93,7 +93,7 @@ def test_names_stand_behind_a_prefix():
 
 @pytest.fixture(scope="module")
 def finished_chain(model, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("lives") / "life"
+    folder = tmp_path_factory.mktemp("chains") / "chain"
     words = chain(model, folder, "one", "two", **{"memory.max_experts": 4})
     tell_otherwise(folder.parent / "two.jsonl")
     assert sleep.main(words) == 0
@@ -159,7 +159,7 @@ def test_a_night_goes_on_from_there(model, forgot):
     assert (last.id, last.parents) == ("entry-004", ("entry-003",))
 
 
-def test_a_life_can_forget_between_two_nights(model, tmp_path):
+def test_a_chain_can_remove_entries_between_two_nights(model, tmp_path):
     words = chain(model, tmp_path / "life", "one", "two", **{"memory.max_experts": 3})
     tell_otherwise(tmp_path / "two.jsonl")
     nights = [str(tmp_path / f"{name}.jsonl") for name in ("one", "two")]
@@ -192,18 +192,20 @@ def test_records_of_a_buffer_wait_again(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("memories", "options", "says"),
+    ("memories", "options", "message"),
     [
-        ("forget:entry-002", {}, "nothing was learnt beside or after entry-002"),
-        ("forget:entry-001", {"continue_from": None}, "Name that run by --continue_from"),
-        ("forget:entry-001", {"dream.rounds": 1, "dream.max_new_tokens": 8}, "no memories to dream of"),
+        ("forget:entry-002", {}, "nothing was learned together with or after entry-002"),
+        ("forget:entry-001", {"continue_from": None}, "Name that run with --continue_from"),
+        ("forget:entry-001", {"dream.rounds": 1, "dream.max_new_tokens": 8}, "no memories to dream about"),
     ],
 )
-def test_mistakes_are_told_before_anything_begins(model, finished_chain, tmp_path, capsys, memories, options, says):
+def test_errors_are_reported_before_anything_begins(
+    model, finished_chain, tmp_path, capsys, memories, options, message
+):
     words = [
         word
         for word in forget(model, finished_chain, tmp_path / "run", memories, **options)
         if not word.endswith("=None")
     ]
     assert sleep.main(words) == 2
-    assert says in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
