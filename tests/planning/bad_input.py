@@ -126,7 +126,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         file("docs.jsonl", b'{"text": "caf\xe9"}'),
         r"docs\.jsonl is not UTF-8 text .*Convert it",
     ),
-    "memory without text": (rows({"txt": TEXT}), r"line 1: the key `text` is missing"),
+    "memory without text": (rows({"txt": TEXT}), r"line 1: the required key `text` is missing"),
     "memory with empty text": (rows({"text": TEXT}, {"text": " "}), r"line 2: `text` is empty"),
     "memory that is a number": (rows({"text": 5}), r"line 1: `text` must be a string, not a number"),
     "ids twice": (
@@ -166,7 +166,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     "unknown architecture": (model_config(model_type="foo"), r"has model type `foo`"),
     "model with code of its own": (
         model_config(model_type="foo", auto_map={"AutoConfig": "evil.Config"}),
-        r"code that comes with a model is never run",
+        r"Code in a model repository is never run",
     ),
     "impossible shape": (model_config(num_attention_heads=5), r"'model' cannot be used"),
     "encoder": (
@@ -177,7 +177,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     "no weights": (without("model.safetensors"), r"a config\.json but no model\.safetensors"),
     "damaged weights": (cut_weights, r"model\.safetensors is missing or damaged .*Restore it"),
     "missing shard": (missing_shard, r"model-00001-of-00001\.safetensors is missing or damaged"),
-    "unknown mlp": (bloom, r"BloomForCausalLM has 2 layers.* form were found.*add its form to"),
+    "unknown mlp": (bloom, r"BloomForCausalLM has 2 layers, but 0 MLPs of a known form.*add its form to"),
     "no tokenizer": (
         without("tokenizer.json", "tokenizer_config.json"),
         r"tokenizer of 'model' does not load .*save_pretrained",
@@ -189,7 +189,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     "adapter for a model": (
         continued(model="night1/adapter"),
-        r"night1/adapter holds an adapter and no model\. Give the base model",
+        r"night1/adapter holds an adapter, not a model\. Give the base model",
     ),
     # what fits the model
     "width as large as the model": (
