@@ -1,1 +1,1 @@
-"""One night, phase by phase; run.py is the place to start reading."""
+"""One night, phase by phase. Start reading at run.py."""

@@ -1,4 +1,4 @@
-"""Before and after: the memories' questions, those of earlier nights, and the base skill."""
+"""Evaluation before and after a night: questions about the memories and earlier nights, and the base skill."""
 
 from __future__ import annotations
 
@@ -12,16 +12,23 @@ from ..distributed.progress import bar, echo
 from ..evaluation.recall import QAItem, ask, sample_items, window_with_answer
 from ..rollout.synced import SyncedEngine
 from ..runs.files import read_jsonl
+from ..runs.folder import RunFolder
 from ..runs.ledger import active_entries
 from .context import NightContext
 
 
 def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
-    """Ask the memories' questions, those of earlier nights, and the skill probe.
+    """Ask the questions about the memories, those of earlier nights, and the skill probe.
+
+    Args:
+        ctx (`NightContext`):
+            The night.
+        when (`str`):
+            `"before"` or `"after"`.
 
     Returns:
-        `dict`: `recall` without context, `with_context` (before only), `base` (before only, and not on a first night:
-        recall by the pretrained model), `skill` (`None` without a probe), `earlier` by entry.
+        `dict`: `recall` without context; `with_context` (only before); `base`, the pretrained model's recall (only
+        before, and not on a first night); `skill` (`None` without a probe); `earlier` by entry.
     """
     config = ctx.config
 
@@ -49,7 +56,7 @@ def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
     result: dict[str, Any] = {
         "recall": score(f"without context, {when}", items, False),
         "skill": score(f"fresh passages, {when}", skill, True),
-        "earlier": {entry: score(f"{entry}, {when}", asked, False) for entry, asked in earlier_items(ctx).items()},
+        "earlier": {entry: score(f"{entry}, {when}", items, False) for entry, items in earlier_items(ctx).items()},
     }
     if when == "before":
         result["with_context"] = score("with context", items, True)
@@ -60,12 +67,12 @@ def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
 
 
 def evaluate_after(ctx: NightContext) -> dict[str, Any]:
-    """Ask again. If the experts are routed and the model itself answers, `load` says how many tokens went to each
-    meanwhile, layer by layer."""
+    """Ask again. If the experts are routed and the model itself answers, `load` counts the tokens that each expert got,
+    by layer."""
     if not ctx.memory.spec.is_routed:
         return evaluate(ctx, "after")
     if isinstance(ctx.engine, SyncedEngine):
-        echo("The load of the experts is not counted: an engine with weights of its own answers")
+        echo("The load of the experts is not counted: the engine has its own weights")
         return evaluate(ctx, "after")
     with ctx.memory.counting():
         result = evaluate(ctx, "after")
@@ -77,6 +84,6 @@ def earlier_items(ctx: NightContext) -> dict[str, list[QAItem]]:
     """Return the questions of earlier entries, by entry."""
     items: dict[str, list[QAItem]] = {entry.id: [] for entry in active_entries(ctx.earlier) if not entry.holds}
     if ctx.config.continue_from:
-        for row in read_jsonl(ctx.config.continue_from / "adapter" / "questions.jsonl"):
+        for row in read_jsonl(RunFolder(ctx.config.continue_from).adapter.questions):
             items[row["entry"]].append(QAItem(row["question"], tuple(row["answers"])))
     return items

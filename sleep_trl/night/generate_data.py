@@ -1,8 +1,8 @@
-"""The teacher's data set and the self-replay."""
+"""The data set of a night: the teacher's samples about the memories, and self-replay."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..data.samples import Window, WrittenSamples, write_about, write_earlier, write_general
@@ -11,77 +11,98 @@ from ..distributed.progress import bar, echo
 from ..planning.relearning import prompts_without
 from ..rollout import Engine
 from ..runs.files import read_jsonl
+from ..runs.folder import RunFolder
 from .context import NightContext
 
-HELD_OUT = 8  # general samples kept from training, on which agreement with the base is measured
+HELD_OUT = 8  # general samples held out from training, to measure agreement with the base
 
 
 class NothingUsable(ValueError):
-    """The teacher wrote nothing about any memory of a night that could be learnt."""
+    """The teacher wrote nothing usable about any memory of a night."""
 
 
 def write_dataset(ctx: NightContext) -> dict[str, Any]:
-    """Let the teacher write about the memories, and let it write the self-replay. No expert is learning yet.
+    """Let the teacher write about the memories, and the model write the self-replay. No expert is active yet.
+
+    Returns:
+        `dict`: `counts` of samples by part, `dropped` completions by reason, and the `samples` as rows.
 
     Raises:
-        `NothingUsable`: if it wrote nothing about any memory that could be learnt.
+        `NothingUsable`: if nothing usable was written about any memory.
     """
-    config, data, seeds = (
-        ctx.config,
-        ctx.config.dataset,
-        iter(range(ctx.config.seed + 1, ctx.config.seed + 1000, 2)),
-    )
-    windows = [
+    config, data = ctx.config, ctx.config.dataset
+    seeds = iter(range(config.seed + 1, config.seed + 1000, 2))
+    windows = _windows(ctx)
+    written = _about_memories(ctx, windows, seeds) if windows else WrittenSamples()
+    written += _general(ctx, seeds) + _earlier(ctx, seeds)
+    counts = {part: sum(s.part == part for s in written.samples) for part in ("memory", "general", "earlier")}
+    kept = ", ".join(f"{count} {part}" for part, count in counts.items())
+    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(written.dropped.items())) or "none"
+    echo(f"Samples: {kept}; dropped: {dropped}")
+    if counts["earlier"] == 0 and config.continue_from and data.earlier_share > 0:
+        echo("[yellow]No prompt of an earlier night got a usable answer, so earlier nights are not replayed[/]")
+    if windows and not counts["memory"]:
+        raise NothingUsable(
+            "The teacher wrote nothing usable about the memories. See the counts of dropped samples above: raise "
+            "dataset.max_new_tokens if they were truncated, dataset.samples_per_window if there were few."
+        )
+    if unused := sorted({memory.id for memory in ctx.memories} - {s.memory_id for s in written.samples}):
+        echo(f"[yellow]Nothing usable was written about {len(unused)} memories: {', '.join(unused[:5])}[/]")
+    return {"counts": counts, "dropped": dict(written.dropped), "samples": [s.as_row() for s in written.samples]}
+
+
+def _windows(ctx: NightContext) -> list[Window]:
+    return [
         Window(memory.id, memory.source, text)
         for memory, texts in zip(ctx.memories, ctx.inputs.windows, strict=True)
         for text in texts
     ]
-    written = WrittenSamples()
+
+
+def _about_memories(ctx: NightContext, windows: Sequence[Window], seeds: Iterator[int]) -> WrittenSamples:
+    """Let the teachers write about each window by each template; several teachers share the samples of a window."""
+    data, written = ctx.config.dataset, WrittenSamples()
     writers: Sequence[Engine] = ctx.teachers or [ctx.engine]
-    shares = [data.samples_per_window * (k + 1) // len(writers) for k in range(len(writers))]  # up to each writer
-    for template in map(Template.load, data.templates) if windows else ():
-        with bar(
-            f"Writing {template.name}", len(windows) * data.samples_per_window * (2 if template.ask else 1)
-        ) as step:
-            for writer, before, upto in zip(writers, [0, *shares], shares, strict=False):
+    ends = [data.samples_per_window * (k + 1) // len(writers) for k in range(len(writers))]
+    for template in map(Template.load, data.templates):
+        generations = len(windows) * data.samples_per_window * (2 if template.ask else 1)
+        with bar(f"Writing {template.name}", generations) as progress:
+            for writer, start, end in zip(writers, [0, *ends], ends, strict=False):
                 written += write_about(
                     windows,
                     template,
                     writer,
                     ctx.prompter,
-                    samples_per_window=upto - before,
+                    samples_per_window=end - start,
                     max_new_tokens=data.max_new_tokens,
                     ask_temperature=data.ask_temperature,
                     temperature=data.temperature,
                     seed=next(seeds),
                     keep_truncated=data.keep_truncated,
-                    progress=step,
+                    progress=progress,
                 )
-    if data.general_share > 0 and data.general_samples:
-        count = data.general_samples + HELD_OUT
-        with bar("Writing general self-replay", count) as step:
-            tokens = data.general_max_new_tokens
-            texts = [text.text for text in ctx.inputs.general]
-            with ctx.memory.as_base():  # which teaches them too
-                written += write_general(ctx.engine, ctx.prompter, count, tokens, next(seeds), texts, step)
-    if config.continue_from and (data.earlier_share > 0 or ctx.inputs.consolidations or ctx.relearning):
-        gone = ctx.relearning.forgotten if ctx.relearning else ()
-        prompts = prompts_without(read_jsonl(config.continue_from / "adapter" / "prompts.jsonl"), gone)
-        with bar("Answering earlier prompts", len(prompts)) as step:
-            options = (data.max_new_tokens, data.temperature, next(seeds), data.keep_truncated)
-            written += write_earlier(prompts, ctx.engine, *options, step)
-    counts = {part: sum(s.part == part for s in written.samples) for part in ("memory", "general", "earlier")}
-    kept = ", ".join(f"{count} {part}" for part, count in counts.items())
-    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(written.dropped.items())) or "none"
-    echo(f"The teacher wrote {kept} samples; dropped: {dropped}")
-    if counts["earlier"] == 0 and config.continue_from and data.earlier_share > 0:
-        echo("[yellow]No prompt of an earlier night got a usable answer: what those nights taught is not replayed[/]")
-    if windows and not counts["memory"]:
-        raise NothingUsable(
-            "The teacher wrote nothing usable about the memories. Look at the counts of dropped samples above: raise "
-            "dataset.max_new_tokens if they were truncated, dataset.samples_per_window if there were few."
-        )
-    silent = sorted({memory.id for memory in ctx.memories} - {s.memory_id for s in written.samples})
-    if silent:
-        echo(f"[yellow]Nothing usable was written about {len(silent)} memories: {', '.join(silent[:5])}[/]")
-    return {"counts": counts, "dropped": dict(written.dropped), "samples": [s.as_row() for s in written.samples]}
+    return written
+
+
+def _general(ctx: NightContext, seeds: Iterator[int]) -> WrittenSamples:
+    """Let the pretrained model write general samples; it also teaches them."""
+    data = ctx.config.dataset
+    if not (data.general_share > 0 and data.general_samples):
+        return WrittenSamples()
+    count, tokens = data.general_samples + HELD_OUT, data.general_max_new_tokens
+    texts = [memory.text for memory in ctx.inputs.general]
+    with bar("Writing general self-replay", count) as progress, ctx.memory.as_base():
+        return write_general(ctx.engine, ctx.prompter, count, tokens, next(seeds), texts, progress)
+
+
+def _earlier(ctx: NightContext, seeds: Iterator[int]) -> WrittenSamples:
+    """Let the model answer the prompts of earlier nights, if they are replayed or consolidated."""
+    config, data = ctx.config, ctx.config.dataset
+    is_needed = data.earlier_share > 0 or ctx.inputs.consolidations or ctx.relearning
+    if not (config.continue_from and is_needed):
+        return WrittenSamples()
+    forgotten = ctx.relearning.forgotten if ctx.relearning else ()
+    prompts = prompts_without(read_jsonl(RunFolder(config.continue_from).adapter.prompts), forgotten)
+    with bar("Answering earlier prompts", len(prompts)) as progress:
+        options = (data.max_new_tokens, data.temperature, next(seeds), data.keep_truncated)
+        return write_earlier(prompts, ctx.engine, *options, progress)

@@ -1,8 +1,7 @@
-"""One night: read the memories, ask before, write the teacher's data set, pass on the levels that are due, seed a new
-expert, ask after, commit.
+"""One night, phase by phase: evaluate, write the data set, consolidate levels, seed a new expert, evaluate, commit.
 
-Each phase leaves its result on disk before the next begins (see `phases.py`), so that an interrupted night goes on
-where it was. The trainer comes in as an argument: the core knows no trainer.
+The result of each phase is on disk before the next one begins (see `Phases`), so an interrupted night resumes where it
+stopped. Trainers are passed in as arguments, since the core must not import them.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from ..memory import load_experts
 from ..planning.inputs import RunInputs
 from ..planning.night_source import begin_night
 from ..runs.files import write_json
+from ..runs.folder import RunFolder
 from ..runs.ledger import read_ledger
 from ..runs.phases import Phases
 from .accumulate import accumulate
@@ -39,66 +39,77 @@ WEAK_TEACHER = 0.5  # recall with context below which the user is warned
 
 
 def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | None = None) -> dict[str, Any]:
-    """Run one night, or go on with it, and return what `results.json` says.
+    """Run one night, or resume it.
 
     Args:
         inputs (`RunInputs`):
-            Of the run; checked by `preflight` before.
+            Inputs of the run, already checked by `preflight`.
         seed_expert (`SeedExpert`):
-            Trains the new expert, see `sleep_trl.trainers.knowledge_seeding.from_config`.
+            Trains the new expert; see `sleep_trl.trainers.knowledge_seeding.from_config`.
         dreamer (`Dreamer`, *optional*):
-            Dreams with it, see `sleep_trl.trainers.dreaming.from_config`; needed if `config.dream.rounds` is not 0.
+            Trains it to dream; see `sleep_trl.trainers.dreaming.from_config`. Required if `dream.rounds` is not 0.
+
+    Returns:
+        `dict`: the content of `results.json`.
 
     Raises:
-        `ValueError`: for a mistake that shows only with the weights, such as a memory of another base model.
-        `NothingUsable`: if the teacher wrote nothing that could be learnt.
+        `ValueError`: for a mistake that shows only once weights are loaded, such as the memory of another base model.
+        `NothingUsable`: if the teacher wrote nothing usable about the memories.
     """
-    config = inputs.config
+    config, folder = inputs.config, RunFolder(inputs.config.output_dir)
     set_seed(config.seed)
-    folder = config.output_dir
     ctx = prepare(inputs)
-    if PartialState().is_main_process:  # only now is the folder the run's: what `prepare` refuses leaves nothing behind
+    if PartialState().is_main_process:  # not before `prepare`: a run that it rejects leaves nothing behind
         begin_night(config, ctx.memories)
-        write_json(folder / "config.json", config.model_dump(mode="json"))
-    phases = Phases(folder / "phases")
+        write_json(folder.config, config.model_dump(mode="json"))
+    phases = Phases(folder.phases)
+
     before = phases.once("evaluate_before", lambda: evaluate(ctx, "before"))
-    if (taught := before["with_context"]) is not None and taught < WEAK_TEACHER:
-        echo(
-            f"[yellow]The teacher answers only {taught:.0%} of the questions with the text in its context: it cannot "
-            f"teach what it cannot read. Can this model read these memories, and are the questions about them?[/]"
-        )
+    _warn_about_weak_teacher(before["with_context"])
     written = phases.once("write_dataset", lambda: write_dataset(ctx))
     samples = [Sample(**row) for row in written["samples"]]
     held_out = [s.prompt_ids + s.reference_ids for s in samples if s.part == "general"][:HELD_OUT]
     before["agreement"] = phases.once("agreement_before", lambda: agreement(ctx.memory, held_out))
+
     accumulate(ctx, phases)
-    passed = consolidate_levels(ctx, phases, samples, seed_expert)
-    expert, lesson = begin_expert(ctx, samples)
-    is_own = ctx.relearning is not None
-    history = phases.once("seed", lambda: seed(ctx, lesson, seed_expert, is_own_teacher=is_own))
-    load_experts(ctx.memory, folder / "phases" / "seeded")
-    dreams, kept = None, list[Sample]()
+    promotions = consolidate_levels(ctx, phases, samples, seed_expert)
+    expert, own_samples = begin_expert(ctx, samples)
+    is_own_teacher = ctx.relearning is not None
+    history = phases.once("seed", lambda: seed(ctx, own_samples, seed_expert, is_own_teacher=is_own_teacher))
+    load_experts(ctx.memory, folder.seeded)
+    dreams, rewarded = None, list[Sample]()
     if dreamer and config.dream.rounds:
-        dreams, kept = dream(ctx, phases, samples, seed_expert, dreamer)
+        dreams, rewarded = dream(ctx, phases, samples, seed_expert, dreamer)
     ctx.memory.commit()
     if ctx.relearning:
         ctx.begin_blocks()
+
     after = phases.once("evaluate_after", lambda: evaluate_after(ctx))
     ctx.engine.close()
     after["agreement"] = phases.once("agreement_after", lambda: agreement(ctx.memory, held_out))
-    lost = breach(config.retention, before, after, ctx.relearning.forgotten if ctx.relearning else ())
-    committed = phases.once("commit", lambda: commit(ctx, expert, passed, samples, before, after, lost))
-    if lost:
-        echo(f"[red]This night is rolled back, and what it was about waits for another: {lost}[/]")
+    failure = breach(config.retention, before, after, ctx.relearning.forgotten if ctx.relearning else ())
+    committed = phases.once("commit", lambda: commit(ctx, expert, promotions, samples, before, after, failure))
+    if failure:
+        echo(f"[red]This night is rolled back, and its memories wait for another night: {failure}[/]")
         ctx.restore()
     else:
-        if kept and config.dream.into == "lora":
-            phases.once("adapt_to_dreams", lambda: adapt_to_dreams(ctx, kept))
-        ctx.memory.train_only(expert)  # so that the counts say what was trained
-    chain = describe_chain(read_ledger(folder / "ledger.jsonl"))
+        if rewarded and config.dream.into == "lora":
+            phases.once("adapt_to_dreams", lambda: adapt_to_dreams(ctx, rewarded))
+        ctx.memory.train_only(expert)  # so that the parameter counts show what was trained
+
+    chain = describe_chain(read_ledger(folder.ledger))
     results = collect_results(
         config, ctx.memory, before, after, written, history, dreams, committed, chain, phases.seconds
     )
     if PartialState().is_main_process:
-        write_json(folder / "results.json", results)
+        write_json(folder.results, results)
     return results
+
+
+def _warn_about_weak_teacher(recall: float | None) -> None:
+    """Warn if the teacher cannot answer the questions even with the text in its context."""
+    if recall is not None and recall < WEAK_TEACHER:
+        echo(
+            f"[yellow]With the text in its context, the teacher answers only {recall:.0%} of the questions, and it can "
+            f"only teach what it can read. Check that the questions are about the memories, or use a stronger model.[/]"
+        )

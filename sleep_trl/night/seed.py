@@ -1,4 +1,4 @@
-"""Knowledge Seeding: rows made of samples, learnt by the new expert."""
+"""Knowledge Seeding: turn samples into rows, and train the new expert on them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from ..data.samples import Sample
 from ..distributed.zero3 import takes_part_in_saving
 from ..memory import save_memory
 from ..rollout import Engine
+from ..runs.folder import RunFolder
 from .context import NightContext
 from .generate_data import HELD_OUT
 
 
 class SeedExpert(Protocol):
-    """Trains the expert that is learning; `teachers`, if any, teach in the model's place. Returns the trainer's log
+    """Trains the active expert. The model is its own teacher unless `teachers` are given. Returns the trainer's log
     history."""
 
     def __call__(
@@ -42,9 +43,26 @@ def seed(
     name: str = "seeded",
     is_own_teacher: bool = False,
 ) -> list[dict[str, Any]]:
-    """Train the new expert on rows made of the samples, and keep its weights under a name. `is_own_teacher`: also where
-    other models teach the memories, since what is learnt is the model's own."""
-    config, folder = ctx.config, ctx.config.output_dir
+    """Train the new expert on the samples and save its weights.
+
+    Args:
+        ctx (`NightContext`):
+            The night.
+        samples (`list[Sample]`):
+            Samples of all parts. The general ones held out for measuring agreement are left out.
+        seed_expert (`SeedExpert`):
+            Trains the expert.
+        steps (`int`, *optional*):
+            Optimizer steps; `seeding.steps` by default.
+        name (`str`, *optional*, defaults to `"seeded"`):
+            Folder under `phases/` for the weights.
+        is_own_teacher (`bool`, *optional*, defaults to `False`):
+            Whether the model teaches itself even if other models teach the memories.
+
+    Returns:
+        `list[dict]`: the trainer's log history.
+    """
+    config, folder = ctx.config, RunFolder(ctx.config.output_dir)
     config = config.model_copy(
         update={"seeding": config.seeding.model_copy(update={"steps": steps or config.seeding.steps})}
     )
@@ -63,10 +81,10 @@ def seed(
         max_completion=config.seeding.max_completion_length,
         seed=config.seed,
     )
-    checkpoints = folder / ("checkpoints" if name == "seeded" else f"checkpoints-{name}")
+    checkpoints = folder.path / ("checkpoints" if name == "seeded" else f"checkpoints-{name}")
     teachers = [] if is_own_teacher else [teacher.model for teacher in ctx.teachers]
     history = seed_expert(config, ctx.model, ctx.tokenizer, rows, checkpoints, ctx.engine, teachers)
     ctx.serve()
     if takes_part_in_saving(ctx.model):
-        save_memory(ctx.memory, folder / "phases" / name)
+        save_memory(ctx.memory, folder.phases / name)
     return history
