@@ -1,4 +1,4 @@
-"""The end of a night: experts, what later nights need of this one, the grown model, and the ledger."""
+"""The end of a night: write the experts, the grown model, what later nights need, and the ledger."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..distributed.zero3 import takes_part_in_saving
 from ..memory import base_fingerprint, fold, save_memory
 from ..planning.night_source import fail_unused
 from ..runs.files import read_jsonl, write_jsonl, write_text
+from ..runs.folder import RunFolder
 from ..runs.ledger import LedgerEntry, Source, expert_owners, now, write_ledger
 from ..runs.model_card import model_card
 from .consolidate import Promotion
@@ -24,36 +25,119 @@ from .context import NightContext
 def commit(
     ctx: NightContext,
     expert: int,
-    passed: list[Promotion],
+    promotions: list[Promotion],
     samples: list[Sample],
     before: dict[str, Any],
     after: dict[str, Any],
-    lost: str | None = None,
+    failure: str | None = None,
 ) -> dict[str, Any]:
     """Write the experts, the grown model, what later nights need of this one, and the ledger, in this order.
 
-    A night that has `lost` too much, in words, leaves its lines in the ledger, and the model as it was before. Memories
-    about which nothing usable was written are in no entry; records of a wake buffer among them have failed.
+    A night that is rolled back leaves its lines in the ledger, and the model as it was before. Memories about which
+    nothing usable was written are in no entry, and records of a wake buffer among them are marked as failed.
 
-    Routed experts do not fold into a checkpoint: then there is no `model/`, and no `fold_difference`.
+    Args:
+        ctx (`NightContext`):
+            The night.
+        expert (`int`):
+            Its own expert.
+        promotions (`list[Promotion]`):
+            Its consolidations, in order.
+        samples (`list[Sample]`):
+            Its data set.
+        before (`dict`):
+            Evaluation before the night.
+        after (`dict`):
+            Evaluation after it.
+        failure (`str`, *optional*):
+            Why the night is rolled back.
+
+    Returns:
+        `dict`: the night's `entry`; `fold_difference`, `None` if the experts are routed and there is no `model/`;
+        `rolled_back`, the reason; and `consolidations`.
     """
     if not takes_part_in_saving(ctx.model):
         return {}
-    config, adapter = ctx.config, ctx.adapter
-    about = {sample.memory_id for sample in samples if sample.part == "memory"}
-    taught = [memory for memory in ctx.memories if memory.id in about]
-    ledger = _write_entries(ctx, expert, passed, taught, {"before": before, "after": after}, lost)
+    config, folder = ctx.config, RunFolder(ctx.config.output_dir)
+    used_ids = {sample.memory_id for sample in samples if sample.part == "memory"}
+    used = [memory for memory in ctx.memories if memory.id in used_ids]
+    ledger = _write_entries(ctx, expert, promotions, used, {"before": before, "after": after}, failure)
     entry = ledger[-1]
-    if lost:
+    if failure:
         ctx.restore()
-        samples = []
-    save_memory(ctx.memory, adapter)
+    save_memory(ctx.memory, folder.adapter.path)
     difference = None
     if not ctx.memory.spec.is_routed:
         probe = torch.tensor([ctx.prompter.question(Template.load("question_answer"), "x")], device=ctx.model.device)
-        difference = fold(ctx.memory, config.output_dir / "model", probe)
+        difference = fold(ctx.memory, folder.model, probe)
     if not PartialState().is_main_process:
         return {}
+    ctx.accumulated.save(folder.adapter.path)
+    prompts, questions = ([], []) if failure else (_prompt_rows(entry, samples), _question_rows(entry, used))
+    write_jsonl(folder.adapter.prompts, [*_earlier_rows(ctx, folder.adapter.prompts.name, failure), *prompts])
+    write_jsonl(folder.adapter.questions, [*_earlier_rows(ctx, folder.adapter.questions.name, failure), *questions])
+    if difference is not None:
+        ctx.tokenizer.save_pretrained(folder.model)
+        write_text(folder.model / "README.md", model_card(config.model, ledger, ctx.memory.active, "checkpoint"))
+    write_ledger(folder.ledger, ledger)
+    fail_unused(config, [memory for memory in ctx.memories if memory.id not in used_ids])
+    new = ledger[len(ctx.earlier) :]
+    consolidations = [{"entry": e.id, "level": e.level, "holds": list(e.holds)} for e in new if e.holds]
+    return {
+        "entry": entry.id,
+        "fold_difference": difference,
+        "rolled_back": failure,
+        "consolidations": consolidations,
+    }
+
+
+def _write_entries(
+    ctx: NightContext,
+    expert: int,
+    promotions: list[Promotion],
+    memories: list[MemoryText],
+    metrics: dict[str, Any],
+    failure: str | None,
+) -> list[LedgerEntry]:
+    """Return the ledger with the night's entries: those of its consolidations in order, then its own."""
+    ledger, when, experts = list(ctx.earlier), now(), ctx.memory.records
+    status = {"dropped": when if failure else None, "rolled_back": failure}
+    disabled = {index for index, record in experts.items() if not record.is_enabled}
+
+    def add_entry(expert: int, sources: Iterable[Source], **fields: Any) -> None:
+        entry = LedgerEntry(
+            id=f"entry-{len(ledger) + 1:03}",
+            date=when,
+            expert=expert,
+            level=experts[expert].level,
+            fingerprint=ctx.memory.fingerprint(expert),
+            base=base_fingerprint(ctx.memory),
+            parents=tuple(
+                e.id for e in expert_owners(ledger) if e.expert not in disabled and e.id not in fields.get("holds", ())
+            ),
+            sources=tuple(sources),
+            **fields,
+            **status,
+        )
+        ledger.append(entry)
+
+    def sources_of(entries: Iterable[str]) -> Iterable[Source]:
+        return dict.fromkeys(source for e in ctx.earlier if e.id in entries for source in e.sources)
+
+    if (relearning := ctx.relearning) is not None:
+        dropped = () if failure else relearning.dropped
+        ledger[:] = [e.model_copy(update={"dropped": when}) if e.id in dropped else e for e in ledger]
+        add_entry(expert, sources_of(relearning.holds), holds=relearning.holds, metrics=metrics)
+        return ledger
+    for promotion in promotions:
+        add_entry(promotion.expert, sources_of(promotion.holds), holds=promotion.holds, metrics={})
+    own_sources = (Source(id=m.id, source=m.source, sha256=m.sha256) for m in memories)
+    add_entry(expert, own_sources, tokens=ctx.inputs.tokens, metrics=metrics)
+    return ledger
+
+
+def _prompt_rows(entry: LedgerEntry, samples: list[Sample]) -> list[dict[str, Any]]:
+    """Return the prompts about the memories, each once, which later nights replay."""
     prompts = {
         (s.prompt, s.template): {
             "entry": entry.id,
@@ -66,69 +150,19 @@ def commit(
         for s in samples
         if s.part == "memory"
     }
-    questions = [
-        {"entry": entry.id, "question": q.question, "answers": list(q.answers)}
-        for m in ([] if lost else taught)
-        for q in m.questions
-    ]
-    ctx.accumulated.save(adapter)
-    write_jsonl(adapter / "prompts.jsonl", [*_earlier_rows(ctx, "prompts.jsonl", lost), *prompts.values()])
-    write_jsonl(adapter / "questions.jsonl", [*_earlier_rows(ctx, "questions.jsonl", lost), *questions])
-    if difference is not None:
-        ctx.tokenizer.save_pretrained(config.output_dir / "model")
-        card = model_card(config.model, ledger, ctx.memory.active, "checkpoint")
-        write_text(config.output_dir / "model" / "README.md", card)
-    write_ledger(config.output_dir / "ledger.jsonl", ledger)
-    fail_unused(config, [memory for memory in ctx.memories if memory.id not in about])
-    new = ledger[len(ctx.earlier) :]
-    promoted = [{"entry": e.id, "level": e.level, "holds": list(e.holds)} for e in new if e.holds]
-    return {"entry": entry.id, "fold_difference": difference, "rolled_back": lost, "consolidations": promoted}
+    return list(prompts.values())
 
 
-def _write_entries(
-    ctx: NightContext,
-    expert: int,
-    passed: list[Promotion],
-    taught: list[MemoryText],
-    metrics: dict[str, Any],
-    lost: str | None,
-) -> list[LedgerEntry]:
-    """Return the ledger with the night's entries: those of its consolidations in their order, and its own last."""
-    ledger, when, experts = list(ctx.earlier), now(), ctx.memory.records
-    fate = {"dropped": when if lost else None, "rolled_back": lost}
-    silent = {index for index, record in experts.items() if not record.is_enabled}
-
-    def write(expert: int, sources: Iterable[Source], **what: Any) -> None:
-        entry = LedgerEntry(
-            id=f"entry-{len(ledger) + 1:03}",
-            date=when,
-            expert=expert,
-            level=experts[expert].level,
-            fingerprint=ctx.memory.fingerprint(expert),
-            base=base_fingerprint(ctx.memory),
-            parents=tuple(
-                e.id for e in expert_owners(ledger) if e.expert not in silent and e.id not in what.get("holds", ())
-            ),
-            sources=tuple(sources),
-            **what,
-            **fate,
-        )
-        ledger.append(entry)
-
-    if (what := ctx.relearning) is not None:
-        ledger[:] = [e.model_copy(update={"dropped": when}) if e.id in what.dropped and not lost else e for e in ledger]
-        sources = dict.fromkeys(s for e in ctx.earlier if e.id in what.holds for s in e.sources)
-        write(expert, sources, holds=what.holds, metrics=metrics)
-        return ledger
-    for one in passed:
-        sources = dict.fromkeys(s for e in ctx.earlier if e.id in one.holds for s in e.sources)
-        write(one.expert, sources, holds=one.holds, metrics={})
-    memories = (Source(id=m.id, source=m.source, sha256=m.sha256) for m in taught)
-    write(expert, memories, tokens=ctx.inputs.tokens, metrics=metrics)
-    return ledger
+def _question_rows(entry: LedgerEntry, memories: list[MemoryText]) -> list[dict[str, Any]]:
+    """Return the questions about the memories, which later nights ask again."""
+    questions = (question for memory in memories for question in memory.questions)
+    return [{"entry": entry.id, "question": q.question, "answers": list(q.answers)} for q in questions]
 
 
-def _earlier_rows(ctx: NightContext, name: str, lost: str | None) -> list[dict[str, Any]]:
-    gone = ctx.relearning.forgotten if ctx.relearning and not lost else ()
-    rows = read_jsonl(ctx.config.continue_from / "adapter" / name) if ctx.config.continue_from else ()
-    return [row for row in rows if row["entry"] not in gone]
+def _earlier_rows(ctx: NightContext, file: str, failure: str | None) -> list[dict[str, Any]]:
+    """Return the rows of earlier nights, except those of entries that this night unlearns."""
+    if ctx.config.continue_from is None:
+        return []
+    adapter = RunFolder(ctx.config.continue_from).adapter
+    forgotten = ctx.relearning.forgotten if ctx.relearning and not failure else ()
+    return [row for row in read_jsonl(adapter.path / file) if row["entry"] not in forgotten]

@@ -1,4 +1,4 @@
-"""The second half of a night: tasks and a quiz, dreams tried out, and those that helped learnt for good."""
+"""The dreaming of a night: write tasks with a quiz, try dreams out, and learn those that helped."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ..data.samples import Sample
 from ..data.windows import split_windows
 from ..distributed.progress import echo
 from ..memory import load_experts, save_memory
+from ..runs.folder import RunFolder
 from ..runs.phases import Phases
 from .context import NightContext
 from .dream_adapter import learn_into_adapter
@@ -20,49 +21,49 @@ from .seed import SeedExpert, seed
 def dream(
     ctx: NightContext, phases: Phases, samples: list[Sample], seed_expert: SeedExpert, dreamer: Dreamer
 ) -> tuple[dict[str, Any], list[Sample]]:
-    """LoraJob about the memories just consolidated, and let the new expert learn the dreams that helped in the end.
+    """Dream about the night's memories, and let the new expert learn the dreams of the last round that helped.
 
     Returns:
-        `tuple[dict, list[Sample]]`: what became of the dreams, and those that helped.
+        `tuple[dict, list[Sample]]`: counts of the dreams by round, and the dreams that helped.
     """
-    config, folder = ctx.config, ctx.config.output_dir / "phases"
+    config, folder = ctx.config, RunFolder(ctx.config.output_dir)
     rows = phases.once("write_quiz", lambda: write_quiz(ctx))
     if len(rows) < PartialState().num_processes:
-        echo("[yellow]There is nothing to ask about these memories, so there are no dreams[/]")
+        echo("[yellow]No questions could be written about these memories, so there is no dreaming[/]")
         return summarize([], 0), []
 
     def try_out() -> list[dict[str, Any]]:
-        records = dreamer(config, ctx.model, ctx.tokenizer, rows, samples, config.output_dir / "checkpoints-dreamt")
+        records = dreamer(config, ctx.model, ctx.tokenizer, rows, samples, folder.path / "checkpoints-dreamt")
         if PartialState().is_main_process:
-            save_memory(ctx.memory, folder / "dreamt")
+            save_memory(ctx.memory, folder.phases / "dreamt")
         return records
 
     records = phases.once("dream", try_out)
     dreams = as_samples(config, rows, records, ctx.prompter)
     if not dreams:
-        echo("No dream of the last round made its task better: the expert stays as it was seeded")
+        echo("No dream of the last round improved its task: keeping the expert as it was seeded")
     if not dreams or config.dream.into == "lora":
-        load_experts(ctx.memory, folder / "seeded")
+        load_experts(ctx.memory, folder.seeded)
         return summarize(records, len(dreams)), dreams
-    echo(f"Learning {len(dreams)} dreams that made their tasks better")
-    load_experts(ctx.memory, folder / "dreamt")
+    echo(f"Learning {len(dreams)} dreams that improved their tasks")
+    load_experts(ctx.memory, folder.phases / "dreamt")
     history = phases.once(
         "learn_dreams", lambda: seed(ctx, samples + dreams, seed_expert, config.dream.steps, "learnt")
     )
-    load_experts(ctx.memory, folder / "learnt")
+    load_experts(ctx.memory, folder.phases / "learnt")
     return {**summarize(records, len(dreams)), "history": history}, dreams
 
 
 def adapt_to_dreams(ctx: NightContext, dreams: list[Sample]) -> str | None:
-    """Let an adapter over the grown model learn the dreams, and return its folder."""
+    """Train an adapter for the grown model on the dreams, and return its folder."""
     if not PartialState().is_main_process:
         return None
-    echo(f"Learning {len(dreams)} dreams that made their tasks better, into an adapter")
+    echo(f"Learning {len(dreams)} dreams that improved their tasks, into an adapter")
     return str(learn_into_adapter(ctx.config, ctx.tokenizer, dreams, ctx.model.device))
 
 
 def write_quiz(ctx: NightContext) -> list[dict[str, Any]]:
-    """Make the tasks of dreaming: a row for each window of the memories, with questions about it."""
+    """Write the tasks of dreaming: a row for each window of the memories, with questions about it."""
     config, prompter = ctx.config, ctx.prompter
     windows = ctx.inputs.windows
     if size := config.dream.window:

@@ -1,4 +1,4 @@
-"""Dreams beside the grown model instead of inside its expert: one LoRA, to be merged by whoever wants it."""
+"""Learn dreams into a LoRA for the grown model, as an alternative to its expert."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from ..batched_lora import LoraJob, LoraSpec, LoraTraining, export_adapter, train_adapters
 from ..config import RunConfig
 from ..data.samples import Sample
+from ..runs.folder import RunFolder
 
 FOLDER = "dream_adapter"
 
@@ -18,17 +19,17 @@ FOLDER = "dream_adapter"
 def learn_into_adapter(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, dreams: Sequence[Sample], device: torch.device
 ) -> Path:
-    """Train one LoRA over the folded model on all rewarded dreams, and write it as PEFT reads it.
+    """Train one LoRA for the folded model on all rewarded dreams, and write it in PEFT's format.
 
     `PeftModel.from_pretrained(model, folder).merge_and_unload()` merges it into the run's `model/`.
 
     Args:
         config (`RunConfig`):
-            The run, whose `model/` has been written.
+            The run; its `model/` must exist.
         tokenizer (`PreTrainedTokenizerBase`):
-            Written beside the adapter.
+            Saved along with the adapter.
         dreams (`Sequence[Sample]`):
-            What it learns: each dream behind what stands before it in view of the student.
+            The dreams to learn, each with the student's prompt.
         device (`torch.device`):
             Where to train.
 
@@ -39,8 +40,8 @@ def learn_into_adapter(
         `RuntimeError`: if training diverged.
     """
     options, folder = config.dream, config.output_dir / FOLDER
-    model = AutoModelForCausalLM.from_pretrained(config.output_dir / "model", dtype="auto", use_safetensors=True)
-    learnt = LoraJob(
+    model = AutoModelForCausalLM.from_pretrained(RunFolder(config.output_dir).model, dtype="auto", use_safetensors=True)
+    job = LoraJob(
         "dreams",
         tuple((*s.prompt_ids, *s.reference_ids) for s in dreams),
         tuple((False,) * len(s.prompt_ids) + (True,) * len(s.reference_ids) for s in dreams),
@@ -53,9 +54,9 @@ def learn_into_adapter(
         seed=config.seed,
     )
     spec = LoraSpec(options.lora_rank, options.lora_alpha)
-    (outcome,) = train_adapters(model.to(device), [learnt], spec, training)
+    (outcome,) = train_adapters(model.to(device), [job], spec, training)
     if outcome.adapter is None:
-        raise RuntimeError(f"The dreams could not be learnt: {outcome.error}. Lower dream.lora_learning_rate.")
+        raise RuntimeError(f"Training on the dreams failed: {outcome.error}. Lower dream.lora_learning_rate.")
     export_adapter(outcome.adapter, model, folder)
     tokenizer.save_pretrained(folder)
     return folder

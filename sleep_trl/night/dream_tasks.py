@@ -1,15 +1,14 @@
-"""The dreaming of a night: its tasks, its quiz, and its dreams as samples that the new expert learns.
+"""The dreaming of a night: its tasks, its quiz, and its dreams as samples for the new expert.
 
-The path of the data: windows of the memories -> tasks with questions (the quiz) -> dreams about each, tried out one by
-one and rewarded (`DreamingTrainer`, which comes in as an argument) -> the rewarded dreams of the last round, as part
-`dream` of the data set -> Knowledge Seeding once more, on the same expert.
+Windows of the memories become tasks with questions (the quiz). `DreamingTrainer`, passed in as an argument, writes
+dreams about each, tries them out and rewards them. The rewarded dreams of the last round become part `"dream"` of the
+data set, on which the same expert is trained once more by Knowledge Seeding.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,16 +37,16 @@ COLUMNS = (
     "trial_low",
     "trial_high",
 )
-"""What a reward of dreams sees, beside what TRL gives it."""
+"""Columns that a reward of dreams gets, in addition to TRL's."""
 
 Row = dict[str, Any]
 
 
 class Dreamer(Protocol):
-    """Dreams about tasks and trains the expert that is learning to do it better.
+    """Writes dreams about tasks, and trains the active expert to write better ones.
 
-    Rows have `prompt`, `task_id`, `context`, `questions`, and `learn_prompt_ids` (what stands before a dream when it is
-    learnt). Returns a record of each dream of all processes, see `DreamingTrainer.trials`.
+    Rows have `prompt`, `task_id`, `context`, `questions`, and `learn_prompt_ids`, the prompt of a dream when it is
+    learned. Returns a record of each dream of all processes; see `DreamingTrainer.trials`.
     """
 
     def __call__(
@@ -62,12 +61,12 @@ class Dreamer(Protocol):
 
 
 def find_tasks(memories: Sequence[MemoryText], windows: Sequence[Sequence[str]]) -> list[tuple[Window, Task]]:
-    """Return a task for each window, with those of its memory's questions whose answer the window holds."""
+    """Return a task for each window, with the questions about its memory whose answer is in the window."""
     tasks = []
     for memory, texts in zip(memories, windows, strict=True):
         for number, text in enumerate(texts):
-            about = [q for q in memory.questions if any(a.casefold() in text.casefold() for a in q.answers)]
-            items = tuple(QAItem(q.question, q.answers, text) for q in about)
+            answerable = [q for q in memory.questions if any(a.casefold() in text.casefold() for a in q.answers)]
+            items = tuple(QAItem(q.question, q.answers, text) for q in answerable)
             tasks.append((Window(memory.id, memory.source, text), Task(f"{memory.id} {number + 1}", text, items)))
     return tasks
 
@@ -75,18 +74,18 @@ def find_tasks(memories: Sequence[MemoryText], windows: Sequence[Sequence[str]])
 def write_tasks(
     config: RunConfig, tasks: Sequence[tuple[Window, Task]], engine: Engine, prompter: Prompter, seed: int
 ) -> list[Row]:
-    """Give each task its questions, and leave out those without any.
+    """Write the questions of each task, and leave out tasks without any.
 
     Returns:
         `list[dict]`: rows for a [`Dreamer`].
     """
     dream, data = config.dream, config.dataset
     dropped: Counter[str] = Counter()
-    asked = [replace(task, questions=task.questions) for _, task in tasks]
+    with_questions = [task for _, task in tasks]
     if dream.measure == "quiz":
         with bar("Writing the quiz", 4 * len(tasks) * dream.questions_per_task) as step:
             quiz: WrittenQuiz = write_quiz(
-                asked,
+                with_questions,
                 engine,
                 prompter,
                 questions_per_task=dream.questions_per_task,
@@ -96,7 +95,7 @@ def write_tasks(
                 seed=seed,
                 progress=step,
             )
-        asked, dropped = quiz.tasks, quiz.dropped
+        with_questions, dropped = quiz.tasks, quiz.dropped
     template = Template.load(dream.template)
     rows = [
         {
@@ -105,9 +104,9 @@ def write_tasks(
             "context": task.context,
             "memory_id": window.memory_id,
             "questions": [{"question": q.question, "answers": list(q.answers)} for q in task.questions],
-            **_views(prompter, template, window),
+            **_prompts(prompter, template, window),
         }
-        for (window, _), task in zip(tasks, asked, strict=True)
+        for (window, _), task in zip(tasks, with_questions, strict=True)
         if task.questions
     ]
     count = sum(len(row["questions"]) for row in rows)
@@ -117,22 +116,22 @@ def write_tasks(
 
 
 def dream_prompt(prompter: Prompter, template: Template, window: Window) -> str | list[dict[str, str]]:
-    """Return what asks for a dream: text, or a message for a chat model."""
+    """Return the prompt that asks for a dream: text, or a message for a chat model."""
     text = prompter.text(template.respond, context=window.text, source=window.source)
     return [{"role": "user", "content": text}] if prompter.has_chat else text
 
 
-def _views(prompter: Prompter, template: Template, window: Window) -> Row:
-    """Return what stands before a dream in view of the student and of the teacher, as token ids."""
-    alone = prompter(template.respond, source=window.source)[0]
+def _prompts(prompter: Prompter, template: Template, window: Window) -> Row:
+    """Return the prompts of a dream for the student and the teacher, as token ids."""
+    student = prompter(template.respond, source=window.source)[0]
     return {
-        "learn_prompt_ids": alone or prompter.general()[0],
+        "learn_prompt_ids": student or prompter.general()[0],
         "teacher_prompt_ids": prompter(template.respond, context=window.text, source=window.source)[0],
     }
 
 
 def as_samples(config: RunConfig, rows: Sequence[Row], records: Sequence[Row], prompter: Prompter) -> list[Sample]:
-    """Return the rewarded dreams of the last round, each once, as samples that can be seeded."""
+    """Return the rewarded dreams of the last round as samples, each once."""
     last = max((record["step"] for record in records), default=0)
     by_task = {row["task_id"]: row for row in rows}
     template = Template.load(config.dream.template)
@@ -155,7 +154,7 @@ def as_samples(config: RunConfig, rows: Sequence[Row], records: Sequence[Row], p
 
 
 def summarize(records: Sequence[Row], learnt: int) -> Row:
-    """Count by round what became of the dreams; gains are in the measure's unit (a share of questions)."""
+    """Count the dreams of each round by outcome. `gain` is their mean gain, as a share of questions."""
     rounds = []
     for step in sorted({record["step"] for record in records}):
         tried = [r for r in records if r["step"] == step and r["selected"]]

@@ -1,4 +1,4 @@
-"""What a night has come to: `results.json` and the table at its end."""
+"""The results of a night: `results.json` and the table that is printed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from ..config import RunConfig
 from ..memory import Memory
 
-AGREEMENT = "greedy agreement with the base"  # share of next tokens, on general samples kept from training
+AGREEMENT = "greedy agreement with the base"  # share of next tokens, on held-out general samples
 PACKAGES = ("sleep-trl", "torch", "transformers", "trl", "accelerate", "datasets", "vllm", "ray", "deepspeed")
 
 
@@ -29,11 +29,11 @@ def collect_results(
     chain: dict[str, Any],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """Put the figures of a night together as plain data, the content of `results.json`.
+    """Collect the figures of a night as plain data, the content of `results.json`.
 
-    `fold_difference` is `None` if the experts are routed; `load` is there (tokens by layer and expert) if the model
-    itself then answered; `dreams` is there if the night dreamt, `rolled_back` if it was, and says why. For `capacity`
-    see [`measure_capacity`]; `consolidations` are the entries that took others in.
+    `fold_difference` is `None` if the experts are routed; then `load` has the tokens by layer and expert, if the model
+    itself answered. `dreams` is present if the night dreamed, and `rolled_back`, the reason, if it was rolled back. For
+    `capacity` see [`measure_capacity`]; `consolidations` are the entries that hold others.
     """
     has_probe = before["skill"] is not None
     results: dict[str, Any] = {
@@ -65,8 +65,8 @@ def collect_results(
 
 
 def measure_capacity(memory: Memory) -> dict[str, Any]:
-    """Return the room for experts (`max_experts`), how many each level has (`by_level`, fast to slow), and how many
-    places the levels' own blocks take (`blocks`)."""
+    """Return the number of slots (`max_experts`), of experts by level (`by_level`, fast to slow), and of slots taken by
+    the levels' own blocks (`blocks`)."""
     blocks = memory.blocks.values()
     counts = Counter(record.level for index, record in memory.records.items() if index not in blocks)
     by_level = {str(level): counts[level] for level in sorted(counts)}
@@ -75,8 +75,8 @@ def measure_capacity(memory: Memory) -> dict[str, Any]:
 
 def render_results(results: dict[str, Any]) -> Table:
     """Return the final table of a night."""
-    fate = " (rolled back)" if "rolled_back" in results else ""
-    table = Table(title=f"One night: {results['entry']}{fate}", show_header=True, header_style="bold")
+    status = " (rolled back)" if "rolled_back" in results else ""
+    table = Table(title=f"One night: {results['entry']}{status}", show_header=True, header_style="bold")
     table.add_column("")
     for column in ("before", "after"):
         table.add_column(column, justify="right")
@@ -89,16 +89,16 @@ def render_results(results: dict[str, Any]) -> Table:
         table.add_row(AGREEMENT, _percent(agreement["before"]), _percent(agreement["after"]))
     for entry, values in results["retention"].items():
         table.add_row(f"recall of {entry}", _percent(values["before"]), _percent(values["after"]))
-    for number, made in enumerate(results.get("dreams", {}).get("rounds", ()), start=1):
-        helped = f"{made['rewarded']} of {made['tried']}"
+    for number, counts in enumerate(results.get("dreams", {}).get("rounds", ()), start=1):
+        helped = f"{counts['rewarded']} of {counts['tried']}"
         table.add_row(f"dreams that helped, round {number} (of those tried)", "", helped)
-    for made in results["consolidations"]:
-        table.add_row(f"{made['entry']}, of level {made['level']}, holds", "", ", ".join(made["holds"]))
+    for entry in results["consolidations"]:
+        table.add_row(f"{entry['entry']}, of level {entry['level']}, holds", "", ", ".join(entry["holds"]))
     total = parameters["base"] + parameters["added"]
     table.add_section()
     capacity = results["capacity"]
     levels = ", ".join(f"{count} of level {level}" for level, count in capacity["by_level"].items()) or "none"
-    table.add_row(f"experts, with room for {capacity['max_experts'] - capacity.get('blocks', 0)}", "", levels)
+    table.add_row(f"experts, of at most {capacity['max_experts'] - capacity.get('blocks', 0)}", "", levels)
     table.add_row("parameters", f"{total - parameters['trainable']:,}", f"{total:,}")
     for phase, value in results["seconds"].items():
         table.add_row(f"seconds: {phase.replace('_', ' ')}", "", f"{value:.1f}")
@@ -110,10 +110,10 @@ def _percent(value: float | None) -> str:
 
 
 def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            versions[package] = None
+    return versions

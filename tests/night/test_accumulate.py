@@ -1,4 +1,4 @@
-"""Levels that accumulate and update (Eq. 2), in lives of nights: when, by how much, and what takes it back."""
+"""Levels that accumulate and update (Eq. 2), in chains of nights: when, by how much, and how it is undone."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def test_nothing_is_applied_between_boundaries(model, finished_chain):
 
 
 def test_a_boundary_applies_what_plain_gradient_descent_over_the_chunk_would(model, finished_chain):
-    """Each night's texts are read by the model as it was when they were heard."""
+    """Each night's texts are read by the model as it was before that night."""
     before = [fresh(model), *(memory_of(model, finished_chain / f"night-00{number}") for number in (1, 2))]
     total, tokens = dict[str, torch.Tensor](), 0
     for memory, night in zip(before, NIGHTS, strict=True):
-        found, count = gradient(model, memory, 1, night, finished_chain.parent)
-        total = {name: total.get(name, 0) + value for name, value in found.items()}
+        gradients, count = gradient(model, memory, 1, night, finished_chain.parent)
+        total = {name: total.get(name, 0) + value for name, value in gradients.items()}
         tokens += count
     mean = {name: value / tokens for name, value in total.items()}
     norm = torch.cat([value.flatten() for value in mean.values()]).norm()
@@ -109,7 +109,7 @@ def test_the_consolidation_took_the_old_block_with_its_senders(model, finished_c
         assert (after.model.eval()(input_ids=ids).logits - folded).abs().max() <= 1e-4
 
 
-def test_the_slowest_level_has_no_receiver_and_is_updated_all_the_same(model, tmp_path):
+def test_the_slowest_level_is_updated_without_a_receiver(model, tmp_path):
     options = OPTIONS | {"levels.chunks": "100,200"}
     assert sleep.main(chain(model, tmp_path / "life", "one", **options)) == 0
     after, before = memory_of(model, tmp_path / "life" / "night-001"), fresh(model)
@@ -118,14 +118,14 @@ def test_the_slowest_level_has_no_receiver_and_is_updated_all_the_same(model, tm
     assert len(read_ledger(tmp_path / "life" / "night-001" / "ledger.jsonl")) == 1
 
 
-@pytest.mark.parametrize("stop", ["accumulating", "consolidating", "behind it"])
-def test_a_life_that_was_stopped_ends_with_the_same_bits(model, finished_chain, monkeypatch, stop):
+@pytest.mark.parametrize("stop", ["accumulating", "consolidating", "after it"])
+def test_an_interrupted_chain_resumes_to_the_same_bits(model, finished_chain, monkeypatch, stop):
     folder = first_nights(finished_chain, stop.replace(" ", "_"))
     words = chain(model, folder, *NIGHTS, **OPTIONS)
     places = {
         "accumulating": "sleep_trl.night.accumulate.Accumulated.save",
         "consolidating": "sleep_trl.night.consolidate.seed",
-        "behind it": "sleep_trl.night.consolidate.load_experts",
+        "after it": "sleep_trl.night.consolidate.load_experts",
     }
 
     def never(*_: object, **__: object) -> None:
@@ -141,7 +141,7 @@ def test_a_life_that_was_stopped_ends_with_the_same_bits(model, finished_chain, 
         ).read_bytes()
 
 
-def test_a_night_that_is_rolled_back_takes_its_gradients_back_too(model, finished_chain):
+def test_rolling_a_night_back_removes_its_gradients_too(model, finished_chain):
     folder = first_nights(finished_chain, "ruinous")
     ruinous = {"retention.max_skill_loss": 0.01, "seeding.learning_rate": 1.0}
     assert sleep.main(chain(model, folder, *NIGHTS, **OPTIONS, **ruinous)) == 0
@@ -152,7 +152,7 @@ def test_a_night_that_is_rolled_back_takes_its_gradients_back_too(model, finishe
         ).read_bytes()
 
 
-def test_a_night_that_accumulates_nothing_leaves_what_was_accumulated(model, finished_chain):
+def test_a_night_that_accumulates_nothing_keeps_earlier_gradients(model, finished_chain):
     folder = first_nights(finished_chain, "paused")
     options = OPTIONS | {"levels.learning_rate": 0, "levels.chunks": "[]"}
     assert sleep.main(chain(model, folder, *NIGHTS, **options)) == 0
@@ -161,7 +161,7 @@ def test_a_night_that_accumulates_nothing_leaves_what_was_accumulated(model, fin
     ).read_bytes()
 
 
-def test_what_is_taken_back_leaves_no_gradient(model, finished_chain):
+def test_dropping_an_entry_leaves_no_gradient(model, finished_chain):
     folder = shutil.copytree(finished_chain, finished_chain.parent / "dropped")
     run = FinishedRun.read(folder / "night-003")
     assert set(run.enabled) == {entry.expert for entry in run.entries[-2:]}  # blocks belong to no entry
@@ -173,12 +173,12 @@ def test_what_is_taken_back_leaves_no_gradient(model, finished_chain):
     assert preflight(RunInputs(night)).experts == 1 + 2 + 1  # what is left, two new blocks, and its own
 
 
-def test_what_blocks_cannot_be_given_is_refused_before_weights_are_loaded(model, tmp_path):
+def test_options_that_blocks_do_not_support_are_rejected_before_loading(model, tmp_path):
     def refused(**options: object) -> str:
-        with pytest.raises(ValueError) as told:
+        with pytest.raises(ValueError) as error:
             (night,) = nights_of(parse(chain(model, tmp_path / "life", "one", **OPTIONS | options)))
             preflight(RunInputs(night))
-        return explain(told.value)
+        return explain(error.value)
 
     assert "give --levels.chunks, such as 1000,5000,10000" in refused(**{"levels.chunks": "[]"})
     assert "the experts are routed" in refused(**{"memory.routing": "topk"})

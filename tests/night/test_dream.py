@@ -61,7 +61,7 @@ def night(tmp_path_factory) -> Path:
     return folder
 
 
-def test_dreams_are_tried_out_and_the_rewarded_ones_learnt(night):
+def test_dreams_are_tried_out_and_the_rewarded_ones_are_learned(night):
     results = read_json(night / "results.json")
     records = read_json(night / "phases" / "dream.json")["result"]
     first, last = results["dreams"]["rounds"]
@@ -96,7 +96,7 @@ def test_an_interrupted_night_learns_the_same_dreams(night, tmp_path):
     assert once == twice
 
 
-def test_workers_find_what_one_process_finds(night, tmp_path):
+def test_workers_get_the_same_results_as_one_process(night, tmp_path):
     again = tmp_path / "run"
     late = shutil.ignore_patterns("dream*", "learn*", "checkpoints-*", "*after*", "commit*", "results*")
     shutil.copytree(night, again, ignore=late)
@@ -112,7 +112,7 @@ def test_workers_find_what_one_process_finds(night, tmp_path):
     assert shared == alone
 
 
-def test_dreams_can_stay_beside_the_model(night, tmp_path):
+def test_dreams_can_be_learned_into_an_adapter(night, tmp_path):
     again = tmp_path / "run"
     late = shutil.ignore_patterns("learn_dreams*", "learnt", "checkpoints-learnt", "*after*", "commit*", "results*")
     shutil.copytree(night, again, ignore=late)
@@ -133,7 +133,7 @@ def test_dreams_can_stay_beside_the_model(night, tmp_path):
         assert merged(input_ids=ids, labels=ids).loss.item() < before - 0.5
 
 
-def test_a_memory_without_questions_gets_no_dreams_measured_by_them(tmp_path, capsys):
+def test_measuring_dreams_by_questions_needs_questions(tmp_path, capsys):
     folder = tmp_path / "run"
     given = arguments(folder, dream__measure="questions")
     (tmp_path / "town.jsonl").write_text(json.dumps({"text": "Robbin runs the inn Zora."}) + "\n")
@@ -155,7 +155,7 @@ def test_a_memory_without_questions_gets_no_dreams_measured_by_them(tmp_path, ca
         ({"dream__rewards": '["imitation"]'}, "needs reference, reference_ids"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_loaded(tmp_path, capsys, options, message):
+def test_mistakes_are_reported_before_anything_is_loaded(tmp_path, capsys, options, message):
     folder = tmp_path / "run"
     assert sleep.main(arguments(folder, **options)) == 2
     assert message in " ".join(capsys.readouterr().err.split())

@@ -67,7 +67,7 @@ def finished(model, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_night_leaves_what_it_promises(finished):
+def test_a_night_writes_its_results(finished):
     results = results_of(finished)
     assert set(results["recall"]) == {"before", "with_context", "after"}
     assert set(results["base_skill"]) >= {"before", "after"}
@@ -81,7 +81,7 @@ def test_a_night_leaves_what_it_promises(finished):
     assert [source.id for source in entry.sources] == ["one-0", "one-1"]
 
 
-def test_nothing_of_a_long_memory_is_dropped(finished):
+def test_a_long_memory_is_read_completely(finished):
     samples = json.loads((finished / "phases" / "write_dataset.json").read_text())["result"]["samples"]
     assert {s["memory_id"] for s in samples if s["part"] == "memory"} == {"one-0", "one-1"}
     longest = max(len(s["teacher_prompt_ids"]) + 8 for s in samples)
@@ -117,7 +117,7 @@ def test_a_second_night_keeps_the_first_expert_and_asks_about_it(model, finished
     assert memory.fingerprint(0) == first.fingerprint and memory.fingerprint(1) == second.fingerprint
 
 
-def test_a_second_night_is_not_billed_for_what_the_first_one_changed(model, finished):
+def test_a_second_night_is_measured_against_the_model_before_it(model, finished):
     """Agreement with the pretrained model is measured before the night too, on the same texts."""
     folder = finished.parent / "billed"
     assert results_of(finished)["base_skill"]["before"] == 1.0
@@ -139,8 +139,8 @@ def test_the_seed_reproduces(model, finished):
     assert read_ledger(folder / "ledger.jsonl")[0].fingerprint == read_ledger(finished / "ledger.jsonl")[0].fingerprint
 
 
-def test_an_interrupted_night_goes_on_to_the_same_end(model, finished, monkeypatch):
-    """Stopped by Ctrl-C behind the first checkpoint, the run ends with the same expert."""
+def test_an_interrupted_night_resumes_to_the_same_expert(model, finished, monkeypatch):
+    """Stopped by Ctrl-C after the first checkpoint."""
     folder = finished.parent / "interrupted"
     from sleep_trl.distributed.progress import StepBar
 
@@ -160,8 +160,8 @@ def test_an_interrupted_night_goes_on_to_the_same_end(model, finished, monkeypat
 
 
 @pytest.mark.parametrize("unwritten", ["_save_optimizer_and_scheduler", "_save_rng_state"])
-def test_a_half_written_checkpoint_is_passed_over(model, finished, monkeypatch, capsys, unwritten):
-    """Stopped while the Trainer writes its last checkpoint, the run goes on from the one before."""
+def test_a_half_written_checkpoint_is_skipped(model, finished, monkeypatch, capsys, unwritten):
+    """Stopped while the Trainer writes its last checkpoint, the run resumes from the previous one."""
     folder = finished.parent / f"half{unwritten}"
     original = getattr(Trainer, unwritten)
 
@@ -180,7 +180,7 @@ def test_a_half_written_checkpoint_is_passed_over(model, finished, monkeypatch, 
     assert read_ledger(folder / "ledger.jsonl")[0].fingerprint == read_ledger(finished / "ledger.jsonl")[0].fingerprint
 
 
-def test_only_checkpoints_that_are_cut_short_are_removed(finished, tmp_path):
+def test_only_truncated_checkpoints_are_removed(finished, tmp_path):
     whole = finished / "checkpoints" / "checkpoint-4"
     names = sorted(path.name for path in whole.iterdir())
     cut = ["experts.safetensors", "memory.json", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"]
@@ -196,7 +196,7 @@ def test_only_checkpoints_that_are_cut_short_are_removed(finished, tmp_path):
 
 
 def test_generation_settings_of_a_checkpoint_change_nothing(model, finished, tmp_path):
-    """Neither the teacher's samples nor the student's rollouts are bent by them."""
+    """They affect neither the teacher's samples nor the student's rollouts."""
     shipped = shutil.copytree(model, tmp_path / "model")
     settings = read_json(shipped / "generation_config.json") | {"no_repeat_ngram_size": 1, "repetition_penalty": 5.0}
     (shipped / "generation_config.json").write_text(json.dumps(settings | {"min_p": 0.9, "do_sample": True}))
@@ -241,8 +241,8 @@ def test_two_processes_share_the_work(model, finished, routing):
     assert isinstance(memory, Memory) and memory.count_parameters()["added"] == results["parameters"]["added"]
 
 
-def test_two_routed_nights_leave_experts_that_load_beside_the_base(model, finished, capsys):
-    """With one expert for each token, the second night's competes with the first's once it is committed."""
+def test_experts_of_two_routed_nights_load_into_the_base(model, finished, capsys):
+    """With one expert per token, the second night's competes with the first's once it is committed."""
     first, second = finished.parent / "routed", finished.parent / "routed_second"
     routed = {"memory.routing": "topk", "memory.top_k": 1, "memory.max_experts": 3}
     assert sleep.main(arguments(model, first, **routed)) == 0
@@ -264,10 +264,10 @@ def test_two_routed_nights_leave_experts_that_load_beside_the_base(model, finish
     assert memory.spec.routing == "topk" and memory.spec.top_k == 1
     assert [memory.fingerprint(entry.expert) for entry in entries] == [entry.fingerprint for entry in entries]
     assert results_of(second)["parameters"]["added"] == memory.count_parameters()["added"]
-    assert all(p.any() for name, p in memory.expert_parameters(1) if "router" in name)  # the gates have learnt
+    assert all(p.any() for name, p in memory.expert_parameters(1) if "router" in name)  # the gates were trained
 
 
-def test_an_interrupted_routed_night_goes_on_to_the_same_end(model, finished, monkeypatch):
+def test_an_interrupted_routed_night_resumes_to_the_same_expert(model, finished, monkeypatch):
     whole, folder = finished.parent / "routed_whole", finished.parent / "routed_interrupted"
     routed = {"memory.routing": "topk"}
     assert sleep.main([*arguments(model, whole, **routed), "--no-report"]) == 0

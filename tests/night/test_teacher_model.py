@@ -36,7 +36,7 @@ def test_a_larger_model_learns_from_smaller_ones(models, tmp_path, teachers):
     history = [entry for entry in results_of(folder)["history"] if "divergence/memory/reference" in entry]
     losses = [entry["divergence/memory/reference"] for entry in history]
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
-    assert history[0]["divergence/general/reference"] < 0.2 * losses[0]  # what it must not forget is its own
+    assert history[0]["divergence/general/reference"] < 0.2 * losses[0]  # it teaches itself what it must not forget
     base = AutoModelForCausalLM.from_pretrained(models["student"])
     before = {name: p.clone() for name, p in base.named_parameters()}
     memory = load_memory(base, folder / "adapter")
@@ -44,7 +44,7 @@ def test_a_larger_model_learns_from_smaller_ones(models, tmp_path, teachers):
     assert results_of(folder)["fold_difference"] <= 1e-5
 
 
-def test_a_teacher_of_another_tokenizer_is_refused(models, tmp_path, capsys):
+def test_a_teacher_with_another_tokenizer_is_rejected(models, tmp_path, capsys):
     stranger = write_model(tmp_path / "stranger")
     vocabulary = {
         f"x{i}" if i > 3 else token: i for i, token in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *"a" * 93])
@@ -54,11 +54,11 @@ def test_a_teacher_of_another_tokenizer_is_refused(models, tmp_path, capsys):
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(stranger)
     given = arguments(models["student"], tmp_path / "run", teacher_model=stranger)
     assert sleep.main(given) == 2
-    told = capsys.readouterr().err
-    assert "teacher_model" in told and "186 of 190 tokens differ" in told and "same family" in told
+    message = capsys.readouterr().err
+    assert "teacher_model" in message and "186 of 190 tokens differ" in message and "same family" in message
     assert not (tmp_path / "run").exists()
 
 
-def test_a_teacher_that_is_not_there_is_named(models, tmp_path, capsys):
+def test_a_missing_teacher_is_named(models, tmp_path, capsys):
     assert sleep.main(arguments(models["student"], tmp_path / "run", teacher_model=tmp_path / "nobody")) == 2
     assert "nobody" in capsys.readouterr().err
