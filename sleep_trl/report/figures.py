@@ -125,8 +125,8 @@ def loss_chart(history: Rows) -> Chart | None:
     return _lines(
         "loss",
         "Loss",
-        "It should fall and level off. Its policy-gradient term is near zero on average, so small fluctuations mean "
-        "little; a lasting jump does not.",
+        "It should fall and level off. Its policy-gradient term is near zero on average, so small fluctuations are "
+        "normal; a lasting jump is not.",
         history,
         {"loss": ("loss", "blue", "solid")},
         "loss (weighted sum of its parts)",
