@@ -1,1 +1,1 @@
-"""Several processes: ZeRO-3, Ray, and progress that only the first process prints."""
+"""Several processes: ZeRO-3, Ray, and progress printed by the first process only."""

@@ -1,4 +1,4 @@
-"""What a user sees while a night runs: a bar with the time left for each phase, and a line when it is done."""
+"""Progress of a night: a bar with the remaining time for each phase, and a line when it is done."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 console = Console(stderr=False, highlight=False)
 
 Advance = Callable[[float], None]
-"""Takes the units of work that were done since the last call."""
+"""Called with the units of work done since the last call."""
 
 
 def echo(message: RenderableType) -> None:
@@ -24,13 +24,13 @@ def echo(message: RenderableType) -> None:
 
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Advance]:
-    """Show a progress bar with the time left, on the main process only.
+    """Show a progress bar with the remaining time, on the main process only.
 
     Args:
         description (`str`):
-            What is being done.
+            Label of the bar.
         total (`int`):
-            Units of work of all processes together; each process's report counts for all of them.
+            Units of work of all processes together. Each process advances the bar on behalf of all.
     """
     state = PartialState()
     columns = (
@@ -48,7 +48,7 @@ def bar(description: str, total: int) -> Iterator[Advance]:
 
 
 class StepBar(TrainerCallback):
-    """Trainer callback that turns optimizer steps into a progress bar or, off a terminal, into lines."""
+    """Trainer callback that shows optimizer steps as a progress bar or, without a terminal, as lines."""
 
     def __init__(self, description: str) -> None:
         self.description = description

@@ -1,7 +1,7 @@
-"""One Ray for a run: started here, or a cluster that is there already. Nobody without the run's token may speak to it.
+"""One Ray for a run: a new local one, or an existing cluster, protected by the run's token.
 
-Ray reads its token and whether it may leave this machine when it is imported, so both are set before that. Without a
-token, whoever reaches one of its ports runs code as this user.
+Ray reads its token, and whether it may listen beyond this machine, at import, so both are set before that. Without a
+token, anyone who reaches one of its ports can run code as this user.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from contextlib import contextmanager
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-# What a launcher says about its processes: a worker that inherits it takes itself for one of them.
+# Set by a launcher for its processes: a Ray worker that inherits them would act as one of those.
 LAUNCHER = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
-    "TORCHELASTIC_USE_AGENT_STORE",  # torch then waits for the launcher's store instead of making one
+    "TORCHELASTIC_USE_AGENT_STORE",  # torch would wait for the launcher's store instead of creating one
 )
-# Despite its name it holds on every system: "0" has every service of a local Ray listen on the loopback address alone.
+# Despite its name it applies to all systems: with "0" all services of a local Ray listen on the loopback address only.
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | None = None) -> None:
-    """Join a Ray, on all processes of a run alike. A process that is connected already stays where it is.
+    """Connect all processes of a run to a Ray. A process that is connected already keeps its connection.
 
     Args:
         address (`str`, *optional*):
-            Of a cluster that is running, as `host:port`; its token is taken from `RAY_AUTH_TOKEN` or where else Ray
-            looks for it. By default the first process starts a Ray of this machine alone, which ends with it, and the
-            others join that one.
+            Address of a running cluster, as `host:port`; its token is taken from `RAY_AUTH_TOKEN` or wherever else Ray
+            looks for it. By default the first process starts a Ray on this machine, which ends with that process, and
+            the others join it.
         cpus (`int`, *optional*):
-            Cores that a Ray started here gives away; by default all.
+            Cores that a Ray started here may use; by default all.
         gpus (`int`, *optional*):
-            GPUs likewise.
+            GPUs, likewise.
 
     Raises:
         `ImportError`: if Ray is not installed.
-        `RuntimeError`: if Ray was imported before, without a token.
+        `RuntimeError`: if Ray was already imported without a token.
         `ConnectionError`: if there is no cluster at the address.
     """
     if address is None:
@@ -49,24 +49,24 @@ def connect(address: str | None = None, *, cpus: int | None = None, gpus: int | 
 
 
 def start(*, cpus: int | None = None, gpus: int | None = None) -> None:
-    """Start a Ray of this machine alone, in a process that drives it for all, if it is connected to none. The others
-    may join by [`connect`].
+    """Start a Ray on this machine, in a process that drives it for all, unless it is already connected. The others may
+    join with [`connect`].
 
     Args:
         cpus (`int`, *optional*):
-            Cores that it gives away; by default all.
+            Cores that it may use; by default all.
         gpus (`int`, *optional*):
-            GPUs likewise.
+            GPUs, likewise.
 
     Raises:
         `ImportError`: if Ray is not installed.
-        `RuntimeError`: if Ray was imported before, without a token, or the other processes have not got it.
+        `RuntimeError`: if Ray was already imported without a token, or the other processes lack the token.
     """
     if _is_connected():
         return
     if PartialState().num_processes > 1 and not _is_prepared():
         raise RuntimeError(
-            "The other processes do not know this Ray's token. Call sleep_trl.distributed.ray.prepare() on all."
+            "The other processes lack the token of this Ray. Call sleep_trl.distributed.ray.prepare() on all of them."
         )
     prepare()
     _init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
@@ -83,17 +83,17 @@ def _is_prepared() -> bool:
 def prepare() -> None:
     """Give all processes of a run the token of a Ray that one of them may start later.
 
-    [`connect`] does so itself. A program calls this first where something else imports Ray before: TRL imports vLLM
-    where it is installed, and vLLM imports Ray.
+    [`connect`] does this itself. Call it first if something else imports Ray earlier: TRL imports vLLM if it is
+    installed, and vLLM imports Ray.
 
     Raises:
-        `RuntimeError`: if Ray was imported before, without a token.
+        `RuntimeError`: if Ray was already imported without a token.
     """
     if _is_prepared():
         return
     if "ray" in sys.modules:
         raise RuntimeError(
-            "Ray was imported before it could be given a token. Call sleep_trl.distributed.ray.prepare() before "
+            "Ray was imported before its token was set. Call sleep_trl.distributed.ray.prepare() before "
             "anything imports ray, trl or vllm, or ray.init() yourself."
         )
     shared = [os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)]
@@ -102,7 +102,7 @@ def prepare() -> None:
 
 
 def _start_for_all(cpus: int | None, gpus: int | None) -> str:
-    """Start a Ray in the first process, if it has none yet, and return its address in all."""
+    """Start a Ray in the first process, unless it has one, and return its address on all processes."""
     if not _is_connected():
         prepare()
     shared = [""]
@@ -114,7 +114,7 @@ def _start_for_all(cpus: int | None, gpus: int | None) -> str:
 
 
 def _init(address: str, **options: object) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports to Ray's developers
     try:
         import ray
     except ImportError as error:
@@ -125,7 +125,7 @@ def _init(address: str, **options: object) -> None:
 
 @contextmanager
 def _without(names: tuple[str, ...]) -> Iterator[None]:
-    """Take variables out of the environment for a while."""
+    """Context manager that removes variables from the environment."""
     held = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield

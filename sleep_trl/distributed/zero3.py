@@ -1,6 +1,6 @@
-"""Weights that are spread over the processes (DeepSpeed ZeRO-3): which are, and how to hold a few of them whole.
+"""Weights that are sharded over the processes (DeepSpeed ZeRO-3): which are, and how to gather a few of them.
 
-Everything here does nothing to weights that are whole already, so that callers need not ask.
+All functions do nothing for weights that are not sharded, so that callers need not check.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from transformers.integrations.deepspeed import (
 
 
 def expect_no_gpu() -> None:
-    """Tell DeepSpeed that there is no GPU where there is none: it warns of that as soon as something imports it."""
+    """Tell DeepSpeed if there is no GPU: otherwise it warns as soon as something imports it."""
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -34,29 +34,29 @@ def expect_no_gpu() -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Tell whether a model's weights are spread over the processes, so that each holds but a part of them."""
+    """Return whether the weights of a model are sharded, so that each process holds only a part of them."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def whole_shape(parameter: torch.Tensor) -> torch.Size:
-    """Return the shape of a parameter, its parts on other processes included."""
+    """Return the full shape of a parameter, including its shards on other processes."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def whole_size(parameter: torch.Tensor) -> int:
-    """Return the number of a parameter's values, those on other processes included."""
+    """Return the number of values of a parameter, including those on other processes."""
     return whole_shape(parameter).numel()
 
 
 @contextmanager
 def gathered(parameters: Iterable[nn.Parameter], write: bool = False) -> Iterator[None]:
-    """Hold parameters whole on every process. All processes have to enter together.
+    """Context manager that gathers parameters on every process. All processes have to enter it together.
 
     Args:
         parameters (`Iterable[nn.Parameter]`):
-            A few parameters, such as those of one module: never a whole model's.
+            A few parameters, such as those of one module; never those of a whole model.
         write (`bool`, *optional*, defaults to `False`):
-            Keep what the first process writes to them.
+            Keep what the first process writes to them, and send it to the others.
     """
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not sharded:
@@ -69,12 +69,12 @@ def gathered(parameters: Iterable[nn.Parameter], write: bool = False) -> Iterato
 
 
 def takes_part_in_saving(model: nn.Module) -> bool:
-    """Tell whether this process is needed to save a model's weights: the first, and all if they are sharded."""
+    """Return whether this process is needed to save a model: the first is, and if it is sharded, all are."""
     return is_sharded(model) or PartialState().is_main_process
 
 
 def writes_files(model: nn.Module) -> bool:
-    """Tell whether this process, of those that take part in saving, is the one that writes."""
+    """Return whether this process writes the files, among those that take part in saving."""
     return not is_sharded(model) or PartialState().is_main_process
 
 
@@ -82,24 +82,24 @@ def writes_files(model: nn.Module) -> bool:
 
 
 def check_launch(dreams: bool) -> None:
-    """Raise if this is a launch of DeepSpeed's that cannot work, or one of FSDP's.
+    """Raise if this launch uses DeepSpeed in a way that cannot work, or FSDP.
 
     Args:
         dreams (`bool`):
-            Whether the model will dream.
+            Whether the run has rounds of dreaming.
 
     Raises:
-        `ValueError`: if dreams meet sharded weights, DeepSpeed cannot compile its operations for a CPU, or FSDP would
-            shard the weights.
+        `ValueError`: if the run dreams with sharded weights, DeepSpeed cannot compile its operations for a CPU, or FSDP
+            would shard the weights.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise ValueError(
-            "accelerate was told to shard by FSDP, which sleep-trl does not know: a night reads and changes experts "
-            "layer by layer, as DeepSpeed allows. Launch with launch/accelerate/zero3.yaml, or ddp.yaml."
+            "accelerate is configured for FSDP, which sleep-trl does not support: a night reads and changes experts "
+            "layer by layer, which DeepSpeed allows. Launch with launch/accelerate/zero3.yaml, or ddp.yaml."
         )
     if dreams and _launched() is not None:
         raise ValueError(
-            "dream.rounds: dreams are tried out on whole layers, and DeepSpeed ZeRO-3 has sharded them. Give "
+            "dream.rounds: dreams are evaluated on whole layers, which DeepSpeed ZeRO-3 has sharded. Give "
             "--dream.rounds 0, or launch with launch/accelerate/ddp.yaml."
         )
     if is_deepspeed():
@@ -154,12 +154,12 @@ def find_abandoned_lock(builds: Path) -> Path | None:
 
 
 def count_shards() -> int:
-    """Return over how many processes this launch spreads the weights of a model."""
+    """Return the number of processes over which this launch shards a model."""
     return 1 if _launched() is None else int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_deepspeed() -> bool:
-    """Tell whether this process was launched for DeepSpeed, at whatever stage."""
+    """Return whether this process was launched for DeepSpeed, at any ZeRO stage."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
@@ -177,18 +177,18 @@ def _launched() -> HfDeepSpeedConfig | None:
 
 
 def shard_everything(plugin: DeepSpeedPlugin) -> None:
-    """Shard small weights too: those that DeepSpeed would keep whole it gathers in one buffer, but experts are float32
-    beside a base that may be bfloat16."""
+    """Shard small weights too. DeepSpeed would gather those that it keeps whole in one buffer, which needs one dtype,
+    but experts are float32 and the base may be bfloat16."""
     plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
 
 
 @contextmanager
 def sharding(dtype: torch.dtype | None) -> Iterator[None]:
-    """Shard the weights of models that are loaded meanwhile, if the launch asks for it.
+    """Context manager that shards the weights of models loaded in it, if this launch shards.
 
     Args:
         dtype (`torch.dtype`, *optional*):
-            Of the weights. `None` keeps them whole after all, for a model that every process needs, such as a reward's.
+            Dtype of the weights. `None` does not shard, for a model that every process needs, such as a reward's.
     """
     if (launched := _launched()) is None:
         yield
@@ -199,12 +199,12 @@ def sharding(dtype: torch.dtype | None) -> Iterator[None]:
     try:
         yield
     finally:
-        del config  # transformers refers to it weakly
+        del config  # transformers holds only a weak reference
         set_hf_deepspeed_config(launched)
 
 
 def serve(model: nn.Module) -> None:
-    """Let a sharded model run outside a trainer: each module's weights come together for its forward pass alone."""
+    """Prepare a sharded model to run outside a trainer: each module is gathered for its own forward pass only."""
     if not is_sharded(model):
         return
     import deepspeed
@@ -212,10 +212,10 @@ def serve(model: nn.Module) -> None:
     withdraw(model)
     launched = _launched()
     assert launched is not None
-    set_hf_deepspeed_config(launched)  # a trainer that is gone took its own along, and generate has to know
+    set_hf_deepspeed_config(launched)  # a deleted trainer took its own along, and generate needs one
     config = {name: value for name, value in launched.config.items() if name not in ("optimizer", "scheduler")}
     config["zero_optimization"] = {k: v for k, v in config["zero_optimization"].items() if k != "offload_optimizer"}
-    model.__dict__["sleep_engine"] = deepspeed.initialize(model=model, config=config)[0]  # no module of the model's
+    model.__dict__["sleep_engine"] = deepspeed.initialize(model=model, config=config)[0]  # in __dict__, not a submodule
 
 
 def withdraw(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Which engine a run generates with, and why."""
+"""Choose and create the engine that a run generates with."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .synced import Backend, InThisProcess, SyncedEngine
 from .vllm import CPU_HEAD_SIZES
 from .weights import EngineWeights, GrownWeights, RoutedWeights
 
-VLLM_BATCH = 256  # prompts at once, of which vLLM makes batches of its own
+VLLM_BATCH = 256  # prompts per call; vLLM batches them itself
 # MLP weights from which auto takes vLLM on a CPU. It generates faster below that too (benchmarks/rollout.py), but a
-# night of so small a model is short, and vLLM has to start.
+# night of such a small model is short compared with vLLM's start.
 WORTH_VLLM = 10_000_000
-MORE_THAN_HALF = 0.51  # of a GPU: Ray lays smaller shares side by side on the first one, and leaves the others empty
+MORE_THAN_HALF = 0.51  # of a GPU; Ray would put several smaller shares on the first GPU and leave others empty
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Choice:
 
     Args:
         engine (`str`): `"transformers"` (in this process, on the model itself), `"vllm"` (in this process) or `"ray"`.
-        replica (`str`): what an engine with weights of its own is made of.
-        reason (`str`): why.
+        replica (`str`): library behind an engine with weights of its own.
+        reason (`str`): why it was chosen.
     """
 
     engine: str
@@ -53,23 +53,23 @@ def choose(rollout: RolloutConfig, config: PretrainedConfig, hosts: Sequence[Hos
 
     Args:
         rollout (`RolloutConfig`):
-            What is asked for.
+            The requested engine.
         config (`PretrainedConfig`):
-            Of the model.
+            Config of the model.
         hosts (`Sequence[Host]`):
             The MLPs that host experts.
         is_routed (`bool`):
             Whether experts are chosen by routers.
 
     Raises:
-        `ValueError`: if the engine that is asked for cannot generate with this model here.
+        `ValueError`: if the requested engine cannot generate with this model on this machine.
     """
     not_vllm = _obstacle_to_vllm(config, hosts, is_routed)
     if rollout.engine == "auto":
         if not_vllm is None and is_routed:
-            not_vllm = "with routing topk the tokens of each expert are counted while the model itself generates"
+            not_vllm = "with routing topk the tokens of each expert are counted, which only the model itself does"
         if not_vllm is None and not torch.cuda.is_available() and _mlp_weights(hosts) < WORTH_VLLM:
-            not_vllm = "there is no GPU, and with so small a model vLLM gains less than its start takes"
+            not_vllm = "without a GPU, vLLM takes longer to start than it saves with so small a model"
         if not_vllm is None and PartialState().num_processes > 1:
             not_vllm = "several processes share one vLLM through rollout.engine ray only"
         if not_vllm:
@@ -97,18 +97,18 @@ def make_engine(
 
     Args:
         rollout (`RolloutConfig`):
-            What is asked for.
+            The requested engine.
         memory (`Memory`):
-            The memory, as the run begins. An engine with weights of its own has room for its experts and the new ones.
+            The memory when the run begins. An engine with weights of its own has room for its experts and new ones.
         tokenizer (`PreTrainedTokenizerBase`):
             The model's tokenizer.
         batch_size (`int`):
-            Prompts that are generated at once.
+            Prompts per batch.
         new_experts (`int`, *optional*, defaults to `1`):
-            Experts that will be activated.
+            Number of experts that will be activated.
 
     Returns:
-        `tuple`: the engine, and a line that says which it is and why.
+        `tuple`: the engine, and a line for the log that names it and the reason.
     """
     model = memory.model
     choice = choose(rollout, model.config, memory.hosts, memory.spec.is_routed)
@@ -143,8 +143,8 @@ def _make_backend(
 
 
 def gpus_per_engine(rollout: RolloutConfig) -> float:
-    """Return the GPUs that Ray gives to an engine of a pool: by default one each if there are enough, which it then has
-    beside a trainer, else a share of one."""
+    """Return the number of GPUs per engine of a Ray pool. By default each engine has its own GPU, which it may share
+    with the trainer, if there are enough; else engines share one."""
     if rollout.gpus_per_engine is not None:
         return rollout.gpus_per_engine
     if not torch.cuda.is_available():
@@ -164,7 +164,7 @@ def _mlp_weights(hosts: Sequence[Host]) -> int:
 
 
 def _slots(memory: Memory, new: int) -> list[int]:
-    """Return the experts of a memory, and the next ones to be activated, if none of them is pruned meanwhile."""
+    """Return the experts of a memory, and the next ones to be activated if none is pruned in between."""
     free = [index for index in range(memory.spec.max_experts) if index not in memory.records]
     return sorted([*memory.records, *(free[:new] if memory.learning is None else [])])
 
@@ -175,18 +175,18 @@ def _head_sizes() -> tuple[int, ...]:
 
 def _obstacle_to_own_weights(config: PretrainedConfig, is_routed: bool) -> str | None:
     if is_deepspeed_zero3_enabled():
-        return "ZeRO-3 has sharded the weights that it would have to be given"
+        return "it needs whole weights, and ZeRO-3 has sharded them"
     return obstacle_to_routed(config) if is_routed else None
 
 
 def _obstacle_to_vllm(config: PretrainedConfig, hosts: Sequence[Host], is_routed: bool) -> str | None:
-    """Return what keeps vLLM from generating with the grown model, or `None`."""
+    """Return why vLLM cannot generate with the grown model, or `None` if it can."""
     if obstacle := _obstacle_to_own_weights(config, is_routed):
         return obstacle
     if find_spec("vllm") is None:
         return "vLLM is not installed"
     if not hosts[0].form.is_gated:
-        return f"vLLM keeps the weights of {config.model_type} models in another form than their checkpoints"
+        return f"vLLM stores the weights of {config.model_type} models differently from their checkpoints"
     if is_routed and (obstacle := obstacle_to_backend(config)):
         return obstacle
     try:

@@ -1,4 +1,4 @@
-"""What the night asks of whatever generates text: prompts in, completions out, the same for every engine."""
+"""The interface of engines: prompts in, completions out."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Sampling:
 
     Args:
         max_new_tokens (`int`):
-            Longest completion, in tokens.
+            Maximum length of a completion, in tokens.
         temperature (`float`, *optional*, defaults to `1.0`):
-            Sampling temperature; `0` is greedy decoding. The distribution is never truncated (no top-k, no top-p).
+            Sampling temperature; `0` is greedy decoding. The distribution is not truncated (no top-k, no top-p).
         stop (`tuple[str, ...]`, *optional*):
-            Strings before which a completion ends.
+            Stop strings; a completion ends before the first one.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of this call, whatever was drawn before.
+            Seed of this call; earlier draws have no effect.
         logprobs (`bool`, *optional*, defaults to `False`):
             Also return the log probability of each token under the distribution it was drawn from.
     """
@@ -36,8 +36,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One generated text: its token ids (a final end-of-sequence token included), the text, why it ended, and the log
-    probability of each token if it was asked for."""
+    """One generated text: its token ids (including a final end-of-sequence token), the text, why it ended, and, if
+    requested, the log probability of each token."""
 
     ids: list[int]
     text: str
@@ -46,23 +46,23 @@ class Completion:
 
 
 class Engine(Protocol):
-    """Anything that generates with the model as it is at that moment: whichever experts are in view take part."""
+    """Anything that generates with the current model: the experts in view take part."""
 
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress | None = None
     ) -> list[Completion]:
-        """Generate one completion a prompt, in the prompts' order, on all processes alike.
+        """Generate one completion per prompt, in the order of the prompts. All processes call it and get all results.
 
         Args:
             prompts (`Sequence[list[int]]`):
-                Token ids of each prompt, special tokens included.
+                Token ids of each prompt, including special tokens.
             sampling (`Sampling`):
                 How to generate.
             progress (`Callable[[int], None]`, *optional*):
-                Called with the number of prompts just finished by this process.
+                Called with the number of prompts that this process has just finished.
         """
         ...
 
     def close(self) -> None:
-        """End what the engine started."""
+        """Release what the engine started."""
         ...

@@ -1,4 +1,4 @@
-"""The embedded engine: transformers' own `generate`, in this process, on the model that is being trained."""
+"""The in-process engine: transformers' `generate` on the model that is being trained."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ STOP_TAIL = 16  # tokens decoded to look for a stop string
 
 
 class TransformersEngine:
-    """Generate with the model at hand. Prompts are shared out over the processes and sorted by length, so that little
-    is spent on padding.
+    """Generate with the model in this process. Prompts are divided over the processes and sorted by length, to save
+    padding.
 
     Args:
         model (`PreTrainedModel`):
-            The model; whichever experts are in view take part.
+            The model; the experts in view take part.
         tokenizer (`PreTrainedTokenizerBase`):
             Its tokenizer.
         batch_size (`int`, *optional*, defaults to `64`):
@@ -55,7 +55,7 @@ class TransformersEngine:
             torch.manual_seed(sampling.seed + state.process_index)
             for start in range(0, -(-len(prompts) // state.num_processes), self.batch_size):
                 batch = mine[start : start + self.batch_size]
-                read = batch or by_length[-1:]  # sharded weights need every process in every forward pass
+                read = batch or by_length[-1:]  # with sharded weights every process takes part in every forward pass
                 replies = self.generate_batch([prompts[i] for i in read], sampling)
                 done += zip(batch, replies[: len(batch)], strict=True)
                 if progress:
@@ -68,7 +68,7 @@ class TransformersEngine:
         """Nothing was started."""
 
     def generate_batch(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
-        """Generate for prompts in one batch, in this process, with the draws of torch's present state."""
+        """Generate for prompts in one batch, in this process, from torch's current random state."""
         width = max(map(len, prompts))
         ids = torch.tensor([[self.pad_id] * (width - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
@@ -92,7 +92,7 @@ class TransformersEngine:
             "pad_token_id": self.pad_id,
             "do_sample": sampling.temperature > 0,
             "return_dict_in_generate": True,
-            "output_scores": sampling.logprobs,  # behind the temperature, which is what is drawn from
+            "output_scores": sampling.logprobs,  # after the temperature, as sampled from
         }
         if sampling.temperature > 0:
             options |= {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
@@ -101,8 +101,8 @@ class TransformersEngine:
 
 @contextmanager
 def plain_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Hide the model's own generation settings: transformers takes from them whatever a call leaves open, such as
-    `repetition_penalty` or `min_p`, and draws from another distribution than the model's."""
+    """Context manager that hides the model's own generation settings. transformers takes what a call does not set from
+    them, such as `repetition_penalty` or `min_p`, and would not sample from the model's distribution."""
     declared = model.generation_config
     special = {name: getattr(declared, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**special)
@@ -122,7 +122,7 @@ def _logprobs(output: Any) -> list[list[float]]:
 
 
 class _StopStrings(StoppingCriteria):
-    """End each row on its own once one of the strings stands in its last tokens."""
+    """End each row once its last tokens contain one of the strings."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: tuple[str, ...], prompt_width: int) -> None:
         self.tokenizer, self.strings, self.prompt_width = tokenizer, strings, prompt_width

@@ -1,6 +1,6 @@
-"""Rollouts of a TRL trainer by an engine of ours, with TRL's own correction of the mismatch between engine and trainer.
+"""Rollouts of a TRL trainer by one of our engines, with TRL's correction of the mismatch between engine and trainer.
 
-TRL corrects only rollouts of its own vLLM. The place of that one is taken by an object with the same two methods.
+TRL corrects only rollouts of its own vLLM, so an object with the same two methods takes its place.
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ from .synced import SyncedEngine
 
 
 def roll_out_with(trainer: Any, engine: SyncedEngine) -> None:
-    """Let a [`~trl.GRPOTrainer`] draw its completions from an engine.
+    """Let a [`~trl.GRPOTrainer`] generate its completions with an engine.
 
-    The engine has the weights of the present step before it draws. GRPO's loss, its divergence from a reference model
-    included, is weighed by TRL's importance ratio between trainer and engine (`vllm_importance_sampling_correction`, on
-    by default), whose mean, extremes and difference of log probabilities TRL logs; `KnowledgeSeedingTrainer` logs the
-    share that was clipped. The divergence from a teacher is a mean over whatever text was drawn, and is not weighed.
+    The engine always generates with the weights of the current step. GRPO's loss, including its divergence from a
+    reference model, is weighted by TRL's importance ratio between trainer and engine
+    (`vllm_importance_sampling_correction`, on by default). TRL logs the ratio's mean and extremes and the difference of
+    log probabilities; `KnowledgeSeedingTrainer` logs the share that was clipped. The divergence from a teacher is a
+    mean over the sampled text and is not weighted.
 
     Args:
         trainer (`GRPOTrainer`):
-            A trainer that was made without `use_vllm`.
+            A trainer created without `use_vllm`.
         engine (`SyncedEngine`):
             The engine; its weights follow the trainer's model.
 
     Raises:
-        `ValueError`: if the trainer truncates or bends its sampling distribution: the ratio would be wrong.
+        `ValueError`: if the trainer changes its sampling distribution: the ratio would be wrong.
     """
     args = trainer.args
     plain = {"top_p": (1.0, None), "top_k": (0, None), "min_p": (None, 0.0), "repetition_penalty": (1.0, None)}
-    if bent := [name for name, values in plain.items() if getattr(args, name) not in values]:
+    if changed := [name for name, values in plain.items() if getattr(args, name) not in values]:
         raise ValueError(
-            f"{', '.join(bent)} would cut or bend the distribution from which rollouts are drawn, and the importance "
+            f"{', '.join(changed)} would change the distribution that rollouts are sampled from, so the importance "
             f"ratio between engine and trainer would be wrong. Leave them out, or use rollout.engine transformers."
         )
     trainer.vllm_generation = _EngineRollouts(trainer, engine)
@@ -44,26 +45,26 @@ def roll_out_with(trainer: Any, engine: SyncedEngine) -> None:
 
 
 def share_clipped(ratio: torch.Tensor, mask: torch.Tensor, args: Any) -> torch.Tensor:
-    """Return the share of tokens whose importance ratio TRL has cut, which it does not log itself.
+    """Return the share of tokens whose importance ratio TRL has clipped, which it does not log itself.
 
     Args:
         ratio (`torch.Tensor` of shape `(batch, length)` or `(batch, 1)`):
-            As TRL has left it: at a bound where it was truncated, 0 where it was masked.
+            TRL's ratio: at a bound where it was clipped, 0 where it was masked.
         mask (`torch.Tensor` of shape `(batch, length)`):
             1 where a token counts.
         args (`GRPOConfig`):
-            Has the bounds, `vllm_importance_sampling_clip_min` and `vllm_importance_sampling_clip_max`.
+            Holds the bounds, `vllm_importance_sampling_clip_min` and `vllm_importance_sampling_clip_max`.
 
     Returns:
         `torch.Tensor` of shape `()`, in [0, 1].
     """
     bounds = (0.0, args.vllm_importance_sampling_clip_min, args.vllm_importance_sampling_clip_max)
-    is_cut = torch.stack([ratio == bound for bound in bounds if bound is not None]).any(0)
-    return is_cut.expand_as(mask)[mask.bool()].float().mean()
+    is_clipped = torch.stack([ratio == bound for bound in bounds if bound is not None]).any(0)
+    return is_clipped.expand_as(mask)[mask.bool()].float().mean()
 
 
 class _EngineRollouts:
-    """What TRL asks of its `VLLMGeneration`."""
+    """The part of `VLLMGeneration` that TRL uses."""
 
     def __init__(self, trainer: Any, engine: SyncedEngine) -> None:
         self.trainer, self.engine = trainer, engine
@@ -72,7 +73,7 @@ class _EngineRollouts:
         """Weights are sent when the engine next generates."""
 
     def generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any) -> tuple[Any, ...]:
-        """Return `(prompt_ids, completion_ids, logprobs, None)`; each prompt comes once for each of its rollouts."""
+        """Return `(prompt_ids, completion_ids, logprobs, None)`; prompts are repeated for each of their rollouts."""
         trainer = self.trainer
         drawn = f"{trainer.args.seed}:{trainer.state.global_step}:{trainer.model.training}:{hash(tuple(prompts[0]))}"
         sampling = Sampling(

@@ -1,7 +1,7 @@
-"""A pool of replicas as named Ray actors: dead and hung ones are replaced, and their prompts go to others.
+"""A pool of replicas as named Ray actors. Dead and hung ones are replaced, and others take over their prompts.
 
-Every call has a deadline. What the pool generates does not depend on which engine did it: prompts are divided before
-they are handed out, and each division is drawn with its own seeds.
+Every call has a deadline. Results do not depend on which engine generated what: prompts are divided before they are
+sent, and each part has its own seeds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Shard = range  # of prompts
 
 @dataclass
 class Member:
-    """One engine of the pool; `restarts` says how many came before it in its place."""
+    """One engine of the pool; `restarts` counts its predecessors in the same place."""
 
     place: int
     name: str
@@ -59,26 +59,26 @@ class RayPool:
 
     Args:
         spec (`ReplicaSpec`):
-            What each is made of.
+            Description of an engine.
         everything (`Callable[[], Values]`):
-            Returns all weights as they are now, for an engine that takes another's place.
+            Returns all current weights, for an engine that replaces another.
         count (`int`):
-            Engines; fewer may be left in the end, and the log says so.
+            Number of engines. Fewer may be left at the end, which is logged.
         address (`str`, *optional*):
-            Of a Ray cluster; by default one is started on this machine.
+            Address of a Ray cluster; by default one is started on this machine.
         gpus (`float`, *optional*, defaults to `0`):
-            GPUs of an engine, at most 1; a fraction shares one.
+            GPUs per engine, at most 1; with a fraction several share one.
         batch_size (`int`, *optional*, defaults to `64`):
-            Prompts handed to an engine at once.
+            Prompts sent to an engine at once.
         timeout_s (`float`, *optional*, defaults to `600`):
             Seconds within which an engine has to answer.
         start_timeout_s (`float`, *optional*, defaults to `300`):
-            Seconds within which an engine has to start and take its weights.
+            Seconds within which an engine has to start and load its weights.
         max_restarts (`int`, *optional*, defaults to `2`):
-            How often the engine in one place is replaced, before the pool goes on without it.
+            How often an engine is replaced before the pool continues without it.
 
     Raises:
-        `ValueError`: if Ray has no room for as many.
+        `ValueError`: if Ray does not have enough GPUs.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class RayPool:
         max_restarts: int = 2,
     ) -> None:
         if address is None:
-            cluster.start()  # only this process knows the pool
+            cluster.start()  # only this process uses the pool
         else:
             cluster.connect(address)
         import ray
@@ -111,14 +111,14 @@ class RayPool:
         self.members: list[Member] = []
         for place in range(count):
             self.members.append(self._start(place, 0))
-            if 0 < gpus <= 0.5:  # a vLLM measures what it takes: another that starts on its GPU would be counted too
-                self._call(self.members[-1], "being made", "process_id")
+            if 0 < gpus <= 0.5:  # vLLM measures its memory; another one starting on the same GPU would be counted too
+                self._call(self.members[-1], "being created", "process_id")
                 self._finish()
 
     def update(self, values: Values, expected: Mapping[Region, str]) -> None:
         weights, regions = self._ray.put(_to_host(values)), list(expected)
         for member in self.members:
-            self._call(member, "taking weights", "update", weights, regions, expected=expected)
+            self._call(member, "loading weights", "update", weights, regions, expected=expected)
         self._finish()
 
     def generate(
@@ -156,7 +156,7 @@ class RayPool:
     # -- calls ----------------------------------------------------------------------------------------------------
 
     def _refuse_more_than_fits(self, count: int) -> None:
-        """Raise if Ray has no room for the engines: it would wait for it without a word."""
+        """Raise if Ray does not have enough GPUs: it would wait for them silently."""
         there = int(self._ray.cluster_resources().get("GPU", 0))
         if self.gpus and (room := there * int(1 / self.gpus)) < count:
             raise ValueError(
@@ -189,15 +189,15 @@ class RayPool:
         self._jobs[getattr(member.actor, method).remote(*args)] = Job(member, phase, allowed, expected or {}, shard)
 
     def _finish(self) -> None:
-        """Wait until all calls have ended."""
+        """Wait for all calls."""
         while self._jobs:
             self._next()
 
     def _next(self) -> tuple[list[Job], Any]:
-        """Wait until a call ends or is overdue.
+        """Wait until a call ends or exceeds its deadline.
 
         Returns:
-            `tuple[list[Job], Any]`: the call and its result; or the calls of an engine that was lost, and `None`.
+            `tuple[list[Job], Any]`: the call and its result; or all calls of a lost engine, and `None`.
 
         Raises:
             `RuntimeError`: if an engine raised, or none is left.
@@ -207,7 +207,7 @@ class RayPool:
         ready, _ = self._ray.wait(list(self._jobs), num_returns=1, timeout=max(0.0, remaining))
         if not ready:
             job = min(self._jobs.values(), key=lambda job: job.deadline)
-            why = TimeoutError(f"{job.member.name} gave no answer within {job.allowed:.0f} s while {job.phase}.")
+            why = TimeoutError(f"{job.member.name} did not answer within {job.allowed:.0f} s while {job.phase}.")
             return self._lose(job, why), None
         job = self._jobs[ready[0]]
         try:
@@ -215,7 +215,7 @@ class RayPool:
         except errors.RayActorError as error:
             return self._lose(job, error), None
         except errors.RayTaskError as error:
-            self._jobs.clear()  # what the others still answer belongs to a call that has failed
+            self._jobs.clear()  # later answers belong to a failed call
             raise RuntimeError(f"{job.member.name} failed while {job.phase}: {error}") from error
         del self._jobs[ready[0]]
         job.member.has_answered = True
@@ -224,7 +224,7 @@ class RayPool:
         return [job], result
 
     def _lose(self, job: Job, why: BaseException) -> list[Job]:
-        """Put another engine in the place of one that died or hung, or go on without it."""
+        """Replace an engine that died or hung, or continue without it."""
         self._first_error = self._first_error or why
         member = job.member
         lost = {reference: other for reference, other in self._jobs.items() if other.member is member}
@@ -233,22 +233,20 @@ class RayPool:
         self._ray.kill(member.actor)
         is_hopeless = isinstance(why, self._ray.exceptions.ActorDiedError) and not member.has_answered
         if member.restarts < self.max_restarts and not is_hopeless:
-            logger.warning("%s was lost while %s and is replaced. %s", member.name, job.phase, why)
+            logger.warning("Lost %s while %s; replacing it. %s", member.name, job.phase, why)
             new = self._start(member.place, member.restarts + 1)
             self.members.append(new)
             values = self.everything()
             expected = {region: digest(value) for region, value in values.items()}
             weights = self._ray.put(_to_host(values))
-            self._call(new, "taking weights", "update", weights, list(expected), expected=expected)
+            self._call(new, "loading weights", "update", weights, list(expected), expected=expected)
         elif self.members:
             logger.warning(
-                "%s was lost while %s; the pool goes on with %d engines. %s",
+                "Lost %s while %s; continuing with %d engines. %s",
                 member.name, job.phase, len(self.members), why,
             )  # fmt: skip
         else:
-            raise RuntimeError(
-                f"No engine is left. The first one was lost like this: {self._first_error}"
-            ) from self._first_error
+            raise RuntimeError(f"No engine is left. The first error was: {self._first_error}") from self._first_error
         return list(lost.values())
 
 
@@ -270,5 +268,5 @@ class ReplicaActor:
 
 
 def _to_host(values: Values) -> Values:
-    """Copy values out of larger tensors and off the GPU: a view would travel with all that it is a view of."""
+    """Copy values out of larger tensors and off the GPU: pickling a view sends the whole storage."""
     return {region: value.detach().cpu().contiguous().clone() for region, value in values.items()}

@@ -1,4 +1,4 @@
-"""Engines with a copy of the weights of their own, alike whether they run in this process or in a Ray actor."""
+"""Engines with their own copy of the weights, in this process or in a Ray actor."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ReplicaKind = Literal["transformers", "vllm"]
 
 @dataclass(frozen=True)
 class ReplicaSpec:
-    """What a replica is made of. Its weights come by an update.
+    """Description of a replica, without weights, which are sent by an update.
 
     Args:
         kind (`str`): `"transformers"` or `"vllm"`.
-        config (`PretrainedConfig`): of the model, with room for the experts.
+        config (`PretrainedConfig`): config of the model, including room for the experts.
         tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
         eos_ids (`tuple[int, ...]`): tokens that end a completion.
         gpu_memory (`float`): share of a GPU's memory that vLLM takes, in (0, 1].
@@ -37,7 +37,7 @@ class ReplicaSpec:
     sizes: dict[str, int] = field(default_factory=dict)
 
     def make(self) -> Replica:
-        """Make the replica in this process."""
+        """Create the replica in this process."""
         if self.kind == "transformers":
             return TransformersReplica(self)
         from .vllm import VLLMReplica
@@ -46,10 +46,10 @@ class ReplicaSpec:
 
 
 class Replica(Protocol):
-    """An engine that holds its own weights, and generates with nothing but them."""
+    """An engine that generates with weights of its own."""
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """Generate one completion a prompt; `seeds` has one for each."""
+        """Generate one completion per prompt, with a seed for each."""
         ...
 
     def update(self, values: Values, regions: Sequence[Region]) -> list[str]:
@@ -60,13 +60,13 @@ class Replica(Protocol):
 class TransformersReplica:
     """transformers' `generate` on a model of its own.
 
-    Prompts that are given together are drawn together, with the first one's seed: the same call gives the same
+    The prompts of a call are sampled together, with the first one's seed, so that the same call gives the same
     completions on every replica.
     """
 
     def __init__(self, spec: ReplicaSpec) -> None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        with torch.random.fork_rng():  # the first weights, soon replaced, are drawn
+        with torch.random.fork_rng():  # the initial weights, soon replaced, are random
             model = AutoModelForCausalLM.from_config(spec.config, dtype=spec.config.dtype)
         self.engine = TransformersEngine(model.to(device).eval().requires_grad_(False), spec.tokenizer)
         self.engine.eos_ids = list(spec.eos_ids)

@@ -1,13 +1,13 @@
-"""A grown model with routed experts as an architecture of its own, for engines with weights of their own.
+"""A model with routed experts as a transformers architecture, for engines with weights of their own.
 
-The architecture is the base's: its config with three more entries, its classes with the experts of each MLP beside it.
-They are made and registered with transformers when a config is made or unpickled, so that transformers' auto classes,
-and vLLM's backend for whatever transformers can run, know them without code from a checkpoint. The base's weights keep
-their names.
+The architecture extends the base's: its config has three more entries, and its model classes add experts to each MLP.
+The classes are created and registered with transformers when a config is created or unpickled, so that transformers'
+auto classes and vLLM's transformers backend can use them without code from a checkpoint. The base's weights keep their
+names.
 
-Which experts are in view is a weight like the others (`roles`), so that an engine follows it by updates. All experts
-are computed for every token and weighed by zero where the router did not choose them: their number is small, and no
-shape depends on the data, as compiled engines need it.
+Which experts are in view is a weight like the others (`roles`), so that updates change it too. All experts are computed
+for every token, with weight zero if the router did not choose them: there are few, and compiled engines need shapes
+that do not depend on the data.
 """
 
 from __future__ import annotations
@@ -25,21 +25,23 @@ from ..memory.hosts import Host, find_hosts
 from ..memory.routing import choose_experts
 
 ABSENT, SETTLED, LEARNING = 0.0, 1.0, 2.0  # roles of an expert
-IN_FLOAT32 = "memory.router."  # in the names of weights that no engine may round: tokens would go elsewhere
-VLLM_BACKEND = "TransformersForCausalLM"  # what vLLM calls its way of running any model of transformers
+IN_FLOAT32 = (
+    "memory.router."  # in names of weights that engines must keep in float32: rounding would change the routing
+)
+VLLM_BACKEND = "TransformersForCausalLM"  # vLLM's name for its transformers backend
 
 
 def routed_config(base: PretrainedConfig, width: int, slots: int, top_k: int) -> PretrainedConfig:
     """
-    Return the config of an architecture with routed experts, and let transformers know its classes.
+    Return the config of an architecture with routed experts, and register its classes with transformers.
 
     Args:
         base (`PretrainedConfig`):
-            Of the model without experts.
+            Config of the model without experts.
         width (`int`):
             Hidden units of an expert.
         slots (`int`):
-            Experts beside each MLP.
+            Experts of each MLP.
         top_k (`int`):
             Settled experts for each token.
     """
@@ -51,21 +53,21 @@ def routed_config(base: PretrainedConfig, width: int, slots: int, top_k: int) ->
 
 
 def obstacle_to_routed(base: PretrainedConfig) -> str | None:
-    """Return why there is no such architecture for a base, or `None`."""
+    """Return why there is no such architecture for a base, or `None` if there is."""
     if type(base) in AutoModel._model_mapping and type(base) in AutoModelForCausalLM._model_mapping:
         return None
-    return f"transformers has no model of its own for a {type(base).__name__}, beside whose MLPs experts could be put"
+    return f"transformers has no model of its own for a {type(base).__name__} to which experts could be added"
 
 
 def obstacle_to_backend(base: PretrainedConfig) -> str | None:
-    """Return why vLLM's backend for models of transformers cannot run the architecture, or `None`."""
+    """Return why vLLM's transformers backend cannot run the architecture, or `None` if it can."""
     if base.get_text_config() is base and AutoModel._model_mapping[type(base)].is_backend_compatible():
         return None
-    return f"its backend for models of transformers cannot run {base.model_type} models with routed experts"
+    return f"its transformers backend cannot run {base.model_type} models with routed experts"
 
 
 class Router(nn.Module):
-    """The gates of all experts beside one MLP, and who has a say: see [`sleep_trl.memory.routing`].
+    """The gates of all experts of one MLP, zero for those not chosen, see [`sleep_trl.memory.routing`].
 
     Args:
         hidden_size (`int`): of the MLP.
@@ -90,8 +92,8 @@ class Router(nn.Module):
 
 
 class RoutedExperts(nn.Module):
-    """All experts beside one MLP as one low-rank MLP, whose hidden units the router weighs: those of an expert lie side
-    by side.
+    """All experts of one MLP as one low-rank MLP, whose hidden units the router weights; those of an expert are
+    adjacent.
 
     Args:
         host (`Host`): the MLP.
@@ -120,14 +122,14 @@ class RoutedExperts(nn.Module):
 
 
 class _RoutedConfig:
-    """What the configs of all such architectures have in common."""
+    """Base class of the configs of such architectures."""
 
-    def __reduce__(self) -> tuple[Any, ...]:  # the class is made anew where the config is unpickled
+    def __reduce__(self) -> tuple[Any, ...]:  # the class is created again where the config is unpickled
         return _remake, (type(self).__bases__[1], self.__dict__)
 
 
 class _RoutedModel:
-    """What their models have in common: experts beside each MLP of the base."""
+    """Base class of their models, which adds experts to each MLP."""
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
@@ -143,7 +145,7 @@ def _add_experts(module: nn.Module, args: tuple[torch.Tensor, ...], output: torc
 
 @cache
 def _routed_class(base: Any) -> Any:
-    """Make the config class and the model classes of a base's architecture with routed experts, and register them."""
+    """Create and register the config class and model classes of a base's architecture with routed experts."""
     model_type = f"sleep_routed_{base.model_type}"
     config = type(f"SleepRouted{base.__name__}", (_RoutedConfig, base), {"model_type": model_type})
     AutoConfig.register(model_type, config)
@@ -151,7 +153,7 @@ def _routed_class(base: Any) -> Any:
         parent = auto._model_mapping[base]
         own = {
             "config_class": config,
-            "__module__": parent.__module__,  # of which transformers reads the source
+            "__module__": parent.__module__,  # transformers reads its source
             "_keep_in_fp32_modules_strict": {*(parent._keep_in_fp32_modules_strict or ()), IN_FLOAT32},
         }
         auto.register(config, type(f"SleepRouted{parent.__name__}", (_RoutedModel, parent), own))

@@ -1,4 +1,4 @@
-"""Where a text ends: at the end-of-sequence token, or before the first of some strings for models that seldom end by
+"""Where a completion ends: at an end-of-sequence token, or before a stop string for models that seldom end by
 themselves."""
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def complete(
     logprobs: list[float] | None = None,
 ) -> Completion:
     """
-    Cut generated tokens where the text ends, and say why it does.
+    Cut off generated tokens after the end of the text, and return the completion with its stop reason.
 
     Args:
         ids (`list[int]`):
-            Generated token ids, perhaps beyond the end.
+            Generated token ids, possibly beyond the end.
         sampling (`Sampling`):
             How they were generated.
         tokenizer (`PreTrainedTokenizerBase`):
@@ -49,25 +49,25 @@ def complete(
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int | None:
-    """Return the position of the first of the strings in a text, or `None` if it has none of them."""
+    """Return the position of the first stop string in a text, or `None`."""
     return min((position for string in stop if (position := text.find(string)) >= 0), default=None)
 
 
 def tokens_before(ids: Sequence[int], stop: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
     """
-    Return how many tokens stand before the first of the strings.
+    Return the number of tokens before the first stop string.
 
     Args:
         ids (`Sequence[int]`):
             Token ids of a completion.
         stop (`Sequence[str]`):
-            The strings that end it.
+            The stop strings.
         tokenizer (`PreTrainedTokenizerBase`):
             Decodes them.
 
     Returns:
-        `int`: the length of `ids` if none of the strings occurs. A token that spells the end of the text and the
-        beginning of the string is left out.
+        `int`: the length of `ids` if no stop string occurs. A token that contains both the end of the text and the
+        start of the stop string is not counted.
     """
 
     def decode(count: int) -> str:

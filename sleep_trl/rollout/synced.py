@@ -1,5 +1,4 @@
-"""Engines with weights of their own, kept in step with the model: what changed travels before the next text is
-generated."""
+"""Engines with weights of their own, kept in sync with the model: changed weights are sent before each generation."""
 
 from __future__ import annotations
 
@@ -16,10 +15,10 @@ from .weights import EngineWeights, Region, Values, digest, verify
 
 
 class Backend(Protocol):
-    """One replica or several, as a [`SyncedEngine`] sees them."""
+    """One or more replicas behind a [`SyncedEngine`]."""
 
     def update(self, values: Values, expected: Mapping[Region, str]) -> None:
-        """Write weights into every replica, and compare what each then holds.
+        """Write weights into every replica, and verify what it then holds.
 
         Raises:
             `WeightMismatch`: if a replica's digests are not the expected ones.
@@ -29,11 +28,11 @@ class Backend(Protocol):
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: Progress | None
     ) -> list[Completion]:
-        """Generate one completion a prompt, with a seed for each."""
+        """Generate one completion per prompt, with a seed for each."""
         ...
 
     def close(self) -> None:
-        """End what was started."""
+        """Release what was started."""
         ...
 
 
@@ -58,21 +57,21 @@ class InThisProcess:
         return completions
 
     def close(self) -> None:
-        """The replica goes with its last reference."""
+        """Nothing to do: the replica is freed with its last reference."""
 
 
 class SyncedEngine:
     """An engine whose weights follow a model's memory.
 
-    Before it generates, the slots of the experts are compared with what the engine got last; those that changed are
-    sent, and the engine's fingerprint of all slots has to equal the trainer's. The first process alone drives the
-    backend; the others give it their prompts and get their completions.
+    Before it generates, expert slots that have changed since the last update are sent, and the engine's fingerprint of
+    all slots has to equal the trainer's. Only the first process drives the backend; the others send it their prompts
+    and receive their completions.
 
     Args:
         weights (`EngineWeights`):
-            What the engine has to hold.
+            The weights that the engine has to hold.
         make_backend (`Callable[[], Backend]`):
-            Makes the backend; called in the first process, when it is needed first.
+            Creates the backend; called in the first process, on first use.
     """
 
     def __init__(self, weights: EngineWeights, make_backend: Callable[[], Backend]) -> None:
@@ -80,17 +79,17 @@ class SyncedEngine:
         self._make_backend = make_backend
         self._backend: Backend | None = None
         self._sent: dict[Region, str] = {}
-        self.sent_bytes = 0  # by all updates, the first one included
+        self.sent_bytes = 0  # by all updates, including the first
 
     @property
     def backend(self) -> Backend:
-        """The backend, with the weights that it was given first."""
+        """The backend, created with all weights on first use."""
         if self._backend is None:
-            values = self.weights.everything()  # may refuse, and then there must be no backend that lacks them
+            values = self.weights.everything()  # may raise, and then there must be no backend without weights
             self._backend = self._make_backend()
             try:
                 self._send(values)
-            except BaseException:  # without all its weights it must never write
+            except BaseException:  # without all its weights it must not generate
                 self._backend.close()
                 self._backend = None
                 raise
@@ -111,20 +110,20 @@ class SyncedEngine:
         return shared[0]
 
     def generate_each(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
-        """Generate for prompts that are each process's own."""
+        """Generate for prompts that differ between the processes."""
         state = PartialState()
         everyone: list[tuple[int, list[list[int]]]] = gather_object([(state.process_index, list(prompts))])
         completions = iter(self.generate([p for _, own in everyone for p in own], sampling))
         return {rank: [next(completions) for _ in own] for rank, own in everyone}[state.process_index]
 
     def sync(self) -> int:
-        """Send the experts' weights that have changed.
+        """Send expert weights that have changed.
 
         Returns:
-            `int`: the bytes that were sent.
+            `int`: number of bytes sent.
 
         Raises:
-            `WeightMismatch`: if an engine then holds other weights than the trainer.
+            `WeightMismatch`: if an engine's weights then differ from the trainer's.
         """
         self.backend  # noqa: B018 (sends everything the first time)
         before, experts = self.sent_bytes, self.weights.experts()
@@ -134,7 +133,7 @@ class SyncedEngine:
         return self.sent_bytes - before
 
     def check(self) -> None:
-        """Compare all weights, the base's too, with the trainer's.
+        """Compare all weights, including the base's, with the trainer's.
 
         Raises:
             `WeightMismatch`: if they differ.
@@ -144,7 +143,7 @@ class SyncedEngine:
             self._send({}, {region: digest(value) for region, value in self.weights.everything().items()})
 
     def close(self) -> None:
-        """Compare all weights a last time, and end the engines."""
+        """Compare all weights a last time, and stop the engines."""
         if self._backend is not None:
             try:
                 self.check()

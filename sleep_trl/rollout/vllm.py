@@ -1,5 +1,5 @@
-"""vLLM as an engine. A grown model is an ordinary one with wider MLPs, which it runs natively; one with routed experts
-runs by its backend for models of transformers."""
+"""vLLM as an engine. A grown model with dense routing is an ordinary one with wider MLPs, which vLLM runs natively; one
+with routed experts runs on vLLM's transformers backend."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .weights import Region, Values
 if TYPE_CHECKING:
     from .replica import ReplicaSpec
 
-CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of vLLM's attention on a CPU
-# A prompt read in two passes makes vLLM turn back the request's generator, which no generator of a CPU can.
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # supported by vLLM's attention on a CPU
+# With a prompt in two passes vLLM rewinds the request's generator, which CPU generators do not support.
 ON_CPU = {"enable_chunked_prefill": False}
-# vLLM reads these when it is imported. One process: weights reach the model without a copy. Nothing leaves the machine.
+# Read when vLLM is imported. One process, so that weights need no copy; nothing is sent off the machine.
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_HOST_IP": "127.0.0.1",
@@ -31,13 +31,13 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the process has other work too
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the process has other work to do
 }
 
 
 class VLLMReplica:
-    """A vLLM of its own in this process. Each prompt has its own seed, so that a completion does not depend on what is
-    generated beside it."""
+    """A vLLM in this process. Each prompt has its own seed, so that a completion does not depend on others in the
+    batch."""
 
     def __init__(self, spec: ReplicaSpec) -> None:
         for name, value in ENVIRONMENT.items():
@@ -49,13 +49,13 @@ class VLLMReplica:
             _keep_weights_in_place()
         self.spec = spec
         # vLLM reads config and tokenizer from files; weights come later.
-        with tempfile.TemporaryDirectory() as folder, _as_it_was():
+        with tempfile.TemporaryDirectory() as folder, _restored_state():
             spec.config.save_pretrained(folder)
             spec.tokenizer.save_pretrained(folder)
             self.llm = LLM(
                 folder,
                 load_format="dummy",
-                generation_config="vllm",  # not the checkpoint's own penalties and truncation
+                generation_config="vllm",  # ignore the checkpoint's own penalties and truncation
                 max_model_len=-1,  # the model's context, or as much of it as there is room for
                 dtype=str(spec.config.dtype).removeprefix("torch."),
                 enforce_eager=not has_gpu,
@@ -69,15 +69,14 @@ class VLLMReplica:
 
     @property
     def longest(self) -> int:
-        """Tokens that vLLM has room for in one sequence, prompt and completion."""
+        """Maximum length of a sequence, prompt and completion, in tokens."""
         return int(self.llm.llm_engine.model_config.max_model_len)
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """Generate one completion a prompt.
+        """Generate one completion per prompt.
 
         Raises:
-            `ValueError`: if a prompt leaves no room for `max_new_tokens`: vLLM would end the completion before, and say
-                nothing.
+            `ValueError`: if a prompt leaves no room for `max_new_tokens`: vLLM would silently shorten the completion.
         """
         from vllm import SamplingParams
 
@@ -112,19 +111,19 @@ class VLLMReplica:
     def update(self, values: Values, regions: Sequence[Region]) -> list[str]:
         if values:
             self.llm.collective_rpc("write_weights", args=(values,))
-            # What it keeps of earlier prompts was computed with the old weights.
+            # The prefix cache was computed with the old weights.
             if not self.llm.reset_prefix_cache():
                 raise RuntimeError(
-                    "vLLM still works on prompts of an earlier call, so that it cannot take new weights."
+                    "vLLM is still processing prompts of an earlier call and cannot load new weights. Resume the run."
                 )
         digests: list[str] = self.llm.collective_rpc("read_digests", args=(list(regions),))[0]
         return digests
 
 
 @contextmanager
-def _as_it_was() -> Iterator[None]:
-    """Give the process back what vLLM changes when it starts: the state of all draws and, on a CPU, the number of
-    threads, which it takes out of the process's hands."""
+def _restored_state() -> Iterator[None]:
+    """Context manager that restores what vLLM's start changes: the random states and `torch.set_num_threads`, which it
+    disables on a CPU."""
     set_num_threads, state, numpy_state = torch.set_num_threads, random.getstate(), numpy.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -136,8 +135,7 @@ def _as_it_was() -> Iterator[None]:
 
 
 def _keep_weights_in_place() -> None:
-    """On a CPU vLLM computes with packed copies of its weights, which an update would not reach: let it compute with
-    the weights themselves."""
+    """Make vLLM use its weights directly. On a CPU it computes with packed copies, which an update would not reach."""
     from vllm.model_executor.layers import utils
 
     def use_weight(layer: Any, remove_weight: bool) -> None:

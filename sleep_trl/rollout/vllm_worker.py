@@ -1,4 +1,4 @@
-"""What vLLM's worker learns: to write and read its weights under the names that they have in a checkpoint."""
+"""Extension of vLLM's worker that writes and reads weights by their names in a checkpoint."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ class WeightAccess:
 def checkpoint_tensors(model: Any) -> dict[str, torch.Tensor]:
     """Return views of a vLLM model's weights by the names in a Hugging Face checkpoint.
 
-    vLLM fuses some maps (`qkv_proj` of `q_proj`, `k_proj`, `v_proj`) and makes the embedding larger than the
-    vocabulary.
+    vLLM fuses some layers (`q_proj`, `k_proj`, `v_proj` into `qkv_proj`) and pads the embedding beyond the vocabulary.
     """
     packed: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     tensors: dict[str, torch.Tensor] = {}

@@ -1,9 +1,9 @@
-"""The weights of a grown model as an engine holds them, written in regions.
+"""The weights of a grown model as an engine holds them, updated by regions.
 
-An engine is made once, with room for every expert it will need, and later gets only the regions that changed. Dense
-experts make it an ordinary model with wider MLPs: an expert has a slot, which is a slice of each map of its MLP, rows
-of an input map, columns of the output map. The slot of an expert that is not in view holds zeros in the output map.
-Routed experts make it a model of an architecture of its own, see [`sleep_trl.rollout.routed`].
+An engine is created once, with slots for all experts it will need, and later receives only regions that have changed.
+With dense routing it holds an ordinary model with wider MLPs: the slot of an expert is a slice of each layer of an MLP,
+rows of an input layer and columns of the output layer. The output columns of an expert that is not in view are zero.
+With routed experts it holds an architecture of its own, see [`sleep_trl.rollout.routed`].
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .routed import ABSENT, LEARNING, SETTLED, routed_config
 
 @dataclass(frozen=True)
 class Region:
-    """A slice of a tensor of a state dict: `size` entries from `start` on along dimension `dim`."""
+    """A slice of a tensor of a state dict: `size` entries along dimension `dim`, beginning at `start`."""
 
     name: str
     dim: int
@@ -44,7 +44,7 @@ Values = dict[Region, torch.Tensor]
 
 
 class WeightMismatch(RuntimeError):
-    """An engine's weights are not the trainer's."""
+    """The weights of an engine differ from the trainer's."""
 
 
 def digest(tensor: torch.Tensor) -> str:
@@ -57,7 +57,7 @@ def verify(engine: str, expected: Mapping[Region, str], found: Sequence[str]) ->
     """Compare the digests of an engine's regions with the trainer's.
 
     Raises:
-        `WeightMismatch`: if they differ; it shows both fingerprints and the first region that is wrong.
+        `WeightMismatch`: if they differ, with both fingerprints and the first region that differs.
     """
     if list(expected.values()) == list(found):
         return
@@ -65,24 +65,24 @@ def verify(engine: str, expected: Mapping[Region, str], found: Sequence[str]) ->
     prints = [hashlib.sha256("".join(values).encode()).hexdigest() for values in (expected.values(), found)]
     raise WeightMismatch(
         f"{engine} does not hold the trainer's weights: its fingerprint is {prints[1]}, the trainer's {prints[0]}. "
-        f"{len(wrong)} of {len(expected)} parts differ, the first is {wrong[0]}. What it generated cannot be trusted; "
-        f"go on with --resume, and if it happens again, with rollout.engine transformers."
+        f"{len(wrong)} of {len(expected)} parts differ, the first is {wrong[0]}. Do not trust what it generated. "
+        f"Continue with --resume; if it happens again, use rollout.engine transformers."
     )
 
 
 class EngineWeights(ABC):
-    """The weights that an engine of a model with a memory has to hold at this moment.
+    """The weights that an engine of a model with a memory has to hold now.
 
     Args:
         memory (`Memory`):
             The memory.
         slots (`Sequence[int]`):
-            Experts for which the engine has room, in the order of their slots. The learning one is among them.
+            Experts for which the engine has slots, in order, including the learning one.
         head_sizes (`Sequence[int]`, *optional*):
-            Sizes of attention heads that the engine knows; smaller heads are filled up with zeros to the next of them.
+            Sizes of attention heads that the engine supports; smaller heads are padded with zeros to the next size.
 
     Raises:
-        `ValueError`: if the heads cannot be filled up.
+        `ValueError`: if the heads cannot be padded.
     """
 
     def __init__(self, memory: Memory, slots: Sequence[int], head_sizes: Sequence[int] = ()) -> None:
@@ -98,19 +98,19 @@ class EngineWeights(ABC):
         return config
 
     def everything(self) -> Values:
-        """Return all weights. Those that are not changed for the engine share the model's storage."""
+        """Return all weights. Those that need no change for the engine share the model's storage."""
         values: Values = {}
         for name, parameter in self.memory.base_parameters():
             values |= self.base_part(name, parameter.detach())
         return values | self.experts()
 
     def base_part(self, name: str, value: torch.Tensor) -> Values:
-        """Return what the engine holds of one of the base's weights."""
+        """Return one of the base's weights as the engine holds it."""
         return _whole(name, self.heads.fill(name, value) if self.heads else value)
 
     @abstractmethod
     def experts(self) -> Values:
-        """Return the slots of all experts, as they are in view."""
+        """Return the slots of all experts, for the current view."""
 
 
 class GrownWeights(EngineWeights):
@@ -147,7 +147,7 @@ class GrownWeights(EngineWeights):
         return values
 
     def _host_part(self, host: Host, module: str, kind: str, value: torch.Tensor) -> Values:
-        """Return what the base itself has of one map; biases of the slots are zero."""
+        """Return the base's own part of one layer; biases of the slots are zero."""
         role = module.rpartition(".")[2]
         if kind == "bias":
             if role == host.form.output:
@@ -164,7 +164,7 @@ class GrownWeights(EngineWeights):
         return values
 
     def _roles(self, host: Host, role: str) -> Iterator[tuple[str, int]]:
-        """Yield the experts' maps that lie in one of the host's, with the rows before them in the wider map."""
+        """Yield the expert weights in a layer of the host, with the number of rows before them in the wider layer."""
         if role == host.form.output:
             yield "down", 0
         elif host.form.is_fused:
@@ -173,7 +173,7 @@ class GrownWeights(EngineWeights):
             yield "gate" if host.form.is_gated and role == host.form.inputs[0] else "up", 0
 
     def _slice(self, host: Host, role: str, value: torch.Tensor, start: int) -> Values:
-        """Place a slice of a map, `(out, in)`, where its hidden units begin."""
+        """Place a slice of a layer, `(out, in)`, at its first hidden unit."""
         dim = 1 if role == host.form.output else 0
         size = value.shape[dim]
         if isinstance(getattr(host.module, role), Conv1D):
@@ -185,7 +185,7 @@ class GrownWeights(EngineWeights):
 
 
 class RoutedWeights(EngineWeights):
-    """Weights of a memory with routing topk: the base's own, and beside each MLP those of
+    """Weights of a memory with routing topk: the base's, and for each MLP those of
     [`~sleep_trl.rollout.routed.RoutedExperts`]. An expert has rows of `gate` and `up`, columns of `down`, a row of the
     router, and a role."""
 
@@ -194,15 +194,15 @@ class RoutedWeights(EngineWeights):
         return routed_config(super().config(), spec.width, len(self.slots), spec.top_k)
 
     def experts(self) -> Values:
-        """Return the slots of all experts, as they are in view.
+        """Return the slots of all experts, for the current view.
 
         Raises:
-            `ValueError`: while routers take a random further expert, which only the model itself does.
+            `ValueError`: while routers take a random further expert, which engines do not support.
         """
         if self.memory.is_random:
             raise ValueError(
-                "A random further expert is drawn by the routers of the model itself, and an engine with weights of "
-                "its own has others. LoraJob with rollout.engine transformers."
+                "A random further expert is drawn by the routers of the model itself, which an engine with weights of "
+                "its own does not have. Dream with rollout.engine transformers."
             )
         values: Values = {}
         for host in self.memory.hosts:
@@ -227,7 +227,7 @@ class RoutedWeights(EngineWeights):
 
 
 def _whole(name: str, value: torch.Tensor) -> Values:
-    """Place the whole of a tensor."""
+    """Place a whole tensor."""
     return {Region(name, 0, 0, value.shape[0]): value}
 
 
@@ -235,7 +235,7 @@ def write_regions(tensors: Mapping[str, torch.Tensor], values: Values) -> None:
     """Copy values into the regions of an engine's tensors.
 
     Raises:
-        `ValueError`: if the engine has no such tensor, or one of another shape.
+        `ValueError`: if the engine has no such tensor, or its shape differs.
     """
     for region, value in values.items():
         tensor = tensors.get(region.name)
@@ -244,7 +244,7 @@ def write_regions(tensors: Mapping[str, torch.Tensor], values: Values) -> None:
         if not fits or list(region.of(tensors[region.name]).shape) != list(value.shape):
             raise ValueError(
                 f"The engine has no place for {region} of shape {list(value.shape)}: its {region.name} has shape "
-                f"{shape}. It holds this architecture in another form; use rollout.engine transformers."
+                f"{shape}. It stores this architecture differently; use rollout.engine transformers."
             )
         with torch.no_grad():
             region.of(tensors[region.name]).copy_(value)

@@ -23,7 +23,7 @@ PROMPTS = [[1, *(4 + (7 * j) % 90 for j in range(1 + i * i))] for i in range(19)
 
 
 def grown_model(**overrides: object) -> Memory:
-    """A model with one settled expert that says something, and room for more."""
+    """A model with one settled expert that changes the output, and room for more."""
     memory = attach(tiny_model(max_position_embeddings=512, **overrides), MemorySpec(width=8, max_experts=3))
     teach(memory, memory.activate(), seed=1)
     memory.commit()
