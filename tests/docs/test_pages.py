@@ -28,7 +28,7 @@ OTHERS = {"frequency_penalty"}  # a parameter of OpenAI's API that the server of
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-FILE = re.compile(r"[\w.-]*(?:/[\w.-]+)*\.(?:py|yaml|j2|toml|md)\b")
+FILE = re.compile(r"[\w.-]*(?:/[\w.-]+)*\.(?:py|yaml|j2|toml|md|txt)\b")
 NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?=\(.*\)$|$)")
 OPTION = re.compile(r"--([a-z_]+\.[a-z_]+)\b")
 
