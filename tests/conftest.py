@@ -40,6 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help=f"leave out what tests/{OVER_A_SECOND.name} lists")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests of a module on one worker, since they share fixtures. With `--fast`, deselect slow ones."""
     left_out = set(OVER_A_SECOND.read_text("utf-8").split()) if config.getoption("--fast") else set()
