@@ -9,8 +9,8 @@ OUT ?= runs/demo
 OPTIONS :=
 ENGINE ?= auto
 WORKERS ?= 2
-# A module's tests share fixtures, so one worker runs them all; tests/conftest.py sets the groups and their order.
-PARALLEL = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+# tests/conftest.py decides which tests stay on one worker, and their order.
+PARALLEL = -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 MEMORIES := examples/quickstart/memories.jsonl examples/quickstart/memories_night2.jsonl \
 	examples/quickstart/memories_night3.jsonl
 

@@ -6,8 +6,10 @@ Ray's token is set first: TRL imports vLLM where it is installed, and vLLM impor
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from sleep_trl.distributed.ray import prepare
 
@@ -40,20 +42,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help=f"leave out what tests/{OVER_A_SECOND.name} lists")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of a module on one worker, since they share fixtures. With `--fast`, deselect slow ones."""
+    """Begin with the tests that run one at a time, which take longest. With `--fast`, deselect slow ones."""
     left_out = set(OVER_A_SECOND.read_text("utf-8").split()) if config.getoption("--fast") else set()
     kept, deselected, first = [], [], []
     for item in items:
         module = item.path.relative_to(TESTS).as_posix()
-        item.add_marker(pytest.mark.xdist_group("one at a time" if module in ONE_AT_A_TIME else module))
         if left_out & _names(item, module):
             deselected.append(item)
         else:
             (first if module in ONE_AT_A_TIME else kept).append(item)
     config.hook.pytest_deselected(items=deselected)
     items[:] = [*first, *kept]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Keep the tests of a module on one worker, since they share fixtures, and those that run one at a time.
+
+    Not by `--dist loadgroup`: with pytest 9.2, pytest-xdist 3.8 ignores the groups without saying so.
+    """
+    return ByModule(config, log)
+
+
+class ByModule(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return "one at a time" if module.removeprefix("tests/") in ONE_AT_A_TIME else module
 
 
 def _names(item: pytest.Item, module: str) -> set[str]:
