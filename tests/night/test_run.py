@@ -253,7 +253,7 @@ def test_experts_of_two_routed_nights_load_into_the_base(model, finished, capsys
     for folder, experts in ((first, 1), (second, 2)):
         results = results_of(folder)
         assert not (folder / "model").exists() and results["fold_difference"] is None
-        assert "Load of the experts" in (folder / "report.html").read_text()
+        assert "Expert load" in (folder / "report.html").read_text()
         totals = {sum(layer) for layer in results["load"]}
         assert len(totals) == 1 and totals.pop() > 0  # the same tokens pass every layer, each to one expert
         assert all(count == 0 for layer in results["load"] for count in layer[experts:])
