@@ -26,7 +26,11 @@ class RunConfig(Section):
     """One night of a language model: takes memories, returns a larger model that knows them."""
 
     model: str = Field(min_length=1)
-    """Base model: a name on the Hugging Face Hub or a folder. Safetensors only; remote code is never run."""
+    """Base model: a name on the Hugging Face Hub, a folder, or a GGUF file (FOLDER/NAME.gguf), which is converted once
+    into a cache. Safetensors or GGUF only; remote code is never run."""
+
+    gguf_file: str | None = None
+    """Name of a GGUF file in the folder or Hub repository that `model` names."""
 
     teacher_model: tuple[str, ...] = ()
     """Model or models with the same tokenizer that teach the memories in place of the base model. Several teach with
@@ -96,6 +100,14 @@ class RunConfig(Section):
 
     report: bool = True
     """Write report.html (requires the extra `report`)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_gguf_file(cls, values: Any) -> Any:
+        """Make `model` and `gguf_file` one name, so that everything below reads `model` alone."""
+        if not isinstance(values, dict) or not values.get("gguf_file") or not values.get("model"):
+            return values
+        return {**values, "model": f"{str(values['model']).rstrip('/')}/{values['gguf_file']}", "gguf_file": None}
 
     @field_validator("teacher_model", mode="before")
     @classmethod

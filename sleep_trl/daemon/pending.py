@@ -88,11 +88,15 @@ def load_tokenizer(model: str) -> Tokenizer:
 
     Args:
         model (`str`):
-            A folder, or a name on the Hugging Face Hub.
+            A folder, a name on the Hugging Face Hub, or a GGUF file.
 
     Raises:
         `ValueError`: if the model has no `tokenizer.json`, or it cannot be loaded.
     """
+    if model.casefold().endswith(".gguf"):
+        from ..models.gguf import local_checkpoint  # imports torch, which a waiting daemon otherwise does without
+
+        model = local_checkpoint(model)
     is_local = Path(model).is_dir()
     try:
         path = Path(model, "tokenizer.json") if is_local else Path(hf_hub_download(model, "tokenizer.json"))

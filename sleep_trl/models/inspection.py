@@ -22,6 +22,7 @@ from transformers.utils import has_file
 
 from ..config import RunConfig
 from ..distributed.zero3 import sharding
+from .gguf import local_checkpoint
 from .loading import load_tokenizer
 
 T = TypeVar("T")
@@ -35,17 +36,18 @@ def read_config(name: str) -> PretrainedConfig:
 
     Args:
         name (`str`):
-            A folder, or a name on the Hugging Face hub.
+            A folder, a name on the Hugging Face Hub, or a GGUF file, which is converted the first time.
 
     Raises:
         `ValueError`: if there is no model, its type is unknown, it needs custom code, is not a causal language model,
             or has no safetensors.
     """
+    name = local_checkpoint(name)
     path = Path(name)
     if path.is_dir():
         _check_folder(path)
     elif path.exists():
-        raise ValueError(f"Model: {name} is a file. Give the folder that holds config.json.")
+        raise ValueError(f"Model: {name} is a file. Give the folder that holds config.json, or a .gguf file.")
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(f"Model: the folder {name} does not exist. Check the path.")
     config = _explain_errors(

@@ -9,6 +9,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..config import RunConfig
 from ..distributed.zero3 import expect_no_gpu, sharding
+from .gguf import local_checkpoint
 
 transformers_logging.disable_progress_bar()  # a night has its own
 
@@ -28,14 +29,16 @@ def load_model(config: RunConfig, name: str | None = None) -> PreTrainedModel:
     dtype = choose_dtype(config.dtype)
     with sharding(dtype):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            name or config.model, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            local_checkpoint(name or config.model), dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     return model.to(PartialState().device).eval()
 
 
 def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer, padding on the left; without a padding token it uses the end-of-sequence token."""
-    tokenizer = AutoTokenizer.from_pretrained(config.model, padding_side="left", trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(
+        local_checkpoint(config.model), padding_side="left", trust_remote_code=False
+    )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -155,3 +155,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_shipped_config_loads(path: Path) -> None:
     parse(["--config", str(path)])
+
+
+def test_a_gguf_file_is_part_of_the_models_name():
+    config = RunConfig(model="org/name/", gguf_file="Model.Q8_0.gguf", memories="docs.jsonl")
+    assert (config.model, config.gguf_file) == ("org/name/Model.Q8_0.gguf", None)
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config  # as a resumed run reads it
