@@ -7,12 +7,18 @@ nights extends a finished one.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from ..config import RunConfig
+from ..config.sections import Section
 from ..data.documents import read_memories
 from ..runs.files import read_json
 from ..runs.folder import RunFolder
 from .consolidation import HOW_TO_FREE_EXPERTS, MIN_CAPACITY, missing_blocks, needed_free
+
+SECTIONS = {name for name, field in RunConfig.model_fields.items() if isinstance(field.default, Section)}
 
 
 def night_folder(chain: Path, number: int) -> Path:
@@ -23,10 +29,11 @@ def night_folder(chain: Path, number: int) -> Path:
 def nights_of(config: RunConfig) -> list[RunConfig]:
     """Return the nights of a run, first to last: the run itself, or its chain.
 
-    With `resume`, the nights of a chain that were begun are resumed.
+    With `resume`, the nights of a chain that were begun are resumed. A resumed night keeps the options that it was
+    begun with, apart from those given now: a default that has changed since does not stop it.
     """
     if not config.nights:
-        return [config]
+        return [_with_options_of_its_beginning(config)]
     nights, before = [], config.continue_from
     for number, memories in enumerate(config.nights, start=1):
         folder = night_folder(config.output_dir, number)
@@ -37,9 +44,28 @@ def nights_of(config: RunConfig) -> list[RunConfig]:
             "continue_from": before,
             "resume": config.resume and RunFolder(folder).is_begun,
         }
-        nights.append(config.model_copy(update=night))
+        nights.append(_with_options_of_its_beginning(config.model_copy(update=night)))
         before = folder
     return nights
+
+
+def _with_options_of_its_beginning(night: RunConfig) -> RunConfig:
+    run = RunFolder(night.output_dir)
+    if not (night.resume and run.is_begun):
+        return night
+    given = night.model_dump(mode="json", exclude_unset=True)
+    try:
+        begun_with = RunConfig.model_validate(read_json(run.config)).model_dump(mode="json")
+    except ValidationError:
+        return night  # written by another version; `check_output` reports what differs
+    defaults = RunConfig(model="-", memories="-").model_dump(mode="json")
+    sections = {name: _not_default(begun_with[name], defaults[name]) | given.get(name, {}) for name in sorted(SECTIONS)}
+    return RunConfig.model_validate(_not_default(begun_with, defaults) | given | sections)
+
+
+def _not_default(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that are not defaults: the others still count as not given."""
+    return {key: value for key, value in values.items() if value != defaults.get(key)}
 
 
 def begun(chain: Path) -> list[str]:

@@ -227,7 +227,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     "nothing to resume": (options(resume=True), r"--resume: run does not hold an interrupted run"),
     "resumed with other options": (
         begun_with_other_options,
-        r"begun with other options: seed \(then 1, now 42\).*seeding\.steps \(then 3, now 100\)",
+        r"begun with other options: seed \(then 1, now 2\).*seeding\.steps \(then 3, now 5\)",
     ),
     "resumed with windows of another size": (
         seeding_not_begun_and_another_length,

@@ -105,7 +105,7 @@ def begun(place: Path) -> Options:
 
 def begun_with_other_options(place: Path) -> Options:
     (place / "run" / "checkpoints" / "checkpoint-1").mkdir(parents=True)
-    return begun(place) | {"resume": True}
+    return begun(place) | {"resume": True, "seed": 2, "seeding__steps": 5}
 
 
 def seeding_not_begun_and_another_length(place: Path) -> Options:

@@ -10,7 +10,7 @@ from sleep_trl.config.command_line import explain, parse
 from sleep_trl.launch import sleep
 from sleep_trl.planning.chain import nights_of, unfinished
 from sleep_trl.publish.unlearn import set_enabled
-from sleep_trl.runs.files import read_json
+from sleep_trl.runs.files import read_json, write_json
 from sleep_trl.runs.finished import FinishedRun
 from sleep_trl.runs.ledger import read_ledger
 from tests.night.test_run import arguments
@@ -163,3 +163,16 @@ def test_the_command_line_takes_the_place_of_the_file(tmp_path) -> None:
     file.write_text("model: m\nnights: [a.jsonl, b.jsonl]\n")
     assert parse(["--config", str(file)]).nights == ("a.jsonl", "b.jsonl")
     assert parse(["--config", str(file), "--memories=c.jsonl"]).nights == ()
+
+
+def test_a_resumed_night_keeps_the_options_it_was_begun_with(tmp_path) -> None:
+    run = tmp_path / "run"
+    words = ["--model=m", "--memories=docs.jsonl", f"--output_dir={run}"]
+    begun_with = parse([*words, "--seed=7", "--seeding.steps=3", '--seeding.extra={"adam_beta2": 0.9}'])
+    write_json(run / "config.json", begun_with.model_dump(mode="json"))
+    (resumed,) = nights_of(parse([*words, "--resume", "--seeding.logging_steps=1"]))
+    assert (resumed.seed, resumed.seeding.steps, resumed.seeding.extra) == (7, 3, {"adam_beta2": 0.9})
+    assert resumed.seeding.logging_steps == 1 and resumed.resume
+    assert "max_experts" not in resumed.memory.model_fields_set  # a default is still not given
+    (other,) = nights_of(parse([*words, "--resume", "--seed=8"]))
+    assert other.seed == 8  # which `check_output` refuses
