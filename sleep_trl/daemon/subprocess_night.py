@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -75,10 +76,12 @@ class Launcher:
         script = find_spec("sleep_trl.launch.sleep")
         assert script and script.origin
         command = [*self.command, script.origin, *arguments]
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=self.output, pass_fds=[lock], process_group=0
-        )
+        with _deferred_interrupts() as raise_deferred:  # one inside Popen would leave a night that nobody waits for
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=self.output, pass_fds=[lock], process_group=0
+            )
         try:
+            raise_deferred()
             code = process.wait()
         except KeyboardInterrupt:
             _signal(process.pid, signal.SIGINT)
@@ -88,6 +91,29 @@ class Launcher:
         finally:
             _end(process)
         return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def _deferred_interrupts() -> Iterator[Callable[[], None]]:
+    """Note SIGINT and SIGTERM instead of raising, and yield a function that raises `KeyboardInterrupt` if one came."""
+    received: list[int] = []
+
+    def raise_deferred() -> None:
+        if received:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
+        yield raise_deferred
+        return
+    former = {
+        number: signal.signal(number, lambda number, _: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield raise_deferred
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

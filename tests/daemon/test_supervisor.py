@@ -101,6 +101,24 @@ def test_no_night_before_enough_records_are_pending(chain, tmp_path):
     assert process.wait(60) == 2
 
 
+def test_an_interrupt_while_the_night_starts_is_not_lost(tmp_path, monkeypatch):
+    start, started = subprocess.Popen, []
+
+    def start_and_interrupt(*arguments, **options):
+        started.append(start(*arguments, **options))
+        signal.raise_signal(signal.SIGINT)  # before the caller has the process
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", start_and_interrupt)
+    night = tmp_path / "night.sh"
+    night.write_text("sleep 50")
+    launcher = Launcher.parse(f"bash {night}")
+    with (tmp_path / "lock").open("w") as lock, pytest.raises(KeyboardInterrupt):
+        launcher.run([], lock.fileno())
+    assert started[0].poll() is not None
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_night_is_interrupted_and_waited_for(chain, tmp_path, number):
     seen = tmp_path / "seen"
