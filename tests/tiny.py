@@ -27,8 +27,26 @@ FORMS = {
     "gemma": {**LLAMA, "head_dim": 8},
     "gemma2": {**LLAMA, "head_dim": 8},
     "phi3": LLAMA,
+    "phi": LLAMA,
     "gpt_neox": {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"},
     "gpt2": {**COMMON, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "gptj": {**COMMON, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 4},
+    "starcoder2": LLAMA,
+    "falcon": {
+        **COMMON,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "bias": True,
+    },
+    "qwen2_moe": {
+        **LLAMA,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 40,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
 }
 
 

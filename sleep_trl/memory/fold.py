@@ -7,6 +7,7 @@ gate and up, and its columns to down. The result has the base's architecture and
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..distributed.zero3 import is_sharded, serve, sharding, withdraw
 from .fold_sharded import assemble
+from .hosts import Host
 from .memory import Memory
 from .wide import widen
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-8}
 LOW_PRECISION_TOLERANCE = 5e-2
+WIDTH_SETTINGS = ("shared_expert_intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim", "intermediate_size")
+"""Names under which configs have the width of the MLPs that host experts. A mixture of experts has several widths; its
+host is the shared expert, whose setting therefore comes first."""
 
 
 def fold(memory: Memory, folder: str | Path, probe: torch.Tensor | None = None) -> float:
@@ -39,8 +44,8 @@ def fold(memory: Memory, folder: str | Path, probe: torch.Tensor | None = None) 
 
     Raises:
         `ValueError`: if the memory is routed (`routing="topk"`).
-        `RuntimeError`: if the difference is larger than the dtype allows. The bound is 1e-5 in float32 for logits up to
-            1, and grows with them, as rounding errors do.
+        `RuntimeError`: if the difference is larger than the dtype allows, or not a number. The bound is 1e-5 in
+            float32 for logits up to 1, and grows with them, as rounding errors do.
     """
     model, config, folder = memory.model, folded_config(memory), Path(folder)
     if is_sharded(model):
@@ -53,8 +58,8 @@ def fold(memory: Memory, folder: str | Path, probe: torch.Tensor | None = None) 
     serve(read_back)
     difference, largest = logit_difference(model, read_back.to(model.device), probe)
     withdraw(read_back)
-    allowed = TOLERANCE.get(model.dtype, LOW_PRECISION_TOLERANCE) * max(1.0, largest)
-    if difference > allowed:
+    allowed = allowed_difference(model.dtype, largest)
+    if not difference <= allowed:  # also if it is not a number
         raise RuntimeError(
             f"The logits of the folded model in {folder} differ from the grown model's by {difference:.2e} (allowed: "
             f"{allowed:.2e}). Do not use it; fold in float32 (dtype), or report this with the model's name."
@@ -66,14 +71,39 @@ def folded_config(memory: Memory) -> PretrainedConfig:
     """Return the model's config with the intermediate size of the folded model.
 
     Raises:
-        `ValueError`: if the memory is routed.
+        `ValueError`: if the memory is routed, or a config cannot describe the folded model.
     """
     _check_is_dense(memory)
     config = copy.deepcopy(memory.model.config)
-    text = config.get_text_config()
     width = memory.hosts[0].intermediate_size + memory.spec.width * len(memory.active)
-    setattr(text, "n_inner" if hasattr(text, "n_inner") else "intermediate_size", width)
+    setattr(config.get_text_config(), width_setting(config, memory.hosts), width)
     return config
+
+
+def width_setting(config: PretrainedConfig, hosts: Sequence[Host]) -> str:
+    """Return the name of the setting in a model's config that gives the width of its hosts.
+
+    Raises:
+        `ValueError`: if the hosts differ in width, or no setting gives it. Such a model cannot be folded.
+    """
+    text, widths = config.get_text_config(), sorted({host.intermediate_size for host in hosts})
+    if len(widths) > 1:
+        raise ValueError(
+            f"the MLPs that host experts differ in width ({', '.join(map(str, widths))}), and the config of a folded "
+            f"model can only widen all of them to one width"
+        )
+    for name in WIDTH_SETTINGS:
+        if hasattr(text, name) and getattr(text, name) in (None, widths[0]):
+            return name
+    raise ValueError(
+        f"no setting of {type(text).__name__} is the width {widths[0]} of the MLPs that host experts (looked for "
+        f"{', '.join(WIDTH_SETTINGS)})"
+    )
+
+
+def allowed_difference(dtype: torch.dtype, largest: float) -> float:
+    """Return by how much logits of the grown and the folded model may differ, given the largest logit."""
+    return TOLERANCE.get(dtype, LOW_PRECISION_TOLERANCE) * max(1.0, largest)
 
 
 def folded_state_dict(memory: Memory) -> dict[str, torch.Tensor]:

@@ -51,9 +51,10 @@ class MLPForm:
 FORMS = (
     MLPForm("gated (Llama, Mistral, Qwen, Gemma)", ("gate_proj", "up_proj"), "down_proj", is_gated=True),
     MLPForm("fused gated (Phi-3)", ("gate_up_proj",), "down_proj", is_gated=True, is_fused=True),
-    MLPForm("plain (GPT-NeoX)", ("dense_h_to_4h",), "dense_4h_to_h", is_gated=False),
-    MLPForm("plain (GPT-2)", ("c_fc",), "c_proj", is_gated=False),
+    MLPForm("plain (GPT-NeoX, Falcon)", ("dense_h_to_4h",), "dense_4h_to_h", is_gated=False),
+    MLPForm("plain (GPT-2, StarCoder2)", ("c_fc",), "c_proj", is_gated=False),
     MLPForm("plain (Phi)", ("fc1",), "fc2", is_gated=False),
+    MLPForm("plain (GPT-J)", ("fc_in",), "fc_out", is_gated=False),
 )
 
 

@@ -9,6 +9,7 @@ from ..config import RunConfig
 from ..distributed.zero3 import count_shards
 from ..models.loading import choose_dtype
 from . import checks
+from .growth import check_growth
 from .grpo_arguments import check_grpo_arguments
 from .inputs import RunInputs
 from .output_dir import check_disk
@@ -30,6 +31,7 @@ CHECKS: tuple[Callable[[RunInputs], object], ...] = (
     checks.check_templates,
     attrgetter("capacity"),
     attrgetter("hosts"),
+    check_growth,
     checks.check_width,
     checks.check_max_context,
     checks.check_earlier_experts,
