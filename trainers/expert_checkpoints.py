@@ -11,13 +11,28 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 from trl import GRPOTrainer
 
-from sleep_trl.distributed.zero3 import shard_everything, takes_part_in_saving, withdraw
+from sleep_trl.distributed.zero3 import is_sharded, shard_everything, takes_part_in_saving, withdraw
 from sleep_trl.memory import Memory, load_experts, save_memory
+from sleep_trl.memory.storage import HOW_TO_STAY_FINITE, check_finite
 from sleep_trl.runs.folder import AdapterFolder
+
+
+class StopIfNotFinite(TrainerCallback):
+    """Stops training at the step after which the expert is not finite. Sharded weights are checked when saved."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        memory = None if model is None else Memory.of(model)
+        if memory is None or memory.learning is None or is_sharded(model):
+            return
+        check_finite(
+            dict(memory.expert_parameters(memory.learning)),
+            f"Training became unstable in step {state.global_step}",
+            HOW_TO_STAY_FINITE,
+        )
 
 
 class ExpertCheckpoints(GRPOTrainer):
@@ -34,6 +49,7 @@ class ExpertCheckpoints(GRPOTrainer):
         if plugin := kwargs["args"].deepspeed_plugin:
             shard_everything(plugin)
         super().__init__(model, *args, **kwargs)
+        self.add_callback(StopIfNotFinite())
 
     def release(self) -> None:
         """Release the model, so that another trainer can train it. This trainer cannot be used afterwards."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from ..distributed.zero3 import whole_shape
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
+PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,11 @@ def find_hosts(model: PreTrainedModel) -> list[Host]:
         `list[Host]`: one host per layer, in the model's order.
 
     Raises:
-        `ValueError`: if the model's layers do not each hold exactly one MLP of a known form.
+        `ValueError`: if the model is quantized, or its layers do not each hold exactly one MLP of a known form.
     """
+    if (quantization := getattr(model.config, "quantization_config", None)) is not None:
+        method = quantization if isinstance(quantization, dict) else vars(quantization)
+        _refuse_quantized(model, f"its config names quantization ({method.get('quant_method', 'unknown method')})")
     hosts = [host for name, module in model.named_modules() if (host := _as_host(name, module))]
     layers = int(model.config.get_text_config().num_hidden_layers)
     if len(hosts) != layers:
@@ -92,7 +97,20 @@ def find_hosts(model: PreTrainedModel) -> list[Host]:
             f"Looked for modules with exactly these linear layers: {known}. Use a model of one of these forms, or add "
             f"its form to sleep_trl.memory.hosts.FORMS."
         )
+    for host in hosts:
+        for role in host.form.linears:
+            if (dtype := getattr(host.module, role).weight.dtype) not in PLAIN_DTYPES:
+                _refuse_quantized(model, f"{host.name}.{role} holds {str(dtype).removeprefix('torch.')}")
     return hosts
+
+
+def _refuse_quantized(model: PreTrainedModel, reason: str) -> NoReturn:
+    raise ValueError(
+        f"{type(model).__name__} is quantized: {reason}. Experts start from rows of the model's MLPs and are folded "
+        f"into them, which needs weights, not codes. Give the checkpoint that it was quantized from (float32, bfloat16 "
+        f"or float16), or load it with `from_pretrained`, call `model.dequantize()` and save it. Quantize the grown "
+        f"model instead."
+    )
 
 
 def _as_host(name: str, module: nn.Module) -> Host | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,31 @@ from .spec import MemorySpec
 
 FORMAT = 1
 SAMPLED_VALUES = 256
+HOW_TO_STAY_FINITE = (
+    "What was written before is unchanged. Lower --seeding.learning_rate (or --levels.learning_rate), or use --dtype "
+    "float32, and run the night again in another --output_dir."
+)
+
+
+class NotFinite(ValueError):
+    """An expert holds values that are not finite, so it must not be used or stored."""
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], where: str, advice: str) -> None:
+    """Raise [`NotFinite`] if a tensor holds NaN or an infinity.
+
+    Args:
+        tensors (`Mapping[str, torch.Tensor]`):
+            The weights of experts, by name.
+        where (`str`):
+            What holds them, for the message.
+        advice (`str`):
+            What to do.
+    """
+    if damaged := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise NotFinite(
+            f"{where}: {len(damaged)} of {len(tensors)} weights hold NaN or infinity, such as {damaged[0]}. {advice}"
+        )
 
 
 def base_fingerprint(memory: Memory) -> str:
@@ -48,6 +74,9 @@ def save_memory(memory: Memory, folder: str | Path) -> None:
             The memory; its model is not written.
         folder (`str` or `Path`):
             Where `experts.safetensors` and `memory.json` go; created if it is missing.
+
+    Raises:
+        `NotFinite`: if an expert holds NaN or an infinity. Nothing is written then.
     """
     adapter = AdapterFolder(Path(folder))
     tensors = {}
@@ -55,6 +84,7 @@ def save_memory(memory: Memory, folder: str | Path) -> None:
         for name, parameter in memory.expert_parameters(index):
             with gathered([parameter]):
                 tensors[f"experts.{index}.{name}"] = parameter.detach().to("cpu", copy=True).contiguous()
+    check_finite(tensors, "The experts are not finite and were not saved", HOW_TO_STAY_FINITE)
     description = {"format": FORMAT, "base": base_fingerprint(memory), **memory.describe()}
     if not writes_files(memory.model):
         return
@@ -114,7 +144,8 @@ def load_experts(memory: Memory, folder: str | Path, records: list[ExpertRecord]
             The experts to load; by default all.
 
     Raises:
-        `ValueError`: if a tensor is missing or has another shape, the routing differs, or the file is damaged.
+        `ValueError`: if a tensor is missing, has another shape or is not finite, the routing differs, or the file is
+            damaged.
     """
     description = read_description(folder)
     _check_routing(memory.spec, MemorySpec(**description["spec"]), folder)
@@ -124,6 +155,7 @@ def load_experts(memory: Memory, folder: str | Path, records: list[ExpertRecord]
         tensors = load_file(path)
     except (FileNotFoundError, SafetensorError) as error:
         raise ValueError(f"{path} is missing or damaged ({error}). Restore it from a copy.") from None
+    check_finite(tensors, f"{path} is damaged", "Restore it from a copy.")
     with torch.no_grad():
         for record in records:
             for name, parameter in memory.expert_parameters(record.index):

@@ -80,12 +80,11 @@ class HostMaps:
 
     @property
     def can_widen(self) -> bool:
-        """Whether all layers are plain: neither quantized, nor sharded, nor wrapped by an adapter."""
+        """Whether all layers are plain: neither sharded nor wrapped by an adapter."""
         return all(
             type(linear) in (nn.Linear, Conv1D)
             and "forward" not in linear.__dict__
             and type(linear.weight.data) is torch.Tensor
-            and linear.weight.is_floating_point()
             and not hasattr(linear.weight, "ds_id")
             for linear in self._linears().values()
         )
