@@ -73,7 +73,7 @@ def test_a_shared_expert_is_disabled_and_enabled_as_one(run, tmp_path, capsys) -
     before = weights(run.folder / "model")
     code, out, err = call("memory", "disable", run.folder, "entry-002")
     assert not code and out == "entry-003 is disabled.\n"
-    assert "entry-001, entry-003 shares an expert with entry-002: they fall silent together." in err
+    assert "Also disabled, because they share an expert with entry-002: entry-001, entry-003." in err
     assert is_same(weights(run.folder / "model"), model_of((0,), tmp_path / "expected"))
     listed = call("memory", "list", run.folder)[1]
     assert listed.count("in entry-003") == 2 and listed.count("disabled") == 1
