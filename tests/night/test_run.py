@@ -298,3 +298,11 @@ def test_a_users_reward_from_a_file(model, finished, tmp_path):
     history = results_of(folder)["history"]
     assert all(entry["rewards/brevity/mean"] < 0 for entry in history if "reward" in entry)
     assert not (folder / "report.html").exists()
+
+
+def test_a_night_whose_expert_is_not_finite_ends_with_a_message(model, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert sleep.main([*arguments(model, folder), "--seeding.learning_rate", "1e39"]) == 2
+    assert "Training became unstable in step" in capsys.readouterr().err
+    assert (folder / "phases" / "write_dataset.json").exists()
+    assert not (folder / "adapter").exists() and not (folder / "ledger.jsonl").exists()
