@@ -67,7 +67,7 @@ def tokens_before(ids: Sequence[int], stop: Sequence[str], tokenizer: PreTrained
 
     Returns:
         `int`: the length of `ids` if no stop string occurs. A token that contains both the end of the text and the
-        start of the stop string is not counted.
+        start of the stop string is counted, unless that part of the text is white space.
     """
 
     def decode(count: int) -> str:
@@ -76,5 +76,7 @@ def tokens_before(ids: Sequence[int], stop: Sequence[str], tokenizer: PreTrained
     text = decode(len(ids))
     if (end := first_stop(text, stop)) is None:
         return len(ids)
-    kept = len(text[:end].rstrip())
-    return next(n for n in range(len(ids) + 1) if len(decode(n + 1)) > kept)
+    kept = text[:end].rstrip()
+    # From the end: until its last token, a character of several tokens decodes to replacement characters.
+    count = next(n for n in range(len(ids), -1, -1) if kept.startswith(decode(n)))
+    return next((n for n in range(count, len(ids)) if decode(n).startswith(kept)), len(ids))
