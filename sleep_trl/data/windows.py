@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
+
+import regex
 
 CountTokens = Callable[[str], int]
 
-# A sentence ends with punctuation and closing quotes, or at a line break; white space after it belongs to it.
-SENTENCE = re.compile(r".*?(?:[.!?。!?…]+[\"'”’)\]]*(?:\s+|$)|\n+|$)", re.DOTALL)
+# A line break ends a sentence too: headings, lists, tables, chats.
+_LINE = regex.compile(r"[^\n]*\n+|[^\n]+")
+# Unicode's word boundaries (UAX #29): between any two characters of scripts without spaces, never inside a character.
+_WORD_BOUNDARY = regex.compile(r"(?w)\b")
+_CHARACTER = regex.compile(r"\X")
 
 
 def split_all(texts: Iterable[str], count_tokens: CountTokens, window: int, overlap: int) -> list[list[str]]:
@@ -31,7 +35,8 @@ def split_windows(text: str, count_tokens: CountTokens, window: int, overlap: in
             Maximum number of tokens, in whole sentences, that a window repeats from the previous one.
 
     Returns:
-        `list[str]`: the windows. A sentence longer than a window is split between words.
+        `list[str]`: the windows. Without overlap they give the text when joined, but for white space where it is cut. A
+        sentence longer than a window is split between words, and where it has no spaces between characters.
 
     Raises:
         `ValueError`: if the overlap is not smaller than the window.
@@ -62,15 +67,41 @@ def split_windows(text: str, count_tokens: CountTokens, window: int, overlap: in
 
 
 def split_sentences(text: str) -> list[str]:
-    """Split a text into sentences, which joined give the text again."""
-    return [sentence for sentence in SENTENCE.findall(text) if sentence]
+    """Split a text into sentences, which joined give the text again.
+
+    The rules are those of [sentencex](https://github.com/wikimedia/sentencex), which know the full stops of all
+    scripts, and its English list of abbreviations, for every text. White space after a sentence belongs to it.
+    """
+    from sentencex import segment
+
+    sentences: list[str] = []
+    for line in _LINE.findall(text):
+        for i, sentence in enumerate(segment("en", line)):
+            if i and not any(map(str.isalnum, sentence)):  # a bracket or a quotation mark that closes the last one
+                sentences[-1] += sentence
+            else:
+                sentences.append(sentence)
+    return sentences
 
 
 def _fit(sentence: str, count_tokens: CountTokens, window: int) -> list[str]:
-    """Halve a sentence between words (a word between characters) until every piece fits a window."""
+    """Halve a sentence until every piece fits a window."""
     if count_tokens(sentence) <= window or len(sentence) < 2:
         return [sentence]
-    middle = len(sentence) // 2
-    space = sentence.find(" ", middle)
-    cut = space + 1 if 0 <= space < len(sentence) - 1 else middle
+    cut = _find_cut(sentence)
     return _fit(sentence[:cut], count_tokens, window) + _fit(sentence[cut:], count_tokens, window)
+
+
+def _find_cut(sentence: str) -> int:
+    """Return where to cut, as near to the middle as possible: after white space, else between words, else between
+    characters as a reader sees them, and inside one only if it is longer than a window by itself."""
+    middle = len(sentence) // 2
+    inside = range(1, len(sentence))
+    for positions in (
+        (found.end() for found in regex.finditer(r"\s+", sentence)),
+        (found.start() for found in _WORD_BOUNDARY.finditer(sentence)),
+        (found.start() for found in _CHARACTER.finditer(sentence)),
+    ):
+        if cuts := [position for position in positions if position in inside]:
+            return min(cuts, key=lambda cut: abs(cut - middle))
+    return middle

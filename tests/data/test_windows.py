@@ -1,6 +1,7 @@
 import random
 
 import pytest
+import regex
 
 from sleep_trl.data.windows import split_all, split_sentences, split_windows
 
@@ -36,8 +37,12 @@ def test_windows_fit_cover_everything_and_begin_at_sentences(window, overlap):
 
 
 def test_overlap_repeats_whole_sentences():
-    windows = split_windows("A b c. D e f. G h i. J k l.", count, 6, 3)
-    assert windows == ["A b c. D e f.", "D e f. G h i.", "G h i. J k l."]
+    windows = split_windows("Ann has cats. Ben has dogs. Cleo has eels. Dan has fish.", count, 6, 3)
+    assert windows == [
+        "Ann has cats. Ben has dogs.",
+        "Ben has dogs. Cleo has eels.",
+        "Cleo has eels. Dan has fish.",
+    ]
 
 
 def test_a_sentence_longer_than_a_window_is_split_between_words():
@@ -66,4 +71,70 @@ def test_random_texts_lose_nothing():
 
 
 def test_small_windows_overlap_by_at_most_half():
-    assert split_all(["A b c. D e f. G h i.", "J."], count, 6, 50) == [["A b c. D e f.", "D e f. G h i."], ["J."]]
+    texts = ["Ann has cats. Ben has dogs. Cleo has eels.", "Yes."]
+    assert split_all(texts, count, 6, 50) == [
+        ["Ann has cats. Ben has dogs.", "Ben has dogs. Cleo has eels."],
+        ["Yes."],
+    ]
+
+
+SENTENCES = {
+    "Japanese": ["今日は晴れです。", "本当ですか？", "行こう！", "はい、そうです。"],
+    "Chinese": ["他来了。", "你好吗？", "太好了！", "我们走吧。"],
+    "Korean": ["비가 온다. ", "정말이야? ", "우리는 간다! ", "네, 그렇습니다."],
+    "Hindi": ["राम घर गया। ", "वह कहाँ है? ", "हाँ।"],
+    "Hindi without spaces": ["राम घर गया।", "वह सो गया।"],
+    "Arabic": ["ذهب أحمد إلى البيت. ", "هل نام؟ ", "نعم!"],
+    "Urdu": ["وہ گھر گیا۔ ", "کیا وہ سو گیا؟ ", "ہاں۔"],
+    "English": ["Dr. Smith of the U.S. paid $3.50. ", "J. R. Brown (see p. 5) left. ", "Why?"],
+    "lines": ["A heading\n\n", "- one\n", "- two\n", "The end."],
+}
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_sentences_end_in_every_language(language):
+    assert split_sentences("".join(SENTENCES[language])) == SENTENCES[language]
+
+
+LONG = {
+    "Japanese": "東京タワーは東京都港区にあるとても高い電波塔で多くの人がエレベーターで展望台に上る",
+    "Chinese": "南京长江大桥是一座位于江苏省南京市的双层公路铁路两用桥全长约四千五百米",
+    "Korean": "이것은 아주 긴 한국어 문장이고 끝나지 않습니다 계속해서 이어집니다",
+    "Thai": "สวัสดีครับผมชื่อสมชายที่อยู่กรุงเทพมหานครและชอบกินส้มตำ วันนี้อากาศดี",
+    "Hindi": "यह एक बहुत लंबा हिंदी वाक्य है जो समाप्त नहीं होता और चलता रहता है",
+    "Arabic": "هذه جملة عربية طويلة جدا لا تنتهي وتستمر في الكلام عن المدينة القديمة",
+    "emoji": "👨‍👩‍👧‍👦🇩🇪👍🏽e\u0301" * 6,
+}
+
+
+@pytest.mark.parametrize("language", LONG)
+def test_windows_cut_no_word_and_no_character(language):
+    """The length is that of UTF-8, as for a byte-level tokenizer; the longest character has 25 bytes."""
+    text, window = LONG[language], 40
+    windows = split_windows(text, lambda piece: len(piece.encode()), window, 0)
+    assert len(windows) > 1 and max(len(piece.encode()) for piece in windows) <= window
+    assert "".join("".join(windows).split()) == "".join(text.split())
+    characters = [character for piece in windows for character in regex.findall(r"\X", piece)]
+    assert [c for c in characters if c.strip()] == [c for c in regex.findall(r"\X", text) if c.strip()]
+    if language in ("Korean", "Hindi", "Arabic"):
+        assert [word for piece in windows for word in piece.split()] == text.split()
+    if language in ("Japanese", "Chinese", "emoji"):
+        assert "".join(windows) == text
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_windows_without_overlap_give_the_text_back(language):
+    text = "".join(SENTENCES[language])
+    windows = split_windows(text, len, 30, 0)
+    assert len(windows) > 1 or len(text) <= 30
+    position = 0
+    for piece in windows:
+        begin = text.index(piece, position)
+        assert not text[position:begin].strip()  # only white space is left out
+        position = begin + len(piece)
+    assert not text[position:].strip()
+
+
+def test_a_character_longer_than_a_window_is_cut_as_a_last_resort():
+    windows = split_windows("e" + "\u0301" * 50, len, 16, 0)
+    assert "".join(windows) == "e" + "\u0301" * 50 and max(map(len, windows)) <= 16
