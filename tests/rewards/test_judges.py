@@ -1,6 +1,9 @@
 """Judges on tiny models made here: their numbers are those of the model, computed another way."""
 
+import json
 import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -256,3 +259,32 @@ def test_lexical_modes() -> None:
         LexicalJudge("fuzzy")
     with pytest.raises(ValueError, match="threshold is 0"):
         LexicalJudge("f1", threshold=0)
+
+
+PAIRS = [json.loads(line) for line in (Path(__file__).parent / "judge_pairs.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("mode", ["exact", "contains"])
+def test_lexical_judge_on_labelled_pairs(mode) -> None:
+    verdicts = LexicalJudge(mode)([pair["candidate"] for pair in PAIRS], [pair["reference"] for pair in PAIRS])
+    false_accepts, false_rejects = Counter(), Counter()
+    for verdict, pair in zip(verdicts, PAIRS, strict=True):
+        false_accepts[pair["kind"]] += verdict > pair["label"]
+        false_rejects[pair["kind"]] += verdict < pair["label"]
+    # `contains` accepts what a reply adds: "copper and zinc", "not under the roof"
+    accepted = {"extra": 7, "negation": 1, "language": 2, "thai": 2, "chinese": 1, "korean": 1}
+    for kind in false_accepts:
+        assert false_accepts[kind] <= (accepted.get(kind, 0) if mode == "contains" else 0), kind
+    rejected = {"case": 0, "sign": 1, "decimal": 4, "symbol": 7, "unit": 10, "version": 4, "partial": 0, "empty": 0}
+    contained = {
+        "sentence": 0,
+        "extra": 0,
+        "korean": 3,
+        "hindi": 1,
+        "thai": 2,
+        "chinese": 4,
+        "japanese": 4,
+        "arabic": 2,
+    }
+    for kind, bound in (rejected | (contained if mode == "contains" else {})).items():
+        assert false_rejects[kind] <= bound, kind
