@@ -2,9 +2,9 @@
 
 from .fold import fold, folded_config, folded_state_dict, logit_difference
 from .hosts import FORMS, MLPForm
-from .memory import ExpertRecord, Memory, attach
+from .memory import Memory, attach
 from .routing import choose_experts
-from .spec import MemorySpec
+from .spec import ExpertRecord, MemorySpec
 from .storage import base_fingerprint, load_experts, load_memory, save_memory
 
 __all__ = [

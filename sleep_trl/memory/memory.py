@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -16,37 +15,13 @@ from transformers import PreTrainedModel
 from ..distributed.zero3 import gathered, whole_size
 from .experts import Expert
 from .hosts import Host, find_hosts
-from .pools import DensePool, ExpertPool, View, hook
+from .pools import DensePool, ExpertPool, hook
 from .routing import RoutedPool
-from .spec import MemorySpec
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ExpertRecord:
-    """One activated expert.
-
-    Args:
-        index (`int`): its slot.
-        level (`int`): its memory level.
-        is_enabled (`bool`): whether it takes part in the forward pass.
-        is_block (`bool`): whether it is the block of its level, which Eq. 2 updates and seeding does not train, see
-            [`sleep_trl.memory.accumulated_gradients`].
-    """
-
-    index: int
-    level: int = 1
-    is_enabled: bool = True
-    is_block: bool = False
-
-    def as_row(self) -> dict[str, Any]:
-        """Return it as plain data. `is_block` is left out if false, so that earlier versions can read it."""
-        row = asdict(self)
-        return row if self.is_block else {name: value for name, value in row.items() if name != "is_block"}
+from .spec import ExpertRecord, MemorySpec
+from .views import Views
 
 
-class Memory:
+class Memory(Views):
     """Handle of the experts attached to a model. Created by [`attach`]; [`Memory.of`] returns it for a model.
 
     The model remains an ordinary `PreTrainedModel` with unchanged parameter names. Each MLP gets a child `memory`, and
@@ -54,20 +29,14 @@ class Memory:
     """
 
     def __init__(self, model: PreTrainedModel, spec: MemorySpec) -> None:
-        self.model, self.spec = model, spec
-        self.hosts: list[Host] = find_hosts(model)
+        super().__init__(spec, find_hosts(model))
+        self.model = model
         smallest = min(min(host.hidden_size, host.intermediate_size) for host in self.hosts)
         if spec.width >= smallest:
             raise ValueError(
                 f"width {spec.width} is not low-rank for {type(model).__name__}: it must be less than {smallest}, the "
                 f"hidden or the intermediate size. Choose a smaller width (the paper's is 64)."
             )
-        self.records: dict[int, ExpertRecord] = {}
-        self.learning: int | None = None
-        self.replacing: tuple[int, ...] = ()
-        self.joining: tuple[int, ...] = ()
-        self._hidden: frozenset[int] = frozenset()
-        self._view = View()
         for host in self.hosts:
             size = (spec.width, spec.max_experts, self._view)
             hook(RoutedPool(host, *size, spec.top_k) if spec.is_routed else DensePool(host, *size), host)
@@ -167,6 +136,18 @@ class Memory:
         self.learning = self._view.learning = index
         self._show()
 
+    @contextmanager
+    def differentiating(self, experts: Sequence[int]) -> Iterator[None]:
+        """Context manager: compute gradients for some of the experts in view, although they are not learning."""
+        self._view.apart = tuple(experts)
+        for index in experts:
+            for _, parameter in self.expert_parameters(index):
+                parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            self._set_learning(self.learning)
+
     def reset(self, index: int) -> None:
         """Deactivate an expert and draw new first weights for it (synaptic pruning, method 3.3)."""
         self.records.pop(index, None)
@@ -192,156 +173,6 @@ class Memory:
         """Enable an active expert, or disable it and keep its weights."""
         self.records[index] = replace(self.records[index], is_enabled=enabled)
         self._show()
-
-    # -- views ----------------------------------------------------------------------------------------------------
-
-    @property
-    def active(self) -> tuple[int, ...]:
-        """Indices of the experts that take part in the student's forward pass, in ascending order."""
-        return tuple(index for index in self._enabled() if index not in self.replacing)
-
-    def _enabled(self) -> tuple[int, ...]:
-        return tuple(index for index in sorted(self.records) if self.records[index].is_enabled)
-
-    @property
-    def in_view(self) -> tuple[int, ...]:
-        """The experts that take part in a forward pass now."""
-        return self._view.experts
-
-    @contextmanager
-    def as_teacher(self) -> Iterator[None]:
-        """Context manager: the model as it was before the learning expert was activated, without it and those that join
-        it, and with those that it replaces."""
-        new = (self.learning, *self.joining)
-        with self._showing(tuple(index for index in self._enabled() if index not in new)):
-            yield
-
-    @contextmanager
-    def as_student(self) -> Iterator[None]:
-        """Context manager: the model with all active experts, including the learning one. This is also the default."""
-        with self._showing(self.active):
-            yield
-
-    @contextmanager
-    def as_base(self) -> Iterator[None]:
-        """Context manager: the pretrained model without experts."""
-        with self._showing(()):
-            yield
-
-    @contextmanager
-    def hiding(self, experts: Collection[int]) -> Iterator[None]:
-        """Context manager: leave experts out of all views, the teacher's and the student's, as if they were dropped."""
-        before, self._hidden = self._hidden, frozenset(experts)
-        try:
-            with self._showing(self._view.experts):
-                yield
-        finally:
-            self._hidden = before
-
-    @contextmanager
-    def _showing(self, experts: tuple[int, ...]) -> Iterator[None]:
-        before = self._view.experts
-        self._view.experts = tuple(index for index in experts if index not in self._hidden)
-        try:
-            yield
-        finally:
-            self._view.experts = before
-
-    def _show(self) -> None:
-        self._view.experts, self._view.apart = self.active, (*self.replacing, *self.joining)
-
-    @property
-    def blocks(self) -> dict[int, int]:
-        """The blocks: level -> expert."""
-        return {self.records[i].level: i for i in self.active if self.records[i].is_block}
-
-    @contextmanager
-    def differentiating(self, experts: Sequence[int]) -> Iterator[None]:
-        """Context manager: compute gradients for some of the experts in view, although they are not learning."""
-        self._view.apart = tuple(experts)
-        for index in experts:
-            for _, parameter in self.expert_parameters(index):
-                parameter.requires_grad_(True)
-        try:
-            yield
-        finally:
-            self._set_learning(self.learning)
-
-    # -- routing --------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def random_extra_expert(self, seed: int | torch.Generator) -> Iterator[None]:
-        """Context manager: every router also activates one further expert at random, for sampling dreams (method 3.4).
-
-        Ours: in each forward pass a router draws an order of the settled experts for each row of the batch. A token
-        takes the first one that is not in its top k, weighted by that expert's gate. With `top_k` settled experts or
-        fewer there is no further one, and a warning is logged.
-
-        Args:
-            seed (`int` or `torch.Generator`):
-                Seed of the draws: the same seed gives the same draws for the same batches. Give each process its own.
-
-        Raises:
-            `ValueError`: with `routing="dense"`.
-        """
-        if not self.spec.is_routed:
-            raise ValueError(
-                "A random further expert needs routing 'topk': with 'dense' every active expert takes part already. "
-                "Attach the memory with MemorySpec(routing='topk'), or dream without it."
-            )
-        settled = sum(index != self.learning for index in self.active)
-        if settled <= self.spec.top_k:
-            logger.warning("No random further expert: %d settled experts, top_k is %d.", settled, self.spec.top_k)
-        before = self._view.random
-        self._view.random = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-        try:
-            yield
-        finally:
-            self._view.random = before
-
-    @property
-    def is_random(self) -> bool:
-        """Whether routers take a random further expert now."""
-        return self._view.random is not None
-
-    @contextmanager
-    def counting(self, reset: bool = True) -> Iterator[None]:
-        """Context manager: count the tokens routed to each expert, including padding; a recomputed pass counts again.
-
-        Args:
-            reset (`bool`, *optional*, defaults to `True`):
-                Start at zero; otherwise continue counting.
-
-        Raises:
-            `ValueError`: with `routing="dense"`, where every token goes to every expert.
-        """
-        for pool in self._routers():
-            pool.load = [0] * self.spec.max_experts if reset else pool.load
-        before, self._view.is_counting = self._view.is_counting, True
-        try:
-            yield
-        finally:
-            self._view.is_counting = before
-
-    def load(self) -> list[list[int]]:
-        """Return how many tokens were routed to each expert since counting began, in this process.
-
-        Returns:
-            `list[list[int]]`: for each layer, a count for each of the `max_experts` slots. The counts of a layer sum to
-            tokens times `top_k` (or the number of settled experts, if smaller), plus the tokens once more for a
-            learning or a random expert.
-
-        Raises:
-            `ValueError`: with `routing="dense"`.
-        """
-        return [list(pool.load) for pool in self._routers()]
-
-    def _routers(self) -> list[RoutedPool]:
-        if not self.spec.is_routed:
-            raise ValueError(
-                "With routing 'dense' every token goes to every active expert, so there is nothing to count."
-            )
-        return [cast(RoutedPool, host.module.memory) for host in self.hosts]
 
     # -- weights --------------------------------------------------------------------------------------------------
 

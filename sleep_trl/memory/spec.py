@@ -1,4 +1,4 @@
-"""Size and routing of a memory."""
+"""Size and routing of a memory, and the state of its experts."""
 
 from __future__ import annotations
 
@@ -52,3 +52,26 @@ class MemorySpec:
     def describe(self) -> dict[str, Any]:
         """Return the spec as plain data, without `top_k` if it is not used."""
         return {name: value for name, value in asdict(self).items() if self.is_routed or name != "top_k"}
+
+
+@dataclass(frozen=True)
+class ExpertRecord:
+    """One activated expert.
+
+    Args:
+        index (`int`): its slot.
+        level (`int`): its memory level.
+        is_enabled (`bool`): whether it takes part in the forward pass.
+        is_block (`bool`): whether it is the block of its level, which Eq. 2 updates and seeding does not train, see
+            [`sleep_trl.memory.accumulated_gradients`].
+    """
+
+    index: int
+    level: int = 1
+    is_enabled: bool = True
+    is_block: bool = False
+
+    def as_row(self) -> dict[str, Any]:
+        """Return it as plain data. `is_block` is left out if false, so that earlier versions can read it."""
+        row = asdict(self)
+        return row if self.is_block else {name: value for name, value in row.items() if name != "is_block"}

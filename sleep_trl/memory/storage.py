@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from ..distributed.zero3 import gathered, whole_shape, writes_files
 from ..runs.files import read_json, write_json
 from ..runs.folder import AdapterFolder
-from .memory import ExpertRecord, Memory, attach
-from .spec import MemorySpec
+from .memory import Memory, attach
+from .spec import ExpertRecord, MemorySpec
 
 FORMAT = 1
 SAMPLED_VALUES = 256
