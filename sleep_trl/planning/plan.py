@@ -187,4 +187,4 @@ def render(plan: Plan) -> Table:
 
 def where_routed(output_dir: object) -> str:
     """Return where a run's routed experts are and how to load them, since no checkpoint can hold them."""
-    return f"the base with {output_dir}/adapter: sleep_trl.memory.load_memory(base, Path('{output_dir}/adapter'))"
+    return f"the base with {output_dir}/adapter: load_memory(base, '{output_dir}/adapter')"

@@ -25,18 +25,18 @@ NOT_PEFT = (
 )
 
 
-def export(folder: Path, to: Target, output: Path) -> Path:
+def export(folder: str | Path, to: Target, output: str | Path) -> Path:
     """Write the newest committed model of a run or chain to a folder of its own.
 
     No form contains texts: the nights' prompts and questions stay in the run.
 
     Args:
-        folder (`Path`):
+        folder (`str` or `Path`):
             The `output_dir` of a run or chain.
         to (`str`):
             `checkpoint`: the folded model, an ordinary checkpoint. `adapter`: the enabled experts, for
             [`~sleep_trl.memory.load_memory`]. `peft` is refused, because an expert is not a PEFT adapter.
-        output (`Path`):
+        output (`str` or `Path`):
             Destination folder, which must be missing or empty. It is written atomically.
 
     Returns:
@@ -48,7 +48,8 @@ def export(folder: Path, to: Target, output: Path) -> Path:
     """
     if to == "peft":
         raise ValueError(NOT_PEFT)
-    run = FinishedRun.read(newest_committed_night(folder))
+    output = Path(output)
+    run = FinishedRun.read(newest_committed_night(Path(folder)))
     if not any(run.enabled.values()):
         raise ValueError(f"No entry of {run.folder} is enabled: this is the base model. See `sleep-trl memory list`.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -116,11 +117,11 @@ def check_repository(repository: str) -> None:
         raise ValueError(f"--push_to_hub: {error} Give NAMESPACE/NAME.") from None
 
 
-def push(folder: Path, repository: str, is_private: bool = True) -> str:
+def push(folder: str | Path, repository: str, is_private: bool = True) -> str:
     """Upload a folder to a model repository on the Hugging Face Hub, created if it is missing.
 
     Args:
-        folder (`Path`):
+        folder (`str` or `Path`):
             A folder written by [`export`].
         repository (`str`):
             `NAMESPACE/NAME`. An existing one keeps its visibility.

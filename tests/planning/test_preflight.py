@@ -119,7 +119,7 @@ def test_a_routed_plan_counts_the_router_and_names_the_folder_of_the_experts(mod
     console.print(render(plan))
     shown = console.export_text()
     assert "2 chosen by a router, plus the one that learns" in shown
-    assert f"load_memory(base, Path('{config.output_dir}/adapter'))" in shown
+    assert f"load_memory(base, '{config.output_dir}/adapter')" in shown
     assert str(config.output_dir / "model") not in shown
     first = write_finished_run(tmp_path / "night1", max_experts=3, routing="topk")
     options: dict[str, object] = {"memory__width": None, "memory__max_experts": None, "continue_from": first}

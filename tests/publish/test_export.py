@@ -55,7 +55,7 @@ def test_checkpoint_is_the_folded_model(run, tmp_path):
 
 
 def test_adapter_holds_the_enabled_experts_only(run, tmp_path):
-    folder = export(run, "adapter", tmp_path / "out")
+    folder = export(str(run), "adapter", str(tmp_path / "out"))
     assert {path.name for path in folder.iterdir()} == {"README.md", "experts.safetensors", "memory.json"}
     assert {name.split(".")[1] for name in load_file(folder / "experts.safetensors")} == {"0", "2"}
     ours, theirs = tiny_model(), tiny_model()
