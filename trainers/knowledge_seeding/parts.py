@@ -90,3 +90,9 @@ def _take(inputs: Tensors, rows: torch.Tensor, weight: torch.Tensor) -> Tensors:
         kept = slice(0, width) if name == "reference" else slice(-width, None)  # prompts are padded on the left
         batch |= {f"{name}_ids": ids[:, kept], f"{name}_mask": mask[:, kept]}
     return batch
+
+
+def written_mask(inputs: Tensors) -> torch.Tensor:
+    """Return the mask of the completion tokens that the student wrote, without those that tools wrote."""
+    mask = inputs["completion_mask"]
+    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask

@@ -37,6 +37,31 @@ def compose_teacher_prompt(prompt: str | Messages, privileged_context: Any, temp
     return [*earlier, {"role": "user", "content": text}]
 
 
+def with_teacher_prompt(row: dict[str, Any], template: str) -> dict[str, Any]:
+    """Return a row with the teacher's prompt made from its privileged context, if it has one.
+
+    Args:
+        row (`dict`):
+            A row of the dataset.
+        template (`str`):
+            See [`compose_teacher_prompt`].
+
+    Raises:
+        `ValueError`: if the row has a teacher's prompt as well, or no `prompt` as text or messages.
+    """
+    context = row.get("privileged_context")
+    if context is None:
+        return row
+    if given := [name for name in ("teacher_prompt", "teacher_prompt_ids") if row.get(name) is not None]:
+        raise ValueError(
+            f"A row has both `privileged_context` and `{given[0]}`. Give one of them: the teacher's prompt is made "
+            f"from the context, or it is `teacher_prompt`."
+        )
+    if row.get("prompt") is None:
+        raise ValueError("A row with `privileged_context` needs `prompt` as text or messages, not as token ids.")
+    return row | {"teacher_prompt": compose_teacher_prompt(row["prompt"], context, template)}
+
+
 def _text_of(context: Any) -> str:
     if isinstance(context, list) and context and isinstance(context[0], dict):
         return "\n".join(filter(None, map(_content_of, context)))

@@ -22,13 +22,13 @@ from sleep_trl.rollout.stopping import tokens_before
 from ..expert_checkpoints import ExpertCheckpoints
 from ..log_filter import without_row_dump
 from .config import KnowledgeSeedingConfig
+from .hidden import CapturedHidden, concat_padded, last_hidden, predicting
 from .loss import Head, log_probs_per_token
-from .parts import Tensors, count_copies, is_replay, spread_references, weigh_rows
-from .privileged_context import compose_teacher_prompt
+from .parts import Tensors, count_copies, is_replay, spread_references, weigh_rows, written_mask
+from .privileged_context import with_teacher_prompt
 from .teachers import Teacher, TeacherOutput, as_base, assign_teachers, find_rows, prepare_teachers
 
 Rows = list[dict[str, Any]]
-Padded = tuple[torch.Tensor, torch.Tensor]  # ids and mask, both (batch, length)
 
 
 class KnowledgeSeedingTrainer(ExpertCheckpoints):
@@ -135,10 +135,10 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
             output: Tensors = super()._generate_and_score_completions(rows)
         self._given_prompt_ids = self._stops = None
         if (ratio := output.get("importance_sampling_ratio")) is not None:
-            share = self.accelerator.gather(share_clipped(ratio, _counted(output), self.args)).nanmean().item()
+            share = self.accelerator.gather(share_clipped(ratio, written_mask(output), self.args)).nanmean().item()
             mode = "train" if self.model.training else "eval"
             self._metrics[mode]["sampling/importance_sampling_ratio/clipped"].append(share)
-        return output | self._teacher_inputs(rows, _counted(output)) if self.args.alpha > 0 else output
+        return output | self._teacher_inputs(rows, written_mask(output)) if self.args.alpha > 0 else output
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         if self._given_prompt_ids is None:
@@ -159,7 +159,7 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
     def _with_token_ids(self, rows: Rows) -> Rows:
         """Fill in texts where a row has only token ids, and the other way round. A reference ends with the
         end-of-sequence token."""
-        rows = [self._with_text(self._with_teacher_prompt(row)) for row in rows]
+        rows = [self._with_text(with_teacher_prompt(row, self.args.teacher_prompt_template)) for row in rows]
         tokenize_prompts = super()._tokenize_prompts
         for name, tokenize in (
             ("teacher_prompt", lambda texts: tokenize_prompts(texts)[0]),
@@ -173,22 +173,6 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
     def _tokenize_references(self, texts: list[str]) -> list[list[int]]:
         tokens = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [[*ids, self._tokenizer.eos_token_id] for ids in tokens]
-
-    def _with_teacher_prompt(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Make the teacher's prompt from a row's privileged context, if it has one."""
-        context = row.get("privileged_context")
-        if context is None:
-            return row
-        if given := [name for name in ("teacher_prompt", "teacher_prompt_ids") if row.get(name) is not None]:
-            raise ValueError(
-                f"A row has both `privileged_context` and `{given[0]}`. Give one of them: the teacher's prompt is made "
-                f"from the context, or it is `teacher_prompt`."
-            )
-        if row.get("prompt") is None:
-            raise ValueError("A row with `privileged_context` needs `prompt` as text or messages, not as token ids.")
-        return row | {
-            "teacher_prompt": compose_teacher_prompt(row["prompt"], context, self.args.teacher_prompt_template)
-        }
 
     def _with_text(self, row: dict[str, Any]) -> dict[str, Any]:
         texts: dict[str, str] = {}
@@ -247,11 +231,11 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         on_references = [self._teacher_outputs(b, b["reference_ids"], b["reference_mask"]) for b in references]
 
         student = self.accelerator.unwrap_model(model)
-        with _LastHidden(student) as seen:  # the policy's forward pass also serves the divergence
+        with CapturedHidden(student) as seen:  # the policy's forward pass also serves the divergence
             policy_loss = super()._compute_loss(model, inputs)
         loss = (1 - alpha) * policy_loss if alpha < 1 else policy_loss.detach() * 0.0
         if on_rollout is not None:
-            sums = self._divergence(_predicting(seen.value, completion[0]), on_rollout, _counted(inputs))
+            sums = self._divergence(predicting(seen.value, completion[0]), on_rollout, written_mask(inputs))
             loss = loss + alpha * lmbda * self._mean("rollout", sums, inputs)
         if references:
             pairs = zip(references, on_references, strict=True)
@@ -277,7 +261,7 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
             )
         ids, mask = input_ids[:, -logits_to_keep:], attention_mask[:, -logits_to_keep:]
-        hidden = _predicting(self._student_hidden(model, input_ids, attention_mask), ids)
+        hidden = predicting(self._student_hidden(model, input_ids, attention_mask), ids)
         head = Head.of(self.accelerator.unwrap_model(model))
         with self.accelerator.autocast():
             return *log_probs_per_token(hidden, head, ids, mask, self.temperature), None
@@ -286,16 +270,16 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         """Return the student's last hidden states, by way of the wrapped model. Shape `(batch, length, hidden)`."""
         student = self.accelerator.unwrap_model(model)
         with self.accelerator.autocast():
-            return self._forward_redirection(model, student, _last_hidden, student, ids, mask)
+            return self._forward_redirection(model, student, last_hidden, student, ids, mask)
 
     def _teacher_outputs(self, inputs: Tensors, ids: torch.Tensor, mask: torch.Tensor) -> list[TeacherOutput]:
         """Run the teachers on `ids` behind the teacher's prompt, each on the rows that are assigned to it."""
         student = self.accelerator.unwrap_model(self.model)
-        joined = _joined((inputs["teacher_prompt_ids"], inputs["teacher_prompt_mask"]), (ids, mask))
+        joined = concat_padded((inputs["teacher_prompt_ids"], inputs["teacher_prompt_mask"]), (ids, mask))
 
         def read(teacher: Teacher, rows: torch.Tensor) -> torch.Tensor:
             chosen = (teacher.model, *(tensor[rows] for tensor in joined))
-            return _predicting(self._forward_redirection(teacher.wrapped, teacher.model, _last_hidden, *chosen), ids)
+            return predicting(self._forward_redirection(teacher.wrapped, teacher.model, last_hidden, *chosen), ids)
 
         def run(parts: list[str], teachers: list[Teacher], is_base: bool) -> TeacherOutput:
             rows, is_present = find_rows(inputs["part"], parts)
@@ -309,8 +293,8 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
 
     def _reference_divergence(self, model: nn.Module, batch: Tensors, outputs: list[TeacherOutput]) -> torch.Tensor:
         ids, mask = batch["reference_ids"], batch["reference_mask"]
-        hidden = self._student_hidden(model, *_joined((batch["prompt_ids"], batch["prompt_mask"]), (ids, mask)))
-        return self._divergence(_predicting(hidden, ids), outputs, mask)
+        hidden = self._student_hidden(model, *concat_padded((batch["prompt_ids"], batch["prompt_mask"]), (ids, mask)))
+        return self._divergence(predicting(hidden, ids), outputs, mask)
 
     def _divergence(self, student: torch.Tensor, outputs: list[TeacherOutput], mask: torch.Tensor) -> torch.Tensor:
         """Return each row's divergence, number of tokens, and drift of hidden states. Shape `(3, batch)`."""
@@ -372,53 +356,3 @@ def _as_teacher(student: PreTrainedModel) -> Iterator[None]:
             yield
     finally:
         student.train(was_training)
-
-
-class _LastHidden:
-    """Context manager that captures the last hidden states of a forward pass through the backbone."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._backbone = _backbone(model)
-        self.value = torch.empty(0)
-
-    def __enter__(self) -> _LastHidden:
-        self._hook = self._backbone.register_forward_hook(self._keep)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._hook.remove()
-
-    def _keep(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        self.value = output.last_hidden_state
-
-
-def _backbone(model: PreTrainedModel) -> nn.Module:
-    """Return the model without its head; inside a PEFT model, whose layers hold its adapters."""
-    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "peft_config") else model
-    return inner.base_model
-
-
-def _last_hidden(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    # Prompts are padded on the left, so a model with learned positions needs to know where each text begins.
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return _backbone(model)(
-        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-    ).last_hidden_state
-
-
-def _joined(
-    prompt: tuple[torch.Tensor, torch.Tensor], rest: tuple[torch.Tensor, torch.Tensor]
-) -> tuple[torch.Tensor, ...]:
-    """Concatenate ids and masks of prompt and continuation."""
-    return tuple(torch.cat(pair, dim=1) for pair in zip(prompt, rest, strict=True))
-
-
-def _counted(inputs: Tensors) -> torch.Tensor:
-    """Return the mask of the completion tokens that the student wrote, without those that tools wrote."""
-    mask = inputs["completion_mask"]
-    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
-
-
-def _predicting(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Return the hidden states from which `ids`, the end of the sequence, are predicted."""
-    return hidden[:, -ids.size(1) - 1 : -1]
