@@ -19,9 +19,9 @@ class Answerers:
 
     Args:
         engine (`TransformersEngine`):
-            Generates with the model, and says how many rows make a batch.
+            Generates with the model, in batches of its `batch_size`.
         adapters (`Sequence[Adapter | None]`):
-            The adapter of each owner; `None` is the model as it is.
+            The adapter of each owner; `None` is the unchanged model.
     """
 
     def __init__(self, engine: TransformersEngine, adapters: Sequence[Adapter | None]) -> None:
@@ -32,11 +32,11 @@ class Answerers:
         return self.engine.model
 
     def answer(self, prompts: Sequence[list[int]], owners: Sequence[int], max_new_tokens: int) -> list[str]:
-        """Reply by greedy decoding, which neither batch size nor neighbours change but for float error."""
+        """Reply by greedy decoding. Batch size and the other rows change results only by rounding errors."""
         replies = [""] * len(prompts)
         sampling = Sampling(max_new_tokens, temperature=0.0)
         for batch in self._batches([len(prompt) for prompt in prompts], owners):
-            with self._showing([owners[i] for i in batch]):
+            with self._with_adapters([owners[i] for i in batch]):
                 written = self.engine.generate_batch([prompts[i] for i in batch], sampling)
             for i, completion in zip(batch, written, strict=True):
                 replies[i] = completion.text
@@ -53,7 +53,7 @@ class Answerers:
             mask = torch.tensor(
                 [[1] * len(texts[i].ids) + [0] * (width - len(texts[i].ids)) for i in batch], device=device
             )
-            with self._showing([owners[i] for i in batch]):
+            with self._with_adapters([owners[i] for i in batch]):
                 logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # (batch, width, vocab)
             for row, i in enumerate(batch):
                 labels = torch.tensor(texts[i].labels[1:], device=device)
@@ -63,15 +63,15 @@ class Answerers:
         return losses
 
     def _batches(self, lengths: Sequence[int], owners: Sequence[int]) -> Iterator[list[int]]:
-        """Rows of like length together, and within a batch the rows of an owner side by side."""
+        """Group rows of similar length; within a batch, rows of the same owner are adjacent."""
         by_length = sorted(range(len(lengths)), key=lambda i: (-lengths[i], owners[i]))
         for start in range(0, len(by_length), self.engine.batch_size):
             yield sorted(by_length[start : start + self.engine.batch_size], key=lambda i: owners[i])
 
     @contextmanager
-    def _showing(self, owners: Sequence[int]) -> Iterator[None]:
+    def _with_adapters(self, owners: Sequence[int]) -> Iterator[None]:
         if all(self.adapters[owner] is None for owner in owners):
-            with _evaluating(self.model), torch.no_grad():
+            with _in_eval_mode(self.model), torch.no_grad():
                 yield
         else:
             with using_adapters(self.model, self.adapters, owners):
@@ -79,7 +79,7 @@ class Answerers:
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def _in_eval_mode(model: PreTrainedModel) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:

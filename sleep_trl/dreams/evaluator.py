@@ -1,4 +1,4 @@
-"""DreamEvaluator: learn each dream in isolation and see whether its task gets better (method 3.4, steps 3 and 4)."""
+"""DreamEvaluator: learn each dream in isolation and measure whether its task improves (method 3.4, steps 3 and 4)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .significance import Gain, Test, paired_gain
 
 @dataclass(frozen=True)
 class SignificanceTest:
-    """When a gain is believed (ours; the paper takes the bare sign of one measurement).
+    """When a gain counts as real (ours; the paper takes the bare sign of one measurement).
 
     Args:
         test (`str`, *optional*, defaults to `"bootstrap"`):
             See [`~sleep_trl.dreams.significance.paired_gain`].
         confidence (`float`, *optional*, defaults to `0.95`):
-            Of the test and the interval, in (0, 1).
+            Confidence of the test and of the interval, in (0, 1).
         repeats (`int`, *optional*, defaults to `1`):
-            Most often that a dream whose sign is uncertain is learnt again, each time from other first weights and in
-            another order; the scores of an item are averaged. Still uncertain, the dream abstains.
+            How often a dream is learned at most while its sign is uncertain, each time from other first weights and in
+            another order; an item's scores are averaged. A dream that is still uncertain then abstains.
     """
 
     test: Test = "bootstrap"
@@ -40,28 +40,28 @@ class SignificanceTest:
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one dream.
+    """The outcome of one dream.
 
     Args:
         id (`str`):
-            The dream's.
+            Id of the dream.
         gain (`Gain`, *optional*):
-            Scores after against before; `None` if the dream could not be tried out.
+            Change of the scores; `None` if the dream could not be tried out.
         error (`str`, *optional*):
-            Why it could not.
-        learnt (`int`, *optional*, defaults to `0`):
-            How often it was learnt.
+            Why it could not be tried out.
+        learned (`int`, *optional*, defaults to `0`):
+            How many times it was learned.
     """
 
     id: str
     gain: Gain | None
     error: str | None = None
-    learnt: int = 0
+    learned: int = 0
 
     @property
     def reward(self) -> float | None:
-        """1 if the task got better, 0 if it got worse or stayed as it was, `None` if that is uncertain or unknown
-        (Eq. 5; ours: an uncertain dream abstains and counts as no failure)."""
+        """1 if the task improved, 0 if it got worse or did not change, `None` if that is uncertain or unknown
+        (Eq. 5; ours: an uncertain dream abstains and does not count as a failure)."""
         if self.gain is None:
             return None
         if self.gain.verdict == "uncertain":
@@ -72,7 +72,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One dream learnt once: its scores item by item, or why there are none."""
+    """One dream learned once: the score of each item, or why there are none."""
 
     scores: list[float] | None
     error: str | None = None
@@ -80,7 +80,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Attempting:
-    """Learns and scores dreams with a model, wherever that is."""
+    """Learns and scores dreams with a model, in this process or on a worker."""
 
     tokenizer: PreTrainedTokenizerBase
     batch_size: int
@@ -89,36 +89,36 @@ class Attempting:
     training: LoraTraining
 
     def __call__(self, model: PreTrainedModel, chunk: Sequence[tuple[LoraJob, Task]]) -> list[Attempt]:
-        outcomes = train_adapters(model, [dream for dream, _ in chunk], self.spec, self.training)
-        learnt = [i for i, outcome in enumerate(outcomes) if outcome.adapter is not None]
+        results = train_adapters(model, [dream for dream, _ in chunk], self.spec, self.training)
+        learned = [i for i, result in enumerate(results) if result.adapter is not None]
         engine = TransformersEngine(model, self.tokenizer, self.batch_size)
-        answerers = Answerers(engine, [outcomes[i].adapter for i in learnt])
-        scores = self.measure([chunk[i][1] for i in learnt], answerers) if learnt else []
-        attempts = [Attempt(None, outcome.error) for outcome in outcomes]
-        for i, row in zip(learnt, scores, strict=True):
+        answerers = Answerers(engine, [results[i].adapter for i in learned])
+        scores = self.measure([chunk[i][1] for i in learned], answerers) if learned else []
+        attempts = [Attempt(None, result.error) for result in results]
+        for i, row in zip(learned, scores, strict=True):
             is_whole = all(map(math.isfinite, row))
-            attempts[i] = Attempt(row) if is_whole else Attempt(None, f"dream {outcomes[i].id!r}: scores {row}")
+            attempts[i] = Attempt(row) if is_whole else Attempt(None, f"dream {results[i].id!r}: scores {row}")
         return attempts
 
 
 class DreamEvaluator:
-    """Tries out dreams: m adapters are trained together, and scored together on their tasks.
+    """Tries out dreams: trains their adapters together, and scores them together on their tasks.
 
     Args:
         engine (`TransformersEngine`):
-            The model and how it generates.
+            The model, and how it generates.
         measure (`Measure`):
-            τ.
+            The measure τ of a task.
         spec (`LoraSpec`, *optional*):
-            Size and place of the adapters.
+            Rank of the adapters and the layers that have one.
         training (`LoraTraining`, *optional*):
-            How they are trained.
+            How the adapters are trained.
         significance (`SignificanceTest`, *optional*):
-            When a gain is believed.
+            When a gain counts as real.
         chunk (`int`, *optional*):
-            Dreams learnt and scored at a time, which bounds the memory; by default all.
+            Dreams learned and scored at a time, which bounds the memory; by default all.
         workers (`Workers`, *optional*):
-            Who works on the chunks; by default this process, one after the other. The results are the same.
+            Processes that work on the chunks; by default this one, chunk by chunk. The results are the same.
 
     Raises:
         `ValueError`: if there are workers and no `chunk` to divide dreams by.
@@ -142,7 +142,7 @@ class DreamEvaluator:
 
     def try_out(self, dreams: Sequence[LoraJob], tasks: Sequence[Task]) -> list[Trial]:
         """
-        Learn dreams and measure what each does for its task.
+        Learn dreams and measure how each changes its task's scores.
 
         Args:
             dreams (`Sequence[LoraJob]`):
@@ -187,7 +187,7 @@ class DreamEvaluator:
             tasks (`Sequence[Task]`):
                 The task of each dream.
             repeat (`int`, *optional*, defaults to `0`):
-                Which of several tries this is; each draws by a seed of its own.
+                Number of the repetition; each has its own seed.
 
         Returns:
             `list[Attempt]`: one for each dream, in the order given.
@@ -208,7 +208,7 @@ class DreamEvaluator:
         return [found[i] for i in range(len(dreams))]
 
     def score_as_is(self, tasks: Sequence[Task]) -> list[list[float]]:
-        """Score each task with the model as it is, tasks that come several times once.
+        """Score each task with the unchanged model. A task that occurs several times is scored once.
 
         Raises:
             `ValueError`: if a task has nothing to measure, or a score is not a finite number.

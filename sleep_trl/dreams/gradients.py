@@ -43,7 +43,7 @@ class Text:
 
 @dataclass(frozen=True)
 class GradientScores:
-    """Of each text, in the order given."""
+    """Scores of each text, in the order given."""
 
     norm: torch.Tensor  # (texts,), of the gradient of the mean loss per token
     alignment: torch.Tensor | None  # (texts,), cosine with the reference gradient, in [-1, 1]
@@ -56,7 +56,7 @@ def output_maps(model: PreTrainedModel) -> dict[str, nn.Module]:
     """Return the output map of every MLP by name: the weights whose gradients are compared.
 
     Ours: the paper does not say which gradient scores a dream. These maps hold what a layer adds to the residual
-    stream, they are there in every architecture that can host experts, and they are where an expert's own output goes.
+    stream, every architecture that can host experts has them, and an expert's own output goes there as well.
     """
     memory = Memory.of(model)
     hosts = memory.hosts if memory is not None else find_hosts(model)
@@ -74,13 +74,13 @@ def gradient_scores(
 
     Args:
         model (`PreTrainedModel`):
-            The model, with whatever experts are in view. Its weights and their gradients stay as they are.
+            The model, with the experts in view. Its weights and their gradients are not changed.
         texts (`Sequence[Text]`):
-            What to score; a text in which no token counts has norm 0.
+            Texts to score. A text in which no token counts has norm 0.
         reference (`dict[str, torch.Tensor]`, *optional*):
             A gradient to compare with, from [`reference_gradient`].
         batch_size (`int`, *optional*, defaults to `16`):
-            Texts in a forward pass, sorted by length.
+            Texts in a forward pass; they are sorted by length.
 
     Returns:
         `GradientScores`: norms, and cosines if there is a reference.
@@ -117,7 +117,7 @@ def reference_gradient(model: PreTrainedModel, texts: Sequence[Text], batch_size
         `ValueError`: if there is no text.
     """
     if not texts:
-        raise ValueError("No text was given to take a reference gradient of; give at least one.")
+        raise ValueError("No texts to compute a reference gradient from. Give at least one.")
     total: dict[str, torch.Tensor] = {}
     for _, captured in _backward_in_batches(model, texts, batch_size):
         for name, (x, g) in captured.items():
@@ -127,7 +127,7 @@ def reference_gradient(model: PreTrainedModel, texts: Sequence[Text], batch_size
 
 
 def _squared_norms(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    """Return ‖Σ_t g_t x_tᵀ‖² of each row; shape `(batch,)`. Takes the cheaper of the two ways."""
+    """Return ‖Σ_t g_t x_tᵀ‖² of each row; shape `(batch,)`. Uses the cheaper of the two formulas."""
     length = x.size(1)
     if length * (x.size(2) + g.size(2)) < x.size(2) * g.size(2):
         return ((x @ x.mT) * (g @ g.mT)).sum((1, 2)).clamp(min=0)
@@ -142,7 +142,7 @@ def _products(x: torch.Tensor, g: torch.Tensor, reference: torch.Tensor) -> torc
 def _backward_in_batches(
     model: PreTrainedModel, texts: Sequence[Text], batch_size: int
 ) -> Iterator[tuple[torch.Tensor, Captured]]:
-    """Yield the texts' indices and what the maps read and were told, batch by batch, the shortest texts first."""
+    """Yield the texts' indices and the maps' inputs and output gradients, batch by batch, the shortest texts first."""
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
     was_training = model.training
     model.eval()
@@ -172,7 +172,7 @@ def _backward(model: PreTrainedModel, texts: Sequence[Text]) -> Captured:
 
 @contextmanager
 def _frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Ask for no gradient of any weight, only of what flows through the layers."""
+    """Compute no gradient of any weight, only of activations."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

@@ -1,7 +1,7 @@
-"""τ, the measure of a task: what a model that learnt a dream is asked, and how its replies are scored (method 3.4).
+"""τ, the measure of a task: what a model that learned a dream is asked, and how its replies are scored (method 3.4).
 
-A measure gives each task a list of scores, one an item (a question, a piece of text), always the same items in the same
-order, so that scores before and after can be paired.
+A measure gives each task a list of scores, one per item (a question, a piece of text), always of the same items in the
+same order, so that scores before and after can be paired.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Task:
         id (`str`):
             Unique among the tasks of a run.
         context (`str`):
-            What the dreamer sees.
-        questions (`tuple[Quiz, ...]`, *optional*):
-            Questions for the measures `qa` and, once the model wrote them, `quiz`.
+            Text that the dreamer sees.
+        questions (`tuple[QAItem, ...]`, *optional*):
+            Questions for the measures `qa` and, once the model has written them, `quiz`.
         heldout (`str`, *optional*):
             Text that the dreamer does not see, for the measure `heldout_loss`.
     """
@@ -39,7 +39,7 @@ class Task:
 
 
 class Answerer(Protocol):
-    """One model, or several side by side: row i of a call is answered by the model of owner i."""
+    """One model, or several in shared batches: row i of a call is answered by the model `owners[i]`."""
 
     def answer(self, prompts: Sequence[list[int]], owners: Sequence[int], max_new_tokens: int) -> list[str]:
         """Reply to prompts (token ids) by greedy decoding."""
@@ -51,7 +51,7 @@ class Answerer(Protocol):
 
 
 class Measure(Protocol):
-    """Scores tasks; task i is put to the model of owner i."""
+    """Scores tasks, task i with the model of owner i."""
 
     def __call__(self, tasks: Sequence[Task], answerer: Answerer) -> list[list[float]]: ...
 
@@ -82,24 +82,24 @@ class Questions:
 
     def __call__(self, tasks: Sequence[Task], answerer: Answerer) -> list[list[float]]:
         template = Template.load("question_answer")
-        asked = [(owner, quiz) for owner, task in enumerate(tasks) for quiz in task.questions]
-        prompts = [self.prompter(template.respond, request=quiz.question) for _, quiz in asked]
+        asked = [(owner, item) for owner, task in enumerate(tasks) for item in task.questions]
+        prompts = [self.prompter(template.respond, request=item.question) for _, item in asked]
         replies = answerer.answer([ids for ids, _, _ in prompts], [owner for owner, _ in asked], self.max_new_tokens)
         scores: list[list[float]] = [[] for _ in tasks]
-        for (owner, quiz), (_, _, stop), reply in zip(asked, prompts, replies, strict=True):
-            scores[owner].append(float(self.metric(reply[: first_stop(reply, stop)], list(quiz.answers))))
+        for (owner, item), (_, _, stop), reply in zip(asked, prompts, replies, strict=True):
+            scores[owner].append(float(self.metric(reply[: first_stop(reply, stop)], list(item.answers))))
         return scores
 
 
 class HeldoutLoss:
-    """Minus the mean loss on a task's withheld text, piece by piece, in nats a token: the measure `heldout_loss`.
+    """Minus the mean loss on a task's withheld text, piece by piece, in nats per token: the measure `heldout_loss`.
 
     Args:
         prompter (`Prompter`):
             Tokenizes the text.
         piece (`int`, *optional*, defaults to `16`):
-            Tokens in an item. Neighbouring tokens are not independent, so that single ones would make too narrow an
-            interval.
+            Tokens in an item. Neighboring tokens are not independent, so items of one token would make the interval too
+            narrow.
     """
 
     def __init__(self, prompter: Prompter, piece: int = 16) -> None:
@@ -117,14 +117,14 @@ class HeldoutLoss:
 
 
 class Custom:
-    """A user's measure: a function of a task and of a way to ask.
+    """A user's measure: a function of a task and of a function that asks the model.
 
     Args:
         function (`Callable[[Task, Callable[[list[str]], list[str]]], list[float]]`):
             Called for each task with the task and `ask`, which takes prompts and returns greedy replies; returns one
-            score an item, always of the same items in the same order.
+            score per item, always of the same items in the same order.
         prompter (`Prompter`):
-            Tokenizes the prompts, as they are.
+            Tokenizes the prompts, without a template.
         max_new_tokens (`int`, *optional*, defaults to `32`):
             Longest reply, in tokens.
     """

@@ -1,4 +1,4 @@
-"""The quiz: questions that the model wrote and answered while it had the context in view, so that no label is needed
+"""The quiz: questions that the model writes and answers with the context in its prompt, so that no labels are needed
 (method 3.4, ours)."""
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def write_quiz(
 
     Args:
         tasks (`Sequence[Task]`):
-            Contexts; questions that they have already are replaced.
+            The contexts. Questions that a task already has are replaced.
         engine (`Engine`):
-            Generates with the context in view.
+            Generates with the context in the prompt.
         prompter (`Prompter`):
             Makes the prompts, by the `question_answer` template.
         questions_per_task (`int`):
-            Questions tried for each context, before any is dropped.
+            Questions to write for each context, before any are dropped.
         answers_per_question (`int`, *optional*, defaults to `3`):
             Answers sampled for each question, all of which have to agree after normalization.
         max_new_tokens (`int`):
@@ -56,9 +56,9 @@ def write_quiz(
         ask_temperature (`float`, *optional*, defaults to `1.0`):
             Sampling temperature of questions.
         temperature (`float`, *optional*, defaults to `1.0`):
-            Sampling temperature of answers: low, and a wrong answer is repeated; high, and few agree.
+            Sampling temperature of answers. If it is low, wrong answers are repeated as well; if it is high, few agree.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the draws.
+            Seed of the sampling.
         progress (`Callable[[int], None]`, *optional*):
             Called with the number of finished generations.
 

@@ -1,4 +1,4 @@
-"""Which dreams are worth scoring: the best by a score and a few by chance (method 3.4, step 2)."""
+"""Which dreams are worth scoring: the best by a score, and a few at random (method 3.4, step 2)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Rule = Literal["gradient_norm", "gradient_alignment", "random", "all"]
 
 
 class Score(Protocol):
-    """Gives each dream a number; more is better."""
+    """Gives each dream a number; higher is better."""
 
     def __call__(
         self, model: PreTrainedModel, dreams: Sequence[Text], reference: dict[str, torch.Tensor] | None
@@ -59,12 +59,12 @@ class Selection:
     Args:
         rule (`str`, *optional*, defaults to `"gradient_norm"`):
             What dreams are ranked by: `"gradient_norm"`, or `"gradient_alignment"` with the memories' gradient.
-            Controls: `"random"` ranks none, so that all places are drawn, and `"all"` keeps every dream. Ours: the
-            paper says that the gradient scores a dream, not how.
+            Controls: `"random"` draws all of them at random, and `"all"` keeps every dream. Ours: the paper says that
+            the gradient scores a dream, not how.
         top_k (`int`, *optional*, defaults to `4`):
-            Best dreams that are kept of each task.
+            Dreams with the highest scores to keep of each task.
         random_k (`int`, *optional*, defaults to `1`):
-            Further dreams that are drawn among the others (the paper's b).
+            Dreams to draw at random among the others (the paper's b).
     """
 
     rule: Rule = DEFAULTS.selection
@@ -76,14 +76,14 @@ class Selection:
             raise ValueError(f"selection rule must be one of {', '.join(RULES)}, got {self.rule!r}.")
         if self.top_k < 0 or self.random_k < 0 or self.top_k + self.random_k == 0:
             raise ValueError(
-                f"top_k and random_k must not be negative, and one of them positive; got {self.top_k} and "
-                f"{self.random_k}."
+                f"top_k and random_k must not be negative, and one of them must be positive; got {self.top_k} "
+                f"and {self.random_k}."
             )
 
 
 @dataclass(frozen=True)
 class Selected:
-    """What became of each dream, in the order given."""
+    """The outcome of a selection, in the order of the dreams."""
 
     is_kept: list[bool]
     reasons: list[str]  # "top", "random", "all", or "" if not kept
@@ -105,15 +105,15 @@ def select(
         dreams (`Sequence[Text]`):
             The dreams.
         tasks (`Sequence[str]`):
-            Of each dream, the task that it belongs to.
+            The task of each dream.
         selection (`Selection`):
-            How many, and by what.
+            How many dreams, and by which rule.
         model (`PreTrainedModel`):
-            The model whose gradients are meant.
+            The model whose gradients are computed.
         reference (`dict[str, torch.Tensor]`, *optional*):
             Gradient of the memories, see [`sleep_trl.dreams.gradients.reference_gradient`].
         seed (`int`, *optional*, defaults to `0`):
-            Seed of what is drawn; a task's draw does not depend on the other tasks.
+            Seed of the random draw. The draw of a task does not depend on the other tasks.
 
     Returns:
         `Selected`: whether each is kept, why, and its score.

@@ -1,4 +1,4 @@
-"""Did it help, or was it chance? Paired scores before and after (ours; the paper takes the bare sign)."""
+"""Tests whether a gain is more than chance, from paired scores (ours; the paper takes the bare sign)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Test = Literal["bootstrap", "mcnemar", "sign"]
 
 @dataclass(frozen=True)
 class Gain:
-    """The mean difference of paired scores, its confidence interval, and what may be said of its sign."""
+    """The mean difference of paired scores, its confidence interval, and its sign if that is certain."""
 
     mean: float
     low: float
@@ -38,14 +38,14 @@ def paired_gain(
 
     Args:
         before (`Sequence[float]`):
-            Score of each item before; more is better.
+            Score of each item before; higher is better.
         after (`Sequence[float]`):
             Score of the same items after.
         test (`str`, *optional*, defaults to `"bootstrap"`):
-            What makes a sign certain. `"bootstrap"`: the percentile interval of the mean difference leaves out 0.
-            `"mcnemar"`: the exact two-sided sign test over the items that changed, which for right and wrong is
-            McNemar's; it asks for at least six changes at 95 %. `"sign"`: every difference is believed, as in the
-            paper, which is all that a task of two or three questions allows.
+            When a sign is certain. `"bootstrap"`: the percentile interval of the mean difference excludes 0.
+            `"mcnemar"`: the exact two-sided sign test over the items that changed, which is McNemar's test if scores
+            are right or wrong; it needs at least six changes at 95 %. `"sign"`: every difference counts, as in the
+            paper; a task of two or three questions allows no other test.
         confidence (`float`, *optional*, defaults to `0.95`):
             Confidence of the interval and of the test, in (0, 1).
         resamples (`int`, *optional*, defaults to `2000`):
@@ -54,7 +54,7 @@ def paired_gain(
             Seed of the draws.
 
     Returns:
-        `Gain`: a `verdict` of `"uncertain"` if nothing may be said, as for less than two items.
+        `Gain`: with the verdict `"uncertain"` if the sign is not certain, as for fewer than two items.
 
     Raises:
         `ValueError`: if the scores do not pair up, or there are none.

@@ -16,7 +16,6 @@ from sleep_trl.rollout import Completion, TransformersEngine
 from tests.tiny import tiny_model, tiny_tokenizer
 
 QUESTIONS = (QAItem("the cat of Mira", ("Tolu",)), QAItem("the boat of Ben", ("sleeps",)))
-SAYS = "Tolu and it eats hats"
 
 
 @pytest.fixture
@@ -30,14 +29,14 @@ def prompter():
 
 
 def trained(engine, prompter, text, dream="a"):
-    """Train an adapter until it says a text after any of the questions."""
+    """Train an adapter until it replies with a text to each question."""
     sequences = []
-    for quiz in QUESTIONS:
-        ids = prompter(load("question_answer").respond, request=quiz.question)[0]
+    for item in QUESTIONS:
+        ids = prompter(load("question_answer").respond, request=item.question)[0]
         sequences.append((*ids, *prompter.ids(text), 2))
     training = LoraTraining(steps=30, learning_rate=2e-2, batch_size=2)
-    (outcome,) = train_adapters(engine.model, [LoraJob(dream, tuple(sequences))], LoraSpec(rank=4), training)
-    return outcome.adapter
+    (result,) = train_adapters(engine.model, [LoraJob(dream, tuple(sequences))], LoraSpec(rank=4), training)
+    return result.adapter
 
 
 def load(name):
@@ -47,7 +46,7 @@ def load(name):
 
 
 def test_each_row_is_answered_by_its_own_adapter(engine, prompter):
-    """Three models in one batch say what each says alone."""
+    """Three models in one batch reply as each does alone."""
     adapters = [trained(engine, prompter, "Tolu"), None, trained(engine, prompter, "sleeps", "b")]
     prompts = [prompter(load("question_answer").respond, request=q.question)[0] for q in QUESTIONS] * 3
     owners = [0, 2, 1, 0, 2, 1]
@@ -73,7 +72,7 @@ def test_token_losses_are_those_of_each_adapter(engine, prompter):
     assert losses[1] != pytest.approx(plain[0], rel=1e-3)
 
 
-def test_a_dream_that_answers_the_questions_is_rewarded_and_one_that_does_not_is_not(engine, prompter):
+def test_only_a_dream_that_answers_the_questions_is_rewarded(engine, prompter):
     task = Task("t", "", QUESTIONS[:1] * 4)
     prompt = prompter(load("question_answer").respond, request=QUESTIONS[0].question)[0]
     good = LoraJob("good", ((*prompt, *prompter.ids("Tolu"), 2),))
@@ -84,14 +83,14 @@ def test_a_dream_that_answers_the_questions_is_rewarded_and_one_that_does_not_is
         engine, Questions(prompter, "exact", 4), LoraSpec(rank=4), training, SignificanceTest(repeats=2)
     )
     trials = {trial.id: trial for trial in evaluator.try_out([good, bad, broken], [task] * 3)}
-    assert trials["good"].reward == 1 and trials["good"].gain.mean == 1 and trials["good"].learnt == 1
+    assert trials["good"].reward == 1 and trials["good"].gain.mean == 1 and trials["good"].learned == 1
     assert trials["bad"].reward == 0
     assert trials["broken"].reward is None and "500" in (trials["broken"].error or "")
     again = {trial.id: trial for trial in evaluator.try_out([broken, good], [task] * 2)}
-    assert again["good"] == trials["good"]  # whatever else is tried out
+    assert again["good"] == trials["good"]  # independent of the other dreams
 
 
-def test_what_stays_uncertain_is_learnt_again_and_then_abstains(engine, prompter):
+def test_an_uncertain_dream_is_learned_again_and_then_abstains(engine, prompter):
     """One of two questions answered: a bootstrap of two items cannot exclude 0."""
     task = Task("t", "", QUESTIONS)
     dream = LoraJob("half", ((*prompter(load("question_answer").respond, request=QUESTIONS[0].question)[0], 10, 2),))
@@ -101,12 +100,12 @@ def test_what_stays_uncertain_is_learnt_again_and_then_abstains(engine, prompter
     careful = DreamEvaluator(
         engine, Questions(prompter, "exact", 4), LoraSpec(rank=4), training, SignificanceTest(repeats=3)
     )
-    (believed,), (doubted,) = sign.try_out([dream], [task]), careful.try_out([dream], [task])
-    assert believed.reward == 1 and believed.gain.mean == 0.5
-    assert doubted.reward is None and doubted.learnt == 3 and doubted.gain.verdict == "uncertain"
+    (certain,), (uncertain,) = sign.try_out([dream], [task]), careful.try_out([dream], [task])
+    assert certain.reward == 1 and certain.gain.mean == 0.5
+    assert uncertain.reward is None and uncertain.learned == 3 and uncertain.gain.verdict == "uncertain"
 
 
-def test_heldout_loss_falls_for_who_has_read_it(engine, prompter):
+def test_heldout_loss_falls_after_learning_the_text(engine, prompter):
     task = Task("t", "", heldout="the cat of Mira is called Tolu and it eats hats")
     ids = prompter.ids(task.heldout)
     training = LoraTraining(steps=30, learning_rate=1e-2)
@@ -119,7 +118,7 @@ def test_heldout_loss_falls_for_who_has_read_it(engine, prompter):
         measure([Task("t", "")], Answerers(engine, [None]))
 
 
-def test_a_users_measure_asks_for_itself(engine, prompter):
+def test_a_custom_measure_asks_its_own_prompts(engine, prompter):
     def says_tolu(task, ask):
         return [float("Tolu" in reply) for reply in ask([f"Question: {task.context}\nAnswer:"] * 2)]
 
@@ -129,7 +128,7 @@ def test_a_users_measure_asks_for_itself(engine, prompter):
     assert scores == [[0.0, 0.0], [1.0, 1.0]]
 
 
-class Script:
+class ScriptedEngine:
     def __init__(self, *answers):
         self.answers = list(answers)
 
@@ -137,14 +136,14 @@ class Script:
         return [self.answers.pop(0) for _ in prompts]
 
 
-def said(text, reason="eos"):
+def completion(text, reason="eos"):
     return Completion([9, 2], text, reason)
 
 
-def test_a_quiz_keeps_what_is_answered_the_same_each_time(prompter):
-    engine = Script(
-        *(said(text) for text in ("Who?", "who?", "Where?", "When?", "What?", "")),
-        *(said(text) for text in ("Ben", "ben.", "Tolu", "Mira", "", "a", "now", "now")),
+def test_a_quiz_keeps_questions_with_consistent_answers(prompter):
+    engine = ScriptedEngine(
+        *(completion(text) for text in ("Who?", "who?", "Where?", "When?", "What?", "")),
+        *(completion(text) for text in ("Ben", "ben.", "Tolu", "Mira", "", "a", "now", "now")),
     )
     written = write_quiz(
         [Task("t", "the cat of Mira")],
@@ -158,7 +157,7 @@ def test_a_quiz_keeps_what_is_answered_the_same_each_time(prompter):
     assert written.dropped == {"duplicate": 1, "empty": 1, "disputed": 1, "unanswered": 1}
 
 
-def test_questions_need_a_known_metric_and_tasks_need_questions(engine, prompter):
+def test_an_unknown_metric_and_a_task_without_questions_are_refused(engine, prompter):
     with pytest.raises(ValueError, match="exact, contains, f1"):
         Questions(prompter, "bleu")
     with pytest.raises(ValueError, match="nothing to measure"):

@@ -5,14 +5,14 @@ import pytest
 from sleep_trl.dreams.significance import paired_gain, sign_test
 
 
-def test_the_sign_test_by_hand():
+def test_sign_test_matches_values_by_hand():
     assert sign_test(6, 0) == 2 / 64
     assert sign_test(5, 0) == 2 / 32
     assert sign_test(1, 4) == pytest.approx(2 * (5 + 1) / 32)
     assert sign_test(2, 2) == sign_test(0, 0) == 1.0
 
 
-def test_what_changed_nothing_is_uncertain():
+def test_no_change_is_uncertain():
     gain = paired_gain([1, 0, 1], [1, 0, 1])
     assert (gain.mean, gain.low, gain.high, gain.items, gain.verdict) == (0, 0, 0, 3, "uncertain")
 
@@ -25,13 +25,13 @@ def test_clear_gains_and_losses_have_a_sign(test):
     assert paired_gain(wrong, right).mean == pytest.approx(10 / 12)
 
 
-def test_one_item_and_few_changes_prove_nothing():
+def test_one_item_or_few_changes_are_uncertain():
     assert paired_gain([0.0], [1.0]).verdict == "uncertain"
     assert paired_gain([0.0] * 12, [1.0] * 5 + [0.0] * 7, test="mcnemar").verdict == "uncertain"
     assert paired_gain([0.0] * 12, [1.0] * 6 + [0.0] * 6, test="mcnemar").verdict == "better"
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says():
+def test_the_interval_has_its_nominal_coverage():
     """400 experiments of 40 pairs with a true gain of 0.2; a 90 % interval misses it in about a tenth of them."""
     rng = random.Random(0)
     missed = 0
@@ -43,7 +43,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     assert 0.06 <= missed / 400 <= 0.16
 
 
-def test_no_difference_is_seldom_called_one():
+def test_false_positives_are_rare():
     rng = random.Random(1)
     verdicts = []
     for trial in range(400):
@@ -52,13 +52,13 @@ def test_no_difference_is_seldom_called_one():
     assert verdicts.count("uncertain") >= 0.95 * 400
 
 
-def test_the_bare_sign_believes_everything():
+def test_the_sign_rule_accepts_every_difference():
     assert paired_gain([0.0], [1.0], test="sign").verdict == "better"
     assert paired_gain([0.0, 1.0], [0.1, 0.8], test="sign").verdict == "worse"
     assert paired_gain([0.0, 1.0], [1.0, 0.0], test="sign").verdict == "uncertain"
 
 
-def test_the_seed_reproduces():
+def test_a_seed_gives_reproducible_results():
     before, after = [0.1, 0.5, 0.9, 0.2], [0.2, 0.4, 1.0, 0.6]
     assert paired_gain(before, after, seed=4) == paired_gain(before, after, seed=4)
 

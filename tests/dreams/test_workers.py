@@ -42,14 +42,14 @@ def evaluate_dreams(engine, measure, workers=None, dreams=None):
     return evaluator.try_out(dreams, make_tasks(len(dreams)))
 
 
-def test_workers_change_no_trial(workers, engine):
+def test_workers_give_the_same_trials(workers, engine):
     measure = HeldoutLoss(Prompter(tiny_tokenizer()), piece=2)
     alone = evaluate_dreams(engine, measure)
     assert evaluate_dreams(engine, measure, workers) == alone
     assert {trial.reward for trial in alone} == {0.0, 1.0}
 
 
-def test_a_failing_dream_is_an_error_and_no_zero(workers, engine):
+def test_a_failing_dream_is_an_error_instead_of_a_zero(workers, engine):
     with torch.no_grad():
         engine.model.get_input_embeddings().weight[3] = float("nan")
     good = [LoraJob(d.id, tuple(tuple(max(4, t) for t in s) for s in d.sequences)) for d in make_jobs(4)]
@@ -68,12 +68,12 @@ def test_a_score_that_is_not_a_number_is_an_error(workers, engine, where):
     driver = os.getpid()
     calls = []
 
-    def breaks(tasks, answerer):
+    def broken_measure(tasks, answerer):
         calls.append(os.getpid())
         is_after = os.getpid() != driver or len(calls) > 1
         return [[1.0, float("nan") if is_after else 0.0] for _ in tasks]
 
-    trials = evaluate_dreams(engine, breaks, workers if where == "on a worker" else None)
+    trials = evaluate_dreams(engine, broken_measure, workers if where == "on a worker" else None)
     assert all(trial.reward is None and "nan" in trial.error for trial in trials)
 
 
@@ -83,7 +83,7 @@ def test_a_killed_worker_loses_no_dream(workers, engine, tmp_path):
     undisturbed = evaluate_dreams(engine, measure, workers)
     driver, killed = os.getpid(), tmp_path / "killed"
 
-    def waits_to_be_killed(tasks, answerer):
+    def measure_after_kill(tasks, answerer):
         if os.getpid() != driver:
             (tmp_path / f"{os.getpid()}.pid").touch()
             while not killed.exists():  # its dreams are trained but not scored yet
@@ -98,7 +98,7 @@ def test_a_killed_worker_loses_no_dream(workers, engine, tmp_path):
 
     killer = threading.Thread(target=kill_the_first, daemon=True)
     killer.start()
-    trials = evaluate_dreams(engine, waits_to_be_killed, workers)
+    trials = evaluate_dreams(engine, measure_after_kill, workers)
     killer.join()
     with pytest.raises(ProcessLookupError):
         os.kill(int(killed.read_text()), 0)
