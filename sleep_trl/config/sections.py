@@ -49,7 +49,7 @@ class DatasetConfig(Section):
     """Prompt templates: built-in names or paths to Jinja files."""
 
     samples_per_window: int = Field(16, ge=1)
-    """Samples the teacher writes per template and window of a memory."""
+    """Samples the teacher writes per template and window of a memory; fewer if seeding.steps has no room for them."""
 
     window: int | None = Field(None, ge=16)
     """Tokens of a memory that the teacher sees at once. Default: as many as fit the context with prompt and answer."""
@@ -148,8 +148,13 @@ class SeedingConfig(Section):
     reference_passes: int = Field(1, ge=1)
     """Forward passes for the teacher samples of a batch, grouped by length. More passes waste less on padding."""
 
-    steps: int = Field(100, ge=1)
-    """Optimizer steps per night (paper: 100)."""
+    passes: float = Field(4.0, ge=1)
+    """How often a night trains on each sample about its memories, on average. Determines the number of steps, so that a
+    night is as long as what there is to learn. Provisional until it has been measured with real models."""
+
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps per night, instead of passes (paper: 100). No more is written than fits in them, and documents
+    that do not fit wait for another night."""
 
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate of AdamW. The paper's 5e-6 is for LoRA; a new expert starts at zero and needs more."""
@@ -281,8 +286,8 @@ class LevelsConfig(Section):
     two least used experts of the fullest level into one of that level."""
 
     steps: int | None = Field(None, ge=1)
-    """Optimizer steps per consolidation. Default: seeding.steps for each expert that is consolidated, since the new one
-    has to learn what all of them did."""
+    """Optimizer steps per consolidation. Default: seeding.passes over the samples that are relearned; if seeding.steps
+    is given, that many for each expert that is consolidated, since the new one has to learn what all of them did."""
 
     learning_rate: float = Field(0.0, ge=0)
     """Step size of a level's update at the end of its chunk, along the gradients accumulated since the last one (Eq.

@@ -3,14 +3,19 @@ gets the same shares of memory and self-replay."""
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from ..config import RunConfig
 from .parts import Part
 from .samples import Sample
+
+T = TypeVar("T")
 
 COLUMNS = (
     "prompt",
@@ -46,6 +51,48 @@ def split_shares(per_step: int, shares: dict[Part, float]) -> dict[Part, int]:
         counts[part] = min(left, max(1, round(per_step * share))) if share > 0 else 0
         left -= counts[part]
     return {"memory": left + 1, **counts}
+
+
+def count_steps(samples: int, passes: float, per_step: int) -> int:
+    """Return the steps in which each of the samples gets `passes` rows, with `per_step` rows for them in a step."""
+    return max(1, math.ceil(samples * passes / per_step))
+
+
+def shares_of(config: RunConfig) -> dict[Part, float]:
+    """Return the share of rows that a run gives to each part except the memory."""
+    data = config.dataset
+    return {"dream": config.dream.share, "general": data.general_share, "earlier": data.earlier_share}
+
+
+def steps_of(samples: Sequence[Sample], config: RunConfig) -> int:
+    """Return the steps in which a run trains on these samples: `seeding.steps`, or what `seeding.passes` comes to."""
+    seeding = config.seeding
+    counts = split_shares(seeding.prompts_per_step, available_shares(samples, shares_of(config)))
+    memory_samples = sum(sample.part == "memory" for sample in samples)
+    return seeding.steps or count_steps(memory_samples, seeding.passes, counts["memory"])
+
+
+def available_shares(samples: Iterable[Sample], shares: dict[Part, float]) -> dict[Part, float]:
+    """Return the shares of the parts that have samples; the others leave theirs to the memory."""
+    parts = {sample.part for sample in samples}
+    return {part: share if part in parts else 0.0 for part, share in shares.items()}
+
+
+def take_turns(items: Iterable[T], *keys: Callable[[T], Hashable]) -> list[T]:
+    """Order items so that the groups of each key take turns; earlier keys divide finer.
+
+    With windows and documents as keys, every window comes once before any comes twice, and among the windows that come
+    for the n-th time, every document comes once before any comes twice. Otherwise the order is kept.
+    """
+    ordered = list(items)
+    for key in reversed(keys):
+        seen: Counter[Hashable] = Counter()
+        ranks = []
+        for item in ordered:
+            ranks.append(seen[key(item)])
+            seen[key(item)] += 1
+        ordered = [item for _, item in sorted(zip(ranks, ordered, strict=True), key=lambda pair: pair[0])]
+    return ordered
 
 
 def build_rows(
@@ -95,9 +142,8 @@ def build_rows(
         raise ValueError(
             "There are no samples about the memories to learn from. Look at the counts of dropped samples in the log."
         )
-    available: dict[Part, float] = {part: share if pools[part] else 0.0 for part, share in shares.items()}
-    counts = split_shares(per_step, available)
-    streams = {part: _shuffled(pools[part], rng) for part, count in counts.items() if count}
+    counts = split_shares(per_step, available_shares(samples, shares))
+    streams = {part: _shuffled(pools[part], rng, steps * count) for part, count in counts.items() if count}
     rows = []
     for _ in range(steps):
         step = [
@@ -110,10 +156,20 @@ def build_rows(
     return rows
 
 
-def _shuffled(pool: list[Sample], rng: random.Random) -> Iterator[Sample]:
-    """Iterate over a pool forever, reshuffled each time."""
+def _shuffled(pool: list[Sample], rng: random.Random, rows: int) -> Iterator[Sample]:
+    """Iterate over a pool forever, reshuffled each time. If there are fewer rows than samples, windows and documents
+    take turns, so that each gets its rows."""
     while True:
-        yield from rng.sample(pool, len(pool))
+        order = rng.sample(pool, len(pool))
+        yield from order if rows >= len(pool) else take_turns(order, _window_of, _memory_of)
+
+
+def _window_of(sample: Sample) -> Hashable:
+    return sample.memory_id, sample.window
+
+
+def _memory_of(sample: Sample) -> Hashable:
+    return sample.memory_id
 
 
 def _row(

@@ -22,6 +22,7 @@ class Window:
     memory_id: str
     source: str
     text: str
+    index: int = 0  # among the windows of its memory
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Sample:
     reference: str
     reference_ids: list[int]
     stop: list[str] = field(default_factory=list)
+    window: int = 0  # index of the window it was written about
 
     def as_row(self) -> dict[str, Any]:
         return asdict(self)
@@ -134,7 +136,7 @@ def _answer(
     sampling = Sampling(sampling.max_new_tokens, sampling.temperature, students[0][2], sampling.seed)
     completions = engine.generate(teachers, sampling, progress)
     samples = [
-        Sample("memory", w.memory_id, template.name, text, ids, teacher, c.text, c.ids, list(stop))
+        Sample("memory", w.memory_id, template.name, text, ids, teacher, c.text, c.ids, list(stop), w.index)
         for (w, _), (ids, text, stop), teacher, c in zip(requests, students, teachers, completions, strict=True)
     ]
     pairs = zip(samples, completions, strict=True)

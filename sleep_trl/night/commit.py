@@ -27,14 +27,16 @@ def commit(
     expert: int,
     promotions: list[Promotion],
     samples: list[Sample],
+    learned: list[Sample],
     before: dict[str, Any],
     after: dict[str, Any],
     failure: str | None = None,
 ) -> dict[str, Any]:
     """Write the experts, the grown model, what later nights need of this one, and the ledger, in this order.
 
-    A night that is rolled back leaves its lines in the ledger, and the model as it was before. Memories about which
-    nothing usable was written are in no entry, and records of a wake buffer among them are marked as failed.
+    A night that is rolled back leaves its lines in the ledger, and the model as it was before. Memories that were not
+    trained on are in no entry. Records of a wake buffer among them are marked as failed if nothing usable was written
+    about them; the others stay queued.
 
     Args:
         ctx (`NightContext`):
@@ -45,6 +47,8 @@ def commit(
             Its consolidations, in order.
         samples (`list[Sample]`):
             Its data set.
+        learned (`list[Sample]`):
+            Those about the memories that were trained on.
         before (`dict`):
             Evaluation before the night.
         after (`dict`):
@@ -53,13 +57,14 @@ def commit(
             Why the night is rolled back.
 
     Returns:
-        `dict`: the night's `entry`; `fold_difference`, `None` if the experts are routed and there is no `model/`;
+        `dict`: the night's `entry`; the memories that are `not_trained`; `fold_difference`, `None` if the experts are
+        routed and there is no `model/`;
         `rolled_back`, the reason; and `consolidations`.
     """
     if not takes_part_in_saving(ctx.model):
         return {}
     config, folder = ctx.config, RunFolder(ctx.config.output_dir)
-    used_ids = {sample.memory_id for sample in samples if sample.part == "memory"}
+    used_ids, written_ids = ({s.memory_id for s in some if s.part == "memory"} for some in (learned, samples))
     used = [memory for memory in ctx.memories if memory.id in used_ids]
     ledger = _write_entries(ctx, expert, promotions, used, {"before": before, "after": after}, failure)
     entry = ledger[-1]
@@ -73,18 +78,19 @@ def commit(
     if not PartialState().is_main_process:
         return {}
     ctx.accumulated.save(folder.adapter.path)
-    prompts, questions = ([], []) if failure else (_prompt_rows(entry, samples), _question_rows(entry, used))
+    prompts, questions = ([], []) if failure else (_prompt_rows(entry, learned), _question_rows(entry, used))
     write_jsonl(folder.adapter.prompts, [*_earlier_rows(ctx, folder.adapter.prompts.name, failure), *prompts])
     write_jsonl(folder.adapter.questions, [*_earlier_rows(ctx, folder.adapter.questions.name, failure), *questions])
     if difference is not None:
         ctx.tokenizer.save_pretrained(folder.model)
         write_text(folder.model / "README.md", model_card(config.model, ledger, ctx.memory.active, "checkpoint"))
     write_ledger(folder.ledger, ledger)
-    fail_unused(config, [memory for memory in ctx.memories if memory.id not in used_ids])
+    fail_unused(config, [memory for memory in ctx.memories if memory.id not in written_ids])
     new = ledger[len(ctx.earlier) :]
     consolidations = [{"entry": e.id, "level": e.level, "holds": list(e.holds)} for e in new if e.holds]
     return {
         "entry": entry.id,
+        "not_trained": [memory.id for memory in ctx.memories if memory.id not in used_ids],
         "fold_difference": difference,
         "rolled_back": failure,
         "consolidations": consolidations,
@@ -148,7 +154,6 @@ def _prompt_rows(entry: LedgerEntry, samples: list[Sample]) -> list[dict[str, An
             "stop": s.stop,
         }
         for s in samples
-        if s.part == "memory"
     }
     return list(prompts.values())
 

@@ -95,8 +95,9 @@ def _consolidate(
 ) -> None:
     """Let the new expert learn from the experts that it replaces."""
     name = f"level_{consolidation.receiver}"
-    steps = ctx.config.levels.steps or len(consolidation.senders) * ctx.config.seeding.steps
-    work = partial(seed, ctx, samples, seed_expert, steps, name=f"seeded_{name}", is_own_teacher=True)
+    work = partial(
+        seed, ctx, samples, seed_expert, consolidation.steps(ctx.config), name=f"seeded_{name}", is_own_teacher=True
+    )
     phases.once(f"seed_{name}", work)
     load_experts(ctx.memory, phases.folder / f"seeded_{name}")
 

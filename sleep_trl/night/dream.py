@@ -15,7 +15,7 @@ from ..runs.phases import Phases
 from .context import NightContext
 from .dream_adapter import learn_into_adapter
 from .dream_tasks import Dreamer, as_samples, find_tasks, summarize, write_tasks
-from .seed import SeedExpert, seed
+from .seed import SeedExpert, log_history, seed
 
 
 def dream(
@@ -47,11 +47,11 @@ def dream(
         return summarize(records, len(dreams)), dreams
     echo(f"Learning {len(dreams)} dreams that improved their tasks")
     load_experts(ctx.memory, folder.phases / "dreamt")
-    history = phases.once(
+    learned = phases.once(
         "learn_dreams", lambda: seed(ctx, samples + dreams, seed_expert, config.dream.steps, "learnt")
     )
     load_experts(ctx.memory, folder.phases / "learnt")
-    return {**summarize(records, len(dreams)), "history": history}, dreams
+    return {**summarize(records, len(dreams)), "history": log_history(learned)}, dreams
 
 
 def adapt_to_dreams(ctx: NightContext, dreams: list[Sample]) -> str | None:

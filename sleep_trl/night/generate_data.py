@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from ..data.samples import Window, WrittenSamples, write_about, write_earlier, write_general
+from accelerate import PartialState
+
+from ..data.samples import Sample, Window, WrittenSamples, write_about, write_earlier, write_general
 from ..data.templates import Template
 from ..distributed.progress import bar, echo
+from ..planning.plan import describe_fit
 from ..planning.relearning import prompts_without
+from ..planning.selection import divide
 from ..rollout import Engine
 from ..runs.files import read_jsonl
 from ..runs.folder import RunFolder
+from ..runs.phases import Phases
 from .context import NightContext
+from .earlier_prompts import choose_prompts
 
 HELD_OUT = 8  # general samples held out from training, to measure agreement with the base
 
@@ -24,8 +34,12 @@ class NothingUsable(ValueError):
 def write_dataset(ctx: NightContext) -> dict[str, Any]:
     """Let the teacher write about the memories, and the model write the self-replay. No expert is active yet.
 
+    What each template and each part of the self-replay gave is on disk before the next begins, so that an interrupted
+    phase resumes where it stopped. [`remove_parts`] removes these files once the result is on disk.
+
     Returns:
-        `dict`: `counts` of samples by part, `dropped` completions by reason, and the `samples` as rows.
+        `dict`: `counts` of samples by part, `dropped` completions by reason, the `samples` as rows, and the ids of the
+        memories that do not fit the steps and stay `queued`.
 
     Raises:
         `NothingUsable`: if nothing usable was written about any memory.
@@ -33,8 +47,13 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     config, data = ctx.config, ctx.config.dataset
     seeds = iter(range(config.seed + 1, config.seed + 1000, 2))
     windows = _windows(ctx)
-    written = _about_memories(ctx, windows, seeds) if windows else WrittenSamples()
-    written += _general(ctx, seeds) + _earlier(ctx, seeds)
+    queued = [memory.id for memory in ctx.inputs.queued]
+    if queued:
+        echo(f"[yellow]{describe_fit(len(ctx.memories), len(queued))}[/]")
+    parts = Phases(_parts_of(ctx))
+    written = _about_memories(ctx, parts, windows, seeds) if windows else WrittenSamples()
+    written += _general(ctx, parts, seeds)
+    written += _earlier(ctx, parts, seeds, list(written.samples))
     counts = {part: sum(s.part == part for s in written.samples) for part in ("memory", "general", "earlier")}
     kept = ", ".join(f"{count} {part}" for part, count in counts.items())
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(written.dropped.items())) or "none"
@@ -48,32 +67,58 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
         )
     if unused := sorted({memory.id for memory in ctx.memories} - {s.memory_id for s in written.samples}):
         echo(f"[yellow]Nothing usable was written about {len(unused)} memories: {', '.join(unused[:5])}[/]")
-    return {"counts": counts, "dropped": dict(written.dropped), "samples": [s.as_row() for s in written.samples]}
+    samples = [sample.as_row() for sample in written.samples]
+    return {"counts": counts, "dropped": dict(written.dropped), "samples": samples, "queued": queued}
+
+
+def remove_parts(ctx: NightContext) -> None:
+    """Remove what [`write_dataset`] needed to resume."""
+    if PartialState().is_main_process:
+        shutil.rmtree(_parts_of(ctx), ignore_errors=True)
+
+
+def _parts_of(ctx: NightContext) -> Path:
+    return RunFolder(ctx.config.output_dir).phases / "write_dataset"
+
+
+def _once(parts: Phases, name: str, write: Callable[[], WrittenSamples]) -> WrittenSamples:
+    """Write a part of the data set, or read it if it is on disk."""
+
+    def work() -> dict[str, Any]:
+        written = write()
+        return {"samples": [sample.as_row() for sample in written.samples], "dropped": dict(written.dropped)}
+
+    done = parts.once(name, work)
+    return WrittenSamples([Sample(**row) for row in done["samples"]], Counter(done["dropped"]))
 
 
 def _windows(ctx: NightContext) -> list[Window]:
     return [
-        Window(memory.id, memory.source, text)
+        Window(memory.id, memory.source, text, index)
         for memory, texts in zip(ctx.memories, ctx.inputs.windows, strict=True)
-        for text in texts
+        for index, text in enumerate(texts)
     ]
 
 
-def _about_memories(ctx: NightContext, windows: Sequence[Window], seeds: Iterator[int]) -> WrittenSamples:
-    """Let the teachers write about each window by each template; several teachers share the samples of a window."""
-    data, written = ctx.config.dataset, WrittenSamples()
+def _about_memories(
+    ctx: NightContext, parts: Phases, windows: Sequence[Window], seeds: Iterator[int]
+) -> WrittenSamples:
+    """Let the teachers write about each window; templates and teachers share the samples of a window."""
+    data, written, total = ctx.config.dataset, WrittenSamples(), ctx.inputs.samples_per_window
     writers: Sequence[Engine] = ctx.teachers or [ctx.engine]
-    ends = [data.samples_per_window * (k + 1) // len(writers) for k in range(len(writers))]
-    for template in map(Template.load, data.templates):
-        generations = len(windows) * data.samples_per_window * (2 if template.ask else 1)
-        with bar(f"Writing {template.name}", generations) as progress:
-            for writer, start, end in zip(writers, [0, *ends], ends, strict=False):
-                written += write_about(
-                    windows,
+    for number, template in enumerate(map(Template.load, data.templates)):
+        counts = [divide(total, len(data.templates), turn)[number] for turn in range(len(windows))]
+        with bar(f"Writing {template.name}", sum(counts) * (2 if template.ask else 1)) as progress:
+            for place, writer in enumerate(writers):
+                shares = [divide(count, len(writers), turn)[place] for turn, count in enumerate(counts)]
+                repeated = [window for window, share in zip(windows, shares, strict=True) for _ in range(share)]
+                write = partial(
+                    write_about,
+                    repeated,
                     template,
                     writer,
                     ctx.prompter,
-                    samples_per_window=end - start,
+                    samples_per_window=1,
                     max_new_tokens=data.max_new_tokens,
                     ask_temperature=data.ask_temperature,
                     temperature=data.temperature,
@@ -81,28 +126,40 @@ def _about_memories(ctx: NightContext, windows: Sequence[Window], seeds: Iterato
                     keep_truncated=data.keep_truncated,
                     progress=progress,
                 )
+                if repeated:
+                    written += _once(parts, f"template-{number}-teacher-{place}", write)
     return written
 
 
-def _general(ctx: NightContext, seeds: Iterator[int]) -> WrittenSamples:
+def _general(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> WrittenSamples:
     """Let the pretrained model write general samples; it also teaches them."""
     data = ctx.config.dataset
     if not (data.general_share > 0 and data.general_samples):
         return WrittenSamples()
-    count, tokens = data.general_samples + HELD_OUT, data.general_max_new_tokens
+    count, tokens, seed = data.general_samples + HELD_OUT, data.general_max_new_tokens, next(seeds)
     texts = [memory.text for memory in ctx.inputs.general]
-    with bar("Writing general self-replay", count) as progress, ctx.memory.as_base():
-        return write_general(ctx.engine, ctx.prompter, count, tokens, next(seeds), texts, progress)
+
+    def write() -> WrittenSamples:
+        with bar("Writing general self-replay", count) as progress, ctx.memory.as_base():
+            return write_general(ctx.engine, ctx.prompter, count, tokens, seed, texts, progress)
+
+    return _once(parts, "general", write)
 
 
-def _earlier(ctx: NightContext, seeds: Iterator[int]) -> WrittenSamples:
-    """Let the model answer the prompts of earlier nights, if they are replayed or consolidated."""
+def _earlier(ctx: NightContext, parts: Phases, seeds: Iterator[int], samples: list[Sample]) -> WrittenSamples:
+    """Let the model answer prompts of earlier nights, if they are replayed or consolidated."""
     config, data = ctx.config, ctx.config.dataset
     is_needed = data.earlier_share > 0 or ctx.inputs.consolidations or ctx.relearning
     if not (config.continue_from and is_needed):
         return WrittenSamples()
     forgotten = ctx.relearning.forgotten if ctx.relearning else ()
     prompts = prompts_without(read_jsonl(RunFolder(config.continue_from).adapter.prompts), forgotten)
-    with bar("Answering earlier prompts", len(prompts)) as progress:
-        options = (data.max_new_tokens, data.temperature, next(seeds), data.keep_truncated)
-        return write_earlier(prompts, ctx.engine, *options, progress)
+    seed = next(seeds)
+    prompts = choose_prompts(ctx.inputs, prompts, samples, seed)
+
+    def write() -> WrittenSamples:
+        with bar("Answering earlier prompts", len(prompts)) as progress:
+            options = (data.max_new_tokens, data.temperature, seed, data.keep_truncated)
+            return write_earlier(prompts, ctx.engine, *options, progress)
+
+    return _once(parts, "earlier", write)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from accelerate import PartialState
 from rich.table import Table
 
 from ..config import RunConfig
+from ..data.documents import MemoryText
 from ..memory import Memory
 
 AGREEMENT = "greedy agreement with the base"  # share of next tokens, on held-out general samples
+SHOWN_IDS = 20  # of memories that were not trained on
 PACKAGES = ("sleep-trl", "torch", "transformers", "trl", "accelerate", "datasets", "vllm", "ray", "deepspeed")
 
 
@@ -64,6 +67,24 @@ def collect_results(
     return results | {name: value for name, value in optional.items() if value is not None}
 
 
+def not_trained(memories: Sequence[MemoryText], queued: Sequence[str], unused: Sequence[str]) -> dict[str, Any]:
+    """Return which memories a night did not learn, as part of `results.json`; nothing if it learned all.
+
+    Args:
+        memories (`Sequence[MemoryText]`): those that the night was to learn.
+        queued (`Sequence[str]`): ids of those that do not fit its steps.
+        unused (`Sequence[str]`): ids of the night's memories without a row, for want of usable samples.
+
+    Returns:
+        `dict`: with `not_trained`, if any: its `count`, `of` how many memories, how many are `queued` for another night
+        because they do not fit the steps, and at most 20 `ids`.
+    """
+    if not (ids := [*queued, *unused]):
+        return {}
+    counts = {"count": len(ids), "of": len(memories) + len(queued), "queued": len(queued)}
+    return {"not_trained": {**counts, "ids": ids[:SHOWN_IDS]}}
+
+
 def measure_capacity(memory: Memory) -> dict[str, Any]:
     """Return the number of slots (`max_experts`), of experts by level (`by_level`, fast to slow), and of slots taken by
     the levels' own blocks (`blocks`)."""
@@ -94,6 +115,9 @@ def render_results(results: dict[str, Any]) -> Table:
         table.add_row(f"dreams that helped, round {number} (of those tried)", "", helped)
     for entry in results["consolidations"]:
         table.add_row(f"{entry['entry']}, of level {entry['level']}, holds", "", ", ".join(entry["holds"]))
+    if left := results.get("not_trained"):
+        table.add_row(f"documents trained on, of {left['of']:,}", "", f"{left['of'] - left['count']:,}")
+        table.add_row("documents that stay queued", "", f"{left['queued']:,}")
     total = parameters["base"] + parameters["added"]
     table.add_section()
     capacity = results["capacity"]

@@ -6,6 +6,7 @@ stopped. Trainers are passed in as arguments, since the core must not import the
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from accelerate import PartialState
@@ -16,6 +17,7 @@ from ..distributed.progress import echo
 from ..evaluation.recall import agreement
 from ..evaluation.retention import breach, describe_chain
 from ..memory import load_experts
+from ..planning.former_runs import began_in_0_1
 from ..planning.inputs import RunInputs
 from ..planning.night_source import begin_night
 from ..runs.files import write_json
@@ -29,9 +31,9 @@ from .context import prepare
 from .dream import adapt_to_dreams, dream
 from .dream_tasks import Dreamer
 from .evaluate import evaluate, evaluate_after
-from .generate_data import HELD_OUT, NothingUsable, write_dataset
-from .results import collect_results
-from .seed import SeedExpert, seed
+from .generate_data import HELD_OUT, NothingUsable, remove_parts, write_dataset
+from .results import collect_results, not_trained
+from .seed import SeedExpert, log_history, seed, trained_ids
 
 __all__ = ["NothingUsable", "run_night"]
 
@@ -61,12 +63,14 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
     ctx = prepare(inputs)
     if PartialState().is_main_process:  # not before `prepare`: a run that it rejects leaves nothing behind
         begin_night(config, ctx.memories)
-        write_json(folder.config, config.model_dump(mode="json"))
+        if not began_in_0_1(config):  # its config.json says so
+            write_json(folder.config, config.model_dump(mode="json"))
     phases = Phases(folder.phases)
 
     before = phases.once("evaluate_before", lambda: evaluate(ctx, "before"))
     _warn_about_weak_teacher(before["with_context"])
     written = phases.once("write_dataset", lambda: write_dataset(ctx))
+    remove_parts(ctx)
     samples = [Sample(**row) for row in written["samples"]]
     held_out = [s.prompt_ids + s.reference_ids for s in samples if s.part == "general"][:HELD_OUT]
     before["agreement"] = phases.once("agreement_before", lambda: agreement(ctx.memory, held_out))
@@ -75,7 +79,8 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
     promotions = consolidate_levels(ctx, phases, samples, seed_expert)
     expert, own_samples = begin_expert(ctx, samples)
     is_own_teacher = ctx.relearning is not None
-    history = phases.once("seed", lambda: seed(ctx, own_samples, seed_expert, is_own_teacher=is_own_teacher))
+    seeded = phases.once("seed", lambda: seed(ctx, own_samples, seed_expert, is_own_teacher=is_own_teacher))
+    trained = trained_ids(seeded, own_samples)
     load_experts(ctx.memory, folder.seeded)
     dreams, rewarded = None, list[Sample]()
     if dreamer and config.dream.rounds:
@@ -88,7 +93,9 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
     ctx.engine.close()
     after["agreement"] = phases.once("agreement_after", lambda: agreement(ctx.memory, held_out))
     failure = breach(config.retention, before, after, ctx.relearning.forgotten if ctx.relearning else ())
-    committed = phases.once("commit", lambda: commit(ctx, expert, promotions, samples, before, after, failure))
+    learned = [sample for sample in samples if sample.part == "memory" and sample.memory_id in trained]
+    work = partial(commit, ctx, expert, promotions, samples, learned, before, after, failure)
+    committed = phases.once("commit", work)
     if failure:
         echo(f"[red]This night is rolled back, and its memories wait for another night: {failure}[/]")
         ctx.restore()
@@ -99,8 +106,9 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
 
     chain = describe_chain(read_ledger(folder.ledger))
     results = collect_results(
-        config, ctx.memory, before, after, written, history, dreams, committed, chain, phases.seconds
+        config, ctx.memory, before, after, written, log_history(seeded), dreams, committed, chain, phases.seconds
     )
+    results |= not_trained(ctx.memories, written.get("queued", []), committed.get("not_trained", []))
     if PartialState().is_main_process:
         write_json(folder.results, results)
     return results

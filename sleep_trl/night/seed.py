@@ -9,8 +9,9 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import RunConfig
-from ..data.rows import build_rows
+from ..data.rows import build_rows, shares_of, steps_of
 from ..data.samples import Sample
+from ..distributed.progress import echo
 from ..distributed.zero3 import takes_part_in_saving
 from ..memory import save_memory
 from ..rollout import Engine
@@ -42,7 +43,7 @@ def seed(
     steps: int | None = None,
     name: str = "seeded",
     is_own_teacher: bool = False,
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
     """Train the new expert on the samples and save its weights.
 
     Args:
@@ -53,38 +54,49 @@ def seed(
         seed_expert (`SeedExpert`):
             Trains the expert.
         steps (`int`, *optional*):
-            Optimizer steps; `seeding.steps` by default.
+            Optimizer steps; by default `seeding.steps`, or what `seeding.passes` over the samples comes to.
         name (`str`, *optional*, defaults to `"seeded"`):
             Folder under `phases/` for the weights.
         is_own_teacher (`bool`, *optional*, defaults to `False`):
             Whether the model teaches itself even if other models teach the memories.
 
     Returns:
-        `list[dict]`: the trainer's log history.
+        `dict`: the trainer's log `history`, the `steps`, and the ids of the memories that were `trained` on.
     """
     config, folder = ctx.config, RunFolder(ctx.config.output_dir)
-    config = config.model_copy(
-        update={"seeding": config.seeding.model_copy(update={"steps": steps or config.seeding.steps})}
-    )
     general = [s for s in samples if s.part == "general"]
+    samples = [s for s in samples if s.part != "general"] + general[HELD_OUT:]
+    steps = steps or steps_of(samples, config)
+    config = config.model_copy(update={"seeding": config.seeding.model_copy(update={"steps": steps})})
     rows = build_rows(
-        [s for s in samples if s.part != "general"] + general[HELD_OUT:],
+        samples,
         ctx.tokenizer,
-        steps=config.seeding.steps,
+        steps=steps,
         per_step=config.seeding.prompts_per_step,
-        shares={
-            "dream": config.dream.share,
-            "general": config.dataset.general_share,
-            "earlier": config.dataset.earlier_share,
-        },
+        shares=shares_of(config),
         prefix_share=config.dataset.prefix_share,
         max_completion=config.seeding.max_completion_length,
         seed=config.seed,
     )
     checkpoints = folder.path / ("checkpoints" if name == "seeded" else f"checkpoints-{name}")
     teachers = [] if is_own_teacher else [teacher.model for teacher in ctx.teachers]
+    trained = {row["memory_id"] for row in rows if row["part"] == "memory"}
+    echo(f"Training for {steps:,} steps, on {len(rows):,} rows about {len(trained):,} memories and self-replay")
     history = seed_expert(config, ctx.model, ctx.tokenizer, rows, checkpoints, ctx.engine, teachers)
     ctx.serve()
     if takes_part_in_saving(ctx.model):
         save_memory(ctx.memory, folder.phases / name)
+    return {"history": history, "steps": steps, "trained": sorted(trained)}
+
+
+def log_history(seeded: Any) -> list[dict[str, Any]]:
+    """Return the trainer's log history from the result of [`seed`], which was nothing else in 0.1."""
+    history: list[dict[str, Any]] = seeded if isinstance(seeded, list) else seeded["history"]
     return history
+
+
+def trained_ids(seeded: Any, samples: Sequence[Sample]) -> set[str]:
+    """Return the memories that were trained on, from the result of [`seed`]. For a night that 0.1 seeded, those with
+    samples, as 0.1 did."""
+    written = {sample.memory_id for sample in samples if sample.part == "memory"}
+    return written if isinstance(seeded, list) else written.intersection(seeded["trained"])

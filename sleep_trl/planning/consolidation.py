@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..config import LevelsConfig
+from ..config import LevelsConfig, RunConfig
 from ..config.schedule import Schedule
 from ..runs.ledger import LedgerEntry, expert_owners, tokens_ingested
 
@@ -40,6 +40,11 @@ class Consolidation:
     senders: tuple[int, ...]
     receiver: int
     reason: str
+
+    def steps(self, config: RunConfig) -> int | None:
+        """Return its optimizer steps, or `None` if they follow from `seeding.passes`."""
+        own = config.seeding.steps
+        return config.levels.steps or (None if own is None else len(self.senders) * own)
 
     def __str__(self) -> str:
         experts = ", ".join(map(str, self.senders))

@@ -17,7 +17,9 @@ from ..config import RunConfig
 from ..config.sections import Batches
 from ..data.documents import MemoryText, read_memories, read_skill
 from ..data.fit import window_size
+from ..data.parts import Part
 from ..data.prompts import Prompter
+from ..data.rows import count_steps, split_shares
 from ..data.windows import split_all
 from ..memory import ExpertRecord
 from ..memory.hosts import Host, find_hosts
@@ -25,12 +27,15 @@ from ..memory.storage import read_description
 from ..models.inspection import build_without_weights, read_config, read_tokenizer
 from ..models.loading import context_limit
 from ..rollout.choice import Choice, choose
+from ..runs.files import read_jsonl
 from ..runs.folder import RunFolder
 from ..runs.ledger import LedgerEntry, read_ledger
 from .capacity import Capacity, find_capacity
 from .consolidation import Consolidation, due_consolidations, due_updates, missing_blocks
-from .night_source import night_memories
-from .relearning import Relearning, plan_relearning
+from .former_runs import began_in_0_1, with_former_defaults
+from .night_source import night_memories, waiting_since_it_began
+from .relearning import Relearning, plan_relearning, prompts_without
+from .selection import select_memories
 
 
 class RunInputs:
@@ -42,16 +47,16 @@ class RunInputs:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.config = config
+        self.config = with_former_defaults(config)
 
     def from_first_process(self) -> RunInputs:
         """Return the inputs with the memories that the first process read: a wake buffer may grow between two readers.
         All processes have to call it."""
-        [memories] = broadcast_object_list([self.memories])
-        if memories == self.memories:
+        [available] = broadcast_object_list([self.available])
+        if available == self.available:
             return self
         inputs = RunInputs(self.config)
-        inputs.memories = memories
+        inputs.available = available
         return inputs
 
     # -- the model ----------------------------------------------------------------------------------------------------
@@ -101,9 +106,27 @@ class RunInputs:
     # -- the memories -------------------------------------------------------------------------------------------------
 
     @cached_property
-    def memories(self) -> list[MemoryText]:
-        """The memories of the night; empty if it removes entries."""
+    def available(self) -> list[MemoryText]:
+        """What there is to learn; empty if the night removes entries."""
         return night_memories(self.config)
+
+    @property
+    def memories(self) -> list[MemoryText]:
+        """The memories that the night learns: all, or as many as fit `seeding.steps`."""
+        return self._selection[0]
+
+    @cached_property
+    def queued(self) -> list[MemoryText]:
+        """The memories that wait for another night, because they do not fit `seeding.steps`."""
+        if self.config.seeding.steps is None:
+            return []
+        return self._selection[1] or waiting_since_it_began(self.config)
+
+    @cached_property
+    def _selection(self) -> tuple[list[MemoryText], list[MemoryText]]:
+        if self.config.seeding.steps is None or began_in_0_1(self.config):
+            return self.available, []
+        return select_memories(self.available, self._all_windows, self.expected_rows, self.earlier)
 
     @cached_property
     def skill(self) -> list[MemoryText]:
@@ -150,16 +173,64 @@ class RunInputs:
     @cached_property
     def windows(self) -> list[list[str]]:
         """Each memory as the teacher reads it."""
-        return self._split(self.window)
+        return [self._all_windows[memory.id] for memory in self.memories]
+
+    @cached_property
+    def _all_windows(self) -> dict[str, list[str]]:
+        """The windows of everything there is to learn, by id."""
+        texts = [memory.text for memory in self.available]
+        windows = split_all(texts, self.prompter.count_tokens, self.window, self.overlap)
+        return {memory.id: pieces for memory, pieces in zip(self.available, windows, strict=True)}
 
     @cached_property
     def contexts(self) -> list[list[str]]:
         """Each memory in pieces as long as the context allows, for questions with the text in view."""
-        return self._split(self.largest_window)
-
-    def _split(self, window: int) -> list[list[str]]:
         texts = [memory.text for memory in self.memories]
-        return split_all(texts, self.prompter.count_tokens, window, self.overlap)
+        return split_all(texts, self.prompter.count_tokens, self.largest_window, self.overlap)
+
+    # -- the length of the night --------------------------------------------------------------------------------------
+
+    @cached_property
+    def rows_by_part(self) -> dict[Part, int]:
+        """Prompts of each part in a step, if every part of the data set has samples."""
+        data, continued = self.config.dataset, self.config.continue_from is not None
+        shares: dict[Part, float] = {
+            "general": data.general_share if data.general_samples else 0.0,
+            "earlier": data.earlier_share if continued else 0.0,
+        }
+        return split_shares(self.config.seeding.prompts_per_step, shares)
+
+    @property
+    def expected_rows(self) -> int:
+        """Rows about memories in all steps, at least; only if `seeding.steps` is given."""
+        return (self.config.seeding.steps or 0) * self.rows_by_part["memory"]
+
+    @cached_property
+    def samples_per_window(self) -> int:
+        """Samples that the teacher writes about a window by all templates together: as many as `dataset` allows, and no
+        more than `seeding.steps` has rows for."""
+        data = self.config.dataset
+        most = len(data.templates) * data.samples_per_window
+        if self.config.seeding.steps is None or began_in_0_1(self.config):
+            return most
+        return min(most, max(1, self.expected_rows // max(1, sum(map(len, self.windows)))))
+
+    @property
+    def expected_samples(self) -> int:
+        """Samples about memories, at most. A night that removes entries has the prompts of those that it relearns."""
+        if (relearning := self.relearning) is None:
+            return sum(map(len, self.windows)) * self.samples_per_window
+        assert self.config.continue_from is not None
+        prompts = prompts_without(
+            read_jsonl(RunFolder(self.config.continue_from).adapter.prompts), relearning.forgotten
+        )
+        return sum(row["entry"] in relearning.holds for row in prompts)
+
+    @property
+    def expected_steps(self) -> int:
+        """Optimizer steps of the night: `seeding.steps`, or an estimate, until the samples are written."""
+        seeding = self.config.seeding
+        return seeding.steps or count_steps(self.expected_samples, seeding.passes, self.rows_by_part["memory"])
 
     # -- the memory and its ledger ------------------------------------------------------------------------------------
 

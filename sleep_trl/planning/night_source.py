@@ -81,6 +81,16 @@ def began_with(night: Path) -> list[MemoryText]:
     return read_memories(str(RunFolder(night).ingested))
 
 
+def waiting_since_it_began(config: RunConfig) -> list[MemoryText]:
+    """Return the records that wait in the buffer of a night that has begun, and are not the night's."""
+    path = config.source.buffer
+    if path is None or not path.is_file() or not RunFolder(config.output_dir).is_begun:
+        return []
+    taken = {memory.sha256 for memory in began_with(config.output_dir)}
+    with WakeBuffer(path) as buffer:
+        return [memory for memory in buffer.memories("new") if memory.sha256 not in taken]
+
+
 def fail_unused(config: RunConfig, unused: Sequence[MemoryText]) -> None:
     """Mark records about which the teacher wrote nothing usable as failed: later nights skip them unless they are
     ingested again. For a night that has a ledger; idempotent."""

@@ -19,8 +19,8 @@ from .plan import MIB
 MAY_CHANGE = {"resume", "dry_run", "output_dir", "report", "seeding.logging_steps"}
 """Options that may differ when a run is resumed, since they do not change any result."""
 
-WINDOWS = "seeding.max_completion_length"
-"""The only option of `seeding` that affects phases before the seeding: windows of memories depend on it."""
+BEFORE_SEEDING = {f"seeding.{name}" for name in ("max_completion_length", "passes", "steps", "prompts_per_step")}
+"""The options of `seeding` that affect phases before the seeding: the windows of memories, and how much is written."""
 
 
 def check_output(config: RunConfig) -> None:
@@ -63,7 +63,7 @@ def changed_options(config: RunConfig, earlier: Path) -> list[str]:
     now = dict(_flat(config.model_dump(mode="json")))
     names = [name for name in {**then, **now} if name not in MAY_CHANGE]
     if not _seeding_has_begun(RunFolder(earlier.parent)):
-        names = [name for name in names if name == WINDOWS or name.split(".")[0] not in ("rewards", "seeding")]
+        names = [n for n in names if n in BEFORE_SEEDING or n.split(".")[0] not in ("rewards", "seeding")]
     return [
         f"{name} (then {then.get(name)!r}, now {now.get(name)!r})" for name in names if then.get(name) != now.get(name)
     ]

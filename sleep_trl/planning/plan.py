@@ -67,8 +67,10 @@ class Plan:
 
     Parameter counts are numbers of values; `peak_memory_mib` is in MiB per process, sizes on disk are in bytes.
     `samples` is the maximum that the teacher writes, `rows` are training prompts; `context`, `window` and
-    `memory_tokens` are in tokens. `top_k` is `None` if every expert takes part in every token. `consolidations`
-    describes which experts are consolidated before the night learns anything.
+    `memory_tokens` are in tokens. `queued` counts the memories that do not fit the steps. If `passes` is not `None`,
+    `steps`, `rows` and `rollouts` follow from it and are estimates: the most, if all samples are usable. `top_k` is
+    `None` if every expert takes part in every token. `consolidations` describes which experts are consolidated before
+    the night learns anything.
     """
 
     model: str
@@ -86,11 +88,13 @@ class Plan:
     consolidations: tuple[str, ...]
     output_dir: str
     memories: int
+    queued: int
     memory_tokens: int
     questions: int
     window: int
     windows: int
     samples: int
+    passes: float | None
     rows: int
     steps: int
     rollouts: int
@@ -165,6 +169,8 @@ def render(plan: Plan) -> Table:
     table.add_column(no_wrap=True)
     table.add_column()
     share = f"{plan.trainable_share:.2%} of the grown model"
+    memories = describe_fit(plan.memories, plan.queued) if plan.queued else f"{plan.memories:,}"
+    steps = f"{plan.steps:,}" if plan.passes is None else f"about {plan.steps:,} ({plan.passes:g} passes):"
     routing = "all" if plan.top_k is None else f"{plan.top_k} chosen by a router, plus the one that learns"
     for name, value in {
         "model": f"{plan.model} ({plan.architecture}, {plan.layers} layers of {plan.hidden_size})",
@@ -173,16 +179,21 @@ def render(plan: Plan) -> Table:
         "expert": f"number {plan.experts} of {plan.max_experts}, width {plan.width}",
         "experts per token": routing,
         "levels": "; ".join(plan.consolidations) or "nothing is due",
-        "memories": f"{plan.memories}, {plan.memory_tokens:,} tokens, {plan.questions} questions",
+        "memories": f"{memories}, {plan.memory_tokens:,} tokens, {plan.questions} questions",
         "windows": f"{plan.windows} of at most {plan.window} of {plan.context} tokens of context",
         "teacher's samples": f"at most {plan.samples:,}",
-        "training": f"{plan.steps:,} steps, {plan.rows:,} prompts, {plan.rollouts:,} rollouts",
+        "training": f"{steps} steps, {plan.rows:,} prompts, {plan.rollouts:,} rollouts",
         "peak memory": f"about {plan.peak_memory_mib:,.0f} MiB per process",
         "on disk": f"about {plan.disk_bytes / MIB:,.1f} MiB, adapter {plan.adapter_bytes / MIB:,.1f}",
         "the grown model": f"{plan.output_dir}/model" if plan.top_k is None else where_routed(plan.output_dir),
     }.items():
         table.add_row(name, value)
     return table
+
+
+def describe_fit(fitting: int, queued: int) -> str:
+    """Return how many documents fit the steps of a night."""
+    return f"{fitting:,} of {fitting + queued:,} documents fit in these steps; the rest stays queued"
 
 
 def where_routed(output_dir: object) -> str:

@@ -25,7 +25,7 @@ CHECKS: tuple[Callable[[RunInputs], object], ...] = (
     checks.check_dtype,
     check_grpo_arguments,
     attrgetter("batches"),  # an input that cannot be derived raises
-    attrgetter("memories"),
+    attrgetter("available"),
     attrgetter("skill"),
     attrgetter("general"),
     checks.check_templates,
@@ -40,6 +40,7 @@ CHECKS: tuple[Callable[[RunInputs], object], ...] = (
     checks.check_teachers,
     checks.check_lengths,
     attrgetter("window"),
+    attrgetter("memories"),
     checks.check_texts,
     checks.check_dream,
     checks.check_consolidations,
@@ -75,6 +76,7 @@ def preflight(inputs: RunInputs, check_rewards: Callable[[RunConfig], object] | 
 def make_plan(inputs: RunInputs) -> Plan:
     """Work out what a run will be like."""
     config, capacity, seeding = inputs.config, inputs.capacity, inputs.config.seeding
+    steps = inputs.expected_steps
     dtype = choose_dtype(config.dtype)
     shape = Shape.of(
         architecture=type(inputs.meta_model).__name__,
@@ -103,14 +105,16 @@ def make_plan(inputs: RunInputs) -> Plan:
         consolidations=tuple(map(str, due)),
         output_dir=str(config.output_dir),
         memories=len(inputs.memories),
+        queued=len(inputs.queued),
         memory_tokens=inputs.tokens,
         questions=sum(len(memory.questions) for memory in inputs.memories),
         window=inputs.window,
         windows=windows,
-        samples=windows * len(config.dataset.templates) * config.dataset.samples_per_window,
-        rows=seeding.steps * seeding.prompts_per_step,
-        steps=seeding.steps,
-        rollouts=seeding.steps * seeding.rollouts_per_step,
+        samples=windows * inputs.samples_per_window,
+        passes=None if seeding.steps else seeding.passes,
+        rows=steps * seeding.prompts_per_step,
+        steps=steps,
+        rollouts=steps * seeding.rollouts_per_step,
         peak_memory_mib=estimate_memory(
             shape, config, capacity.width, capacity.max_experts, inputs.context, count_shards()
         ),

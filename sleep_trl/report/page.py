@@ -147,6 +147,11 @@ def facts(results: Row) -> Iterator[tuple[str, str, str]]:
         levels = " · ".join(f"{count} of level {level}" for level, count in capacity["by_level"].items()) or "none"
         size = capacity["max_experts"] - capacity.get("blocks", 0)  # `blocks` is missing in old results
         yield "Experts", f"{sum(capacity['by_level'].values())} of {size}", levels
+    if left := results.get("not_trained"):
+        queued, unusable = left["queued"], left["count"] - left["queued"]
+        reasons = f"{queued:,} do not fit in the steps and stay queued" if queued else ""
+        reasons += (", " if queued else "") + f"nothing usable was written about {unusable:,}" if unusable else ""
+        yield "Documents learned", f"{left['of'] - left['count']:,} of {left['of']:,}", reasons
     if load := results.get("load"):
         tokens = [sum(layer[index] for layer in load) for index in range(len(load[0]))]
         shares = " · ".join(percent(count / max(1, sum(tokens))) for count in tokens if count)

@@ -64,7 +64,7 @@ def test_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SEED", "seed", "SEEDING__STEPS", "seeding.steps", "SEEDING.STEPS"):
         monkeypatch.setenv(name, "7")
     config = parse(NEEDED)
-    assert (config.seed, config.seeding.steps) == (42, 100)
+    assert (config.seed, config.seeding.steps) == (42, None)
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,22 @@ def test_plan_counts_windows_samples_and_rollouts(model: Path, tmp_path: Path) -
     Path(config.memories).write_text(json.dumps({"text": text}), "utf-8")
     plan = preflight(RunInputs(config))
     assert (plan.memories, plan.memory_tokens, plan.windows) == (1, 48, 3)
-    assert plan.samples == 3 * 4 * 16
+    assert plan.samples == 10 * 6  # no more than the rows about memories
     assert (plan.steps, plan.rows, plan.rollouts) == (10, 80, 320)
     assert (plan.context, plan.window) == (100, 16)
+    passes = RunInputs(config.model_copy(update={"seeding": config.seeding.model_copy(update={"steps": None})}))
+    plan = preflight(passes)
+    assert plan.samples == 3 * 4 * 16 and (plan.passes, plan.steps) == (4, 3 * 4 * 16 * 4 // 6)
+
+
+def test_a_night_of_0_1_is_resumed_with_its_steps(model: Path, tmp_path: Path) -> None:
+    begun = json.loads(config_of(model, tmp_path, seeding__steps=100).model_dump_json())
+    del begun["seeding"]["passes"]
+    path = tmp_path / "run" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(begun), "utf-8")
+    plan = preflight(RunInputs(config_of(model, tmp_path, resume=True, dry_run=True)))
+    assert (plan.steps, plan.passes) == (100, None)
 
 
 def test_estimate_of_memory_is_its_formula() -> None:
@@ -146,11 +159,13 @@ def test_resume_allows_what_changes_nothing(model: Path, tmp_path: Path) -> None
     now = config_of(model, tmp_path, resume=True, dry_run=True, seeding__logging_steps=1)
     assert changed_options(now, path) == []
     preflight(RunInputs(now))
-    other = config_of(model, tmp_path, seeding__steps=7, seeding__extra='{"top_k": 2}')
+    other = config_of(model, tmp_path, seeding__alpha=0.5, seeding__extra='{"top_k": 2}')
     assert changed_options(other, path) == []  # nothing has been seeded yet
+    fewer = config_of(model, tmp_path, seeding__steps=7)  # but how much is written depends on the steps
+    assert changed_options(fewer, path) == ["seeding.steps (then None, now 7)"]
     (path.parent / "checkpoints" / "checkpoint-5").mkdir(parents=True)
     assert changed_options(other, path) == [
-        "seeding.steps (then 100, now 7)",
+        "seeding.alpha (then 0.7, now 0.5)",
         "seeding.extra (then {}, now {'top_k': 2})",
     ]
 
