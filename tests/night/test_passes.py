@@ -30,7 +30,6 @@ SHORT = {
     "seeding.max_completion_length": 4,
     "seeding.prompts_per_step": 60,
     "evaluation.batch_size": 128,
-    "report": "true",
 }
 
 
