@@ -87,15 +87,17 @@ def test_the_ledger_names_what_was_trained_on_and_the_next_night_learns_the_rest
     write_jsonl(memories, ({"id": str(n), "text": text} for n, text in enumerate(texts(36))))
     assert sleep.main(night) == 0
     rows = 2 * 9
-    assert ids(first) == [{str(n) for n in range(rows)}]
-    assert len([s for s in written(first)["samples"] if s["part"] == "memory"]) == rows
+    samples = {s["memory_id"] for s in written(first)["samples"] if s["part"] == "memory"}
+    assert ids(first) == [samples] and samples <= {str(n) for n in range(rows)}
+    assert len(samples) >= rows - 3  # nothing usable is written about some
     assert {row["memory_id"] for row in read_jsonl(first / "adapter" / "prompts.jsonl")} <= ids(first)[0]
     assert read_json(first / "results.json")["not_trained"]["queued"] == 36 - rows
     more = {"memories": memories, "continue_from": first, "seeding.steps": 3}
     words = [word for word in arguments(model, second, **options | more) if not word.startswith("--memories=")]
     write_jsonl(memories, ({"id": str(n), "text": text} for n, text in enumerate(texts(36))))
     assert sleep.main([*words, f"--memories={memories}"]) == 0
-    assert ids(second)[1] == {str(n) for n in range(rows, 36)}
+    rest = {str(n) for n in range(36)} - ids(first)[0]  # those without a usable sample included
+    assert ids(second)[1] <= rest and len(ids(second)[1]) >= len(rest) - 6
 
 
 def test_passes_give_the_steps(model, tmp_path):
