@@ -45,7 +45,7 @@ def run(tmp_path_factory) -> Path:
         "dataset.max_new_tokens": 16,
         "dataset.general_samples": 8,
         "dataset.general_max_new_tokens": 16,
-        "seeding.steps": 3,
+        "seeding.passes": 1,
         "seeding.prompts_per_step": 8,
         "seeding.num_generations": 2,
         "seeding.max_completion_length": 16,

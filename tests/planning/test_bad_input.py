@@ -120,8 +120,8 @@ def test_a_judge_that_is_not_asked_needs_no_model(place: Path) -> None:
 
 
 def test_rewards_and_seeding_may_be_corrected_until_the_seeding_has_begun(place: Path) -> None:
-    sleep_config(place, rewards=judged("lexical", mode="exact"), seeding__steps=3)
-    argv = make_arguments(place, options(resume=True, dry_run=True, seeding__steps=5))
+    sleep_config(place, rewards=judged("lexical", mode="exact"), seeding__alpha=0.3)
+    argv = make_arguments(place, options(resume=True, dry_run=True, seeding__alpha=0.5))
     assert sleep.main(argv) == 0
     write_json(place / "run" / "phases" / "seed.json", {})
     assert sleep.main(argv) == 2

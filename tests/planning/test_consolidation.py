@@ -237,7 +237,9 @@ def test_a_night_that_is_rolled_back_takes_its_consolidation_back_too(model, fin
     ruinous = {"retention.max_skill_loss": 0.01, "seeding.learning_rate": 1.0}
     assert sleep.main(chain(model, folder, *NIGHTS, **CHUNKS, **ruinous, **{"levels.steps": 3})) == 0
     before, after = (folder / night for night in ("night-002", "night-003"))
-    own, promoted = (read_json(after / "phases" / f"{name}.json")["result"] for name in ("seed", "seed_level_2"))
+    own, promoted = (
+        read_json(after / "phases" / f"{name}.json")["result"]["history"] for name in ("seed", "seed_level_2")
+    )
     assert max(row["step"] for row in own) == 2 and max(row["step"] for row in promoted) == 3
     for name in ("experts.safetensors", "memory.json", "prompts.jsonl", "questions.jsonl"):
         assert (after / "adapter" / name).read_bytes() == (before / "adapter" / name).read_bytes(), name
