@@ -62,9 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from sleep_trl.distributed.progress import echo
         from sleep_trl.evaluation.retention import render_chain
         from sleep_trl.runs.files import read_json
+        from sleep_trl.runs.finished import chain_of
         from sleep_trl.runs.folder import RunFolder
 
-        echo(render_chain(read_json(RunFolder(nights[-1].output_dir).results)["chain"]))
+        echo(render_chain(chain_of(read_json(RunFolder(nights[-1].output_dir).results))))
     return DONE
 
 

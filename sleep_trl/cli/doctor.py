@@ -59,12 +59,11 @@ def _case(arguments: list[str]) -> Case:
     if not arguments:
         return Case()
     try:
-        config = parse(arguments)
-        if config.nights:
-            from ..planning.chain import nights_of, unfinished
+        from ..planning.chain import nights_of, unfinished
 
-            nights = nights_of(config)
-            config = (unfinished(nights) or nights)[0]
+        config = parse(arguments)
+        nights = nights_of(config)
+        config = (unfinished(nights) or nights)[0] if config.nights else nights[0]
     except ValueError as error:
         return Case(config_error=explain(error))
     return Case(config=config, check_rewards=sleep.check_rewards)

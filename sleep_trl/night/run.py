@@ -65,6 +65,7 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
         begin_night(config, ctx.memories)
         if not began_in_0_1(config):  # its config.json says so
             write_json(folder.config, config.model_dump(mode="json"))
+        write_json(folder.given, config.model_dump(mode="json", exclude_unset=True))
     phases = Phases(folder.phases)
 
     before = phases.once("evaluate_before", lambda: evaluate(ctx, "before"))

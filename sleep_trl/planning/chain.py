@@ -58,9 +58,14 @@ def _with_options_of_its_beginning(night: RunConfig) -> RunConfig:
         begun_with = RunConfig.model_validate(read_json(run.config)).model_dump(mode="json")
     except ValidationError:
         return night  # written by another version; `check_output` reports what differs
-    defaults = RunConfig(model="-", memories="-").model_dump(mode="json")
-    sections = {name: _not_default(begun_with[name], defaults[name]) | given.get(name, {}) for name in sorted(SECTIONS)}
-    return RunConfig.model_validate(_not_default(begun_with, defaults) | given | sections)
+    if run.given.is_file():
+        then = read_json(run.given)
+    else:  # of 0.1, or killed at its very beginning: what is not a default was given
+        defaults = RunConfig(model="-", memories="-").model_dump(mode="json")
+        then = _not_default(begun_with, defaults)
+        then |= {name: _not_default(begun_with[name], defaults[name]) for name in SECTIONS}
+    sections = {name: then.get(name, {}) | given.get(name, {}) for name in SECTIONS}
+    return RunConfig.model_validate(then | given | sections)
 
 
 def _not_default(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def check_output(config: RunConfig) -> None:
         )
     if config.resume and (changed := changed_options(config, run.config)):
         raise ValueError(
-            f"--resume: the run in {folder} was begun with other options: {'; '.join(changed)}. Give the same options, "
-            f"or start over in another --output_dir."
+            f"--resume: the run in {folder} was begun with other options: {'; '.join(changed)}. Leave them out "
+            f"to keep those, or start over in another --output_dir."
         )
 
 

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..runs.files import read_json, read_jsonl, write_text
+from ..runs.finished import chain_of
 from ..runs.folder import RunFolder
 from .dreams import browse
 from .figures import PARTS, Chart, charts
@@ -103,7 +104,7 @@ def render_page(
     draw = environment.get_template("draw.js.j2").render()
     drawn = [
         *charts(results),
-        *chain_charts(results.get("chain") or results.get("life") or {}),
+        *chain_charts(chain_of(results)),
         *capacity_charts(results.get("capacity") or {}, ledger),
     ]
     dataset = results.get("dataset") or {}

@@ -20,6 +20,7 @@ from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from ..memory import Memory
+from ..memory.fold import width_setting
 from ..memory.hosts import Host
 from ..memory.routing import RoutedExpert
 from .heads import WiderHeads
@@ -123,7 +124,7 @@ class GrownWeights(EngineWeights):
     def config(self) -> PretrainedConfig:
         config = super().config()
         text = config.get_text_config()
-        setattr(text, "n_inner" if hasattr(text, "n_inner") else "intermediate_size", self._width(self.memory.hosts[0]))
+        setattr(text, width_setting(text, self.memory.hosts), self._width(self.memory.hosts[0]))
         return config
 
     def base_part(self, name: str, value: torch.Tensor) -> Values:

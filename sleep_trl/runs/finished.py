@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -221,3 +221,8 @@ def newest_model(folder: Path) -> CommittedModel:
     entries = active_entries(read_ledger(files.ledger))
     version = f"{files.path.name}-{config.st_ino}-{config.st_mtime_ns}"
     return CommittedModel(files.path.resolve(), entries[-1].id if entries else "base", version)
+
+
+def chain_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the accuracy matrix in `results.json`, empty if there is none. 0.1 called it `life`."""
+    return results.get("chain") or results.get("life") or {}

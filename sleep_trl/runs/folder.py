@@ -86,6 +86,11 @@ class RunFolder:
         return self.path / "phases"
 
     @property
+    def given(self) -> Path:
+        """The options that were given when the night was begun, without defaults, as JSON."""
+        return self.phases / "given.json"
+
+    @property
     def seeded(self) -> Path:
         """The expert after Knowledge Seeding."""
         return self.phases / "seeded"

@@ -128,7 +128,16 @@ def test_jobs_of_several_sequences(training):
         assert difference(result.adapter.weights, trained_alone(model, job, training)) <= 1e-5
 
 
-@pytest.mark.parametrize("form", FORMS)
+REFUSED = {"falcon": "has no linear layer whose name", "qwen2_moe": "shared_expert.gate_proj cannot be a target"}
+
+
+@pytest.mark.parametrize("form", REFUSED)
+def test_a_form_without_plain_linear_layers_is_refused(form):
+    with pytest.raises(ValueError, match=REFUSED[form]):
+        train_adapters(tiny_model(form), make_jobs(3), SPEC, TRAINING)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in REFUSED])
 def test_every_form_with_a_memory_attached(form):
     model = tiny_model(form)
     memory = attach(model, MemorySpec(width=8, max_experts=2))

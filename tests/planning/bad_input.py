@@ -231,7 +231,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     "resumed with windows of another size": (
         seeding_not_begun_and_another_length,
-        r"begun with other options: seeding\.max_completion_length \(then 4, now 8\)\. Give the same",
+        r"begun with other options: seeding\.max_completion_length \(then 4, now 8\)\. Leave them out",
     ),
     "run continued in itself": (
         options(continue_from="run"),

@@ -12,6 +12,7 @@ from sleep_trl.planning.chain import nights_of, unfinished
 from sleep_trl.publish.unlearn import set_enabled
 from sleep_trl.runs.files import read_json, write_json
 from sleep_trl.runs.finished import FinishedRun
+from sleep_trl.runs.folder import RunFolder
 from sleep_trl.runs.ledger import read_ledger
 from tests.night.test_run import arguments
 from tests.tiny_runs import first_nights
@@ -176,3 +177,24 @@ def test_a_resumed_night_keeps_the_options_it_was_begun_with(tmp_path) -> None:
     assert "max_experts" not in resumed.memory.model_fields_set  # a default is still not given
     (other,) = nights_of(parse([*words, "--resume", "--seed=8"]))
     assert other.seed == 8  # which `check_output` refuses
+
+
+def test_an_option_that_was_given_stays_given(tmp_path) -> None:
+    run = tmp_path / "run"
+    words = ["--model=m", "--memories=docs.jsonl", f"--output_dir={run}"]
+    begun_with = parse([*words, "--memory.max_experts=8"])  # the default, but not that of the run it may continue
+    write_json(RunFolder(run).config, begun_with.model_dump(mode="json"))
+    write_json(RunFolder(run).given, begun_with.model_dump(mode="json", exclude_unset=True))
+    (resumed,) = nights_of(parse([*words, "--resume"]))
+    assert resumed.memory.model_fields_set == {"max_experts"}
+
+
+def test_a_finished_chain_of_0_1_is_shown_again(model, finished_chain, capsys) -> None:
+    results = RunFolder(finished_chain / "night-003").results
+    written = read_json(results)
+    try:
+        write_json(results, {"life" if key == "chain" else key: value for key, value in written.items()})
+        assert sleep.main(chain(model, finished_chain, "one", "two", "three")) == 0
+    finally:
+        write_json(results, written)
+    assert "after night" in capsys.readouterr().out
