@@ -83,7 +83,7 @@ def convert_gguf(source: Path, folder: Path) -> None:
         try:
             model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.bfloat16, **place)
             tokenizer = AutoTokenizer.from_pretrained(source.parent, **place)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # whatever transformers raises
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise ValueError(
                 f"Model: transformers cannot read {source} ({reason}). Give a GGUF of an architecture that it "
@@ -137,7 +137,7 @@ def _find(name: str) -> Path:
 
 
 def _digest(source: Path) -> str:
-    """Return the SHA-256 of a file; noted beside the conversion's name, so that it is read once a size and time."""
+    """Return the SHA-256 of a file, cached in this process by path, size and time."""
     stat = source.stat()
     key = f"{source} {stat.st_size} {stat.st_mtime_ns}"
     if key not in _digests:

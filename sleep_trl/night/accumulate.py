@@ -29,11 +29,6 @@ def accumulate(ctx: NightContext, phases: Phases) -> None:
     ctx.accumulated = Accumulated.load(folder)
 
 
-def levels_to_update(ctx: NightContext) -> list[int]:
-    """Return the levels that reach their boundary in this night, slow to fast."""
-    return ctx.inputs.updates
-
-
 def prospective(ctx: NightContext, level: int) -> tuple[int, int]:
     """Write a level's updated block into a free slot, and return the slots of the old and the new block."""
     old = ctx.memory.blocks[level]

@@ -17,7 +17,7 @@ from ..runs.files import read_jsonl
 from ..runs.folder import RunFolder
 from ..runs.ledger import owners
 from ..runs.phases import Phases
-from .accumulate import levels_to_update, prospective, update
+from .accumulate import prospective, update
 from .context import NightContext
 from .seed import SeedExpert, seed
 
@@ -46,7 +46,7 @@ def consolidate_levels(
     Returns:
         `list[Promotion]`: the consolidations, in order.
     """
-    promotions, updates = [], levels_to_update(ctx)
+    promotions, updates = [], list(ctx.inputs.updates)
     for consolidation in ctx.inputs.consolidations:
         level = max(ctx.memory.records[index].level for index in consolidation.senders)
         while updates and updates[0] > level:

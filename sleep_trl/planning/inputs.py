@@ -273,9 +273,9 @@ class RunInputs:
         return due_consolidations(self.config.levels, self.earlier, self.experts, size, self.tokens)
 
     @cached_property
-    def updates(self) -> list[int]:
-        """Levels whose block takes its step in this night (Eq. 2)."""
-        return due_updates(self.config.levels, self.earlier, self.tokens)
+    def updates(self) -> tuple[int, ...]:
+        """Levels whose block takes its step in this night (Eq. 2), slow to fast."""
+        return tuple(due_updates(self.config.levels, self.earlier, self.tokens))
 
     @property
     def new_experts(self) -> int:

@@ -26,6 +26,10 @@ KEPT = {
 }
 
 
+def test_every_filter_has_examples():
+    assert DROPPED.keys() == KEPT.keys() == FILTERS.keys()
+
+
 @pytest.mark.parametrize("reason", FILTERS)
 def test_each_filter_drops_what_it_should_and_nothing_else(reason):
     assert all(map(FILTERS[reason], DROPPED[reason]))
