@@ -16,6 +16,9 @@ import pytest
 import torch
 
 from sleep_trl.cli import main
+from sleep_trl.config import RunConfig
+from sleep_trl.doctor import Case
+from sleep_trl.doctor.run import check_context, check_prompts
 from tests.planning.mistakes import Options, file, make_arguments, options, without
 
 Plant = Callable[[Path, pytest.MonkeyPatch], Options]
@@ -233,3 +236,9 @@ def test_several_faults_are_reported_at_once_and_each_once(place, doctor):
     states = {name: finding["state"] for name, finding in findings.items()}
     assert code == 2
     assert [name for name, state in states.items() if state == "fault"] == ["folder", "tokenizer", "rewards"]
+
+
+@pytest.mark.parametrize("check", [check_prompts, check_context])
+def test_a_night_that_removes_entries_has_no_prompts_to_check(check):
+    config = RunConfig(model="m", memories="forget:entry-001", continue_from="night-001")
+    assert check(Case(config=config)).state == "skipped"
