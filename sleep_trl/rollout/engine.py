@@ -18,13 +18,20 @@ class Sampling:
         max_new_tokens (`int`):
             Maximum length of a completion, in tokens.
         temperature (`float`, *optional*, defaults to `1.0`):
-            Sampling temperature; `0` is greedy decoding. The distribution is not truncated (no top-k, no top-p).
+            Sampling temperature; `0` is greedy decoding. Only `top_p` truncates the distribution (no top-k).
         stop (`tuple[str, ...]`, *optional*):
             Stop strings; a completion ends before the first one.
         seed (`int`, *optional*, defaults to `0`):
             Seed of this call; earlier draws have no effect.
         logprobs (`bool`, *optional*, defaults to `False`):
-            Also return the log probability of each token under the distribution it was drawn from.
+            Also return the log probability of each token under the distribution it was drawn from: after the
+            temperature, and renormalized over the tokens that `top_p` keeps.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Sample from the smallest set of most probable tokens whose probabilities, after the temperature, add up to
+            at least this value, in (0, 1]. At `1` the distribution is not truncated; greedy decoding is not affected.
+
+    Raises:
+        `ValueError`: if `top_p` is outside (0, 1].
     """
 
     max_new_tokens: int
@@ -32,6 +39,11 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int = 0
     logprobs: bool = False
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be above 0 and at most 1 (1 does not truncate), got {self.top_p}.")
 
 
 @dataclass(frozen=True)

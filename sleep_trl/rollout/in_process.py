@@ -92,10 +92,10 @@ class TransformersEngine:
             "pad_token_id": self.pad_id,
             "do_sample": sampling.temperature > 0,
             "return_dict_in_generate": True,
-            "output_scores": sampling.logprobs,  # after the temperature, as sampled from
+            "output_scores": sampling.logprobs,  # after temperature and top_p, as sampled from
         }
         if sampling.temperature > 0:
-            options |= {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+            options |= {"temperature": sampling.temperature, "top_k": 0, "top_p": sampling.top_p}
         return GenerationConfig(**options)
 
 

@@ -90,6 +90,7 @@ class VLLMReplica:
         options: dict[str, Any] = {
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
             "stop": list(sampling.stop),
             "stop_token_ids": list(self.spec.eos_ids),
             "logprobs": 0 if sampling.logprobs else None,

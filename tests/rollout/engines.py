@@ -74,6 +74,24 @@ def assert_equal(engine, memory: Memory, tolerance: float = 1e-5) -> None:
         assert torch.allclose(torch.tensor(ours.logprobs), torch.tensor(theirs.logprobs), rtol=0, atol=tolerance)
 
 
+def assert_draws_from_nucleus(engine, model) -> None:
+    """With top-p, first tokens and their log probabilities are those of the nucleus, worked out from the model's own
+    logits; those of greedy decoding are not affected."""
+    with torch.no_grad():
+        probabilities = (model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1] / 0.8).softmax(-1)
+    ordered, tokens = probabilities.sort(descending=True)
+    size = int((ordered.cumsum(0) < 0.6).sum()) + 1  # the smallest set that adds up to 0.6
+    expected = torch.zeros_like(probabilities).scatter(0, tokens[:size], ordered[:size] / ordered[:size].sum())
+    assert 3 < size < 60
+    drawn = engine.generate([PROMPTS[0]] * 4000, Sampling(1, temperature=0.8, top_p=0.6, seed=2, logprobs=True))
+    counted = torch.bincount(torch.tensor([c.ids[0] for c in drawn]), minlength=97) / 4000
+    assert set(counted.nonzero()[:, 0].tolist()) <= set(tokens[:size].tolist())
+    assert (counted - expected).abs().max() < 0.03
+    assert all(abs(c.logprobs[0] - expected.log()[c.ids[0]]) < 1e-5 for c in drawn)
+    greedy = [Sampling(4, temperature=0.0, top_p=top_p) for top_p in (0.6, 1.0)]
+    assert engine.generate(PROMPTS, greedy[0]) == engine.generate(PROMPTS, greedy[1])
+
+
 def assert_equal_through_updates(engine, memory: Memory) -> None:
     """The same for routed experts: before and after an update, in all views, and when the new expert has settled."""
     assert_equal(engine, memory)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from sleep_trl.rollout import Sampling, TransformersEngine
+from tests.rollout.engines import assert_draws_from_nucleus
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = [[1, 4 + i] + [5] * (i % 4) for i in range(10)]
@@ -46,6 +47,17 @@ def test_sampling_is_from_the_untruncated_distribution():
     counted = torch.bincount(torch.tensor(drawn), minlength=97) / 4000
     assert (counted - p).abs().max() < 0.03
     assert (counted > 0).sum() > 50  # top-k of 50, transformers' default, would stop there
+
+
+def test_top_p_samples_from_the_nucleus():
+    e = engine(4000)
+    assert_draws_from_nucleus(e, e.model)
+
+
+@pytest.mark.parametrize("top_p", [0.0, 1.1, -0.5])
+def test_a_top_p_that_keeps_nothing_is_refused(top_p):
+    with pytest.raises(ValueError, match=f"top_p must be above 0 and at most 1 .*got {top_p}"):
+        Sampling(1, top_p=top_p)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

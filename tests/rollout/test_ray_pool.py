@@ -16,6 +16,7 @@ from tests.night.test_run import results_of
 from tests.rollout.engines import (
     LONG,
     PROMPTS,
+    assert_draws_from_nucleus,
     assert_equal,
     grown_model,
     on_the_model_itself,
@@ -66,6 +67,10 @@ def test_what_is_drawn_does_not_depend_on_who_draws(engine, memory):
     drawn = engine.generate(PROMPTS, sampling)
     assert drawn == alone.generate(PROMPTS, sampling)
     assert drawn != engine.generate(PROMPTS, Sampling(12, seed=6, logprobs=True))
+
+
+def test_top_p_samples_from_the_nucleus(engine, memory):
+    assert_draws_from_nucleus(engine, memory.model)
 
 
 def test_a_night_by_a_pool(engine, tmp_path, capsys):

@@ -16,6 +16,7 @@ from tests.night.test_run import results_of
 from tests.rollout.engines import (
     GREEDY,
     PROMPTS,
+    assert_draws_from_nucleus,
     assert_equal,
     assert_equal_through_updates,
     routed_model,
@@ -43,6 +44,10 @@ def engine(memory):
 def test_greedy_is_transformers_own_before_and_after_updates(engine, memory):
     assert_equal_through_updates(engine, memory)
     engine.close()
+
+
+def test_top_p_samples_from_the_nucleus(engine, memory):
+    assert_draws_from_nucleus(engine, memory.model)
 
 
 def test_an_update_changes_what_is_said(engine, memory):

@@ -15,6 +15,7 @@ from sleep_trl.rollout.weights import Region, WeightMismatch
 from tests.rollout.engines import (
     LONG,
     PROMPTS,
+    assert_draws_from_nucleus,
     assert_equal,
     assert_equal_through_updates,
     grown_model,
@@ -140,6 +141,11 @@ def test_sampling_is_from_the_untruncated_distribution(engine, memory):
     assert (counted - p.exp()).abs().max() < 0.03
     assert (counted > 0).sum() > 50
     assert all(abs(c.logprobs[0] - p[c.ids[0]]) < 1e-5 for c in drawn)
+
+
+def test_top_p_samples_from_the_nucleus(engine, routed, memory):
+    assert_draws_from_nucleus(engine, memory.model)
+    assert_draws_from_nucleus(routed, routed.weights.memory.model)
 
 
 def test_stop_strings_and_reasons(engine, memory):
