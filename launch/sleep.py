@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return STOPPED
     for night in nights[: len(nights) - len(waiting)]:
         _print_error(f"{night.output_dir} is finished, skipping.")
+    if len(waiting) < len(nights):
+        _write_missing_report(nights[len(nights) - len(waiting) - 1])
     for night in waiting:
         if (code := _sleep(night, is_in_chain=bool(config.nights))) != DONE or config.dry_run:
             return code
@@ -71,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sleep(config: RunConfig, is_in_chain: bool) -> int:
     """Check a night, run it, and return the exit code."""
+    if config.resume and not config.dry_run and _write_missing_report(config):
+        return DONE
     try:
         from sleep_trl.planning.inputs import RunInputs
         from sleep_trl.planning.preflight import preflight, render
@@ -136,6 +140,23 @@ def _sleep(config: RunConfig, is_in_chain: bool) -> int:
     if not is_folded:
         echo(f"The experts are routed and do not fold; the grown model is {where_routed(config.output_dir)}")
     return DONE
+
+
+def _write_missing_report(config: RunConfig) -> bool:
+    """Write the report of a finished night that was killed before it had one, and return whether it was missing."""
+    from sleep_trl.runs.folder import RunFolder
+
+    run = RunFolder(config.output_dir)
+    if not (run.is_finished and config.report) or run.report.is_file():
+        return False
+    if _is_first_process():
+        from sleep_trl.report import write_report
+
+        try:
+            _print_error(f"{config.output_dir} is finished; wrote its missing {write_report(config.output_dir).name}.")
+        except ValueError as error:  # plotly is not installed, or a file is broken; the night itself is complete
+            _print_error(f"{config.output_dir} is finished, but its report cannot be written: {error}")
+    return True
 
 
 def check_rewards(config: RunConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from ..runs.files import read_json, write_json, write_text
@@ -54,13 +55,13 @@ def export(folder: str | Path, to: Target, output: str | Path) -> Path:
         raise ValueError(f"No entry of {run.folder} is enabled: this is the base model. See `sleep-trl memory list`.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output: {output} already exists and is not empty. Give another folder, or remove it.")
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    WRITERS[to](run, partial)
-    write_text(partial / "README.md", card_of(run, to))
-    if output.is_dir():
-        output.rmdir()
-    partial.rename(output)
+    target = output.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
+        partial = Path(temporary) / target.name
+        WRITERS[to](run, partial)
+        write_text(partial / "README.md", card_of(run, to))
+        partial.replace(target)  # also over an empty folder
     return output
 
 

@@ -159,6 +159,15 @@ def test_an_interrupted_night_resumes_to_the_same_expert(model, finished, monkey
     assert read_ledger(folder / "ledger.jsonl")[0].fingerprint == read_ledger(finished / "ledger.jsonl")[0].fingerprint
 
 
+def test_a_night_killed_before_its_report_writes_it_when_resumed(model, finished, capsys):
+    folder = shutil.copytree(finished, finished.parent / "unreported")
+    (folder / "report.html").unlink()
+    assert sleep.main([*arguments(model, folder), "--resume"]) == 0
+    assert "entry-001" in (folder / "report.html").read_text("utf-8")
+    assert f"{folder} is finished; wrote its missing report.html" in capsys.readouterr().err
+    assert sleep.main([*arguments(model, folder), "--resume"]) == 2  # now there is nothing to resume
+
+
 @pytest.mark.parametrize("unwritten", ["_save_optimizer_and_scheduler", "_save_rng_state"])
 def test_a_half_written_checkpoint_is_skipped(model, finished, monkeypatch, capsys, unwritten):
     """Stopped while the Trainer writes its last checkpoint, the run resumes from the previous one."""

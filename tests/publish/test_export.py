@@ -65,6 +65,15 @@ def test_adapter_holds_the_enabled_experts_only(run, tmp_path):
     assert not torch.equal(logits(ours), logits(tiny_model()))
 
 
+def test_a_folder_of_the_user_beside_the_output_stays(run, tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis.txt").write_text("mine")
+    (tmp_path / "out").mkdir()  # empty, so it is filled
+    assert (export(run, "adapter", tmp_path / "out") / "memory.json").is_file()
+    assert (tmp_path / "out.partial" / "thesis.txt").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.partial"}
+
+
 def test_no_form_contains_texts(run, tmp_path):
     for form in ("checkpoint", "adapter"):
         folder = export(run, form, tmp_path / form)
