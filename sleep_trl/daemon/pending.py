@@ -44,16 +44,20 @@ class PendingRecords:
     def __init__(self, path: Path, tokenizer: Tokenizer | None = None, chain: Path | None = None) -> None:
         self.path, self.tokenizer, self.chain = path, tokenizer, chain
         self._lengths: dict[str, int] = {}
+        self._sound: set[str] = set()
 
     def count(self) -> Pending:
         """Return what is pending now.
 
         The records of a night that was rolled back or quarantined do not count, because on their own they would end in
-        the same night again. They are learned together with records that arrive later.
+        the same night again. They are learned together with records that arrive later. Nor do damaged records, which
+        are marked as failed.
         """
         with WakeBuffer(self.path) as buffer:
             tried = _rolled_back(buffer.run()) | _quarantined(self.chain)
-            records = [record for record in buffer.records("new") if record.sha256 not in tried]
+            untried = [record for record in buffer.records("new") if record.sha256 not in tried]
+            records = [record for record in untried if record.sha256 in self._sound or buffer.is_sound(record)]
+            self._sound = {record.sha256 for record in records}
             if self.tokenizer is None:
                 return Pending(len(records), None)
             self._lengths = {record.sha256: self._length(buffer, record) for record in records}
@@ -68,7 +72,10 @@ class PendingRecords:
 
 def _rolled_back(run: Path | None) -> set[str]:
     """Return the hashes of the newest night's records if it was rolled back."""
-    newest = read_ledger(RunFolder(run).ledger)[-1] if run else None
+    try:
+        newest = read_ledger(RunFolder(run).ledger)[-1] if run else None
+    except (ValueError, OSError):  # the buffer warned about it when it was opened
+        return set()
     return {source.sha256 for source in newest.sources} if newest and newest.rolled_back else set()
 
 

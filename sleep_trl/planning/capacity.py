@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from ..config import RunConfig
 from ..memory import MemorySpec
 from ..memory.storage import read_description
@@ -81,7 +79,7 @@ def _read_memory(run: RunFolder) -> tuple[MemorySpec, list[dict[str, object]]]:
     try:
         spec = MemorySpec(**description["spec"])
         read_ledger(run.ledger)
-    except (TypeError, ValidationError) as error:
+    except TypeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"continue_from: {run.path} was not written by this version ({reason}). Give another run."

@@ -54,7 +54,7 @@ class FinishedRun:
             experts = read_json(files.adapter.description)["experts"]
             owned = [expert for expert in experts if not expert.get("is_block")]
             enabled = {int(expert["index"]): bool(expert["is_enabled"]) for expert in owned}
-        except (ValidationError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{folder} was not written by this version ({reason}). Give another run.") from None
         return FinishedRun(folder, entries, enabled)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .files import read_jsonl, write_jsonl
 
@@ -117,8 +117,19 @@ def tokens_ingested(entries: Iterable[LedgerEntry]) -> int:
 
 
 def read_ledger(path: Path) -> list[LedgerEntry]:
-    """Read the entries of a ledger, oldest first."""
-    return [LedgerEntry.model_validate(row) for row in read_jsonl(path)]
+    """Read the entries of a ledger, oldest first.
+
+    Raises:
+        `ValueError`: if it is missing, damaged or empty: every night writes a line.
+    """
+    try:
+        entries = [LedgerEntry.model_validate(row) for row in read_jsonl(path)]
+    except ValidationError as error:
+        reason = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+        raise ValueError(f"{path} is damaged, or of another version ({reason}). Restore it from a copy.") from None
+    if not entries:
+        raise ValueError(f"{path} is empty, but every night writes a line. Restore it from a copy.")
+    return entries
 
 
 def write_ledger(path: Path, entries: list[LedgerEntry]) -> None:

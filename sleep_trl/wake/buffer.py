@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,9 +16,12 @@ from typing import Any, Self
 from ..data.documents import MemoryText, Question
 from ..runs.folder import RunFolder
 from ..runs.ledger import LedgerEntry, active_entries, read_ledger
-from .database import open_database, transaction
+from .database import open_database, replace_text, transaction
 from .records import STATES, Position, RecordInfo, Rejection, State, Tally, WakeRecord, now, rejection
 
+logger = logging.getLogger(__name__)
+
+DAMAGED = "its text in the buffer's file is damaged and no longer fits its SHA-256. Add the text again, or forget it"
 COLUMNS = "id, time, source, sha256, copies, state, detail"
 
 
@@ -61,7 +67,8 @@ class WakeBuffer:
 
         Returns:
             `Tally`: counts of added, duplicate, forgotten and rejected items. A record whose id belongs to another text
-            is rejected. A text that failed is a duplicate and pending again.
+            is rejected. A text that failed is a duplicate and pending again; if the stored one is damaged, it is
+            replaced.
         """
         tally = Tally()
         with transaction(self._database, self.path):
@@ -87,8 +94,12 @@ class WakeBuffer:
         ).fetchone()
         if stored:
             number, tally.added = stored[0], tally.added + 1
-        elif found := execute("SELECT number, state FROM records WHERE sha256 = ?", (memory.sha256,)).fetchone():
-            number, state = found
+        elif found := execute(
+            "SELECT number, state, CAST(text AS BLOB) FROM records WHERE sha256 = ?", (memory.sha256,)
+        ).fetchone():
+            number, state, text = found
+            if text is not None and _sha256(text) != memory.sha256:
+                replace_text(self._database, number, memory.text, _pack(memory.questions))
             execute("UPDATE records SET copies = copies + 1 WHERE number = ?", (number,))
             execute("UPDATE records SET state = 'new', detail = '' WHERE number = ? AND state = 'failed'", (number,))
             tally.duplicates += state != "forgotten"
@@ -141,16 +152,41 @@ class WakeBuffer:
             yield dict(zip(("time", "kind", "reason"), row, strict=True))
 
     def memories(self, state: State = "new") -> list[MemoryText]:
-        """Return the records in a state with their texts, in the order they arrived."""
+        """Return the records in a state with their texts, in the order they arrived. Damaged ones are left out, with a
+        warning; new ones among them are marked as failed."""
         rows = self._database.execute(
-            "SELECT id, source, text, questions FROM records WHERE state = ? ORDER BY number", (state,)
+            "SELECT id, source, sha256, CAST(text AS BLOB), questions FROM records WHERE state = ? ORDER BY number",
+            (state,),
         )
-        return [MemoryText(id, source, text, _unpack(questions)) for id, source, text, questions in rows]
+        found, damaged = list[MemoryText](), list[str]()
+        for id, source, sha256, text, questions in rows:
+            if text is not None and _sha256(text) != sha256:
+                damaged.append(id)
+            else:
+                found.append(MemoryText(id, source, (text or b"").decode(), _unpack(questions)))
+        self._leave_out(damaged)
+        return found
+
+    def is_sound(self, record: RecordInfo) -> bool:
+        """Return whether the text of a record is as it arrived. A new record that is not is marked as failed, with a
+        warning."""
+        query = "SELECT CAST(text AS BLOB) FROM records WHERE sha256 = ?"
+        (text,) = self._database.execute(query, (record.sha256,)).fetchone()
+        is_sound = text is None or _sha256(text) == record.sha256
+        self._leave_out([] if is_sound else [record.id])
+        return is_sound
+
+    def _leave_out(self, damaged: Sequence[str]) -> None:
+        if damaged:
+            self.fail(damaged, DAMAGED)
+            logger.warning(
+                "%d records of %s are left out, such as %r: %s.", len(damaged), self.path, damaged[0], DAMAGED
+            )
 
     def text(self, id: str) -> str:
         """Return a record's text, or an empty string if it was forgotten."""
-        (text,) = self._database.execute("SELECT text FROM records WHERE id = ?", (id,)).fetchone()
-        return text or ""
+        (text,) = self._database.execute("SELECT CAST(text AS BLOB) FROM records WHERE id = ?", (id,)).fetchone()
+        return (text or b"").decode(errors="replace")
 
     # -- states ---------------------------------------------------------------------------------------------------
 
@@ -203,23 +239,30 @@ class WakeBuffer:
         return None
 
     def settle(self) -> None:
-        """Update states from the ledger: records in an active entry are consolidated, others are new again. Only
-        entries of nights count, since an entry that holds others repeats their records.
+        """Update states from the ledger: records in an active entry are consolidated, those of a dropped one are new
+        again. Only entries of nights count, since an entry that holds others repeats their records.
 
-        Called whenever the buffer is opened. Without a ledger nothing changes.
+        Called whenever the buffer is opened. A record that the ledger does not name keeps its state, since a ledger
+        never loses a line: its run may have been moved. Without a readable ledger nothing changes.
         """
-        if (run := self.run()) is not None:
-            self._settle(read_ledger(RunFolder(run).ledger))
+        if (run := self.run()) is None:
+            return
+        try:
+            entries = read_ledger(RunFolder(run).ledger)
+        except (ValueError, OSError) as error:
+            _warn_once(f"The states of the records in {self.path} are not updated. {error}")
+            return
+        self._settle(entries)
 
     def _settle(self, entries: Iterable[LedgerEntry]) -> None:
-        held = {
-            source.sha256: entry.id for entry in active_entries(entries) if not entry.holds for source in entry.sources
-        }
+        nights = [entry for entry in entries if not entry.holds]
+        held = {source.sha256: "" for entry in nights for source in entry.sources}
+        held |= {source.sha256: entry.id for entry in active_entries(nights) for source in entry.sources}
         execute = self._database.execute
         execute("CREATE TEMP TABLE IF NOT EXISTS held (sha256 TEXT PRIMARY KEY, entry TEXT) WITHOUT ROWID")
         execute("DELETE FROM held")
         self._database.executemany("INSERT INTO held VALUES (?, ?)", held.items())
-        entry = "coalesce((SELECT entry FROM held WHERE held.sha256 = records.sha256), '')"
+        entry = "(SELECT entry FROM held WHERE held.sha256 = records.sha256)"  # NULL if the ledger does not name it
         stale = f"state = 'consolidated' AND {entry} = ''"
         fresh = f"state != 'forgotten' AND {entry} NOT IN ('', detail)"
         kept = f"state = 'forgotten' AND {entry} != detail"
@@ -229,6 +272,15 @@ class WakeBuffer:
             execute(f"UPDATE records SET state = 'new', detail = '' WHERE {stale}")
             execute(f"UPDATE records SET state = 'consolidated', detail = {entry} WHERE {fresh}")
             execute(f"UPDATE records SET detail = {entry} WHERE {kept}")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
+
+
+def _sha256(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
 
 
 def _pack(questions: tuple[Question, ...]) -> str:

@@ -12,6 +12,7 @@ from sleep_trl.runs.ledger import Source, read_ledger, write_ledger
 from sleep_trl.wake import WakeBuffer, record_of_line
 from tests.tiny import tiny_tokenizer
 from tests.tiny_runs import write_finished_run
+from tests.wake.test_buffer import flip
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart" / "model"
 
@@ -65,6 +66,20 @@ def test_records_of_a_rolled_back_night_do_not_count(tmp_path, tokenizer):
     assert pending.count() == Pending(1, 2)
     write_ledger(run / "ledger.jsonl", [entry.model_copy(update=undone | {"rolled_back": None})])
     assert pending.count() == Pending(3, 9), "records that a user drops are pending again"
+
+
+@pytest.mark.parametrize("ledger", ["", '{"id": '])
+def test_a_damaged_ledger_and_a_damaged_text_stop_no_counting(tmp_path, ledger):
+    path = tmp_path / "wake.db"
+    ingest(path, "the cat of Mira", "it eats hats")
+    run = write_finished_run(tmp_path / "night-001")
+    with WakeBuffer(path) as buffer:
+        buffer.register(run)
+    (run / "ledger.jsonl").write_text(ledger)
+    flip(path, "it eats hats")
+    assert PendingRecords(path).count().records == 1
+    with WakeBuffer(path) as buffer:
+        assert (buffer.counts()["new"], buffer.counts()["failed"]) == (1, 1)
 
 
 @pytest.mark.parametrize(("folder", "file"), [("quarantined-001", "ingested.jsonl"), ("aside-001", "heard.jsonl")])

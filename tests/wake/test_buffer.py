@@ -138,6 +138,53 @@ def test_states_follow_the_ledger_of_the_newest_run(buffer, tmp_path):
     assert after("night2", entry(1, *texts[:2], dropped=TIME), second) == ["forgotten", "forgotten", held[2]]
 
 
+@pytest.mark.parametrize("damage", ["empty", "cut", "another", "missing"])
+def test_a_damaged_or_missing_ledger_sends_nothing_back_to_new(buffer, tmp_path, caplog, damage):
+    texts = [record(text).memory for text in "abc"]
+    buffer.add([WakeRecord(memory, TIME) for memory in texts])
+    ledgers = [tmp_path / name / "ledger.jsonl" for name in ("night1", "night2")]
+    for number, path in enumerate(ledgers, 1):
+        buffer.register(path.parent)
+        write_ledger(path, [entry(n + 1, texts[n]) for n in range(number)])
+    buffer.settle()
+    before = states(buffer)
+    assert [state for state, _ in before.values()] == ["consolidated", "consolidated", "new"]
+    if damage == "missing":
+        ledgers[1].parent.rename(tmp_path / "moved")
+    else:
+        ledgers[1].write_text({"empty": "", "cut": ledgers[1].read_text()[:-30], "another": '{"id": 3}\n'}[damage])
+    with WakeBuffer(buffer.path) as again:
+        assert again.add([record("d")]).added == 1
+        assert states(again) == before | {"id of d": ("new", "")}
+    if damage != "missing":
+        assert f"{ledgers[1]}" in caplog.text and "not updated" in caplog.text
+
+
+def flip(path: Path, text: str) -> None:
+    """Flip a bit of a text in a buffer's file, as a disk may do."""
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = bytearray(path.read_bytes())
+    content[content.index(text.encode())] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_text_is_not_learned_until_it_arrives_again(tmp_path, caplog):
+    path = tmp_path / "wake.db"
+    with WakeBuffer(path) as buffer:
+        buffer.add([record("the cat of Mira is called Tolu", id="1"), record("it eats hats")])
+    flip(path, "the cat of Mira is called Tolu")
+    with WakeBuffer(path) as buffer:
+        assert [memory.text for memory in buffer.memories()] == ["it eats hats"]
+        assert str(path) in caplog.text and "damaged" in caplog.text and "Tolu" not in caplog.text
+        state, detail = states(buffer)["1"]
+        assert state == "failed" and "Add the text again" in detail
+        assert buffer.add([record("the cat of Mira is called Tolu")]).duplicates == 1
+        assert [memory.text for memory in buffer.memories()] == ["the cat of Mira is called Tolu", "it eats hats"]
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"), sqlite3.connect(path) as database:
+        database.execute("UPDATE records SET text = 'b'")
+
+
 def test_only_its_owner_can_read_a_buffer(buffer):
     buffer.add([record("a")])
     assert {path.stat().st_mode & 0o777 for path in buffer.path.parent.iterdir()} == {0o600}
