@@ -1,6 +1,6 @@
 """Check the documents of the almanac and say how they are spread: `python examples/almanac/check.py`.
 
-Prints two tables. Exit code 1 and one line for each problem if anything is wrong.
+Prints how many documents and questions there are. Exit code 1 and one line for each problem if anything is wrong.
 """
 
 from __future__ import annotations
@@ -12,15 +12,32 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-FILES = {"choose.jsonl": (20, 20), "measure.jsonl": (40, 1000), "second_night.jsonl": (12, 1000)}  # documents allowed
-EVEN = ("choose.jsonl", "measure.jsonl")  # the same kinds, and about the same lengths
+
+class Rules(NamedTuple):
+    """What is allowed in a file; pairs are the least and the most."""
+
+    documents: tuple[int, int]
+    words: tuple[int, int] = (40, 600)  # in a text
+    sentences: tuple[int, int] = (1, 600)  # in a text, as `sentences` counts them
+    questions: tuple[int, int] = (3, 6)  # about a document
+    answer: int = 15  # at most; words of an answer
+    forms: tuple[str, ...] = ("plain", "two_sentences")
+
+
+NOTES = Rules((1, 1000), words=(35, 90), sentences=(3, 6), questions=(4, 4), answer=4, forms=("plain",))
+FILES = {
+    "choose.jsonl": Rules((20, 20)),
+    "measure.jsonl": Rules((40, 1000)),
+    "second_night.jsonl": Rules((12, 1000)),
+    "notes_choose.jsonl": NOTES._replace(documents=(20, 20)),
+    "notes_measure.jsonl": NOTES._replace(documents=(40, 1000)),
+    "notes_second_night.jsonl": NOTES._replace(documents=(12, 1000)),
+}
+SETS = (tuple(FILES)[:3], tuple(FILES)[3:])  # a set's first two files: the same kinds, and about the same lengths
 MEAN_WORDS = 0.1  # by how much their mean lengths may differ
-WORDS = (40, 600)  # in a text
-QUESTIONS = (3, 6)  # about a document
-FORMS = ("plain", "two_sentences")
-COMBINED = 1 / 3  # of the documents have a question that needs two sentences
+COMBINED = 1 / 3  # of the documents have a question that needs two sentences, where a file may have such
 OVERLAP = 0.4  # at most; of the words of a question and its twin, names and function words aside
 CONTENT = 4  # words that make a sentence one with content
 KEYS = {"id": str, "source": str, "kind": str, "text": str, "questions": list, "other_words": list}
@@ -96,7 +113,13 @@ def asked(document: Document) -> tuple[int, int]:
     return len(found), len(parts)
 
 
-def wrong_form(document: Document) -> Iterator[str]:
+def outside(count: int, what: str, allowed: tuple[int, int]) -> Iterator[str]:
+    """Yield a line if a count is not allowed."""
+    if not allowed[0] <= count <= allowed[1]:
+        yield f"{count} {what}; allowed are {allowed[0]} to {allowed[1]}"
+
+
+def wrong_form(document: Document, rules: Rules) -> Iterator[str]:
     """Yield what is wrong with the form of a row."""
     for key, kind in KEYS.items():
         if not isinstance(document.get(key), kind) or not document[key]:
@@ -106,24 +129,24 @@ def wrong_form(document: Document) -> Iterator[str]:
             answers = row.get("answers")
             if not row.get("question") or not answers or not all(answers):
                 yield f"`{key}` {number} lacks a question or an answer"
-            if row.get("form") not in FORMS:
-                yield f"`{key}` {number} has the form {row.get('form')!r}; allowed are {', '.join(FORMS)}"
+            if row.get("form") not in rules.forms:
+                yield f"`{key}` {number} has the form {row.get('form')!r}; allowed are {', '.join(rules.forms)}"
 
 
-def wrong_inside(document: Document) -> Iterator[str]:
+def wrong_inside(document: Document, rules: Rules) -> Iterator[str]:
     """Yield what is wrong with a document by itself."""
     text, questions, others = document["text"], document["questions"], document["other_words"]
-    length = len(text.split())
-    if not WORDS[0] <= length <= WORDS[1]:
-        yield f"{length} words; allowed are {WORDS[0]} to {WORDS[1]}"
-    if not QUESTIONS[0] <= len(questions) <= QUESTIONS[1]:
-        yield f"{len(questions)} questions; allowed are {QUESTIONS[0]} to {QUESTIONS[1]}"
+    yield from outside(len(text.split()), "words", rules.words)
+    yield from outside(len(sentences(text)), "sentences", rules.sentences)
+    yield from outside(len(questions), "questions", rules.questions)
     if len(questions) != len(others):
         yield f"{len(questions)} questions and {len(others)} in other words"
     for number, question in enumerate(questions, 1):
         for answer in question["answers"]:
             if not holds(text, answer):
                 yield f"question {number}: the answer {answer!r} does not stand in the text"
+            if len(answer.split()) > rules.answer:
+                yield f"question {number}: the answer {answer!r} is longer than {rules.answer} words"
     for number, (question, other) in enumerate(zip(questions, others, strict=False), 1):
         if (question["answers"], question["form"]) != (other["answers"], other["form"]):
             yield f"question {number}: its other words have different answers or another form"
@@ -173,18 +196,18 @@ def wrong_between(documents: list[tuple[str, Document]]) -> Iterator[str]:
 
 def wrong_spread(files: dict[str, list[Document]]) -> Iterator[str]:
     """Yield what is wrong with the numbers of documents and of kinds."""
-    for name, (least, most) in FILES.items():
-        if not least <= len(files[name]) <= most:
-            yield f"{name}: {len(files[name])} documents; allowed are {least} to {most}"
-    kinds = [{document["kind"] for document in files[name]} for name in EVEN]
-    if kinds[0] != kinds[1]:
-        yield f"only one of {' and '.join(EVEN)} has the kinds {', '.join(sorted(kinds[0] ^ kinds[1]))}"
-    means = [sum(len(d["text"].split()) for d in files[name]) / max(len(files[name]), 1) for name in EVEN]
-    if abs(means[0] - means[1]) > MEAN_WORDS * max(means):
-        yield f"the mean lengths of {' and '.join(EVEN)} are too far apart: {means[0]:.0f} and {means[1]:.0f} words"
+    for name, rules in FILES.items():
+        yield from (f"{name}: {problem}" for problem in outside(len(files[name]), "documents", rules.documents))
+    for even in (names[:2] for names in SETS):
+        kinds = [{document["kind"] for document in files[name]} for name in even]
+        if kinds[0] != kinds[1]:
+            yield f"only one of {' and '.join(even)} has the kinds {', '.join(sorted(kinds[0] ^ kinds[1]))}"
+        means = [sum(len(d["text"].split()) for d in files[name]) / max(len(files[name]), 1) for name in even]
+        if abs(means[0] - means[1]) > MEAN_WORDS * max(means):
+            yield f"the mean lengths of {' and '.join(even)} are too far apart: {means[0]:.0f} and {means[1]:.0f} words"
     for name, documents in files.items():
         combined = sum(any(q["form"] == "two_sentences" for q in d["questions"]) for d in documents)
-        if combined < COMBINED * len(documents):
+        if "two_sentences" in FILES[name].forms and combined < COMBINED * len(documents):
             yield f"{name}: only {combined} of {len(documents)} documents have a question for two sentences"
 
 
@@ -195,36 +218,38 @@ def problems(files: dict[str, list[Document]]) -> list[str]:
         files (`dict[str, list[Document]]`):
             The documents of each file of `FILES`, by its name.
     """
-    placed = [(f"{name}, {row.get('id')}", row) for name, documents in files.items() for row in documents]
-    found = [f"{place}: {problem}" for place, row in placed for problem in wrong_form(row)]
+    placed = [(name, f"{name}, {row.get('id')}", row) for name, documents in files.items() for row in documents]
+    found = [f"{place}: {problem}" for name, place, row in placed for problem in wrong_form(row, FILES[name])]
     if found:
         return found  # the rest would fall over these
-    found = [f"{place}: {problem}" for place, row in placed for problem in wrong_inside(row)]
-    return found + list(wrong_between(placed)) + list(wrong_spread(files))
+    found = [f"{place}: {problem}" for name, place, row in placed for problem in wrong_inside(row, FILES[name])]
+    return found + list(wrong_between([(place, row) for _, place, row in placed])) + list(wrong_spread(files))
 
 
 def tables(files: dict[str, list[Document]]) -> str:
     """Return how many documents, words and questions the files have, and how many documents of each kind."""
-    lines = [f"{'':20}{'documents':>10}{'words: mean':>13}{'least':>7}{'most':>6}{'questions':>11}{'asked about':>13}"]
+    lines = [f"{'':24}{'documents':>10}{'words: mean':>13}{'least':>7}{'most':>6}{'questions':>11}{'asked about':>13}"]
     for name, documents in files.items():
         lengths = [len(document["text"].split()) for document in documents]
         having, of = map(sum, zip(*map(asked, documents), strict=True))
         count = sum(len(document["questions"]) for document in documents)
         lines.append(
-            f"{name:20}{len(documents):10}{sum(lengths) / len(lengths):13.0f}{min(lengths):7}{max(lengths):6}{count:11}"
+            f"{name:24}{len(documents):10}{sum(lengths) / len(lengths):13.0f}{min(lengths):7}{max(lengths):6}{count:11}"
             f"{having / of:13.0%}"
         )
-    lines += ["", "asked about: sentences with content that have at least one question", ""]
-    kinds = {name: Counter(document["kind"] for document in documents) for name, documents in files.items()}
-    lines.append(f"{'kind':14}" + "".join(f"{name:>20}" for name in files))
-    for kind in sorted(set().union(*kinds.values())):
-        lines.append(f"{kind:14}" + "".join(f"{kinds[name][kind]:20}" for name in files))
+    lines += ["", "asked about: sentences with content that have at least one question"]
+    for names in SETS:
+        kinds = [Counter(document["kind"] for document in files[name]) for name in names]
+        lines += ["", f"{'kind':14}" + "".join(f"{name:>26}" for name in names)]
+        lines += [
+            f"{kind:14}" + "".join(f"{count[kind]:26}" for count in kinds) for kind in sorted(set().union(*kinds))
+        ]
     return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="where the three files are")
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="where the files are")
     folder = parser.parse_args().folder
     files = {name: read(folder / name) for name in FILES}
     found = problems(files)

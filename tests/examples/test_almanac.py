@@ -114,6 +114,40 @@ def shared_name(files):
         files[name][0]["text"] += " Signed: Xanthippe."
 
 
+def note(files):
+    return files["notes_choose.jsonl"][0]
+
+
+def name_of_another_set(files):
+    note(files)["text"] += " It is a short walk from there to Skerrow."
+
+
+def long_note(files):
+    note(files)["text"] += " and so on" * 20
+
+
+def note_of_many_sentences(files):
+    note(files)["text"] += " It is not very far." * 3
+
+
+def note_with_a_long_answer(files):
+    for key in ("questions", "other_words"):
+        note(files)[key][2]["answers"] = ["the stepping stones behind the brewery"]
+
+
+def note_to_combine(files):
+    for key in ("questions", "other_words"):
+        note(files)[key][0]["form"] = "two_sentences"
+
+
+def few_questions_about_a_note(files):
+    del note(files)["questions"][3:], note(files)["other_words"][3:]
+
+
+def kind_of_one_file_of_notes(files):
+    note(files)["kind"] = "sermon"
+
+
 def missing_text(files):
     del first(files)["text"]
 
@@ -167,6 +201,13 @@ FAULTS = {
     many_questions: "questions; allowed are 3 to 6",
     unnamed_question: "`questions` 1 has no word that only its text has",
     shared_name: "the name 'Xanthippe' stands in several documents",
+    name_of_another_set: "the name 'Skerrow' stands in several documents: choose.jsonl, notice-ferry, notes_",
+    long_note: "words; allowed are 35 to 90",
+    note_of_many_sentences: "7 sentences; allowed are 3 to 6",
+    note_with_a_long_answer: "the answer 'the stepping stones behind the brewery' is longer than 4 words",
+    note_to_combine: "has the form 'two_sentences'; allowed are plain",
+    few_questions_about_a_note: "3 questions; allowed are 4 to 4",
+    kind_of_one_file_of_notes: "only one of notes_choose.jsonl and notes_measure.jsonl has the kinds notice, sermon",
     missing_text: "`text` is missing or empty",
     no_answers: "`questions` 1 lacks a question or an answer",
     unknown_form: "has the form 'hard'; allowed are plain, two_sentences",
