@@ -74,14 +74,16 @@ class DatasetConfig(Section):
     beginning."""
 
     general_samples: int = Field(128, ge=0)
-    """General samples written by the model without the memory, for self-replay."""
+    """General samples written by the model without the memory, for self-replay. Each begins with another of the general
+    texts until all are used."""
 
     general_texts: Path | None = None
-    """JSON Lines file of texts, not memories, that serve as prefixes of general samples. Pick what the model usually
-    reads. Default: the model starts from scratch."""
+    """JSON Lines file of texts, not memories, with which general samples begin. For a chat model they are the messages
+    that it answers, for a base model the beginnings that it continues. Pick what the model usually gets. Default: 410
+    varied prompts that come with the package (instructions, talk, code, sums, lists, 32 languages)."""
 
     general_max_new_tokens: int = Field(128, ge=1)
-    """Length of a general sample, in tokens."""
+    """Maximum length of a general sample, in tokens. Longer answers are cut there and kept."""
 
     general_share: float = Field(0.25, ge=0, le=1)
     """Share of training rows used for general self-replay."""

@@ -169,7 +169,8 @@ def write_general(
         seed (`int`):
             Seed for sampling.
         texts (`Sequence[str]`, *optional*):
-            Texts that the samples continue, used in turn; without any, the model starts from nothing.
+            Texts that a chat model answers and a base model continues, used in turn; without any, a base model starts
+            from nothing, and a chat model is asked for a short text.
         progress (`Callable[[int], None]`, *optional*):
             Called with the number of finished generations.
 

@@ -9,6 +9,7 @@ Text that does not depend on `context` is shared by teacher and student.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ def render(template: jinja2.Template, **variables: Any) -> Prompt:
     return Prompt(str(module).rstrip(" "), tuple(getattr(module, "stop", ())))
 
 
+@cache
 def load_general() -> jinja2.Template:
-    """Load the prompt of general samples (empty for a model without a chat template)."""
+    """Load the prompt of general samples: the text they begin with, if any."""
     return _compile(FOLDER / "general.j2")
 
 

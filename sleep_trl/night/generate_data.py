@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import PartialState
 
 from ..data.samples import Sample, Window, WrittenSamples, write_about, write_earlier, write_general
+from ..data.shipped_sets import readable_prompts, take
 from ..data.templates import Template
 from ..distributed.progress import bar, echo
 from ..planning.plan import describe_fit
@@ -60,6 +61,8 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     echo(f"Samples: {kept}; dropped: {dropped}")
     if counts["earlier"] == 0 and config.continue_from and data.earlier_share > 0:
         echo("[yellow]No prompt of an earlier night got a usable answer, so earlier nights are not replayed[/]")
+    if 0 < counts["general"] <= HELD_OUT:
+        echo("[yellow]All usable general samples are held out to measure agreement, so none are replayed[/]")
     if windows and not counts["memory"]:
         raise NothingUsable(
             "The teacher wrote nothing usable about the memories. See the counts of dropped samples above: raise "
@@ -137,13 +140,32 @@ def _general(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> WrittenS
     if not (data.general_share > 0 and data.general_samples):
         return WrittenSamples()
     count, tokens, seed = data.general_samples + HELD_OUT, data.general_max_new_tokens, next(seeds)
-    texts = [memory.text for memory in ctx.inputs.general]
+    spare = 2 * HELD_OUT  # so that a text is not both held out and trained on, even if some samples are dropped
+    texts = take(_general_texts(ctx, seed), count, once=spare)
 
     def write() -> WrittenSamples:
         with bar("Writing general self-replay", count) as progress, ctx.memory.as_base():
             return write_general(ctx.engine, ctx.prompter, count, tokens, seed, texts, progress)
 
     return _once(parts, "general", write)
+
+
+def _general_texts(ctx: NightContext, seed: int) -> list[str]:
+    """Return the texts that general samples begin with: the user's, or the shipped ones that the model can read."""
+    if given := [memory.text for memory in ctx.inputs.general]:
+        return given
+    room = ctx.inputs.context - ctx.config.dataset.general_max_new_tokens
+    texts, left_out = readable_prompts(ctx.prompter, room, seed)
+    reasons = "; ".join(f"{number} left out: {reason}" for reason, number in sorted(left_out.items()))
+    if texts:
+        how = "answers" if ctx.prompter.has_chat else "continues"
+        echo(f"For self-replay the model {how} shipped prompts: {len(texts)} to choose from ({reasons or 'all'})")
+    else:
+        echo(
+            f"[yellow]The model can read none of the shipped prompts ({reasons}), so general self-replay starts from "
+            f"nothing and protects little. Give texts that the model knows (dataset.general_texts)[/]"
+        )
+    return texts
 
 
 def _earlier(ctx: NightContext, parts: Phases, seeds: Iterator[int], samples: list[Sample]) -> WrittenSamples:

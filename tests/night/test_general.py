@@ -1,0 +1,45 @@
+"""General self-replay of a night, on a tiny model that reads every text."""
+
+from pathlib import Path
+
+import pytest
+
+from sleep_trl.data.shipped_sets import read_shipped
+from sleep_trl.launch import sleep
+from sleep_trl.night.generate_data import HELD_OUT
+from sleep_trl.runs.files import read_json, write_jsonl
+from tests.tiny import byte_tokenizer, tiny_model
+from tests.tiny_runs import arguments, write_memories
+
+CHAT = "{% for m in messages %}<user>{{ m.content }}{% endfor %}<assistant>"
+
+
+def general_samples(folder: Path, chat_template: str | None, **options: object) -> list[str]:
+    """Run a night and return its general samples: prompt and answer, in order."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = chat_template
+    tiny_model(vocab_size=257, max_position_embeddings=512).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    paths = {"model": folder / "model", "memories": write_memories(folder / "m.jsonl"), "output_dir": folder / "run"}
+    options |= {"seeding__steps": 1, "seeding__prompts_per_step": 4, "dataset__samples_per_window": 1}
+    options |= {"dataset__general_max_new_tokens": 4, "dataset__keep_truncated": True, "no-report": True}
+    assert sleep.main(arguments(**paths, **options)) == 0
+    samples = read_json(folder / "run" / "phases" / "write_dataset.json")["result"]["samples"]
+    return [s["prompt"] + s["reference"] for s in samples if s["part"] == "general"]
+
+
+@pytest.mark.parametrize(("chat_template", "how"), [(CHAT, "answers"), (None, "continues")])
+def test_by_default_each_begins_with_another_shipped_prompt(tmp_path, capsys, chat_template, how):
+    general = general_samples(tmp_path, chat_template, dataset__general_samples=4)
+    assert f"For self-replay the model {how} shipped prompts" in " ".join(capsys.readouterr().out.split())
+    prompts = [prompt.text for prompt in read_shipped("general_prompts")]
+    starts = [next(p for p in prompts if text.removeprefix("<user>").startswith(p)) for text in general]
+    assert len({*starts}) == len(starts) > HELD_OUT
+
+
+def test_a_text_that_is_held_out_is_not_trained_on(tmp_path):
+    write_jsonl(tmp_path / "texts.jsonl", ({"text": f"text {n:02}:"} for n in range(2 * HELD_OUT + 1)))
+    options = {"dataset__general_texts": tmp_path / "texts.jsonl", "dataset__general_samples": 3 * HELD_OUT}
+    starts = [text[: len("text 00:")] for text in general_samples(tmp_path, None, **options)]
+    assert starts[:3] == ["text 00:", "text 01:", "text 02:"] and len(starts) > len({*starts})
+    assert not {*starts[:HELD_OUT]} & {*starts[HELD_OUT:]}
