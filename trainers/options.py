@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field, fields
 from typing import Any
 
@@ -22,14 +23,17 @@ def run_option(section: type[BaseModel], name: str) -> Any:
     return field(default=option.default, metadata={"help": help_text})
 
 
-def shared_options(section: BaseModel, arguments: type) -> dict[str, Any]:
-    """Return the options of a run that go by the same name in a trainer's arguments, with their values.
+def shared_options(section: BaseModel, arguments: type, renamed: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the options of a run that a trainer's arguments have too, with their values, by the arguments' names.
 
     Args:
         section (`BaseModel`):
             A part of the run's configuration.
         arguments (`type`):
             The trainer's arguments, a dataclass.
+        renamed (`Mapping[str, str]`, *optional*):
+            Arguments of options whose own name means something else in TRL.
     """
     names = {argument.name for argument in fields(arguments)}
-    return {name: value for name, value in section if name in names}
+    given = {(renamed or {}).get(name, name): value for name, value in section}
+    return {name: value for name, value in given.items() if name in names}

@@ -63,8 +63,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--train-tasks", type=Path, help="tasks of the rounds, in the same format")
     parser.add_argument("--limit", type=int, help="number of tasks to read from each file; default: all")
     parser.add_argument("--dreams", type=int, default=60, help="dreams of each task in a round")
-    parser.add_argument("--top-k", type=int, default=12, help="number of best dreams by gradient to try out")
-    parser.add_argument("--random-k", type=int, default=3, help="number of further dreams to try out, drawn at random")
+    parser.add_argument("--select-top-k", type=int, default=12, help="number of best dreams by gradient to try out")
+    parser.add_argument("--select-random-k", type=int, default=3, help="further dreams to try out, drawn at random")
     parser.add_argument("--eval-dreams", type=int, default=5, help="dreams of each task in the evaluation")
     parser.add_argument("--selection", default="gradient_norm", help="what dreams are selected by")
     parser.add_argument("--max-dream-tokens", type=int, default=128, help="longest dream (SEAL: 128)")
@@ -160,7 +160,7 @@ def train(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]]:
     """Train the dreamer on the training tasks."""
     tasks = read_tasks(args.train_tasks, args.limit)
     rows = [{"prompt": dream_prompt(setup, task), "task_id": name, "context": ""} for name, task in tasks.items()]
-    options = {"selection": args.selection, "top_k": args.top_k, "random_k": args.random_k}
+    options = {"selection": args.selection, "select_top_k": args.select_top_k, "select_random_k": args.select_random_k}
     options |= {"num_generations": args.dreams, "max_completion_length": args.max_dream_tokens, "temperature": 0.8}
     return train_dreamer(args, setup, rows, make_evaluator(args, setup, tasks), **options)
 
@@ -209,7 +209,7 @@ def solves(before: list[float], gain: Any) -> bool:
 def estimate(args: argparse.Namespace) -> dict[str, Any]:
     """Estimate the cost. Assumed (ours): 12 training and 10 held-out tasks of 1,200 tokens with their answer; every
     dream is a recipe of 300 steps of 2 examples, below the limit."""
-    tried, evaluated = 12 * (args.top_k + args.random_k) * args.rounds, 10 * args.eval_dreams
+    tried, evaluated = 12 * (args.select_top_k + args.select_random_k) * args.rounds, 10 * args.eval_dreams
     return cost(
         args.estimate,
         written=12 * args.dreams * args.rounds * (1200 + 60) * 2 + evaluated * (1200 + 60),  # selection reads them too

@@ -30,8 +30,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--train-limit", type=int, default=50, help="passages of a round")
     parser.add_argument("--template", default="implications", help="what a dream is: a template, or a .j2 file")
     parser.add_argument("--selection", default="all", help="what dreams are selected by in the rounds")
-    parser.add_argument("--top-k", type=int, default=4, help="best dreams of a passage that are tried out")
-    parser.add_argument("--random-k", type=int, default=1, help="number of further dreams, drawn at random")
+    parser.add_argument("--select-top-k", type=int, default=4, help="best dreams of a passage that are tried out")
+    parser.add_argument("--select-random-k", type=int, default=1, help="number of further dreams, drawn at random")
     parser.add_argument("--max-dream-tokens", type=int, default=1024, help="longest dream")
     parser.add_argument("--metric", default="contains", choices=("contains", "exact", "f1"), help="of an answer")
     args = parser.parse_args()
@@ -123,7 +123,7 @@ def train(args: argparse.Namespace, setup: Setup) -> list[dict[str, Any]]:
     ]
     if setup.prompter.has_chat:
         rows = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
-    options = {"selection": args.selection, "top_k": args.top_k, "random_k": args.random_k}
+    options = {"selection": args.selection, "select_top_k": args.select_top_k, "select_random_k": args.select_random_k}
     options |= {"num_generations": args.dreams, "max_completion_length": args.max_dream_tokens}
     return train_dreamer(args, setup, rows, make_evaluator(args, setup, SEAL_SQUAD, passages), **options)
 

@@ -136,7 +136,8 @@ def arc(tmp_path_factory):
 def test_arc_from_dreams_to_solved_tasks(arc, monkeypatch, capsys):
     data = arc / "tasks.jsonl"
     options = ["--model", arc / "model", "--tasks", data, "--train-tasks", data, "--rounds", 1, "--epochs", 1]
-    options += ["--limit", 2, "--dreams", 8, "--top-k", 2, "--random-k", 1, "--eval-dreams", 4, "--width", 8]
+    options += ["--limit", 2, "--dreams", 8, "--select-top-k", 2, "--select-random-k", 1]
+    options += ["--eval-dreams", 4, "--width", 8]
     result = run("arc", monkeypatch, capsys, *options, "--output", arc / "out.json")
     assert (result["tasks"], result["dreams"]) == (2, 8)
     records = json.loads((arc / "out.json").read_text())["dreams"]

@@ -15,6 +15,7 @@ from sleep_trl.memory import Memory, MemorySpec, attach
 from sleep_trl.models.loading import load_tokenizer
 from sleep_trl.rollout import TransformersEngine
 from sleep_trl.trainers import DreamingConfig, DreamingTrainer
+from sleep_trl.trainers.dreaming.from_config import dreaming_arguments
 
 TOWN = (
     ("Robbin", "inn", "Zora", "runs", "run"),
@@ -163,7 +164,7 @@ def test_micro_batches_add_up_to_the_same_step(reader, tmp_path):
 
 def test_selection_comes_before_the_trial(reader, tmp_path):
     """One dream by its gradient and one by chance of each four are tried out; the others have no reward."""
-    t = dreamer(reader, tmp_path, selection="gradient_norm", top_k=1, random_k=1, rounds=1)
+    t = dreamer(reader, tmp_path, selection="gradient_norm", select_top_k=1, select_random_k=1, rounds=1)
     t.train()
     by_task = {task: [r for r in t.trials if r["task_id"] == task] for task in {r["task_id"] for r in t.trials}}
     for records in by_task.values():
@@ -174,10 +175,18 @@ def test_selection_comes_before_the_trial(reader, tmp_path):
     assert logged(t, "dreams/tried") == [8]
 
 
+def test_selection_does_not_restrict_sampling(reader, tmp_path):
+    """`top_k` is GRPO's: it would sample each token from the likeliest ones."""
+    assert dreamer(reader, tmp_path, select_top_k=1).generation_config.top_k == 0
+    config = parse(["--model", "m", "--memories", "d.jsonl", "--output_dir", str(tmp_path), "--dream.rounds", "1"])
+    args = dreaming_arguments(config, 4, tmp_path)
+    assert (args.top_k, args.select_top_k, args.select_random_k) == (0, 4, 1)
+
+
 def test_grpo_learns_from_the_scored_dreams_alone(reader, tmp_path):
     t = dreamer(
-        reader, tmp_path, improvement="grpo", max_steps=1, per_device_train_batch_size=16, top_k=2, random_k=1,
-        selection="random",
+        reader, tmp_path, improvement="grpo", max_steps=1, per_device_train_batch_size=16, selection="random",
+        select_top_k=2, select_random_k=1,
     )  # fmt: skip
     batch = t._prepare_inputs(next(iter(t.get_train_dataloader())))
     unscored = batch["advantages"] == 0

@@ -17,17 +17,25 @@ SEEDING = """alpha divergence_beta drift_weight expert_dropout gamma gradient_ch
 logging_steps lr_scheduler_type max_completion_length max_grad_norm num_generations reference_passes replay_weight
 save_steps warmup_steps z0"""
 DREAMING = """chunk confidence em_epochs gpus_per_worker improvement learning_rate lora_alpha lora_learning_rate
-lora_rank lora_steps measure random_expert random_k repeats rounds selection test top_k workers"""
+lora_rank lora_steps measure random_expert repeats rounds select_random_k select_top_k selection test workers"""
+RENAMED = {"top_k": "select_top_k", "random_k": "select_random_k"}
 
 
 @pytest.mark.parametrize(
-    ("section", "arguments", "names"),
-    [(SeedingConfig(), KnowledgeSeedingConfig, SEEDING), (DreamConfig(), DreamingConfig, DREAMING)],
+    ("section", "arguments", "renamed", "names"),
+    [(SeedingConfig(), KnowledgeSeedingConfig, {}, SEEDING), (DreamConfig(), DreamingConfig, RENAMED, DREAMING)],
 )
-def test_options_of_a_run_are_passed_on_by_name(section, arguments, names):
+def test_options_of_a_run_are_passed_on_by_name(section, arguments, renamed, names):
     """A list, so that a field that a new TRL brings is not set by an option of the same name unseen."""
-    assert sorted(shared_options(section, arguments)) == sorted(names.split())
+    assert sorted(shared_options(section, arguments, renamed)) == sorted(names.split())
     assert shared_options(section, arguments)["learning_rate"] == section.learning_rate
+
+
+@pytest.mark.parametrize("arguments", [KnowledgeSeedingConfig, DreamingConfig])
+def test_no_argument_means_something_else_in_grpo(arguments):
+    """A `top_k` that selected dreams once also restricted the sampling of their tokens."""
+    inherited = {field.name for field in dataclasses.fields(GRPOConfig)}
+    assert set(arguments.__annotations__) & inherited <= {"learning_rate"}
 
 
 @pytest.mark.parametrize("arguments", [KnowledgeSeedingConfig, DreamingConfig])

@@ -36,9 +36,9 @@ class DreamingConfig(GRPOConfig):
 
         selection (`str`, *optional*, defaults to `"gradient_norm"`):
             How dreams are ranked, see [`~sleep_trl.dreams.select.Selection`].
-        top_k (`int`, *optional*, defaults to `4`):
+        select_top_k (`int`, *optional*, defaults to `4`):
             Number of best dreams per task to try out.
-        random_k (`int`, *optional*, defaults to `1`):
+        select_random_k (`int`, *optional*, defaults to `1`):
             Number of further dreams per task to try out, drawn at random among the others (the paper's b).
         random_expert (`bool`, *optional*, defaults to `False`):
             Whether every router also takes one random further expert while dreams are sampled. Requires a memory with
@@ -87,8 +87,8 @@ class DreamingConfig(GRPOConfig):
     em_epochs: int = run_option(DreamConfig, "em_epochs")
     smallest_reward: float = field(default=0.5, metadata={"help": "Reward above which ReST-EM trains on a dream."})
     selection: str = run_option(DreamConfig, "selection")
-    top_k: int = run_option(DreamConfig, "top_k")
-    random_k: int = run_option(DreamConfig, "random_k")
+    select_top_k: int = run_option(DreamConfig, "top_k")
+    select_random_k: int = run_option(DreamConfig, "random_k")
     random_expert: bool = run_option(DreamConfig, "random_expert")
     lora_rank: int = run_option(DreamConfig, "lora_rank")
     lora_alpha: float = run_option(DreamConfig, "lora_alpha")

@@ -40,7 +40,7 @@ def dreaming_arguments(config: RunConfig, tasks: int, folder: str | Path) -> Dre
     dreams = tasks * dream.dreams_per_task
     per_device = max(n for n in range(1, dream.batch_size + 1) if dreams // processes % n == 0)
     arguments: dict[str, Any] = {
-        **shared_options(dream, DreamingConfig),
+        **shared_options(dream, DreamingConfig, {"top_k": "select_top_k", "random_k": "select_random_k"}),
         "measure": "questions",  # given or written by the model, they come with the tasks
         "metric": evaluation.metric,
         "max_answer_length": evaluation.max_new_tokens,

@@ -103,7 +103,7 @@ class DreamingTrainer(ExpertCheckpoints):
             raise ValueError("Dreaming needs tasks. Give train_dataset, with the columns prompt, task_id and context.")
         if missing := [c for c in ("prompt", "task_id", "context") if c not in train_dataset.column_names]:
             raise ValueError(f"The tasks lack the columns {missing}; they have {sorted(train_dataset.column_names)}.")
-        self.selection = Selection(args.selection, args.top_k, args.random_k)  # type: ignore[arg-type]
+        self.selection = Selection(args.selection, args.select_top_k, args.select_random_k)  # type: ignore[arg-type]
         if args.improvement == "rest_em":
             _dream_of_all_tasks_at_once(args, len(train_dataset))
         super().__init__(
