@@ -1,11 +1,12 @@
 """Low-rank experts, in levels, added to the MLPs of any causal language model."""
 
+from .attach import attach, load_memory
 from .fold import fold, folded_config, folded_state_dict, logit_difference
 from .hosts import FORMS, MLPForm
-from .memory import Memory, attach
+from .memory import Memory
 from .routing import choose_experts
 from .spec import ExpertRecord, MemorySpec
-from .storage import base_fingerprint, load_experts, load_memory, save_memory
+from .storage import base_fingerprint, load_experts, save_memory
 
 __all__ = [
     "FORMS",

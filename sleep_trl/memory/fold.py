@@ -7,7 +7,7 @@ gate and up, and its columns to down. The result has the base's architecture and
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..distributed.zero3 import is_sharded, serve, sharding, withdraw
 from .fold_sharded import assemble
 from .hosts import Host
 from .memory import Memory
-from .wide import widen
+from .wide import widen_maps
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-8}
 LOW_PRECISION_TOLERANCE = 5e-2
@@ -51,8 +51,8 @@ def fold(memory: Memory, folder: str | Path, probe: torch.Tensor | None = None) 
     if is_sharded(model):
         assemble(memory, config, folder)
     else:
-        with _config_replaced(model, config):
-            model.save_pretrained(folder, state_dict=folded_state_dict(memory))
+        with config_replaced(model, config):
+            write_checkpoint(model, folder, state_dict=folded_state_dict(memory))
     with sharding(model.dtype):
         read_back = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
     serve(read_back)
@@ -106,22 +106,31 @@ def allowed_difference(dtype: torch.dtype, largest: float) -> float:
     return TOLERANCE.get(dtype, LOW_PRECISION_TOLERANCE) * max(1.0, largest)
 
 
-def folded_state_dict(memory: Memory) -> dict[str, torch.Tensor]:
-    """Return the folded model's state dict. Tensors outside the MLPs are shared with the model, not copied.
+def folded_state_dict(memory: Memory, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Return the folded model's state dict. Tensors outside the MLPs are shared with the model, not copied; those of
+    the MLPs are on the CPU.
+
+    Args:
+        memory (`Memory`):
+            The memory.
+        state (`Mapping[str, torch.Tensor]`, *optional*):
+            The model's state dict, with its experts. By default its own; if its weights are sharded, the whole ones.
 
     Raises:
         `ValueError`: if the memory is routed.
     """
     _check_is_dense(memory)
+    state = memory.model.state_dict() if state is None else state
     prefixes = tuple(f"{host.name}.memory." for host in memory.hosts)
-    state = {name: value for name, value in memory.model.state_dict().items() if not name.startswith(prefixes)}
-    parts = [{host.name: expert for host, expert in memory.experts(index)} for index in memory.active]
+    folded = {name: value for name, value in state.items() if not name.startswith(prefixes)}
     for host in memory.hosts:
-        for role, (weight, bias) in widen(host, [part[host.name] for part in parts]).items():
-            state[f"{host.name}.{role}.weight"] = weight
-            if bias is not None:
-                state[f"{host.name}.{role}.bias"] = bias
-    return state
+        names = {role: f"{host.name}.{role}" for role in host.form.linears}
+        maps = {role: (state[f"{name}.weight"], state.get(f"{name}.bias")) for role, name in names.items()}
+        experts = [memory.expert_tensors(host, index, state) for index in memory.active]
+        for role, pair in widen_maps(host, maps, experts).items():
+            named = zip((f"{names[role]}.weight", f"{names[role]}.bias"), pair, strict=True)
+            folded |= {key: tensor.cpu() for key, tensor in named if tensor is not None}
+    return folded
 
 
 def logit_difference(
@@ -151,7 +160,12 @@ def _check_is_dense(memory: Memory) -> None:
         )
 
 
-class _config_replaced:
+def write_checkpoint(model: PreTrainedModel, folder: str | Path, *args: Any, **kwargs: Any) -> None:
+    """Call the `save_pretrained` of the model's class, which knows of no memory."""
+    type(model).save_pretrained(model, folder, *args, **kwargs)
+
+
+class config_replaced:
     """Context manager that gives the model another config while it is saved."""
 
     def __init__(self, model: PreTrainedModel, config: PretrainedConfig) -> None:

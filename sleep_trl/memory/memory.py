@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -190,6 +190,11 @@ class Memory(Views):
             for name, parameter in expert.named_parameters():
                 yield f"{host.name}.{name}", parameter
 
+    def expert_tensors(self, host: Host, index: int, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the weights of an expert in one layer from a state dict of the model, by `gate`, `up` and `down`."""
+        names = (name for name, _ in self._expert(host, index).named_parameters())
+        return {name: state[f"{host.name}.memory.experts.{index}.{name}"] for name in names}
+
     def base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield `(name, parameter)` of the model without its experts."""
         prefixes = tuple(f"{host.name}.memory." for host in self.hosts)
@@ -218,25 +223,3 @@ class Memory(Views):
         """Return spec, records and any experts being replaced, as in `memory.json`."""
         described = {"spec": self.spec.describe(), "experts": [self.records[i].as_row() for i in sorted(self.records)]}
         return described | ({"replacing": list(self.replacing)} if self.replacing else {})
-
-
-def attach(model: PreTrainedModel, spec: MemorySpec | None = None) -> Memory:
-    """Add a pool of inactive low-rank experts to every MLP of a causal language model, and freeze the model.
-
-    Args:
-        model (`PreTrainedModel`):
-            A model whose MLPs have one of the forms in [`sleep_trl.memory.hosts.FORMS`].
-        spec (`MemorySpec`, *optional*):
-            Size and routing of the memory.
-
-    Returns:
-        `Memory`: the handle, also available as `Memory.of(model)`.
-
-    Raises:
-        `ValueError`: if the model has a memory already, its MLPs have an unknown form, or the width is not low-rank.
-    """
-    if Memory.of(model) is not None:
-        raise ValueError("This model has a memory already; use Memory.of(model).")
-    memory = Memory(model, spec or MemorySpec())
-    model.sleep_memory = memory
-    return memory

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
 
 from ..distributed.zero3 import gathered, whole_shape, writes_files
 from ..runs.files import read_json, write_json
 from ..runs.folder import AdapterFolder
-from .memory import Memory, attach
+from .memory import Memory
 from .spec import ExpertRecord, MemorySpec
 
 FORMAT = 1
@@ -47,16 +46,16 @@ def check_finite(tensors: Mapping[str, torch.Tensor], where: str, advice: str) -
         )
 
 
-def base_fingerprint(memory: Memory) -> str:
-    """Return a SHA-256 over names, shapes and evenly spaced values of the base weights.
+def base_fingerprint(memory: Memory, state: Mapping[str, torch.Tensor] | None = None) -> str:
+    """Return a SHA-256 over names, shapes and evenly spaced values of the base weights, or of those in a state dict.
 
     Values are rounded to bfloat16 first, so that a checkpoint has one fingerprint in float32 and in bfloat16. It tells
     checkpoints apart quickly; it does not prove that no value in between has changed (ours).
     """
     digest = hashlib.sha256()
     for name, parameter in memory.base_parameters():
-        with gathered([parameter]):
-            flat = parameter.detach().reshape(-1)
+        with gathered([parameter] if state is None else ()):
+            flat = (parameter if state is None else state[name]).detach().reshape(-1)
             step = max(1, flat.numel() // SAMPLED_VALUES)
             values = flat[::step].to(device="cpu", dtype=torch.bfloat16, copy=True)
         digest.update(f"{name}{tuple(whole_shape(parameter))}".encode())
@@ -64,7 +63,7 @@ def base_fingerprint(memory: Memory) -> str:
     return digest.hexdigest()
 
 
-def save_memory(memory: Memory, folder: str | Path) -> None:
+def save_memory(memory: Memory, folder: str | Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write the experts of a memory to a folder. If weights are sharded, all processes have to call it.
 
     `memory.json` is written last, so that a folder that has one is complete.
@@ -74,6 +73,8 @@ def save_memory(memory: Memory, folder: str | Path) -> None:
             The memory; its model is not written.
         folder (`str` or `Path`):
             Where `experts.safetensors` and `memory.json` go; created if it is missing.
+        state (`Mapping[str, torch.Tensor]`, *optional*):
+            The model's whole state dict, if the weights are sharded and only this process calls it.
 
     Raises:
         `NotFinite`: if an expert holds NaN or an infinity. Nothing is written then.
@@ -81,55 +82,22 @@ def save_memory(memory: Memory, folder: str | Path) -> None:
     adapter = AdapterFolder(Path(folder))
     tensors = {}
     for index in memory.records:
-        for name, parameter in memory.expert_parameters(index):
-            with gathered([parameter]):
-                tensors[f"experts.{index}.{name}"] = parameter.detach().to("cpu", copy=True).contiguous()
+        for host, expert in memory.experts(index):
+            with gathered(expert.parameters() if state is None else ()):
+                weights = (
+                    dict(expert.named_parameters()) if state is None else memory.expert_tensors(host, index, state)
+                )
+                for name, weight in weights.items():
+                    tensors[f"experts.{index}.{host.name}.{name}"] = weight.detach().to("cpu", copy=True).contiguous()
     check_finite(tensors, "The experts are not finite and were not saved", HOW_TO_STAY_FINITE)
-    description = {"format": FORMAT, "base": base_fingerprint(memory), **memory.describe()}
-    if not writes_files(memory.model):
+    description = {"format": FORMAT, "base": base_fingerprint(memory, state), **memory.describe()}
+    if state is None and not writes_files(memory.model):
         return
     adapter.path.mkdir(parents=True, exist_ok=True)
     partial = adapter.experts.with_suffix(".safetensors.partial")
     save_file(tensors, partial)
     partial.replace(adapter.experts)
     write_json(adapter.description, description)
-
-
-def load_memory(model: PreTrainedModel, folder: str | Path, max_experts: int | None = None) -> Memory:
-    """Attach a saved memory to the model on which it was made.
-
-    Args:
-        model (`PreTrainedModel`):
-            The base model, without a memory.
-        folder (`str` or `Path`):
-            A folder written by [`save_memory`].
-        max_experts (`int`, *optional*):
-            Experts to allocate, in place of the saved number.
-
-    Returns:
-        `Memory`: the handle, everything frozen. If it was saved while an expert was replacing others, these are gone.
-
-    Raises:
-        `ValueError`: if the folder is incomplete, damaged, of another format, or belongs to another base model.
-    """
-    description = read_description(folder)
-    spec = MemorySpec(**{**description["spec"], **({"max_experts": max_experts} if max_experts else {})})
-    records = [ExpertRecord(**record) for record in description["experts"]]
-    if records and records[-1].index >= spec.max_experts:
-        raise ValueError(
-            f"{folder} holds expert {records[-1].index}, which takes max_experts of at least {records[-1].index + 1}, "
-            f"got {spec.max_experts}. Raise it."
-        )
-    memory = attach(model, spec)
-    if (found := base_fingerprint(memory)) != description["base"]:
-        raise ValueError(
-            f"{folder} was made on another base model: its fingerprint is {description['base'][:12]}, the given "
-            f"model's is {found[:12]}. Give the model that the memory was made on."
-        )
-    load_experts(memory, folder, records)
-    memory.replacing = tuple(description.get("replacing", ()))
-    memory.commit()  # an expert that was learning when it was saved
-    return memory
 
 
 def load_experts(memory: Memory, folder: str | Path, records: list[ExpertRecord] | None = None) -> None:

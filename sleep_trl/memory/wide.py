@@ -31,23 +31,74 @@ def widen(host: Host, experts: Sequence[Expert]) -> dict[str, Map]:
         `dict[str, tuple[torch.Tensor, torch.Tensor | None]]`: weight and bias of each linear layer, by attribute name,
         of an MLP of intermediate size I + w_1 + w_2 + ..., in the host's dtype. The bias of experts is zero.
     """
+    linears = {role: getattr(host.module, role) for role in host.form.linears}
+    maps = {role: (linear.weight.detach(), linear.bias) for role, linear in linears.items()}
+    return widen_maps(host, maps, [dict(expert.named_parameters()) for expert in experts])
+
+
+def widen_maps(host: Host, maps: Mapping[str, Map], experts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, Map]:
+    """Append experts to the linear layers of their host, as [`widen`] does, with all weights given as tensors.
+
+    Args:
+        host (`Host`):
+            An MLP.
+        maps (`Mapping[str, tuple[torch.Tensor, torch.Tensor | None]]`):
+            Weight and bias of each of its linear layers.
+        experts (`Sequence[Mapping[str, torch.Tensor]]`):
+            The weights `gate` (if it is gated), `up` and `down` of each expert.
+    """
     wide: dict[str, Map] = {}
-    for role in host.form.linears:
-        linear = getattr(host.module, role)
-        own = linear.weight.detach()
-        parts = {
-            name: [getattr(expert, name).detach().to(own) for expert in experts]
-            for name in ("gate", "up", "down")
-            if name != "gate" or host.form.is_gated
-        }
-        is_transposed = isinstance(linear, Conv1D)
+    for role, (own, bias) in maps.items():
+        parts = {name: [expert[name].detach().to(own) for expert in experts] for name in _roles(host)}
+        is_transposed = isinstance(getattr(host.module, role), Conv1D)
         weight = _append(host, role, own.T if is_transposed else own, parts)  # (out, in)
-        bias = linear.bias
         if bias is not None and role != host.form.output:
             zeros = {name: [value.new_zeros(value.shape[0]) for value in values] for name, values in parts.items()}
             bias = _append(host, role, bias.detach(), zeros)
         wide[role] = (weight.T if is_transposed else weight).contiguous(), bias
     return wide
+
+
+def take_apart(
+    host: Host, role: str, wide: torch.Tensor, width: int
+) -> tuple[torch.Tensor, dict[str, list[torch.Tensor]]]:
+    """Undo [`widen`] for the weight or the bias of one linear layer.
+
+    Args:
+        host (`Host`):
+            An MLP of intermediate size I.
+        role (`str`):
+            Which of its linear layers; not the bias of the output layer, which is not widened.
+        wide (`torch.Tensor`):
+            The wide weight or bias, in the layout of the linear layer.
+        width (`int`):
+            The width of each expert.
+
+    Returns:
+        `tuple[torch.Tensor, dict[str, list[torch.Tensor]]]`: the host's own part, and the experts' parts in the order
+        in which they were appended, by `gate`, `up` and `down`.
+    """
+    is_transposed = wide.dim() == 2 and isinstance(getattr(host.module, role), Conv1D)
+    wide = wide.T if is_transposed else wide  # (out, in)
+
+    def split(units: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        own, rest = units.split([host.intermediate_size, units.shape[dim] - host.intermediate_size], dim)
+        return own, list(rest.split(width, dim))
+
+    if role == host.form.output:
+        own, downs = split(wide, 1)
+        parts = {"down": downs}
+    elif host.form.is_fused:
+        (gate, gates), (up, ups) = map(split, wide.chunk(2))
+        own, parts = torch.cat([gate, up]), {"gate": gates, "up": ups}
+    else:
+        own, units = split(wide)
+        parts = {"gate" if host.form.is_gated and role == host.form.inputs[0] else "up": units}
+    return own.T if is_transposed else own, parts
+
+
+def _roles(host: Host) -> tuple[str, ...]:
+    return ("gate", "up", "down") if host.form.is_gated else ("up", "down")
 
 
 def _append(host: Host, role: str, own: torch.Tensor, parts: Mapping[str, list[torch.Tensor]]) -> torch.Tensor:

@@ -1,0 +1,78 @@
+"""Attaching a memory to a model: a new one, or a saved one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from .memory import Memory
+from .saving import save_what_loads
+from .spec import ExpertRecord, MemorySpec
+from .storage import base_fingerprint, load_experts, read_description
+
+
+def attach(model: PreTrainedModel, spec: MemorySpec | None = None) -> Memory:
+    """Add a pool of inactive low-rank experts to every MLP of a causal language model, and freeze the model.
+
+    Args:
+        model (`PreTrainedModel`):
+            A model whose MLPs have one of the forms in [`sleep_trl.memory.hosts.FORMS`].
+        spec (`MemorySpec`, *optional*):
+            Size and routing of the memory.
+
+    Returns:
+        `Memory`: the handle, also available as `Memory.of(model)`.
+
+    Raises:
+        `ValueError`: if the model has a memory already or is wrapped, such as by PEFT, its MLPs have an unknown form,
+            or the width is not low-rank.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"A memory is attached to a model of transformers, and this is a {type(model).__name__}. Leave out "
+            f"peft_config (--use_peft), or attach to `model.merge_and_unload()`."
+        )
+    if Memory.of(model) is not None:
+        raise ValueError("This model has a memory already; use Memory.of(model).")
+    memory = Memory(model, spec or MemorySpec())
+    model.sleep_memory = memory
+    save_what_loads(model)
+    return memory
+
+
+def load_memory(model: PreTrainedModel, folder: str | Path, max_experts: int | None = None) -> Memory:
+    """Attach a saved memory to the model on which it was made.
+
+    Args:
+        model (`PreTrainedModel`):
+            The base model, without a memory.
+        folder (`str` or `Path`):
+            A folder written by [`save_memory`].
+        max_experts (`int`, *optional*):
+            Experts to allocate, in place of the saved number.
+
+    Returns:
+        `Memory`: the handle, everything frozen. If it was saved while an expert was replacing others, these are gone.
+
+    Raises:
+        `ValueError`: if the folder is incomplete, damaged, of another format, or belongs to another base model.
+    """
+    description = read_description(folder)
+    spec = MemorySpec(**{**description["spec"], **({"max_experts": max_experts} if max_experts else {})})
+    records = [ExpertRecord(**record) for record in description["experts"]]
+    if records and records[-1].index >= spec.max_experts:
+        raise ValueError(
+            f"{folder} holds expert {records[-1].index}, which takes max_experts of at least {records[-1].index + 1}, "
+            f"got {spec.max_experts}. Raise it."
+        )
+    memory = attach(model, spec)
+    if (found := base_fingerprint(memory)) != description["base"]:
+        raise ValueError(
+            f"{folder} was made on another base model: its fingerprint is {description['base'][:12]}, the given "
+            f"model's is {found[:12]}. Give the model that the memory was made on."
+        )
+    load_experts(memory, folder, records)
+    memory.replacing = tuple(description.get("replacing", ()))
+    memory.commit()  # an expert that was learning when it was saved
+    return memory
