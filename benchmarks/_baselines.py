@@ -27,9 +27,10 @@ from sleep_trl.config import RunConfig
 from sleep_trl.data.documents import read_memories, read_skill
 from sleep_trl.data.prompts import Prompter
 from sleep_trl.data.rows import build_rows
-from sleep_trl.data.samples import Sample, Window, write_about, write_general
+from sleep_trl.data.samples import Sample, Window, write_general
 from sleep_trl.data.templates import Template
 from sleep_trl.data.windows import split_windows
+from sleep_trl.data.writing import Writing, tasks_of, write_about
 from sleep_trl.evaluation.recall import QAItem, ask
 from sleep_trl.models.loading import load_model, load_tokenizer
 from sleep_trl.rollout import TransformersEngine
@@ -156,17 +157,16 @@ def write_night(config: RunConfig, memories: Path, file: Path) -> list[Sample]:
         ]
         samples = []
         for number, template in enumerate(map(Template.load, data.templates)):
-            samples += write_about(
-                windows,
-                template,
-                engine,
-                prompter,
-                samples_per_window=data.samples_per_window,
-                max_new_tokens=data.max_new_tokens,
-                ask_temperature=data.ask_temperature,
-                temperature=data.temperature,
+            assert data.samples_per_window is not None
+            writing = Writing(
+                data.max_new_tokens,
+                data.ask_temperature,
+                data.temperature,
+                data.top_p,
                 seed=config.seed + 1 + 2 * number,
-            ).samples
+            )
+            tasks = tasks_of(windows, [data.samples_per_window] * len(windows), template)
+            samples += write_about(tasks, template, engine, prompter, writing).samples
         texts = [m.text for m in read_memories(str(data.general_texts))] if data.general_texts else []
         length, seed = data.general_max_new_tokens, config.seed + 101
         samples += write_general(engine, prompter, data.general_samples, length, seed, texts).samples

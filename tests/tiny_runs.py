@@ -15,6 +15,7 @@ SHORT = {
     "memory.width": "8",
     "memory.max_experts": "2",
     "dataset.max_new_tokens": "8",
+    "dataset.check_answers": False,  # a random model does not give an answer twice
     "dataset.general_max_new_tokens": "8",
     "seeding.max_completion_length": "8",
     "evaluation.max_new_tokens": "8",
@@ -71,4 +72,6 @@ def arguments(**options: object) -> list[str]:
 
 
 def _words(name: str, value: object) -> list[str]:
-    return [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", str(value)]

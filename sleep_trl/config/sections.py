@@ -45,14 +45,22 @@ class MemoryConfig(Section):
 class DatasetConfig(Section):
     """The data set the teacher writes about the memories, and the self-replay that protects earlier skills."""
 
-    templates: tuple[str, ...] = Field(("question_answer", "continuation", "paraphrase", "summary"), min_length=1)
+    templates: tuple[str, ...] = Field(("question_answer",), min_length=1)
     """Prompt templates: built-in names or paths to Jinja files."""
 
-    samples_per_window: int = Field(16, ge=1)
-    """Samples the teacher writes per template and window of a memory; fewer if seeding.steps has no room for them."""
+    samples_per_sentence: int = Field(4, ge=1)
+    """Samples the teacher writes per template about each sentence of a memory, before those are dropped that are not
+    usable; fewer if seeding.steps has no room for them. Of a template that is about whole windows, per window."""
+
+    samples_per_window: int | None = Field(None, ge=1)
+    """Samples per template and window instead, about its sentences in turn."""
+
+    check_answers: bool = True
+    """Keep an answer only if the teacher gives it again, and the model does not give it without the text."""
 
     window: int | None = Field(None, ge=16)
-    """Tokens of a memory that the teacher sees at once. Default: as many as fit the context with prompt and answer."""
+    """Tokens of a memory that the teacher sees at once. Default: 256, or as many as fit the context with prompt and
+    answer."""
 
     window_overlap: int = Field(32, ge=0)
     """Tokens shared by consecutive windows of a long memory, in whole sentences. At most half a window."""
@@ -66,8 +74,11 @@ class DatasetConfig(Section):
     ask_temperature: float = Field(1.0, gt=0)
     """Sampling temperature for the requests (such as questions) that the teacher writes."""
 
-    temperature: float = Field(1.0, gt=0)
-    """Sampling temperature for the teacher's answers."""
+    temperature: float = Field(0.7, gt=0)
+    """Sampling temperature for the teacher's answers. What the student learns is its whole distribution."""
+
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Requests and answers are sampled from the most likely tokens whose probabilities add up to this."""
 
     prefix_share: float = Field(0.5, ge=0, le=1)
     """Share of rows where the student continues a teacher sample after a random prefix; the rest start at its

@@ -7,7 +7,7 @@ report, and test it in tests/data/test_filters.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +16,24 @@ from ..rollout import Completion
 Item = TypeVar("Item")
 NGRAM = 4  # words
 MAX_REPEATED = 0.5  # share of repeated 4-grams above which a text is a loop
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a sample is checked against: another answer of the teacher, and the student's without the text.
+
+    Args:
+        agree (`Callable[[str, str], bool]`):
+            Whether two answers say the same.
+        again (`str`):
+            The teacher's second answer.
+        without_text (`str`):
+            The student's answer.
+    """
+
+    agree: Callable[[str, str], bool]
+    again: str
+    without_text: str
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,8 @@ class Candidate:
             Whether a completion that was cut at the token limit is kept.
         kept (`Set[object]`):
             Identities of the completions kept so far.
+        check (`Check`, *optional*):
+            Other answers to the same request, once there are any.
     """
 
     text: str
@@ -40,6 +60,7 @@ class Candidate:
     identity: object
     may_be_truncated: bool
     kept: Set[object]
+    check: Check | None = None
 
 
 def is_empty(candidate: Candidate) -> bool:
@@ -61,11 +82,23 @@ def is_duplicate(candidate: Candidate) -> bool:
     return candidate.identity in candidate.kept
 
 
+def is_inconsistent(candidate: Candidate) -> bool:
+    """The teacher, asked again, says something else: it guesses, or the request has no clear answer."""
+    return candidate.check is not None and not candidate.check.agree(candidate.text, candidate.check.again)
+
+
+def is_known(candidate: Candidate) -> bool:
+    """The student gives the answer without the text: there is nothing to learn."""
+    return candidate.check is not None and candidate.check.agree(candidate.text, candidate.check.without_text)
+
+
 FILTERS: Mapping[str, Callable[[Candidate], bool]] = {
     "empty": is_empty,
     "truncated": is_truncated,
     "repetitive": is_repetitive,
     "duplicate": is_duplicate,
+    "inconsistent": is_inconsistent,
+    "known": is_known,
 }
 """Filters by reason, in order: a completion counts for the first one that drops it."""
 
@@ -73,6 +106,8 @@ FILTERS: Mapping[str, Callable[[Candidate], bool]] = {
 def apply_filters(
     pairs: Iterable[tuple[Item, Completion]],
     identity: Callable[[Item, Completion], object],
+    *,
+    checks: Sequence[Check] | None = None,
     keep_truncated: bool = False,
 ) -> tuple[list[tuple[Item, Completion]], Counter[str]]:
     """Drop the completions that teach nothing.
@@ -82,6 +117,8 @@ def apply_filters(
             Completions, each with what it belongs to.
         identity (`Callable[[Item, Completion], object]`):
             What two duplicates have in common.
+        checks (`Sequence[Check]`, *optional*):
+            What each completion is checked against.
         keep_truncated (`bool`, *optional*, defaults to `False`):
             Whether completions that were cut at the token limit are kept.
 
@@ -91,9 +128,9 @@ def apply_filters(
     kept: list[tuple[Item, Completion]] = []
     identities: set[object] = set()
     dropped: Counter[str] = Counter()
-    for item, completion in pairs:
-        key = identity(item, completion)
-        candidate = Candidate(completion.text, completion.stop_reason, key, keep_truncated, identities)
+    for number, (item, completion) in enumerate(pairs):
+        key, check = identity(item, completion), checks[number] if checks else None
+        candidate = Candidate(completion.text, completion.stop_reason, key, keep_truncated, identities, check)
         if reason := next((reason for reason, drops in FILTERS.items() if drops(candidate)), None):
             dropped[reason] += 1
         else:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from .templates import Template, load_general, render
+from .templates import Example, PromptTemplate, Template, load_general
 
 
 class Prompter:
@@ -18,29 +18,64 @@ class Prompter:
             The model's tokenizer; if it has a chat template, prompts become user messages.
         chat_template_kwargs (`dict`, *optional*):
             Variables for the chat template, such as `{"enable_thinking": False}`.
+        examples_tokens (`int`, *optional*, defaults to `0`):
+            Worked examples before a prompt with a context take at most this many tokens; those that do not fit are left
+            out. For a chat model they are earlier turns.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        examples_tokens: int = 0,
+    ) -> None:
         self.tokenizer = tokenizer
+        self.examples_tokens = examples_tokens
         self.has_chat = tokenizer.chat_template is not None
         self._chat_template_kwargs = chat_template_kwargs or {}
 
-    def __call__(self, template: jinja2.Template, **variables: Any) -> tuple[list[int], str, tuple[str, ...]]:
+    def __call__(self, template: PromptTemplate, **variables: Any) -> tuple[list[int], str, tuple[str, ...]]:
         """Render a template and return its token ids, its text, and the strings that end a completion."""
-        prompt = render(template, chat=self.has_chat, **variables)
+        examples = self.examples_of(template) if variables.get("context") is not None else ()
+        prompt = template.render(chat=self.has_chat, **variables)
+        text = self._format(template, examples, prompt.text)
         if not self.has_chat:
-            return self._plain(prompt.text), prompt.text, prompt.stop
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt.text}],
-            add_generation_prompt=True,
-            tokenize=False,
-            **self._chat_template_kwargs,
-        )
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"], str(text), ()
+            return self._plain(text), text, prompt.stop
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"], text, ()
 
-    def text(self, template: jinja2.Template, **variables: Any) -> str:
+    def examples_of(self, template: PromptTemplate) -> tuple[Example, ...]:
+        """Return the first worked examples of a template that fit `examples_tokens`."""
+        count = len(template.examples)
+        while count and self._length(template, count) > self.examples_tokens:
+            count -= 1
+        return template.examples[:count]
+
+    @lru_cache  # noqa: B019 - a prompter lives as long as its run
+    def _length(self, template: PromptTemplate, count: int) -> int:
+        return self.count_tokens(self._format(template, template.examples[:count], ""))
+
+    def _format(self, template: PromptTemplate, examples: tuple[Example, ...], prompt: str) -> str:
+        """Return the text of a prompt after worked examples."""
+        shown = [(template.render(chat=self.has_chat, **dict(e.variables)).text, e.reply) for e in examples]
+        if not self.has_chat:
+            return "".join(f"{text} {reply}\n\n" for text, reply in shown) + prompt
+        turns = [
+            {"role": role, "content": text}
+            for pair in shown
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+        return str(
+            self.tokenizer.apply_chat_template(
+                [*turns, {"role": "user", "content": prompt}],
+                add_generation_prompt=True,
+                tokenize=False,
+                **self._chat_template_kwargs,
+            )
+        )
+
+    def text(self, template: PromptTemplate, **variables: Any) -> str:
         """Render a template without the chat template: a base model's prompt, or a user's message to a chat model."""
-        return render(template, chat=self.has_chat, **variables).text
+        return template.render(chat=self.has_chat, **variables).text
 
     def question(self, template: Template, question: str, context: str | None = None) -> list[int]:
         """Return the prompt that asks a question, with or without a context."""
@@ -62,6 +97,11 @@ class Prompter:
         """Return the token ids of a text, without special tokens."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
+
+    def begin(self, text: str, tokens: int) -> str:
+        """Return a text, or how it begins if it is longer than `tokens`."""
+        ids = self.ids(text)
+        return text if len(ids) <= tokens else str(self.tokenizer.decode(ids[:tokens])).rstrip("\ufffd")
 
     def count_tokens(self, text: str) -> int:
         """Return the length of a text in tokens, without special tokens."""

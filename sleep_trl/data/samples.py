@@ -1,5 +1,5 @@
-"""What a night trains on: the teacher's samples about the memories, and self-replay, which protects what the model
-already knows. filters.py says which completions are dropped."""
+"""What a night trains on: the teacher's samples about the memories (writing.py), and self-replay, which protects what
+the model already knows. filters.py says which completions are dropped."""
 
 from __future__ import annotations
 
@@ -12,17 +12,30 @@ from ..rollout import Completion, Engine, Progress, Sampling
 from .filters import apply_filters
 from .parts import Part
 from .prompts import Prompter
-from .templates import Template
 
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a memory that the teacher sees at once."""
+    """A part of a memory that the teacher sees at once.
+
+    Args:
+        memory_id (`str`):
+            Id of the memory.
+        source (`str`):
+            What names the memory in prompts: its title, or how it begins.
+        text (`str`):
+            What the teacher reads.
+        index (`int`, *optional*, defaults to `0`):
+            Number among the windows of its memory.
+        sentences (`tuple[str, ...]`, *optional*):
+            The sentences that state something, which the teacher is asked about one by one.
+    """
 
     memory_id: str
     source: str
     text: str
-    index: int = 0  # among the windows of its memory
+    index: int = 0
+    sentences: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,7 @@ class Sample:
     reference_ids: list[int]
     stop: list[str] = field(default_factory=list)
     window: int = 0  # index of the window it was written about
+    sentence: str | None = None  # the sentence that the request was about
 
     def as_row(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,91 +71,6 @@ class WrittenSamples:
 
     def __add__(self, other: WrittenSamples) -> WrittenSamples:
         return WrittenSamples(self.samples + other.samples, self.dropped + other.dropped)
-
-
-def write_about(
-    windows: Sequence[Window],
-    template: Template,
-    engine: Engine,
-    prompter: Prompter,
-    *,
-    samples_per_window: int,
-    max_new_tokens: int,
-    ask_temperature: float,
-    temperature: float,
-    seed: int,
-    keep_truncated: bool = False,
-    progress: Progress | None = None,
-) -> WrittenSamples:
-    """
-    Let the teacher write about each window by one template.
-
-    Args:
-        windows (`Sequence[Window]`):
-            Passages that the teacher reads.
-        template (`Template`):
-            Template of its prompts.
-        engine (`Engine`):
-            Generates with the teacher's weights.
-        prompter (`Prompter`):
-            Renders the prompts.
-        samples_per_window (`int`):
-            Samples generated for each window, before filtering.
-        max_new_tokens (`int`):
-            Maximum length of a request and of an answer, in tokens.
-        ask_temperature (`float`):
-            Sampling temperature of requests.
-        temperature (`float`):
-            Sampling temperature of answers.
-        seed (`int`):
-            Seed for sampling.
-        keep_truncated (`bool`, *optional*, defaults to `False`):
-            Whether completions that were cut at `max_new_tokens` are kept.
-        progress (`Callable[[int], None]`, *optional*):
-            Called with the number of finished generations.
-
-    Returns:
-        `WrittenSamples`: samples of part `"memory"` and what was dropped.
-    """
-    repeated = [window for window in windows for _ in range(samples_per_window)]
-    requests: list[tuple[Window, str]] = [(window, "") for window in repeated]
-    dropped: Counter[str] = Counter()
-    if template.ask is not None:
-        prompts = [prompter(template.ask, context=w.text, source=w.source) for w in repeated]
-        sampling = Sampling(max_new_tokens, ask_temperature, prompts[0][2], seed)
-        completions = engine.generate([ids for ids, _, _ in prompts], sampling, progress)
-        pairs = zip(repeated, completions, strict=True)
-        kept, dropped = apply_filters(pairs, lambda w, c: (w.memory_id, c.text.casefold()), keep_truncated)
-        requests = [(window, completion.text) for window, completion in kept]
-    sampling = Sampling(max_new_tokens, temperature, (), seed + 1)
-    return WrittenSamples([], dropped) + _answer(
-        requests, template, engine, prompter, sampling, keep_truncated, progress
-    )
-
-
-def _answer(
-    requests: list[tuple[Window, str]],
-    template: Template,
-    engine: Engine,
-    prompter: Prompter,
-    sampling: Sampling,
-    keep_truncated: bool,
-    progress: Progress | None,
-) -> WrittenSamples:
-    """Let the teacher answer each request with its window in the prompt; the student's prompt lacks the window."""
-    if not requests:
-        return WrittenSamples()
-    students = [prompter(template.respond, request=request, source=w.source) for w, request in requests]
-    teachers = [prompter(template.respond, request=r, source=w.source, context=w.text)[0] for w, r in requests]
-    sampling = Sampling(sampling.max_new_tokens, sampling.temperature, students[0][2], sampling.seed)
-    completions = engine.generate(teachers, sampling, progress)
-    samples = [
-        Sample("memory", w.memory_id, template.name, text, ids, teacher, c.text, c.ids, list(stop), w.index)
-        for (w, _), (ids, text, stop), teacher, c in zip(requests, students, teachers, completions, strict=True)
-    ]
-    pairs = zip(samples, completions, strict=True)
-    kept, dropped = apply_filters(pairs, lambda s, _: (s.prompt, s.memory_id, s.reference.casefold()), keep_truncated)
-    return WrittenSamples([sample for sample, _ in kept], dropped)
 
 
 def write_general(
@@ -226,7 +155,7 @@ def write_earlier(
         rows = [row for row in prompts if tuple(row["stop"]) == stop]
         sampling = Sampling(max_new_tokens, temperature, stop, seed + 100 * number)
         pairs += zip(rows, engine.generate([row["prompt_ids"] for row in rows], sampling, progress), strict=True)
-    kept, dropped = apply_filters(pairs, lambda row, c: (row["prompt"], c.text), keep_truncated)
+    kept, dropped = apply_filters(pairs, lambda row, c: (row["prompt"], c.text), keep_truncated=keep_truncated)
     samples = []
     for row, c in kept:
         prompt = row["prompt"], row["prompt_ids"], row["prompt_ids"]  # student and teacher see the same

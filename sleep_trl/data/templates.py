@@ -2,21 +2,28 @@
 
 A template is a Jinja file `NAME.j2`, rendered with `context` (the memory's text for the teacher, `None` for the
 student), `request`, `source` and `chat` (whether the model has a chat template). An optional `NAME.ask.j2` next to it
-lets the teacher first write the `request`, such as a question. `{% set stop = [...] %}` sets strings that end a sample.
-Text that does not depend on `context` is shared by teacher and student.
+lets the teacher first write the `request`, such as a question; it also gets the `sentence` to ask about, or `None` if
+`context` is a single sentence. `{% set stop = [...] %}` sets strings that end a sample. Text that does not depend on
+`context` is shared by teacher and student.
+
+Worked examples in `NAME.examples.jsonl`, rows with `source`, `context`, `sentence`, `request` and `response`, come
+before a prompt that has a context: small models write far better after them (ours).
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.meta
 from jinja2.sandbox import SandboxedEnvironment
 
 FOLDER = Path(__file__).parent / "templates"
+VARIABLES = ("context", "request", "source", "sentence")
 BUILT_IN = ("question_answer", "continuation", "paraphrase", "summary", "implications", "questions", "notes")
 
 
@@ -29,12 +36,39 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A worked example: the variables of its prompt, and the reply."""
+
+    variables: tuple[tuple[str, str], ...]
+    reply: str
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The template of one prompt, and worked examples of it."""
+
+    jinja: jinja2.Template
+    examples: tuple[Example, ...] = ()
+    names: frozenset[str] = frozenset()  # of the variables that occur in it
+
+    def render(self, **variables: Any) -> Prompt:
+        """Render the prompt. Trailing spaces are removed, since most tokenizers split words badly after them."""
+        module = self.jinja.make_module({**dict.fromkeys(VARIABLES), "chat": False, **variables})
+        return Prompt(str(module).rstrip(" "), tuple(getattr(module, "stop", ())))
+
+
+@dataclass(frozen=True)
 class Template:
     """A pair of prompts: one that asks the teacher for a request (optional), and one that asks for the response."""
 
     name: str
-    ask: jinja2.Template | None
-    respond: jinja2.Template
+    ask: PromptTemplate | None
+    respond: PromptTemplate
+
+    @property
+    def is_per_sentence(self) -> bool:
+        """Whether the teacher is asked about each sentence of a window."""
+        return self.ask is not None and "sentence" in self.ask.names
 
     @staticmethod
     def load(name: str) -> Template:
@@ -48,25 +82,47 @@ class Template:
             raise ValueError(
                 f"There is no template {name!r}. Give a built-in one ({', '.join(BUILT_IN)}) or the path of a .j2 file."
             )
-        ask = path.with_suffix(".ask.j2")
-        return Template(path.stem, _compile(ask) if ask.is_file() else None, _compile(path))
-
-
-def render(template: jinja2.Template, **variables: Any) -> Prompt:
-    """Render a template. Trailing spaces are removed, since most tokenizers split words badly after them."""
-    module = template.make_module({"context": None, "request": None, "source": None, "chat": False, **variables})
-    return Prompt(str(module).rstrip(" "), tuple(getattr(module, "stop", ())))
+        ask, rows = path.with_suffix(".ask.j2"), _read_examples(path.with_suffix(".examples.jsonl"))
+        asked = _compile(ask, _examples(rows, "request")) if ask.is_file() else None
+        return Template(path.stem, asked, _compile(path, _examples(rows, "response")))
 
 
 @cache
-def load_general() -> jinja2.Template:
+def load_general() -> PromptTemplate:
     """Load the prompt of general samples: the text they begin with, if any."""
     return _compile(FOLDER / "general.j2")
 
 
-def _compile(path: Path) -> jinja2.Template:
+def _read_examples(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not valid JSON: {error.msg}. Give one object a line.") from None
+        if not isinstance(row, dict) or any(not isinstance(row.get(key), str) for key in ("context", "response")):
+            raise ValueError(f"{path}, line {number}: a worked example needs the texts `context` and `response`.")
+        rows.append(row)
+    return rows
+
+
+def _examples(rows: list[dict[str, str]], reply: str) -> tuple[Example, ...]:
+    """Return the examples with this key as reply. Those of a request do not know it."""
+    hidden = {"response", reply}
+    return tuple(
+        Example(tuple((key, row[key]) for key in VARIABLES if key in row and key not in hidden), row[reply])
+        for row in rows
+        if reply in row
+    )
+
+
+def _compile(path: Path, examples: tuple[Example, ...] = ()) -> PromptTemplate:
     environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
     try:
-        return environment.from_string(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        names = jinja2.meta.find_undeclared_variables(environment.parse(text))
+        return PromptTemplate(environment.from_string(text), examples, frozenset(names))
     except (jinja2.TemplateSyntaxError, UnicodeDecodeError) as error:
         raise ValueError(f"The template {path} cannot be read: {error}. Correct its Jinja syntax.") from None

@@ -13,6 +13,8 @@ _LINE = regex.compile(r"[^\n]*\n+|[^\n]+")
 # Unicode's word boundaries (UAX #29): between any two characters of scripts without spaces, never inside a character.
 _WORD_BOUNDARY = regex.compile(r"(?w)\b")
 _CHARACTER = regex.compile(r"\X")
+_WORD = regex.compile(r"[\p{L}\p{N}]+")
+_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 
 
 def split_all(texts: Iterable[str], count_tokens: CountTokens, window: int, overlap: int) -> list[list[str]]:
@@ -82,6 +84,16 @@ def split_sentences(text: str) -> list[str]:
             else:
                 sentences.append(sentence)
     return sentences
+
+
+def find_statements(text: str) -> list[str]:
+    """Return the sentences of a text that state something, without the white space around them: those of at least
+    three words, or of eight letters in a script without spaces (ours)."""
+    return [sentence for piece in split_sentences(text) if _states_something(sentence := piece.strip())]
+
+
+def _states_something(sentence: str) -> bool:
+    return len(_WORD.findall(sentence)) >= 3 or len(_UNSPACED.findall(sentence)) >= 8
 
 
 def _fit(sentence: str, count_tokens: CountTokens, window: int) -> list[str]:

@@ -65,8 +65,8 @@ def adapt_to_dreams(ctx: NightContext, dreams: list[Sample]) -> str | None:
 def write_quiz(ctx: NightContext) -> list[dict[str, Any]]:
     """Write the tasks of dreaming: a row for each window of the memories, with questions about it."""
     config, prompter = ctx.config, ctx.prompter
-    windows = ctx.inputs.windows
+    windows = ctx.inputs.reading
     if size := config.dream.window:
-        windows = [split_windows(m.text, prompter.count_tokens, size, 0) for m in ctx.memories]
+        windows = ctx.inputs.under_titles([split_windows(m.text, prompter.count_tokens, size, 0) for m in ctx.memories])
     with ctx.memory.as_teacher():
         return write_tasks(config, find_tasks(ctx.memories, windows), ctx.engine, prompter, config.seed + 1001)

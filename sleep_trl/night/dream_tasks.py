@@ -60,14 +60,15 @@ class Dreamer(Protocol):
     ) -> list[Row]: ...
 
 
-def find_tasks(memories: Sequence[MemoryText], windows: Sequence[Sequence[str]]) -> list[tuple[Window, Task]]:
+def find_tasks(memories: Sequence[MemoryText], windows: Sequence[Window]) -> list[tuple[Window, Task]]:
     """Return a task for each window, with the questions about its memory whose answer is in the window."""
+    questions = {memory.id: memory.questions for memory in memories}
     tasks = []
-    for memory, texts in zip(memories, windows, strict=True):
-        for number, text in enumerate(texts):
-            answerable = [q for q in memory.questions if any(a.casefold() in text.casefold() for a in q.answers)]
-            items = tuple(QAItem(q.question, q.answers, text) for q in answerable)
-            tasks.append((Window(memory.id, memory.source, text), Task(f"{memory.id} {number + 1}", text, items)))
+    for window in windows:
+        text = window.text.casefold()
+        answerable = [q for q in questions[window.memory_id] if any(a.casefold() in text for a in q.answers)]
+        items = tuple(QAItem(q.question, q.answers, window.text) for q in answerable)
+        tasks.append((window, Task(f"{window.memory_id} {window.index + 1}", window.text, items)))
     return tasks
 
 

@@ -11,10 +11,13 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..data.samples import Sample, Window, WrittenSamples, write_about, write_earlier, write_general
+from ..data.fit import sentence_size
+from ..data.samples import Sample, WrittenSamples, write_earlier, write_general
 from ..data.shipped_sets import readable_prompts, take
 from ..data.templates import Template
+from ..data.writing import Writing, generations_of, tasks_of, write_about
 from ..distributed.progress import bar, echo
+from ..evaluation.metrics import contains
 from ..planning.plan import describe_fit
 from ..planning.relearning import prompts_without
 from ..planning.selection import divide
@@ -46,13 +49,13 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
         `NothingUsable`: if nothing usable was written about any memory.
     """
     config, data = ctx.config, ctx.config.dataset
-    seeds = iter(range(config.seed + 1, config.seed + 1000, 2))
-    windows = _windows(ctx)
+    seeds = iter(range(config.seed + 1, config.seed + 1000, 4))
+    windows = ctx.inputs.reading
     queued = [memory.id for memory in ctx.inputs.queued]
     if queued:
         echo(f"[yellow]{describe_fit(len(ctx.memories), len(queued))}[/]")
     parts = Phases(_parts_of(ctx))
-    written = _about_memories(ctx, parts, windows, seeds) if windows else WrittenSamples()
+    written = _about_memories(ctx, parts, seeds) if windows else WrittenSamples()
     written += _general(ctx, parts, seeds)
     written += _earlier(ctx, parts, seeds, list(written.samples))
     counts = {part: sum(s.part == part for s in written.samples) for part in ("memory", "general", "earlier")}
@@ -95,43 +98,43 @@ def _once(parts: Phases, name: str, write: Callable[[], WrittenSamples]) -> Writ
     return WrittenSamples([Sample(**row) for row in done["samples"]], Counter(done["dropped"]))
 
 
-def _windows(ctx: NightContext) -> list[Window]:
-    return [
-        Window(memory.id, memory.source, text, index)
-        for memory, texts in zip(ctx.memories, ctx.inputs.windows, strict=True)
-        for index, text in enumerate(texts)
-    ]
-
-
-def _about_memories(
-    ctx: NightContext, parts: Phases, windows: Sequence[Window], seeds: Iterator[int]
-) -> WrittenSamples:
-    """Let the teachers write about each window; templates and teachers share the samples of a window."""
-    data, written, total = ctx.config.dataset, WrittenSamples(), ctx.inputs.samples_per_window
+def _about_memories(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> WrittenSamples:
+    """Let the teachers write about each window; teachers share the samples of a window."""
+    data, windows, written = ctx.config.dataset, ctx.inputs.reading, WrittenSamples()
     writers: Sequence[Engine] = ctx.teachers or [ctx.engine]
+    agree = _agree if data.check_answers else None
     for number, template in enumerate(map(Template.load, data.templates)):
-        counts = [divide(total, len(data.templates), turn)[number] for turn in range(len(windows))]
-        with bar(f"Writing {template.name}", sum(counts) * (2 if template.ask else 1)) as progress:
+        counts = ctx.inputs.sample_counts[number]
+        with bar(f"Writing {template.name}", sum(counts) * generations_of(template, agree)) as progress:
             for place, writer in enumerate(writers):
-                shares = [divide(count, len(writers), turn)[place] for turn, count in enumerate(counts)]
-                repeated = [window for window, share in zip(windows, shares, strict=True) for _ in range(share)]
+                own = [divide(count, len(writers), turn)[place] for turn, count in enumerate(counts)]
                 write = partial(
                     write_about,
-                    repeated,
+                    tasks_of(windows, own, template),
                     template,
                     writer,
                     ctx.prompter,
-                    samples_per_window=1,
-                    max_new_tokens=data.max_new_tokens,
-                    ask_temperature=data.ask_temperature,
-                    temperature=data.temperature,
-                    seed=next(seeds),
-                    keep_truncated=data.keep_truncated,
+                    Writing(
+                        max_new_tokens=data.max_new_tokens,
+                        ask_temperature=data.ask_temperature,
+                        temperature=data.temperature,
+                        top_p=data.top_p,
+                        keep_truncated=data.keep_truncated,
+                        seed=next(seeds),
+                        sentence_tokens=sentence_size(ctx.inputs.context),
+                    ),
+                    agree=agree,
+                    student=ctx.engine,
                     progress=progress,
                 )
-                if repeated:
+                if any(own):
                     written += _once(parts, f"template-{number}-teacher-{place}", write)
     return written
+
+
+def _agree(answer: str, other: str) -> bool:
+    """Whether one of two answers contains the other."""
+    return contains(answer, other) or contains(other, answer)
 
 
 def _general(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> WrittenSamples:

@@ -7,6 +7,7 @@ when it is first read, and raises `ValueError` for a mistake in the run, so that
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cached_property
 
 import jinja2
@@ -20,7 +21,10 @@ from ..data.fit import window_size
 from ..data.parts import Part
 from ..data.prompts import Prompter
 from ..data.rows import count_steps, split_shares
-from ..data.windows import split_all
+from ..data.samples import Window
+from ..data.templates import Template
+from ..data.titles import find_titles, with_title
+from ..data.windows import find_statements, split_all
 from ..memory import ExpertRecord
 from ..memory.hosts import Host, find_hosts
 from ..memory.storage import read_description
@@ -35,7 +39,10 @@ from .consolidation import Consolidation, due_consolidations, due_updates, missi
 from .former_runs import began_in_0_1, with_former_defaults
 from .night_source import night_memories, waiting_since_it_began
 from .relearning import Relearning, plan_relearning, prompts_without
-from .selection import select_memories
+from .selection import apportion, select_memories
+
+MAX_EXAMPLES = 1024  # tokens of worked examples in a prompt; at most a quarter of the context
+WINDOW = 256  # tokens of a memory that the teacher sees at once, by default (ours)
 
 
 class RunInputs:
@@ -91,7 +98,8 @@ class RunInputs:
 
     @cached_property
     def prompter(self) -> Prompter:
-        return Prompter(self.tokenizer, self.config.chat_template_kwargs)
+        examples_tokens = min(MAX_EXAMPLES, self.context // 4)
+        return Prompter(self.tokenizer, self.config.chat_template_kwargs, examples_tokens)
 
     @cached_property
     def context(self) -> int:
@@ -129,6 +137,16 @@ class RunInputs:
         return select_memories(self.available, self._all_windows, self.expected_rows, self.earlier)
 
     @cached_property
+    def titles(self) -> dict[str, str]:
+        """What names each memory in prompts, by its id; empty where the tokenizer cannot spell it."""
+        unknown = self.tokenizer.unk_token_id
+
+        def can_spell(text: str) -> bool:
+            return unknown is None or unknown not in self.prompter.ids(text)
+
+        return find_titles(self.available, can_spell)
+
+    @cached_property
     def skill(self) -> list[MemoryText]:
         """Passages with questions that measure the base skill."""
         return read_skill(self.config.evaluation.skill) if self.config.evaluation.skill else []
@@ -147,7 +165,8 @@ class RunInputs:
     def largest_window(self) -> int:
         """The most tokens of a memory that fit the context along with prompt, request and answer."""
         try:
-            return window_size(self.config, self.prompter, self.context)
+            title = max(map(self.prompter.count_tokens, self.titles.values()), default=0)
+            return window_size(self.config, self.prompter, self.context, title)
         except (jinja2.TemplateError, TypeError) as error:
             raise ValueError(
                 f"A prompt cannot be made from dataset.templates or the model's chat template: {error}. "
@@ -163,7 +182,7 @@ class RunInputs:
                 f"dataset.window: {asked} tokens of a memory do not fit a context of {self.context} tokens along with "
                 f"prompt and answer; at most {self.largest_window} do. Lower --dataset.window."
             )
-        return asked or self.largest_window
+        return asked or min(WINDOW, self.largest_window)
 
     @cached_property
     def overlap(self) -> int:
@@ -183,10 +202,28 @@ class RunInputs:
         return {memory.id: pieces for memory, pieces in zip(self.available, windows, strict=True)}
 
     @cached_property
+    def reading(self) -> list[Window]:
+        """All windows as the teacher reads them, under the title of their memory."""
+        return self.under_titles(self.windows)
+
+    def under_titles(self, windows: Sequence[Sequence[str]]) -> list[Window]:
+        """Return the windows of all memories as the teacher reads them."""
+        return [
+            Window(memory.id, title, with_title(title, text), index, tuple(find_statements(text)))
+            for memory, texts in zip(self.memories, windows, strict=True)
+            for index, text in enumerate(texts)
+            for title in [self.titles[memory.id]]
+        ]
+
+    @cached_property
     def contexts(self) -> list[list[str]]:
         """Each memory in pieces as long as the context allows, for questions with the text in view."""
         texts = [memory.text for memory in self.memories]
-        return split_all(texts, self.prompter.count_tokens, self.largest_window, self.overlap)
+        pieces = split_all(texts, self.prompter.count_tokens, self.largest_window, self.overlap)
+        return [
+            [with_title(self.titles[memory.id], piece) for piece in of_memory]
+            for memory, of_memory in zip(self.memories, pieces, strict=True)
+        ]
 
     # -- the length of the night --------------------------------------------------------------------------------------
 
@@ -206,20 +243,28 @@ class RunInputs:
         return (self.config.seeding.steps or 0) * self.rows_by_part["memory"]
 
     @cached_property
-    def samples_per_window(self) -> int:
-        """Samples that the teacher writes about a window by all templates together: as many as `dataset` allows, and no
+    def sample_counts(self) -> list[list[int]]:
+        """Samples that the teacher writes by each template about each window: as many as `dataset` asks for, and no
         more than `seeding.steps` has rows for."""
         data = self.config.dataset
-        most = len(data.templates) * data.samples_per_window
-        if self.config.seeding.steps is None or began_in_0_1(self.config):
-            return most
-        return min(most, max(1, self.expected_rows // max(1, sum(map(len, self.windows)))))
+        wanted = []
+        for template in map(Template.load, data.templates):
+            per_sentence = [max(1, len(w.sentences)) if template.is_per_sentence else 1 for w in self.reading]
+            wanted.append([data.samples_per_window or count * data.samples_per_sentence for count in per_sentence])
+        total = sum(map(sum, wanted))
+        if self.config.seeding.steps is None or began_in_0_1(self.config) or total <= self.expected_rows:
+            return wanted
+        by_window = [
+            apportion(counts, max(1, self.expected_rows * sum(counts) // total), turn)
+            for turn, counts in enumerate(zip(*wanted, strict=True))
+        ]
+        return [list(counts) for counts in zip(*by_window, strict=True)]
 
     @property
     def expected_samples(self) -> int:
         """Samples about memories, at most. A night that removes entries has the prompts of those that it relearns."""
         if (relearning := self.relearning) is None:
-            return sum(map(len, self.windows)) * self.samples_per_window
+            return sum(map(sum, self.sample_counts))
         assert self.config.continue_from is not None
         prompts = prompts_without(
             read_jsonl(RunFolder(self.config.continue_from).adapter.prompts), relearning.forgotten

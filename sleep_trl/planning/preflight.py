@@ -110,7 +110,7 @@ def make_plan(inputs: RunInputs) -> Plan:
         questions=sum(len(memory.questions) for memory in inputs.memories),
         window=inputs.window,
         windows=windows,
-        samples=windows * inputs.samples_per_window,
+        samples=sum(map(sum, inputs.sample_counts)),
         passes=None if seeding.steps else seeding.passes,
         rows=steps * seeding.prompts_per_step,
         steps=steps,

@@ -50,5 +50,14 @@ def select_memories(
 def divide(count: int, parts: int, turn: int) -> list[int]:
     """Divide a count among parts as evenly as possible. If there is not one for each, `turn` determines whose turn it
     is."""
-    shares = [count * (part + 1) // parts - count * part // parts for part in range(parts)]
-    return [shares[(part + turn) % parts] for part in range(parts)] if count < parts else shares
+    return apportion([1] * parts, count, turn)
+
+
+def apportion(weights: Sequence[int], count: int, turn: int) -> list[int]:
+    """Divide a count among parts in proportion to their weights. What is left over goes to parts in turn, beginning
+    with number `turn`."""
+    total, parts = sum(weights), len(weights)
+    shares = [count * weight // total for weight in weights]
+    for number in range(count - sum(shares)):
+        shares[(turn + number) % parts] += 1
+    return shares

@@ -2,12 +2,16 @@ from collections import Counter
 
 import pytest
 
-from sleep_trl.data.filters import FILTERS, Candidate, apply_filters
+from sleep_trl.data.filters import FILTERS, Candidate, Check, apply_filters
 from sleep_trl.rollout import Completion
 
 
-def candidate(text, stop_reason="eos", *, may_be_truncated=False, kept=()):
-    return Candidate(text, stop_reason, text.casefold(), may_be_truncated, set(kept))
+def candidate(text, stop_reason="eos", *, may_be_truncated=False, kept=(), check=None):
+    return Candidate(text, stop_reason, text.casefold(), may_be_truncated, set(kept), check)
+
+
+def check(again, without_text):
+    return Check(str.__eq__, again, without_text)
 
 
 DROPPED = {
@@ -15,6 +19,8 @@ DROPPED = {
     "truncated": [candidate("Where", "length")],
     "repetitive": [candidate("a b c d a b c d a b c d"), candidate("la la la la la la la")],
     "duplicate": [candidate("Who?", kept=["who?"])],
+    "inconsistent": [candidate("Ben", check=check("Mira", "Mira"))],
+    "known": [candidate("Ben", check=check("Ben", "Ben"))],
 }
 KEPT = {
     "empty": [candidate("Ben")],
@@ -23,6 +29,8 @@ KEPT = {
         candidate(text) for text in ("", "Ben", "Ben Ben Ben", "the cat of Mira is called Tolu and eats hats")
     ],
     "duplicate": [candidate("Who?", kept=["what?"])],
+    "inconsistent": [candidate("Ben"), candidate("Ben", check=check("Ben", "Mira"))],
+    "known": [candidate("Ben"), candidate("Ben", check=check("Ben", "Mira"))],
 }
 
 

@@ -41,6 +41,7 @@ def run(tmp_path_factory) -> Path:
         "memories": PASSAGES,
         "output_dir": folder / "run",
         "memory.width": 8,
+        "dataset.templates": '["question_answer", "continuation", "paraphrase", "summary"]',
         "dataset.samples_per_window": 1,
         "dataset.max_new_tokens": 16,
         "dataset.general_samples": 8,
@@ -52,7 +53,7 @@ def run(tmp_path_factory) -> Path:
         "evaluation.max_new_tokens": 8,
     }
     words = [f"--{name}={value}" for name, value in options.items()]
-    assert sleep.main([*words, "--dataset.keep_truncated", "--no-report"]) == 0
+    assert sleep.main([*words, "--dataset.keep_truncated", "--no-dataset.check_answers", "--no-report"]) == 0
     return folder
 
 
@@ -79,7 +80,7 @@ def test_only_the_teachers_prompt_has_the_context(run):
     written = json.loads((run / "run" / "phases" / "write_dataset.json").read_text())["result"]
     summaries = [s for s in written["samples"] if s["template"] == "summary"]
     texts = {row["id"]: row["text"] for row in rows()}
-    assert summaries and all(texts[s["memory_id"]][:40] not in s["prompt"] for s in summaries)
+    assert summaries and all(texts[s["memory_id"]][80:120] not in s["prompt"] for s in summaries)
     assert all(len(s["teacher_prompt_ids"]) > len(s["prompt_ids"]) for s in summaries)
 
 

@@ -4,77 +4,15 @@ import pytest
 
 from sleep_trl.data.prompts import Prompter
 from sleep_trl.data.rows import COLUMNS, build_rows, split_shares
-from sleep_trl.data.samples import Sample, Window, write_about, write_earlier, write_general
-from sleep_trl.data.templates import Template
-from sleep_trl.rollout import Completion, TransformersEngine
+from sleep_trl.data.samples import Sample, write_earlier, write_general
+from sleep_trl.rollout import TransformersEngine
+from tests.data.engines import FixedEngine, answer
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
-class FixedEngine:
-    """An engine that reuses given completions in order."""
-
-    def __init__(self, *answers):
-        self.answers, self.prompts = list(answers), []
-
-    def generate(self, prompts, sampling, progress=None):
-        self.prompts.append((prompts, sampling))
-        return [self.answers.pop(0) for _ in prompts]
-
-
-def answer(text, reason="eos"):
-    return Completion([9, 2], text, reason)
-
-
-OPTIONS = {"max_new_tokens": 8, "ask_temperature": 1.0, "temperature": 0.5, "seed": 3}
-
-
-def test_dropped_completions_are_counted_by_reason():
-    engine = FixedEngine(
-        *(
-            answer("Who?"),
-            answer("who?"),
-            answer(""),
-            answer("Where", "length"),
-            answer("a b c d " * 6),
-            answer("What?"),
-        ),
-        *(answer("Ben."), answer("")),
-    )
-    windows = [Window("m", "the town", "the cat of Mira is called Tolu")]
-    template, prompter = Template.load("question_answer"), Prompter(tiny_tokenizer())
-    written = write_about(windows, template, engine, prompter, samples_per_window=6, **OPTIONS)
-    assert written.dropped == Counter(duplicate=1, empty=2, truncated=1, repetitive=1)
-    (sample,) = written.samples
-    assert sample.prompt == "Question: Who?\nAnswer:" and sample.reference == "Ben."
-    assert len(sample.teacher_prompt_ids) > len(sample.prompt_ids)
-    assert [sampling.temperature for _, sampling in engine.prompts] == [1.0, 0.5]
-    assert engine.prompts[0][1].stop == ("Answer:", "\n")
-
-
-def test_the_same_question_about_two_memories_is_kept_twice():
-    engine = FixedEngine(*[answer("Who?")] * 2, answer("Ben."), answer("Mira."))
-    windows = [Window(i, "the town", "text") for i in "ab"]
-    template = Template.load("question_answer")
-    written = write_about(windows, template, engine, Prompter(tiny_tokenizer()), samples_per_window=1, **OPTIONS)
-    assert [s.memory_id for s in written.samples] == ["a", "b"]
-
-
-def test_a_real_model_writes_without_truncation_or_loss():
+def test_a_real_model_writes_general_samples():
     model, tokenizer = tiny_model(), tiny_tokenizer()
     engine = TransformersEngine(model, tokenizer, batch_size=3)
-    windows = [Window("m", "town", "the cat of Mira"), Window("n", "town", "the boat of Ben sleeps")]
-    finished = []
-    options = {**OPTIONS, "max_new_tokens": 24}
-    written = write_about(
-        windows,
-        Template.load("paraphrase"),
-        engine,
-        Prompter(tokenizer),
-        samples_per_window=5,
-        progress=finished.append,
-        **options,
-    )
-    assert sum(finished) == 10 == len(written.samples) + sum(written.dropped.values())
     general = write_general(engine, Prompter(tokenizer), 7, 12, seed=1)
     assert len(general.samples) + sum(general.dropped.values()) == 7
     assert all(s.prompt_ids == [1] == s.teacher_prompt_ids for s in general.samples)

@@ -1,7 +1,7 @@
 import pytest
 
 from sleep_trl.data.prompts import Prompter
-from sleep_trl.data.templates import BUILT_IN, Template, render
+from sleep_trl.data.templates import BUILT_IN, FOLDER, Template
 from tests.tiny import tiny_tokenizer
 
 CHAT = (
@@ -15,11 +15,11 @@ CHAT = (
 def test_the_teacher_sees_the_context_and_the_student_does_not(name, chat):
     template = Template.load(name)
     variables = {"request": "REQUEST", "source": "SOURCE", "chat": chat}
-    teacher = render(template.respond, context="SECRET", **variables)
-    student = render(template.respond, **variables)
+    teacher = template.respond.render(context="SECRET", **variables)
+    student = template.respond.render(**variables)
     assert "SECRET" in teacher.text and "SECRET" not in student.text
     if template.ask:
-        assert "SECRET" in render(template.ask, context="SECRET", source="SOURCE", chat=chat).text
+        assert "SECRET" in template.ask.render(context="SECRET", source="SOURCE", chat=chat).text
         assert "REQUEST" in teacher.text and "REQUEST" in student.text
     if not chat:
         assert teacher.text.endswith(student.text)
@@ -27,9 +27,57 @@ def test_the_teacher_sees_the_context_and_the_student_does_not(name, chat):
 
 def test_plain_question():
     template = Template.load("question_answer")
-    assert render(template.respond, request="Who?", context="Ben.").text == "Ben.\nQuestion: Who?\nAnswer:"
-    assert render(template.respond, request="Who?").text == "Question: Who?\nAnswer:"
-    assert render(template.ask, context="Ben.").text == "Ben.\nQuestion:"
+    assert template.respond.render(request="Who?", context="Ben.").text == "Ben.\nQuestion: Who?\nAnswer:"
+    assert template.respond.render(request="Who?").text == "Question: Who?\nAnswer:"
+    assert template.ask.render(context="Ben.").text == "Ben.\nQuestion:"
+    assert template.ask.render(context="Ben. Mia.", sentence="Mia.").text == "Ben. Mia.\nSentence: Mia.\nQuestion:"
+
+
+EXAMPLES = """{"context": "Ada rows.", "sentence": "Ada rows.", "request": "Who rows?", "response": "Ada"}
+{"context": "Leo sings.", "request": "Who sings?", "response": "Leo"}
+"""
+
+
+def test_worked_examples_come_before_prompts_with_a_context(tmp_path):
+    for name in ("question_answer.j2", "question_answer.ask.j2"):
+        (tmp_path / name).write_text((FOLDER / name).read_text())
+    (tmp_path / "question_answer.examples.jsonl").write_text(EXAMPLES)
+    template = Template.load(str(tmp_path / "question_answer.j2"))
+    prompter = Prompter(tiny_tokenizer(), examples_tokens=10_000)
+    _, text, _ = prompter(template.respond, request="Who naps?", context="Mia naps.")
+    assert text == (
+        "Ada rows.\nQuestion: Who rows?\nAnswer: Ada\n\nLeo sings.\nQuestion: Who sings?\nAnswer: Leo\n\n"
+        "Mia naps.\nQuestion: Who naps?\nAnswer:"
+    )
+    _, text, _ = prompter(template.ask, context="Mia naps.")
+    assert text.startswith(
+        "Ada rows.\nSentence: Ada rows.\nQuestion: Who rows?\n\nLeo sings.\nQuestion: Who sings?\n\n"
+    )
+    assert prompter(template.respond, request="Who naps?")[1] == "Question: Who naps?\nAnswer:"  # the student's
+    one = prompter.count_tokens("Ada rows.\nQuestion: Who rows?\nAnswer: Ada\n\n")
+    few = Prompter(tiny_tokenizer(), examples_tokens=one)
+    assert few(template.respond, request="q", context="c")[1].count("Answer:") == 2
+    none = Prompter(tiny_tokenizer())
+    assert none(template.respond, request="q", context="c")[1] == "c\nQuestion: q\nAnswer:"
+
+
+def test_worked_examples_are_earlier_turns_of_a_chat(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT
+    prompter, template = Prompter(tokenizer, examples_tokens=10_000), Template.load("question_answer")
+    _, text, _ = prompter(template.respond, request="Who naps?", context="Mia naps.")
+    count = len(template.respond.examples)
+    assert count >= 3 and text.count("<user>") == count + 1 and text.count("<assistant>") == count + 1
+    assert all(f"<assistant>{example.reply}<user>" in text for example in template.respond.examples)
+    assert all(dict(e.variables)["sentence"] in dict(e.variables)["context"] for e in template.ask.examples)
+
+
+def test_a_broken_example_is_named(tmp_path):
+    (tmp_path / "mine.j2").write_text("{{ context }}")
+    for broken in ("{", '{"context": "a"}'):
+        (tmp_path / "mine.examples.jsonl").write_text(broken)
+        with pytest.raises(ValueError, match=r"mine\.examples\.jsonl, line 1"):
+            Template.load(str(tmp_path / "mine.j2"))
 
 
 def test_a_users_template_with_its_request(tmp_path):
@@ -37,7 +85,7 @@ def test_a_users_template_with_its_request(tmp_path):
     (tmp_path / "mine.ask.j2").write_text("Ask about {{ context }}")
     template = Template.load(str(tmp_path / "mine.j2"))
     assert template.name == "mine" and template.ask is not None
-    prompt = render(template.respond, request="r", context="c")
+    prompt = template.respond.render(request="r", context="c")
     assert prompt.text == "c r?" and prompt.stop == ("END",)
 
 
@@ -52,7 +100,7 @@ def test_unknown_and_broken_templates_are_named(tmp_path):
 def test_templates_are_sandboxed(tmp_path):
     (tmp_path / "evil.j2").write_text("{{ ''.__class__.__mro__ }}")
     with pytest.raises(Exception, match="unsafe"):
-        render(Template.load(str(tmp_path / "evil.j2")).respond)
+        Template.load(str(tmp_path / "evil.j2")).respond.render()
 
 
 def test_prompter_goes_through_the_chat_template():

@@ -2,7 +2,7 @@
 
 from sleep_trl.data.documents import MemoryText
 from sleep_trl.data.rows import count_steps, take_turns
-from sleep_trl.planning.selection import divide, select_memories
+from sleep_trl.planning.selection import apportion, divide, select_memories
 from sleep_trl.runs.ledger import LedgerEntry, Source
 
 MEMORIES = [MemoryText(name, "in", f"text {name}") for name in "abcd"]
@@ -49,3 +49,4 @@ def test_windows_and_documents_take_turns() -> None:
 
 def test_passes_become_steps() -> None:
     assert count_steps(1, 4, 6) == 1 and count_steps(100, 4, 6) == 67 and count_steps(0, 4, 6) == 1
+    assert apportion([8, 1], 9, 0) == [8, 1] and apportion([8, 1], 4, 1) == [3, 1] and apportion([3, 3], 3, 0) == [2, 1]

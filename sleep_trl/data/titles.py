@@ -1,0 +1,48 @@
+"""What names a document in prompts: its title, or how it begins (ours)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from .documents import MemoryText
+from .windows import split_sentences
+
+LENGTH = 80  # characters, at most
+_MARKUP = "#*_=-> \t"
+
+
+def find_titles(memories: Sequence[MemoryText], can_spell: Callable[[str], bool]) -> dict[str, str]:
+    """Return the title of each memory by its id: its source if no other memory has the same, else its first words.
+
+    Args:
+        memories (`Sequence[MemoryText]`):
+            The memories of a night.
+        can_spell (`Callable[[str], bool]`):
+            Whether the tokenizer knows all of a text. A title that it cannot spell is left empty.
+    """
+    counts = Counter(memory.source for memory in memories)
+    titles = {}
+    for memory in memories:
+        is_own = counts[memory.source] == 1 and not memory.source.endswith(".jsonl")
+        title = _shorten(memory.source if is_own else first_words(memory.text))
+        titles[memory.id] = title if can_spell(title) else ""
+    return titles
+
+
+def first_words(text: str) -> str:
+    """Return the first line of a text without its markup, or its first sentence."""
+    line = next((stripped for line in text.splitlines() if (stripped := line.strip(_MARKUP))), "")
+    return split_sentences(line)[0].strip() if line else ""
+
+
+def with_title(title: str, text: str) -> str:
+    """Put a title above a text, unless it begins with it."""
+    return text if not title or text.lstrip(_MARKUP).startswith(title.rstrip("….")) else f"{title}\n{text}"
+
+
+def _shorten(text: str) -> str:
+    """Cut a text at a word, or where there are none at a character."""
+    if len(text) <= LENGTH:
+        return text
+    return f"{text[:LENGTH].rsplit(None, 1)[0]}…"

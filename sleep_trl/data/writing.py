@@ -1,0 +1,257 @@
+"""Let the teacher write about the memories, sentence by sentence, and check what it wrote.
+
+A template that asks for a request is asked about each sentence of a window in turn, with the whole window in view. Each
+answer is then checked: the teacher has to give it again, and the student must not give it without the text.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import regex
+
+from ..rollout import Completion, Engine, Progress, Sampling
+from .filters import Check, apply_filters
+from .prompts import Prompter
+from .samples import Sample, Window, WrittenSamples
+from .templates import Template
+
+Agree = Callable[[str, str], bool]
+STAGES = 4  # generations of a sample: request, answer, the answer again, the answer without the text
+
+_WORD = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}'’-]*")
+_MIN_LETTERS = 4  # of a word of the title that names the document
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to write about: a window, and the sentence of it to ask about, or `None` for the whole."""
+
+    window: Window
+    sentence: str | None = None
+    request: str = ""
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How the teacher writes.
+
+    Args:
+        max_new_tokens (`int`):
+            Maximum length of a request and of an answer, in tokens.
+        ask_temperature (`float`):
+            Sampling temperature of requests.
+        temperature (`float`):
+            Sampling temperature of answers.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Both are sampled from the most likely tokens whose probabilities add up to this.
+        keep_truncated (`bool`, *optional*, defaults to `False`):
+            Whether completions that were cut at `max_new_tokens` are kept.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed for sampling.
+        sentence_tokens (`int`, *optional*, defaults to `64`):
+            How much of a sentence is shown when the teacher is asked about it.
+    """
+
+    max_new_tokens: int
+    ask_temperature: float
+    temperature: float
+    top_p: float = 1.0
+    keep_truncated: bool = False
+    seed: int = 0
+    sentence_tokens: int = 64
+
+
+def tasks_of(windows: Sequence[Window], counts: Sequence[int], template: Template) -> list[Task]:
+    """Return `counts[i]` tasks about each window. If the template asks about sentences, they take turns."""
+    tasks = []
+    for window, count in zip(windows, counts, strict=True):
+        sentences = window.sentences if template.is_per_sentence else ()
+        for number in range(count):
+            tasks.append(Task(window, sentences[number % len(sentences)] if sentences else None))
+    return tasks
+
+
+def write_about(
+    tasks: Sequence[Task],
+    template: Template,
+    engine: Engine,
+    prompter: Prompter,
+    writing: Writing,
+    *,
+    agree: Agree | None = None,
+    student: Engine | None = None,
+    progress: Progress | None = None,
+) -> WrittenSamples:
+    """
+    Let the teacher write about windows by one template.
+
+    Args:
+        tasks (`Sequence[Task]`):
+            What to write about; one sample each, before filtering.
+        template (`Template`):
+            Template of its prompts.
+        engine (`Engine`):
+            Generates with the teacher's weights.
+        prompter (`Prompter`):
+            Renders the prompts.
+        writing (`Writing`):
+            Lengths, temperatures and seed.
+        agree (`Callable[[str, str], bool]`, *optional*):
+            Whether two answers say the same. If given, answers to requests are checked.
+        student (`Engine`, *optional*):
+            Generates with the student's weights, to find out what it knows without the text. Default: `engine`.
+        progress (`Callable[[int], None]`, *optional*):
+            Called with the number of finished generations: for each task one, or [`STAGES`] if the template asks for a
+            request and answers are checked.
+
+    Returns:
+        `WrittenSamples`: samples of part `"memory"` and what was dropped.
+    """
+    report = progress or (lambda count: None)
+    dropped: Counter[str] = Counter()
+    stages = generations_of(template, agree)
+    if template.ask is not None:
+        asked, dropped = _ask(tasks, template, engine, prompter, writing, progress)
+        report((stages - 1) * (len(tasks) - len(asked)))
+        tasks = asked
+    samples, completions, unusable = _answer(tasks, template, engine, prompter, writing, progress)
+    dropped += unusable
+    if agree is None or template.ask is None:
+        return WrittenSamples(samples, dropped)
+    report((stages - 2) * (len(tasks) - len(samples)))
+    samples, disproved = _check(samples, completions, engine, student or engine, writing, agree, progress)
+    return WrittenSamples(samples, dropped + disproved)
+
+
+def generations_of(template: Template, agree: Agree | None) -> int:
+    """Return how often something is generated for a task."""
+    if template.ask is None:
+        return 1
+    return 2 if agree is None else STAGES
+
+
+def _ask(
+    tasks: Sequence[Task],
+    template: Template,
+    engine: Engine,
+    prompter: Prompter,
+    writing: Writing,
+    progress: Progress | None,
+) -> tuple[list[Task], Counter[str]]:
+    """Let the teacher write the requests. One that does not name what it is about gets the title of its document."""
+    assert template.ask is not None
+    if not tasks:
+        return [], Counter()
+    prompts = [
+        prompter(
+            template.ask,
+            context=task.window.text,
+            source=task.window.source,
+            sentence=_shown(task, prompter, writing.sentence_tokens),
+        )[0]
+        for task in tasks
+    ]
+    stop = template.ask.render(chat=prompter.has_chat, context="").stop
+    sampling = Sampling(writing.max_new_tokens, writing.ask_temperature, stop, writing.seed, top_p=writing.top_p)
+    pairs = zip(tasks, engine.generate(prompts, sampling, progress), strict=True)
+    kept, dropped = apply_filters(
+        pairs, lambda t, c: (t.window.memory_id, c.text.casefold()), keep_truncated=writing.keep_truncated
+    )
+    return [replace(task, request=name_subject(c.text, task.window.source)) for task, c in kept], dropped
+
+
+def _shown(task: Task, prompter: Prompter, tokens: int) -> str | None:
+    """Return the sentence to ask about, or how it begins, unless it is all that the window says."""
+    if task.sentence is None or len(task.window.sentences) < 2:
+        return None
+    return prompter.begin(task.sentence, tokens)
+
+
+def _answer(
+    tasks: Sequence[Task],
+    template: Template,
+    engine: Engine,
+    prompter: Prompter,
+    writing: Writing,
+    progress: Progress | None,
+) -> tuple[list[Sample], list[Completion], Counter[str]]:
+    """Let the teacher answer each request with its window in the prompt; the student's prompt lacks the window."""
+    if not tasks:
+        return [], [], Counter()
+    shared = [{"request": task.request, "source": task.window.source} for task in tasks]
+    students = [prompter(template.respond, **variables) for variables in shared]
+    teachers = [
+        prompter(template.respond, context=task.window.text, **variables)[0]
+        for task, variables in zip(tasks, shared, strict=True)
+    ]
+    sampling = Sampling(
+        writing.max_new_tokens, writing.temperature, students[0][2], writing.seed + 1, top_p=writing.top_p
+    )
+    completions = engine.generate(teachers, sampling, progress)
+    samples = [
+        Sample(
+            "memory",
+            task.window.memory_id,
+            template.name,
+            text,
+            ids,
+            teacher,
+            c.text,
+            c.ids,
+            list(stop),
+            task.window.index,
+            task.sentence,
+        )
+        for task, (ids, text, stop), teacher, c in zip(tasks, students, teachers, completions, strict=True)
+    ]
+    kept, dropped = apply_filters(
+        zip(samples, completions, strict=True),
+        lambda s, _: (s.prompt, s.memory_id, s.reference.casefold()),
+        keep_truncated=writing.keep_truncated,
+    )
+    return [sample for sample, _ in kept], [completion for _, completion in kept], dropped
+
+
+def _check(
+    samples: Sequence[Sample],
+    completions: Sequence[Completion],
+    engine: Engine,
+    student: Engine,
+    writing: Writing,
+    agree: Agree,
+    progress: Progress | None,
+) -> tuple[list[Sample], Counter[str]]:
+    """Drop the samples whose answer the teacher does not give again, or the student gives without the text."""
+    if not samples:
+        return [], Counter()
+    stop, seed = tuple(samples[0].stop), writing.seed + 2
+    sampling = Sampling(writing.max_new_tokens, writing.temperature, stop, seed, top_p=writing.top_p)
+    again = engine.generate([s.teacher_prompt_ids for s in samples], sampling, progress)
+    sampling = Sampling(writing.max_new_tokens, 0.0, stop, seed)
+    known = student.generate([s.prompt_ids for s in samples], sampling, progress)
+    checks = [Check(agree, a.text, k.text) for a, k in zip(again, known, strict=True)]
+    kept, dropped = apply_filters(
+        zip(samples, completions, strict=True),
+        lambda s, _: (s.prompt, s.memory_id, s.reference.casefold()),
+        checks=checks,
+        keep_truncated=writing.keep_truncated,
+    )
+    return [sample for sample, _ in kept], dropped
+
+
+def name_subject(request: str, title: str) -> str:
+    """Put the title of its document before a request that does not name what it is about (ours), so that it can be
+    understood without the text and two documents do not share it.
+
+    A request names something if one of its words after the first has a capital letter or a digit, or is a word of the
+    title with at least four letters.
+    """
+    words = _WORD.findall(request)
+    has_name = any(word != word.lower() or any(map(str.isdigit, word)) for word in words[1:])
+    titled = {word.casefold() for word in _WORD.findall(title) if len(word) >= _MIN_LETTERS}
+    if not title or has_name or titled.intersection(word.casefold() for word in words):
+        return request
+    return f"{title}: {request}"

@@ -1,0 +1,114 @@
+from collections import Counter
+from dataclasses import replace
+
+from sleep_trl.data.prompts import Prompter
+from sleep_trl.data.samples import Window
+from sleep_trl.data.templates import Template
+from sleep_trl.data.writing import STAGES, Writing, name_subject, tasks_of, write_about
+from sleep_trl.rollout import TransformersEngine
+from tests.data.engines import FixedEngine, answer
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+class TextPrompter(Prompter):
+    """A prompter that keeps the texts of its prompts."""
+
+    def __init__(self):
+        super().__init__(tiny_tokenizer())
+        self.texts = []
+
+    def __call__(self, template, **variables):
+        ids, text, stop = super().__call__(template, **variables)
+        self.texts.append(text)
+        return ids, text, stop
+
+
+WRITING = Writing(max_new_tokens=8, ask_temperature=1.0, temperature=0.5, top_p=0.9, seed=3)
+TEMPLATE = Template.load("question_answer")
+
+
+def test_dropped_completions_are_counted_by_reason():
+    engine = FixedEngine(
+        *(
+            answer("Who?"),
+            answer("who?"),
+            answer(""),
+            answer("Where", "length"),
+            answer("a b c d " * 6),
+            answer("What?"),
+        ),
+        *(answer("Ben."), answer("")),
+    )
+    windows = [Window("m", "", "the cat of Mira is called Tolu")]
+    written = write_about(tasks_of(windows, [6], TEMPLATE), TEMPLATE, engine, Prompter(tiny_tokenizer()), WRITING)
+    assert written.dropped == Counter(duplicate=1, empty=2, truncated=1, repetitive=1)
+    (sample,) = written.samples
+    assert sample.prompt == "Question: Who?\nAnswer:" and sample.reference == "Ben."
+    assert len(sample.teacher_prompt_ids) > len(sample.prompt_ids)
+    assert [(s.temperature, s.top_p) for _, s in engine.prompts] == [(1.0, 0.9), (0.5, 0.9)]
+    assert engine.prompts[0][1].stop == ("Answer:", "\n")
+
+
+def test_each_sentence_is_asked_about_in_turn():
+    window = Window("m", "", "Ben has a boat. It is red.", 0, ("Ben has a boat.", "It is red."))
+    tasks = tasks_of([window, replace(window, sentences=())], [3, 1], TEMPLATE)
+    assert [task.sentence for task in tasks] == ["Ben has a boat.", "It is red.", "Ben has a boat.", None]
+    assert [task.sentence for task in tasks_of([window], [2], Template.load("summary"))] == [None, None]
+    engine, prompter = FixedEngine(*[answer(f"Who {i}?") for i in range(4)], *[answer("Ben.")] * 4), TextPrompter()
+    written = write_about(tasks, TEMPLATE, engine, prompter, WRITING)
+    assert [sample.sentence for sample in written.samples] == [task.sentence for task in tasks]
+    assert ["Sentence: It is red." in text for text in prompter.texts[:4]] == [False, True, False, False]
+
+
+def test_answers_are_checked_with_and_without_the_text():
+    requests = [answer(f"What has Ben {i}?") for i in range(3)]
+    answers = [answer("a boat"), answer("two cats"), answer("a hat")]
+    again = [answer("The boat."), answer("a dog"), answer("a hat")]
+    without = [answer("a car"), answer("two cats"), answer("hat")]
+    engine, student = FixedEngine(*requests, *answers, *again), FixedEngine(*without)
+    windows, counts = [Window("m", "", "text")], []
+    written = write_about(
+        tasks_of(windows, [3], TEMPLATE),
+        TEMPLATE,
+        engine,
+        Prompter(tiny_tokenizer()),
+        WRITING,
+        agree=lambda a, b: a.split()[-1].strip(".") == b.split()[-1].strip("."),
+        student=student,
+        progress=counts.append,
+    )
+    assert [sample.reference for sample in written.samples] == ["a boat"]
+    assert written.dropped == Counter(inconsistent=1, known=1)
+    assert student.prompts[0][1].temperature == 0 and student.prompts[0][0][0] == written.samples[0].prompt_ids
+
+
+def test_a_question_that_names_nothing_gets_the_title_of_its_document():
+    title = "The Harbor Canteen"
+    assert name_subject("Who runs the kitchen?", title) == "The Harbor Canteen: Who runs the kitchen?"
+    for named in ("Who runs the canteen?", "Who is Ben?", "What opened in 1911?"):
+        assert name_subject(named, title) == named
+    assert name_subject("Who runs it?", "") == "Who runs it?"
+    assert name_subject("谁经营它？", "港口食堂") == "港口食堂: 谁经营它？"
+    engine = FixedEngine(*[answer("Who runs it?")] * 2, answer("Ben."), answer("Mira."))
+    windows = [Window("a", "Inn", "text"), Window("b", "Pub", "text")]
+    written = write_about(tasks_of(windows, [1, 1], TEMPLATE), TEMPLATE, engine, Prompter(tiny_tokenizer()), WRITING)
+    assert [s.prompt for s in written.samples] == [
+        "Question: Inn: Who runs it?\nAnswer:",
+        "Question: Pub: Who runs it?\nAnswer:",
+    ]
+
+
+def test_a_real_model_writes_without_truncation_or_loss():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    engine = TransformersEngine(model, tokenizer, batch_size=3)
+    windows = [Window("m", "town", "the cat of Mira"), Window("n", "town", "the boat of Ben sleeps")]
+    template, prompter, writing = Template.load("paraphrase"), Prompter(tokenizer), replace(WRITING, max_new_tokens=24)
+    finished = []
+    written = write_about(
+        tasks_of(windows, [5, 5], template), template, engine, prompter, writing, progress=finished.append
+    )
+    assert sum(finished) == 10 == len(written.samples) + sum(written.dropped.values())
+    finished = []
+    options = {"agree": str.__eq__, "student": engine, "progress": finished.append}
+    written = write_about(tasks_of(windows, [5, 5], TEMPLATE), TEMPLATE, engine, prompter, writing, **options)
+    assert sum(finished) == 10 * STAGES and len(written.samples) + sum(written.dropped.values()) == 10
