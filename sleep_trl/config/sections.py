@@ -65,7 +65,7 @@ class DatasetConfig(Section):
     window_overlap: int = Field(32, ge=0)
     """Tokens shared by consecutive windows of a long memory, in whole sentences. At most half a window."""
 
-    max_new_tokens: int = Field(128, ge=1)
+    max_new_tokens: int = Field(64, ge=1)
     """Maximum length of a teacher sample, in tokens."""
 
     keep_truncated: bool = False
@@ -169,8 +169,9 @@ class SeedingConfig(Section):
     """Optimizer steps per night, instead of passes (paper: 100). No more is written than fits in them, and documents
     that do not fit wait for another night."""
 
-    learning_rate: float = Field(2e-4, gt=0)
-    """Peak learning rate of AdamW. The paper's 5e-6 is for LoRA; a new expert starts at zero and needs more."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Peak learning rate of AdamW. The paper's 5e-6 is for LoRA; a new expert starts at zero and needs more. Higher
+    values learn faster and cost more of the base skill."""
 
     lr_scheduler_type: str = "cosine"
     """Learning rate schedule, by its transformers name."""

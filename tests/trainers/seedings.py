@@ -24,6 +24,10 @@ def rows(n: int = 16) -> Dataset:
     )
 
 
+def of_memories(data: Dataset) -> Dataset:
+    return data.map(lambda row: {"part": "memory"})
+
+
 def length_reward(completion_ids, **kwargs):
     return [float(len(set(ids))) for ids in completion_ids]
 

@@ -6,9 +6,10 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.gkd import GKDTrainer
 
+from sleep_trl.data.parts import PARTS
 from sleep_trl.memory import Memory, MemorySpec, attach
 from tests.tiny import tiny_model
-from tests.trainers.seedings import first_batch, logged, rows, student, trainer
+from tests.trainers.seedings import first_batch, logged, of_memories, rows, student, trainer
 
 
 @pytest.mark.parametrize("extra", [{}, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}])
@@ -25,7 +26,7 @@ def test_alpha_zero_is_grpo_to_the_last_bit(tmp_path, extra):
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_alpha_one_lambda_one_has_the_gradient_of_gkd(tmp_path, beta):
-    t = trainer(tmp_path, alpha=1.0, lmbda=1.0, divergence_beta=beta)
+    t = trainer(tmp_path, data=of_memories(rows(2)), alpha=1.0, lmbda=1.0, divergence_beta=beta)
     model, memory = t.model, Memory.of(t.model)
     with torch.no_grad():  # away from the zero start, where half of the gradient vanishes
         for _, p in memory.expert_parameters(0):
@@ -63,7 +64,8 @@ def test_divergence_is_the_plain_formula(tmp_path, form, passes):
     batch = first_batch(t)
     loss = t._compute_loss(model, batch).item()
 
-    def kl(kind):
+    def kl(kind, general):
+        """Mean per token of the divergence, with this weight for general rows."""
         ids, mask = batch[f"{kind}_ids"], batch[f"{kind}_mask"]
 
         def log_probs(prompt):
@@ -78,13 +80,43 @@ def test_divergence_is_the_plain_formula(tmp_path, form, passes):
         with memory.as_teacher():
             teacher_log = log_probs("teacher_prompt")
         per_token = (teacher_log.exp() * (teacher_log - student_log)).sum(-1) * mask
-        weight = torch.where(batch["part"] == 0, 1.0, 0.5)
+        weight = torch.where(batch["part"] == 0, 1.0, general)
         return ((per_token * weight[:, None]).sum() / mask.sum()).item()
 
-    assert loss == pytest.approx(0.25 * kl("completion") + 0.75 * kl("reference"), rel=1e-4)
+    assert batch["completion_mask"][batch["part"] == PARTS.index("general")].sum() == 0
+    expected = 0.25 * kl("completion", 0.0) + 0.75 * kl("reference", 0.5 / 0.75)
+    assert loss == pytest.approx(expected, rel=1e-4)
     assert {k for k in t._metrics["train"] if k.startswith("divergence/")} == {
-        f"divergence/{part}/{kind}" for part in ("memory", "general") for kind in ("rollout", "reference")
+        "divergence/memory/rollout",
+        "divergence/memory/reference",
+        "divergence/general/reference",
     }
+
+
+def test_general_rows_are_not_rolled_out(tmp_path, monkeypatch):
+    """Neither alone nor next to others, and not if all of a batch are general; with alpha 0 it is plain GRPO."""
+    asked = []
+    generate = GRPOTrainer._generate_single_turn
+
+    def count(self, prompt_ids, *args, **kwargs):
+        asked.append(len(prompt_ids))
+        return generate(self, prompt_ids, *args, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", count)
+    data = rows(2)
+    assert data["part"] == ["memory", "general"]
+    t = trainer(tmp_path / "a", data=data, max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    t.train()
+    assert asked == [4] and logged(t, "divergence/general/reference")[0] >= 0
+    asked.clear()
+    trainer(tmp_path / "b", data=data, max_steps=1, alpha=0.0).train()
+    assert asked == [8]
+    asked.clear()
+    t = trainer(tmp_path / "c", data=data.map(lambda row: {"part": "general"}), max_steps=3, alpha=1.0)
+    t.train()
+    assert set(asked) == {t.num_generations}
+    learned = logged(t, "divergence/general/reference")
+    assert 0 < learned[-1] < learned[0] and not logged(t, "divergence/general/rollout")
 
 
 def test_accumulation_gives_the_same_expert(tmp_path):
@@ -130,4 +162,4 @@ def test_padding_does_not_shift_positions(tmp_path, form):
     t._compute_loss(t.model, first_batch(t))
     logs = t._metrics["train"]
     assert logs["divergence/memory/reference"][0] > 1e-3
-    assert max(logs["divergence/general/reference"][0], logs["divergence/general/rollout"][0]) < 1e-6
+    assert logs["divergence/general/reference"][0] < 1e-6

@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 
 from tests.tiny import tiny_tokenizer
-from tests.trainers.seedings import first_batch, logged, rows, trainer
+from tests.trainers.seedings import first_batch, logged, of_memories, rows, trainer
 
 
 def test_given_token_ids_are_used_as_they_are(tmp_path):
@@ -55,12 +55,13 @@ def test_rollouts_end_at_the_rows_stop_strings(tmp_path):
         seen.extend(zip(completions, completion_ids, strict=True))
         return [0.0] * len(completions)
 
-    stopping = rows(4).map(lambda row: {"stop": ["cat", "Mira"]})
+    data = of_memories(rows(4))
+    stopping = data.map(lambda row: {"stop": ["cat", "Mira"]})
     trainer(tmp_path, data=stopping, reward_funcs=keep, max_steps=6, temperature=3.0).train()
     assert seen and all("cat" not in text and "Mira" not in text and ids for text, ids in seen)
     assert len({len(ids) for _, ids in seen}) > 1
     free, seen[:] = list(seen), []
-    trainer(tmp_path, data=rows(4), reward_funcs=keep, max_steps=6, temperature=3.0).train()
+    trainer(tmp_path, data=data, reward_funcs=keep, max_steps=6, temperature=3.0).train()
     assert any("cat" in text or "Mira" in text for text, _ in seen) and len(seen) == len(free)
 
 

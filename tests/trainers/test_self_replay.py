@@ -78,7 +78,7 @@ def test_drift_is_the_plain_formula_and_counts_on_self_replay_alone(tmp_path):
         losses[weight] = t._compute_loss(t.model, batch).item()
     memory, part = Memory.of(t.model), batch["part"]
     expected = 0.0
-    for kind, share in (("completion", 0.25), ("reference", 0.75)):
+    for kind, share, of_general in (("completion", 0.25, 0.0), ("reference", 0.75, 1.0)):
         mask = batch[f"{kind}_mask"]
         with torch.no_grad():
             student = hidden(t, batch, "prompt", kind)
@@ -88,7 +88,8 @@ def test_drift_is_the_plain_formula_and_counts_on_self_replay_alone(tmp_path):
                 before = hidden(t, batch, "teacher_prompt", kind)
         own = torch.where((part == PARTS.index("general"))[:, None, None], base, before)
         drift = (student - own).square().sum(-1) / own.square().sum(-1) * mask * (part > 1)[:, None]
-        expected += share * 0.5 * 3.0 * (drift.sum() / mask.sum()).item()
+        weight = torch.where(part == PARTS.index("general"), of_general, share)  # general rows are not rolled out
+        expected += 0.5 * 3.0 * ((drift.sum(1) * weight).sum() / mask.sum()).item()
     assert losses[3.0] - losses[0.0] == pytest.approx(expected, rel=1e-4) and expected > 1e-3
 
 

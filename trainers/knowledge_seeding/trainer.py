@@ -47,7 +47,8 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
     `privileged_context`, as in TRL's self-distillation trainers; see `teacher_prompt_template`. Optional columns are
     `part`, what a row is for (`"memory"`, `"dream"`, `"general"` or `"earlier"`), and `stop`, strings before which a
     rollout of the row ends. The divergence is logged for each part; the last two parts are weighted by `replay_weight`,
-    and if the memory has other experts, `"general"` is taught by the pretrained model without any of them.
+    and if the memory has other experts, `"general"` is taught by the pretrained model without any of them. `"general"`
+    rows are not rolled out: their divergence is that on the reference, with weight 1.
 
     Changes with respect to [`~trl.GRPOTrainer`]: `_compute_loss` (adds the divergence),
     `_generate_and_score_completions` (adds teacher prompts and references to the batch), `_tokenize_prompts` (uses
@@ -118,6 +119,7 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         self._forward_redirection = _ForwardRedirection()
         self._given_prompt_ids: list[list[int]] | None = None
         self._stops: list[Sequence[str]] | None = None
+        self._general: list[bool] = []
 
     def release(self) -> None:
         super().release()
@@ -131,9 +133,12 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         rows = self._with_token_ids(inputs)
         self._given_prompt_ids = [row["prompt_ids"] for row in rows] if "prompt_ids" in rows[0] else None
         self._stops = [row["stop"] or () for row in rows] if "stop" in rows[0] else None
+        self._general = [self.args.alpha > 0 and row.get("part") == "general" for row in rows]
         with without_row_dump():
             output: Tensors = super()._generate_and_score_completions(rows)
+        output["completion_mask"][self._general] = 0
         self._given_prompt_ids = self._stops = None
+        self._general = []
         if (ratio := output.get("importance_sampling_ratio")) is not None:
             share = self.accelerator.gather(share_clipped(ratio, written_mask(output), self.args)).nanmean().item()
             mode = "train" if self.model.training else "eval"
@@ -146,7 +151,7 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         return self._given_prompt_ids, None, {}
 
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        completion_ids, logprobs = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        completion_ids, logprobs = self._roll_out(prompt_ids, *args, **kwargs)
         if self._stops is None:
             return completion_ids, logprobs
         kept = [
@@ -155,6 +160,23 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         ]
         completion_ids = [ids[:n] for ids, n in zip(completion_ids, kept, strict=True)]
         return completion_ids, logprobs and [values[:n] for values, n in zip(logprobs, kept, strict=True)]
+
+    def _roll_out(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        """Generate the completions of all rows but general ones, which are taught by their references alone (ours):
+        they are long, have no reward, and would take most of a step. An end-of-sequence token stands for theirs."""
+        rows = [i for i, is_general in enumerate(self._general) if not is_general]
+        if len(rows) == len(self._general):
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        # Every process generates something: engines and sharded weights want all of them.
+        asked = rows or range(min(self.num_generations, len(prompt_ids)))
+        generated, drawn = super()._generate_single_turn([prompt_ids[i] for i in asked], *args, **kwargs)
+        completion_ids = [[self._tokenizer.eos_token_id] for _ in prompt_ids]
+        logprobs = drawn and [[0.0] for _ in prompt_ids]
+        for place, row in enumerate(rows):
+            completion_ids[row] = generated[place]
+            if logprobs:
+                logprobs[row] = drawn[place]
+        return completion_ids, logprobs
 
     def _with_token_ids(self, rows: Rows) -> Rows:
         """Fill in texts where a row has only token ids, and the other way round. A reference ends with the
@@ -202,7 +224,8 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         copies = torch.tensor(count_copies(rows), device=device)
         weigh, others = weigh_rows, (self.args.replay_weight, self.accelerator)
         inputs["rollout_weight"] = weigh(part, torch.ones_like(part), rollout_mask, *others)
-        inputs["reference_weight"] = weigh(part, copies, inputs["reference_mask"], *others)
+        from_references = torch.where(part == PARTS.index("general"), 1.0, 1.0 - self.args.lmbda)
+        inputs["reference_weight"] = weigh(part, copies, inputs["reference_mask"], *others) * from_references
         return inputs
 
     # -- the loss -------------------------------------------------------------------------------------------------
@@ -225,7 +248,7 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
             return super()._compute_loss(model, inputs)
 
         completion = inputs["completion_ids"], inputs["completion_mask"]
-        references = spread_references(inputs, self.args.reference_passes) if lmbda < 1 else []
+        references = spread_references(inputs, self.args.reference_passes)
         # The teacher runs first, while no graph of the student is held: their memory use does not add up.
         on_rollout = self._teacher_outputs(inputs, *completion) if lmbda > 0 else None
         on_references = [self._teacher_outputs(b, b["reference_ids"], b["reference_mask"]) for b in references]
@@ -237,12 +260,10 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         if on_rollout is not None:
             sums = self._divergence(predicting(seen.value, completion[0]), on_rollout, written_mask(inputs))
             loss = loss + alpha * lmbda * self._mean("rollout", sums, inputs)
-        if references:
-            pairs = zip(references, on_references, strict=True)
-            sums = torch.cat([self._reference_divergence(model, batch, outputs) for batch, outputs in pairs], dim=1)
-            rows = {name: torch.cat([b[name] for b in references]) for name in ("part", "reference_weight")}
-            loss = loss + alpha * (1 - lmbda) * self._mean("reference", sums, rows)
-        return loss
+        pairs = zip(references, on_references, strict=True)
+        sums = torch.cat([self._reference_divergence(model, batch, outputs) for batch, outputs in pairs], dim=1)
+        rows = {name: torch.cat([b[name] for b in references]) for name in ("part", "reference_weight")}
+        return loss + alpha * self._mean("reference", sums, rows)
 
     def _get_per_token_logps_and_entropies(
         self,
