@@ -68,7 +68,7 @@ class DreamConfig(Section):
     """Confidence level of the test and of the intervals."""
 
     repeats: int = Field(1, ge=1)
-    """Maximum times a dream with an uncertain gain is learned again."""
+    """How often a dream is tried out at most, in total, as long as its gain is uncertain. 1: never again."""
 
     lora_rank: int = Field(8, ge=1)
     """Rank of the LoRA adapters that try dreams out, one dream each, on shared base weights."""

@@ -213,11 +213,8 @@ def test_users_rewards_see_the_trial(reader, tmp_path):
     [
         ({"data": tasks(3), "per_device_train_batch_size": 8}, "3 tasks of 4 dreams"),
         ({"data": tasks().remove_columns("context")}, "context"),
-        ({"improvement": "ppo"}, "rest_em"),
         ({"rounds": 0}, "rounds"),
-        ({"selection": "best"}, "gradient_norm"),
         ({"measure": "custom"}, "questions, heldout_loss, got 'custom'.*evaluator"),
-        ({"lora_rank": 0}, "rank must be at least 1"),
         ({"workers": 2}, "chunk"),
     ],
 )

@@ -8,6 +8,8 @@ import pytest
 from transformers import HfArgumentParser
 from trl import GRPOConfig, GRPOTrainer
 
+from sleep_trl.config import RunConfig
+from sleep_trl.config.command_line import options
 from sleep_trl.config.dreaming import DreamConfig
 from sleep_trl.config.sections import SeedingConfig
 from sleep_trl.trainers import DreamingConfig, DreamingTrainer, KnowledgeSeedingConfig, KnowledgeSeedingTrainer
@@ -59,3 +61,40 @@ def test_arguments_come_in_the_order_of_grpo(trainer):
     theirs = list(inspect.signature(GRPOTrainer).parameters.values())
     ours = [p for p in inspect.signature(trainer).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert [p.name for p in ours] == [p.name for p in theirs[: len(ours)]] and len(ours) == 6
+
+
+@pytest.mark.parametrize("arguments", [KnowledgeSeedingConfig, DreamingConfig])
+def test_help_names_only_what_the_trainer_has(arguments):
+    of_runs = {name for name, _ in options(RunConfig) if "." in name} | set(RunConfig.model_fields)
+    of_runs -= {field.name for field in dataclasses.fields(arguments)}
+    for field in dataclasses.fields(arguments):
+        named = set(re.findall(r"[a-z_]+(?:\.[a-z_]+)+|\b[a-z]+_[a-z_]+\b", field.metadata.get("help", "")))
+        assert not named & of_runs, field.name
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"test": "ttest"}, "test must be 'sign', 'bootstrap' or 'mcnemar', got 'ttest'"),
+        ({"selection": "best"}, "selection must be 'gradient_norm', .* or 'all', got 'best'"),
+        ({"metric": "bleu"}, "metric must be 'exact', 'contains' or 'f1', got 'bleu'"),
+        ({"improvement": "ppo"}, "improvement must be 'rest_em' or 'grpo', got 'ppo'"),
+        ({"confidence": 95}, "confidence must be less than 1, got 95"),
+        ({"repeats": 0}, "repeats must be greater than or equal to 1, got 0"),
+        ({"chunk": 0}, "chunk must be greater than or equal to 1, got 0"),
+        ({"select_top_k": 8}, r"select_top_k \(8\) and select_random_k \(1\) select 9 of 8 dreams per task"),
+        ({"select_top_k": 0, "select_random_k": 0}, "select 0 of 8 dreams"),
+    ],
+)
+def test_a_value_that_dreaming_does_not_allow_is_refused(tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
+        DreamingConfig(str(tmp_path), bf16=False, use_cpu=True, **given)
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
+    args = DreamingConfig(str(tmp_path), bf16=False, use_cpu=True, lora_learning_rate="1e-3")
+    assert args.lora_learning_rate == 1e-3
+
+
+def test_dreaming_learns_as_fast_as_in_a_night(tmp_path):
+    assert DreamingConfig(str(tmp_path), bf16=False, use_cpu=True).learning_rate == DreamConfig().learning_rate

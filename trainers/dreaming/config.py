@@ -9,7 +9,7 @@ from trl import GRPOConfig
 from sleep_trl.config.dreaming import DreamConfig
 from sleep_trl.config.sections import EvaluationConfig
 
-from ..options import run_option
+from ..options import check_options, run_option
 
 MEASURES = ("questions", "heldout_loss")
 
@@ -67,7 +67,7 @@ class DreamingConfig(GRPOConfig):
         confidence (`float`, *optional*, defaults to `0.95`):
             Confidence level of the test and of the intervals, in (0, 1).
         repeats (`int`, *optional*, defaults to `1`):
-            Maximum number of times a dream with an uncertain gain is learned again.
+            How often a dream is tried out at most, in total, as long as its gain is uncertain; `1` never tries again.
         trial_batch_size (`int`, *optional*, defaults to `64`):
             Prompts per batch when questions are answered, on one device.
         chunk (`int`, *optional*):
@@ -80,43 +80,70 @@ class DreamingConfig(GRPOConfig):
         ray_address (`str`, *optional*):
             `host:port` of a Ray cluster, which then runs as many tasks as fit. By default Ray is started on this
             machine.
+
+        > How the dreamer learns
+
+        learning_rate (`float`, *optional*, defaults to `2e-4`):
+            Peak learning rate, as in a night; for an expert or a LoRA. [`~trl.GRPOConfig`]'s 1e-6 is for all weights.
     """
 
     improvement: str = run_option(DreamConfig, "improvement")
     rounds: int = field(default=2, metadata={"help": "Rounds of ReST-EM: dream, try out, train on what helped."})
     em_epochs: int = run_option(DreamConfig, "em_epochs")
     smallest_reward: float = field(default=0.5, metadata={"help": "Reward above which ReST-EM trains on a dream."})
-    selection: str = run_option(DreamConfig, "selection")
+    selection: str = run_option(
+        DreamConfig,
+        "selection",
+        "How dreams are ranked before they are tried out. gradient_alignment needs the trainer's `reference`.",
+    )
     select_top_k: int = run_option(DreamConfig, "top_k")
     select_random_k: int = run_option(DreamConfig, "random_k")
-    random_expert: bool = run_option(DreamConfig, "random_expert")
+    random_expert: bool = run_option(
+        DreamConfig,
+        "random_expert",
+        "Have every router add one random expert while dreams are sampled. Requires a memory with routing topk.",
+    )
     lora_rank: int = run_option(DreamConfig, "lora_rank")
     lora_alpha: float = run_option(DreamConfig, "lora_alpha")
     lora_steps: int = run_option(DreamConfig, "lora_steps")
     lora_learning_rate: float = run_option(DreamConfig, "lora_learning_rate")
-    measure: str = field(default="questions", metadata={"help": f"What a dream has to improve: {MEASURES}."})
+    measure: str = field(
+        default="questions", metadata={"help": f"What a dream has to improve: {' or '.join(MEASURES)}."}
+    )
     metric: str = run_option(EvaluationConfig, "metric")
     max_answer_length: int = run_option(EvaluationConfig, "max_new_tokens")
     test: str = run_option(DreamConfig, "test")
     confidence: float = run_option(DreamConfig, "confidence")
     repeats: int = run_option(DreamConfig, "repeats")
-    trial_batch_size: int = run_option(EvaluationConfig, "batch_size")
+    trial_batch_size: int = run_option(
+        EvaluationConfig, "batch_size", "Prompts per batch when questions are answered, on one device."
+    )
     chunk: int | None = run_option(DreamConfig, "chunk")
-    workers: int = run_option(DreamConfig, "workers")
+    workers: int = run_option(
+        DreamConfig,
+        "workers",
+        "Ray tasks that try out chunks in parallel, each on one core or on gpus_per_worker; a cluster at ray_address "
+        "runs as many as fit. 0: this process, one chunk after another. The results are the same.",
+    )
     gpus_per_worker: float = run_option(DreamConfig, "gpus_per_worker")
     ray_address: str | None = field(default=None, metadata={"help": "host:port of a Ray cluster for the workers."})
+    learning_rate: float = run_option(DreamConfig, "learning_rate")
 
     def __post_init__(self) -> None:
-        if self.improvement not in ("rest_em", "grpo"):
-            raise ValueError(f"improvement must be 'rest_em' or 'grpo', got {self.improvement!r}.")
+        check_options(self)
         if self.measure not in MEASURES:
             raise ValueError(
                 f"measure must be one of {', '.join(MEASURES)}, got {self.measure!r}. For a measure of your own, give "
                 f"the trainer an `evaluator`."
             )
-        for name in ("rounds", "em_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}.")
+        chosen = self.select_top_k + self.select_random_k
+        if self.selection != "all" and not 0 < chosen <= self.num_generations:
+            raise ValueError(
+                f"select_top_k ({self.select_top_k}) and select_random_k ({self.select_random_k}) select {chosen} of "
+                f"{self.num_generations} dreams per task (num_generations); select at least 1 and at most all."
+            )
         if self.improvement == "rest_em":
             self.num_train_epochs, self.num_iterations = self.rounds, self.em_epochs
         super().__post_init__()
