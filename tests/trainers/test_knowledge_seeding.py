@@ -131,7 +131,7 @@ def test_a_memory_that_learns_nothing_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["alpha", "lmbda", "divergence_beta", "gamma"])
 def test_shares_outside_zero_and_one_are_refused(tmp_path, name):
-    with pytest.raises(ValueError, match=f"{name} must be between 0 and 1, got 1.5"):
+    with pytest.raises(ValueError, match=f"{name} must be less than or equal to 1, got 1.5"):
         KnowledgeSeedingConfig(str(tmp_path), **{**OPTIONS, name: 1.5})
 
 

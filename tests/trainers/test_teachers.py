@@ -113,6 +113,28 @@ def test_smaller_teachers_teach_the_expert_of_a_larger_student(tmp_path, count):
     assert all(torch.equal(p, base[name]) for name, p in Memory.of(trainer.model).base_parameters())
 
 
+def test_a_teacher_given_by_name_is_loaded_as_trl_does(tmp_path):
+    tiny_model(seed=3).save_pretrained(tmp_path / "teacher")
+    options = {**OPTIONS, "teacher_model_init_kwargs": '{"dtype": "bfloat16"}'}
+    trainer = KnowledgeSeedingTrainer(
+        larger_student(),
+        length_reward,
+        args=KnowledgeSeedingConfig(str(tmp_path), **options),
+        train_dataset=rows(4),
+        processing_class=tiny_tokenizer(),
+        teacher_model=str(tmp_path / "teacher"),
+    )
+    [teacher] = trainer.teachers
+    expected = tiny_model(seed=3).to(torch.bfloat16).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in teacher.model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+
+
+def test_loading_arguments_without_a_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="teacher_model_init_kwargs are for a teacher_model given by name"):
+        seeded(tmp_path, tiny_model(), teacher_model_init_kwargs={"dtype": "bfloat16"})
+
+
 def test_the_student_itself_teaches_what_it_must_not_forget(tmp_path):
     """A new expert outputs zero, so the model does not diverge from itself, but does from another teacher."""
     data = Dataset.from_list([{**row, "teacher_prompt": row["prompt"], "part": "general"} for row in rows(4)])

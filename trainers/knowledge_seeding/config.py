@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import GRPOConfig
 
 from sleep_trl.config.sections import MemoryConfig, SeedingConfig
 
-from ..options import run_option
+from ..options import check_options, run_option
 
 
 @dataclass
@@ -48,9 +49,13 @@ class KnowledgeSeedingConfig(GRPOConfig):
             Width of the expert that is activated if the model comes without a memory.
         teacher_prompt_template (`str`, *optional*, defaults to `"{prompt}\\n\\n{privileged_context}"`):
             How the teacher's prompt is made from `prompt` and `privileged_context`, as in TRL's `SDFTConfig`.
+        teacher_model_init_kwargs (`str` or `dict[str, Any]`, *optional*):
+            Keyword arguments for `from_pretrained` if `teacher_model` is a name, as in TRL's `DistillationConfig`.
         learning_rate (`float`, *optional*, defaults to `2e-4`):
             Peak learning rate. The paper's 5e-6 is for a LoRA of rank 64 and scale 2; a new expert starts at zero.
     """
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
 
     alpha: float = run_option(SeedingConfig, "alpha")
     lmbda: float = run_option(SeedingConfig, "lmbda")
@@ -66,22 +71,14 @@ class KnowledgeSeedingConfig(GRPOConfig):
         default="{prompt}\n\n{privileged_context}",
         metadata={"help": "How the teacher's prompt is made from the prompt and the privileged context."},
     )
+    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Keyword arguments for from_pretrained if the teacher is given by name."}
+    )
     learning_rate: float = run_option(SeedingConfig, "learning_rate")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("alpha", "lmbda", "divergence_beta", "gamma"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}.")
-        if not 0.0 <= self.expert_dropout < 1.0:
-            raise ValueError(f"expert_dropout must be at least 0 and below 1, got {self.expert_dropout}.")
-        for name in ("replay_weight", "drift_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        if self.reference_passes < 1:
-            raise ValueError(f"reference_passes must be at least 1, got {self.reference_passes}.")
-        if self.z0 is not None and self.z0 <= 0:
-            raise ValueError(f"z0 must be positive (or None for no limit), got {self.z0}.")
+        check_options(self)
         for name in ("{prompt}", "{privileged_context}"):
             if name not in self.teacher_prompt_template:
                 raise ValueError(f"teacher_prompt_template must contain {name}, got {self.teacher_prompt_template!r}.")

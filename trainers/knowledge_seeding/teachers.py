@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 from trl.models import prepare_deepspeed
+from trl.trainer.utils import create_model_from_path
 
 from sleep_trl.data.parts import LEARNED, PARTS
 from sleep_trl.distributed.zero3 import withdraw
@@ -99,12 +100,23 @@ class TeacherOutput:
 
 
 def prepare_teachers(
-    models: PreTrainedModel | Sequence[PreTrainedModel] | None, accelerator: Accelerator
+    models: str | PreTrainedModel | Sequence[str | PreTrainedModel] | None,
+    accelerator: Accelerator,
+    init_kwargs: dict[str, Any] | None = None,
 ) -> list[Teacher]:
-    """Freeze teachers and move them to the student's device; under DeepSpeed ZeRO-3 their weights are sharded too."""
-    models = [] if models is None else [models] if isinstance(models, nn.Module) else list(models)
+    """Freeze teachers and move them to the student's device; under DeepSpeed ZeRO-3 their weights are sharded too.
+    Names are loaded with `init_kwargs` as TRL loads models."""
+    models = [] if models is None else [models] if isinstance(models, str | nn.Module) else list(models)
+    if init_kwargs and not any(isinstance(model, str) for model in models):
+        raise ValueError(
+            "teacher_model_init_kwargs are for a teacher_model given by name, but it is loaded already. Leave them out."
+        )
     teachers = []
-    for model in models:
+    for given in models:
+        if isinstance(given, str):  # each process places its own copy, so no device map
+            model = create_model_from_path(given, **{"device_map": None, **(init_kwargs or {})})
+        else:
+            model = given
         withdraw(model)
         model.requires_grad_(False).eval().to(accelerator.device)
         is_deepspeed = getattr(accelerator.state, "deepspeed_plugin", None) is not None

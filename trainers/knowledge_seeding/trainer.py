@@ -71,8 +71,9 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
             The rows to evaluate on.
         processing_class (`PreTrainedTokenizerBase`, *optional*):
             The tokenizer. Default: the model's.
-        teacher_model (`PreTrainedModel` or a list of them, *optional*):
-            A separate, frozen teacher with the student's tokenizer, smaller or larger than the student; of several, the
+        teacher_model (`str`, `PreTrainedModel` or a list of them, *optional*):
+            A separate, frozen teacher with the student's tokenizer (a name is loaded as TRL does, in float32 unless
+            `args.teacher_model_init_kwargs` has a `dtype`), smaller or larger than the student; of several, the
             mean of their distributions teaches. The model then trains whatever of it requires gradients. If that is a
             memory's learning expert, self-replay is still taught by the model itself.
         **kwargs:
@@ -94,7 +95,7 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         *,
-        teacher_model: PreTrainedModel | Sequence[PreTrainedModel] | None = None,
+        teacher_model: str | PreTrainedModel | Sequence[str | PreTrainedModel] | None = None,
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -113,7 +114,8 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
             processing_class=processing_class,
             **kwargs,
         )
-        self.teachers = prepare_teachers(teacher_model, self.accelerator)
+        init_kwargs: Any = args.teacher_model_init_kwargs  # as text it has become a mapping
+        self.teachers = prepare_teachers(teacher_model, self.accelerator, init_kwargs)
         if not self.teachers:
             _ensure_learning_expert(self.model, args)
         self._forward_redirection = _ForwardRedirection()
