@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .memory import MemorySpec, attach, load_memory
+    __version__: str
+    from .memory import Memory, MemorySpec, attach, fold, load_memory, save_memory
     from .trainers import DreamingConfig, DreamingTrainer, KnowledgeSeedingConfig, KnowledgeSeedingTrainer
 
 __all__ = [
@@ -17,20 +18,36 @@ __all__ = [
     "DreamingTrainer",
     "KnowledgeSeedingConfig",
     "KnowledgeSeedingTrainer",
+    "Memory",
     "MemorySpec",
+    "__version__",
     "attach",
+    "fold",
     "load_memory",
+    "save_memory",
 ]
 
-_MODULES = dict.fromkeys(("MemorySpec", "attach", "load_memory"), ".memory")
+_TRAINERS = ("DreamingConfig", "DreamingTrainer", "KnowledgeSeedingConfig", "KnowledgeSeedingTrainer")
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_MODULES.get(name, ".trainers"), __name__), name)
+    if name == "__version__":
+        value: Any = _version()
+    else:
+        value = getattr(import_module(".trainers" if name in _TRAINERS else ".memory", __name__), name)
     globals()[name] = value  # the next access is an ordinary one
     return value
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("sleep-trl")
+    except metadata.PackageNotFoundError:
+        return "0+not.installed"  # run from a clone
 
 
 def __dir__() -> list[str]:

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
 
 import sleep_trl
+from sleep_trl.config.command_line import version
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "trl", "datasets", "accelerate", "pydantic"}
@@ -15,9 +16,21 @@ HEAVY = {"torch", "transformers", "trl", "datasets", "accelerate", "pydantic"}
 
 @pytest.mark.parametrize("name", sleep_trl.__all__)
 def test_every_exported_name_is_the_object_of_its_module(name):
-    home = "memory" if name in ("MemorySpec", "attach", "load_memory") else "trainers"
+    if name == "__version__":
+        return
+    home = "trainers" if name.endswith(("Config", "Trainer")) else "memory"
     assert getattr(sleep_trl, name) is getattr(import_module(f"sleep_trl.{home}"), name)
     assert name in dir(sleep_trl)
+
+
+def test_the_calls_that_keep_an_expert_are_exported():
+    """What `attach` begins: `Memory.of(model)`, `save_memory`, and `fold` into an ordinary checkpoint."""
+    assert {"Memory", "save_memory", "load_memory", "fold"} <= set(sleep_trl.__all__)
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert sleep_trl.__version__ == metadata.version("sleep-trl")
+    assert version() == f"sleep-trl {sleep_trl.__version__}"
 
 
 def test_an_unknown_name_is_an_attribute_error():

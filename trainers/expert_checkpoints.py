@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
 from sleep_trl.distributed.zero3 import is_sharded, shard_everything, takes_part_in_saving, withdraw
 from sleep_trl.memory import Memory, load_experts, save_memory
@@ -43,12 +43,19 @@ class ExpertCheckpoints(GRPOTrainer):
     none writes the frozen base. Such a checkpoint must be resumed by as many processes as wrote it.
     """
 
-    def __init__(self, model: str | PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Any = None,
+        args: GRPOConfig | None = None,
+        *others: Any,
+        **kwargs: Any,
+    ) -> None:
         if not isinstance(model, str):
             withdraw(model)
-        if plugin := kwargs["args"].deepspeed_plugin:
-            shard_everything(plugin)
-        super().__init__(model, *args, **kwargs)
+        if args is not None and args.deepspeed_plugin:
+            shard_everything(args.deepspeed_plugin)
+        super().__init__(model, reward_funcs, args, *others, **kwargs)
         self.add_callback(StopIfNotFinite())
 
     def release(self) -> None:

@@ -10,7 +10,6 @@ import json
 from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
+from .. import __version__
 from . import RunConfig
 from .reward import RewardSpec
 
@@ -264,7 +264,4 @@ def _shown(value: Any) -> str:
 
 
 def version() -> str:
-    try:
-        return f"sleep-trl {metadata.version('sleep-trl')}"
-    except metadata.PackageNotFoundError:
-        return "sleep-trl, not installed (run from a clone)"
+    return f"sleep-trl {__version__}"
