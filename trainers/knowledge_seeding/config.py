@@ -51,7 +51,7 @@ class KnowledgeSeedingConfig(GRPOConfig):
             How the teacher's prompt is made from `prompt` and `privileged_context`, as in TRL's `SDFTConfig`.
         teacher_model_init_kwargs (`str` or `dict[str, Any]`, *optional*):
             Keyword arguments for `from_pretrained` if `teacher_model` is a name, as in TRL's `DistillationConfig`.
-        learning_rate (`float`, *optional*, defaults to `2e-4`):
+        learning_rate (`float`, *optional*, defaults to `2e-3`):
             Peak learning rate. The paper's 5e-6 is for a LoRA of rank 64 and scale 2; a new expert starts at zero.
     """
 
