@@ -76,9 +76,13 @@ def _sleep(config: RunConfig, is_in_chain: bool) -> int:
     if config.resume and not config.dry_run and _write_missing_report(config):
         return DONE
     try:
+        from sleep_trl.models.gguf import local_checkpoint
         from sleep_trl.planning.inputs import RunInputs
         from sleep_trl.planning.preflight import preflight, render
 
+        if not config.dry_run:
+            for name in (config.model, *config.teacher_model):
+                local_checkpoint(name)
         inputs = RunInputs(config)
         plan = preflight(inputs, check_rewards)
     except ValueError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer
 
+from ..config.model_name import is_gguf
 from ..planning.chain import quarantined_nights
 from ..planning.night_source import began_with
 from ..runs.folder import RunFolder
@@ -100,7 +101,7 @@ def load_tokenizer(model: str) -> Tokenizer:
     Raises:
         `ValueError`: if the model has no `tokenizer.json`, or it cannot be loaded.
     """
-    if model.casefold().endswith(".gguf"):
+    if is_gguf(model):
         from ..models.gguf import local_checkpoint  # imports torch, which a waiting daemon otherwise does without
 
         model = local_checkpoint(model)

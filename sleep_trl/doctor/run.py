@@ -75,8 +75,11 @@ def check_rewards(case: Case) -> Finding:
 
 def check_plan(case: Case) -> Finding:
     """Run preflight, which checks everything together."""
+    from ..planning.plan import NOT_CONVERTED
+
     plan = case.plan
-    return ok(f"{plan.memories} memories, {plan.samples:,} samples, {plan.steps:,} steps, {plan.rollouts:,} rollouts")
+    found = f"{plan.memories} memories, {plan.samples:,} samples, {plan.steps:,} steps, {plan.rollouts:,} rollouts"
+    return ok(found if plan.is_converted else f"{found}; the model: {NOT_CONVERTED}")
 
 
 def check_prompts(case: Case) -> Finding:

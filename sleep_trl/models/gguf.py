@@ -15,27 +15,30 @@ import os
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
+from ..config.model_name import is_gguf
 from ..runs.files import write_json
 
 log = logging.getLogger(__name__)
 
-SUFFIX = ".gguf"
 ORIGIN = "gguf.json"  # written last: a folder with it is complete
 CACHE = "SLEEP_TRL_CACHE"  # environment variable
 BROKEN = 0.6  # share of a uniform distribution's loss on plain English above which a conversion has failed (ours)
 PROBE_TEXTS = 8
 SPECIAL_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
-
-
-def is_gguf(name: str) -> bool:
-    """Whether a model's name is that of a GGUF file."""
-    return name.casefold().endswith(SUFFIX)
 
 
 def local_checkpoint(name: str) -> str:
@@ -52,11 +55,33 @@ def local_checkpoint(name: str) -> str:
     if not is_gguf(name):
         return name
     source = _find(name)
-    root = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "sleep_trl")
-    folder = root / "gguf" / f"{source.stem}-{_digest(source)[:12]}"
+    folder = _conversion(source)
     if not (folder / ORIGIN).is_file():
         convert_gguf(source, folder)
     return str(folder)
+
+
+def unconverted(name: str) -> Path | None:
+    """Return the GGUF file that a model's name stands for, or `None` if it is no GGUF file or is converted already.
+
+    Raises:
+        `ValueError`: if there is no such file, or the package `gguf` is missing.
+    """
+    if not is_gguf(name):
+        return None
+    source = _find(name)
+    return None if (_conversion(source) / ORIGIN).is_file() else source
+
+
+def read_gguf(source: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Read config and tokenizer of a GGUF file as its conversion will have them, without weights and without writing.
+
+    Raises:
+        `ValueError`: if `gguf` is not installed, or transformers cannot read the file.
+    """
+    config, tokenizer = _read(source, AutoConfig, AutoTokenizer)
+    _set_special_tokens(source, tokenizer, config)
+    return config, tokenizer
 
 
 def convert_gguf(source: Path, folder: Path) -> None:
@@ -72,30 +97,19 @@ def convert_gguf(source: Path, folder: Path) -> None:
         `ValueError`: if `gguf` is not installed, transformers cannot read the file, or the model's loss on plain
             English is near that of a model that knows nothing.
     """
-    if find_spec("gguf") is None:
-        raise ValueError(f"Model: {source} is a GGUF file; to read it, run `pip install 'sleep-trl[gguf]'`.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # of several processes, one converts and the others wait
         if (folder / ORIGIN).is_file():
             return
         log.warning("Converting %s to %s; this is done once", source, folder)
-        place = {"gguf_file": source.name, "trust_remote_code": False}
-        try:
-            model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.bfloat16, **place)
-            tokenizer = AutoTokenizer.from_pretrained(source.parent, **place)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # whatever transformers raises
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise ValueError(
-                f"Model: transformers cannot read {source} ({reason}). Give a GGUF of an architecture that it "
-                f"supports, or the original checkpoint as safetensors."
-            ) from None
-        _set_special_tokens(source, model, tokenizer)
+        model, tokenizer = _read(source, AutoModelForCausalLM, AutoTokenizer)
+        _set_special_tokens(source, tokenizer, model.config, model.generation_config)
         _refuse_broken(source, model, tokenizer)
         model.config.__dict__.pop("quantization_config", None)
         model.hf_quantizer = None  # or save_pretrained refuses to write what is no longer quantized
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_json(folder / ORIGIN, {"file": str(source), "sha256": _digest(source)})
+        write_json(folder / ORIGIN, {"file": str(source)})
 
 
 def mean_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> float:
@@ -136,20 +150,36 @@ def _find(name: str) -> Path:
     raise ValueError(f"Model: there is no GGUF file {name}. Check the path.")
 
 
-def _digest(source: Path) -> str:
-    """Return the SHA-256 of a file, cached in this process by path, size and time."""
+def _conversion(source: Path) -> Path:
+    """Return the folder of a file's conversion. Path, size and time identify the file, as reading gigabytes in every
+    process would take long."""
+    root = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "sleep_trl")
     stat = source.stat()
-    key = f"{source} {stat.st_size} {stat.st_mtime_ns}"
-    if key not in _digests:
-        with source.open("rb") as file:
-            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _digests[key]
+    identity = hashlib.sha256(f"{source} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
+    return root / "gguf" / f"{source.stem}-{identity[:12]}"
 
 
-_digests: dict[str, str] = {}
+def _read(source: Path, *classes: Any) -> list[Any]:
+    """Read a GGUF file with `from_pretrained` of some classes of transformers."""
+    if find_spec("gguf") is None:
+        raise ValueError(f"Model: {source} is a GGUF file; to read it, run `pip install 'sleep-trl[gguf]'`.")
+    options: dict[str, Any] = {"gguf_file": source.name, "trust_remote_code": False}
+    try:
+        return [
+            cls.from_pretrained(
+                source.parent, **options, **({"dtype": torch.bfloat16} if cls is AutoModelForCausalLM else {})
+            )
+            for cls in classes
+        ]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # whatever transformers raises
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"Model: transformers cannot read {source} ({reason}). Give a GGUF of an architecture that it "
+            f"supports, or the original checkpoint as safetensors."
+        ) from None
 
 
-def _set_special_tokens(source: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _set_special_tokens(source: Path, tokenizer: PreTrainedTokenizerBase, *configs: Any) -> None:
     """Set the special tokens that the file names; the end of a turn ends an answer too."""
     from gguf import GGUFReader
 
@@ -160,7 +190,7 @@ def _set_special_tokens(source: Path, model: PreTrainedModel, tokenizer: PreTrai
     if tokenizer.eos_token is None:
         raise ValueError(f"Model: {source} names no end-of-sequence token, so that no sample would end.")
     tokenizer.clean_up_tokenization_spaces = False
-    for config in (model.config, model.generation_config):
+    for config in configs:
         if config is not None:
             config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
             config.pad_token_id = tokenizer.pad_token_id

@@ -22,7 +22,7 @@ from transformers.utils import has_file
 
 from ..config import RunConfig
 from ..distributed.zero3 import sharding
-from .gguf import local_checkpoint
+from .gguf import local_checkpoint, read_gguf, unconverted
 from .loading import load_tokenizer
 
 T = TypeVar("T")
@@ -36,12 +36,16 @@ def read_config(name: str) -> PretrainedConfig:
 
     Args:
         name (`str`):
-            A folder, a name on the Hugging Face Hub, or a GGUF file, which is converted the first time.
+            A folder, a name on the Hugging Face Hub, or a GGUF file, which is read as it is if it is not converted.
 
     Raises:
         `ValueError`: if there is no model, its type is unknown, it needs custom code, is not a causal language model,
             or has no safetensors.
     """
+    if (source := unconverted(name)) is not None:
+        config = read_gguf(source)[0]
+        _check_kind(name, config)
+        return config
     name = local_checkpoint(name)
     path = Path(name)
     if path.is_dir():

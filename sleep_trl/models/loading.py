@@ -9,7 +9,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..config import RunConfig
 from ..distributed.zero3 import expect_no_gpu, sharding
-from .gguf import local_checkpoint
+from .gguf import local_checkpoint, read_gguf, unconverted
 
 transformers_logging.disable_progress_bar()  # a night has its own
 
@@ -36,9 +36,13 @@ def load_model(config: RunConfig, name: str | None = None) -> PreTrainedModel:
 
 def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer, padding on the left; without a padding token it uses the end-of-sequence token."""
-    tokenizer = AutoTokenizer.from_pretrained(
-        local_checkpoint(config.model), padding_side="left", trust_remote_code=False
-    )
+    if (source := unconverted(config.model)) is not None:
+        tokenizer = read_gguf(source)[1]
+        tokenizer.padding_side = "left"
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(
+            local_checkpoint(config.model), padding_side="left", trust_remote_code=False
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 FLOAT32 = 4  # bytes
+NOT_CONVERTED = "not converted yet: the night does that first, and then checks that it predicts plain English"
 SLACK = 1.2  # other buffers, and what the allocator keeps
 
 
@@ -101,6 +102,7 @@ class Plan:
     peak_memory_mib: float
     adapter_bytes: int
     disk_bytes: int
+    is_converted: bool
 
     @property
     def trainable_share(self) -> float:
@@ -173,7 +175,8 @@ def render(plan: Plan) -> Table:
     steps = f"{plan.steps:,}" if plan.passes is None else f"about {plan.steps:,} ({plan.passes:g} passes):"
     routing = "all" if plan.top_k is None else f"{plan.top_k} chosen by a router, plus the one that learns"
     for name, value in {
-        "model": f"{plan.model} ({plan.architecture}, {plan.layers} layers of {plan.hidden_size})",
+        "model": f"{plan.model} ({plan.architecture}, {plan.layers} layers of {plan.hidden_size})"
+        + ("" if plan.is_converted else f"; {NOT_CONVERTED}"),
         "base parameters": f"{plan.base_parameters:,} in {plan.dtype}, frozen",
         "parameters added": f"{plan.added_parameters:,}, trainable: {share}",
         "expert": f"number {plan.experts} of {plan.max_experts}, width {plan.width}",

@@ -7,6 +7,7 @@ from operator import attrgetter
 
 from ..config import RunConfig
 from ..distributed.zero3 import count_shards
+from ..models.gguf import unconverted
 from ..models.loading import choose_dtype
 from . import checks
 from .growth import check_growth
@@ -120,4 +121,5 @@ def make_plan(inputs: RunInputs) -> Plan:
         ),
         adapter_bytes=adapter_bytes,
         disk_bytes=disk_bytes,
+        is_converted=unconverted(config.model) is None,
     )

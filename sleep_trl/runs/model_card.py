@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..config.model_name import hub_repository, is_gguf
 from .ledger import LedgerEntry, active_entries, owners
 
 Form = Literal["checkpoint", "adapter"]
@@ -33,7 +34,7 @@ tokenizer = AutoTokenizer.from_pretrained("PATH_OR_REPOSITORY")
 from sleep_trl import load_memory
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained("{base}")
+model = AutoModelForCausalLM.from_pretrained({base})
 load_memory(model, "FOLDER")
 ```""",
 }
@@ -44,7 +45,7 @@ def model_card(base: str, entries: Sequence[LedgerEntry], enabled: Collection[in
 
     Args:
         base (`str`):
-            The base model: a name on the Hub, or a folder, of which only the last part is shown.
+            The base model: a name on the Hub, or a path, of which only the last part is shown.
         entries (`Sequence[LedgerEntry]`):
             The ledger, oldest first. Dropped entries are left out, and consolidations, whose nights are listed.
         enabled (`Collection[int]`):
@@ -58,26 +59,34 @@ def model_card(base: str, entries: Sequence[LedgerEntry], enabled: Collection[in
     known = [entry for entry in active_entries(entries) if not entry.holds]
     owner = owners(entries)
     shown = [entry for entry in known if owner[entry.id].expert in enabled]
-    is_folder = base.startswith((".", "/", "~")) or base.count("/") > 1 or Path(base).exists()
-    name = Path(base).name if is_folder else base
+    repository = hub_repository(base)
+    name = repository or Path(base).name
     disabled = len(known) - len(shown)
     card = ModelCard.from_template(
         ModelCardData(
-            base_model=None if is_folder else base,
+            base_model=repository,
             library_name="transformers" if form == "checkpoint" else "sleep-trl",
             pipeline_tag="text-generation",
             tags=["sleep-trl", "continual-learning"],
         ),
         template_path=str(TEMPLATE),
         title=f"{_escaped(name)}, grown",
-        base=f"`{name}`" if is_folder else f"[{_escaped(base)}](https://huggingface.co/{base})",
+        base=f"[{_escaped(name)}](https://huggingface.co/{name})" if repository else f"`{name}`",
         nights="a night" if len(shown) == 1 else f"{len(shown)} nights",
-        how_to_load=HOW_TO_LOAD[form].replace("{base}", base if not is_folder else f"FOLDER_OF_{name}"),
+        how_to_load=HOW_TO_LOAD[form].replace("{base}", _loaded_by(base, repository)),
         rows=[_row(entry, known[-1]) for entry in shown],
         skill=_skill(known[-1]) if known else None,
         left_out=f"What was learned in {disabled} more nights is disabled and not included" if disabled else "",
     )
     return str(card)
+
+
+def _loaded_by(base: str, repository: str | None) -> str:
+    """Return the arguments with which `from_pretrained` loads the base model."""
+    name = Path(base).name
+    if is_gguf(base):
+        return f'"{repository or f"FOLDER_OF_{name}"}", gguf_file="{name}"'
+    return f'"{repository or f"FOLDER_OF_{name}"}"'
 
 
 def _row(entry: LedgerEntry, newest: LedgerEntry) -> dict[str, Any]:

@@ -1,16 +1,23 @@
 """GGUF files: a tiny Llama written with the package `gguf` and read back through transformers."""
 
 import json
+import os
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from sleep_trl.config.command_line import parse
+from sleep_trl.config.model_name import hub_repository, is_gguf
+from sleep_trl.doctor import Case
+from sleep_trl.doctor.run import check_plan
+from sleep_trl.launch import sleep
 from sleep_trl.models import gguf as converter
-from sleep_trl.models.gguf import CACHE, ORIGIN, convert_gguf, is_gguf, local_checkpoint, mean_loss
+from sleep_trl.models.gguf import CACHE, ORIGIN, convert_gguf, local_checkpoint, mean_loss, read_gguf, unconverted
 
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
@@ -109,11 +116,61 @@ def test_a_file_is_converted_once(file, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path))
     monkeypatch.setattr(converter, "BROKEN", 2.0)
     folder = Path(local_checkpoint(str(file)))
-    origin = json.loads((folder / ORIGIN).read_text())
-    assert folder.parent == tmp_path / "gguf" and folder.name == f"tiny-F32-{origin['sha256'][:12]}"
+    assert folder.parent == tmp_path / "gguf" and folder.name.startswith("tiny-F32-")
+    assert json.loads((folder / ORIGIN).read_text()) == {"file": str(file)}
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert local_checkpoint(str(file)) == str(folder)
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    changed = Path(shutil.copy2(file, tmp_path / file.name))
+    first = unconverted(str(changed)) and converter._conversion(changed)
+    os.utime(changed, ns=(1, 1))
+    assert converter._conversion(changed) not in (first, folder)  # another file under the same name
+
+
+def test_config_and_tokenizer_are_read_as_the_conversion_has_them(file, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(converter, "BROKEN", 2.0)
+    convert_gguf(file, tmp_path / "plain")
+    config, tokenizer = read_gguf(file)
+    saved, loaded = AutoConfig.from_pretrained(tmp_path / "plain"), AutoTokenizer.from_pretrained(tmp_path / "plain")
+    for name in ("model_type", "vocab_size", "hidden_size", "max_position_embeddings", "tie_word_embeddings"):
+        assert getattr(config, name) == getattr(saved, name), name
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert getattr(config, name) == getattr(saved, name) == getattr(tokenizer, name) == getattr(loaded, name), name
+    assert tokenizer("these, too").input_ids == loaded("these, too").input_ids
+
+
+@pytest.mark.parametrize("command", ["dry_run", "doctor"])
+def test_checking_a_run_converts_nothing(file, tmp_path, monkeypatch, capsys, command) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "docs.txt").write_text("Robbin runs the inn Zora.")
+    given = {"model": file, "memories": tmp_path, "output_dir": tmp_path / "run", "memory.width": 8}
+    given |= {"dataset.general_max_new_tokens": 16, "dataset.max_new_tokens": 16}
+    given |= {"seeding.max_completion_length": 16, "evaluation.max_new_tokens": 8}
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    if command == "dry_run":
+        assert sleep.main([*words, "--dry_run"]) == 0
+        shown = capsys.readouterr().out
+    else:
+        shown = check_plan(Case(parse(words))).found
+    assert "not converted yet: the night does that first" in " ".join(shown.split())
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("org/name", "org/name"),
+        ("gpt2", "gpt2"),
+        ("org/name/Model.Q8_0.gguf", "org/name"),
+        ("models/Model.gguf", None),
+        ("/models/a/Model.gguf", None),
+        ("./name", None),
+        ("a/b/c", None),
+    ],
+)
+def test_a_name_is_a_repository_or_a_path(name, repository) -> None:
+    assert hub_repository(name) == repository
 
 
 def test_a_model_that_knows_nothing_is_refused(file, tmp_path) -> None:

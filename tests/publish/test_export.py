@@ -168,6 +168,16 @@ def test_card_escapes_labels(place):
     assert "secret/place" not in card and "base_model:" not in card and "`model`" in card
 
 
+def test_card_of_a_gguf_file_names_its_repository_and_how_to_load_it():
+    learned = [entry(1, ("a",), {"recall": 1.0})]
+    on_hub = model_card("org/repo-GGUF/m.Q4_1.gguf", learned, {0}, "adapter")
+    assert yaml.safe_load(on_hub.split("---\n", 2)[1])["base_model"] == "org/repo-GGUF"
+    assert "https://huggingface.co/org/repo-GGUF)" in on_hub
+    assert 'from_pretrained("org/repo-GGUF", gguf_file="m.Q4_1.gguf")' in on_hub
+    local = model_card("/secret/place/m.Q4_1.gguf", learned, {0}, "adapter")
+    assert "secret" not in local and 'gguf_file="m.Q4_1.gguf")' in local
+
+
 # -- the hub ---------------------------------------------------------------------------------------
 
 
