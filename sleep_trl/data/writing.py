@@ -242,6 +242,30 @@ def _check(
     return [sample for sample, _ in kept], dropped
 
 
+def drop_collisions(written: WrittenSamples) -> WrittenSamples:
+    """Drop the samples whose prompt several memories answer in different ways: the student could not tell them
+    apart."""
+    answers: dict[str, dict[str, set[str]]] = {}
+    for sample in written.samples:
+        by_memory = answers.setdefault(sample.prompt, {})
+        by_memory.setdefault(sample.memory_id, set()).add(sample.reference.casefold())
+    collide = {
+        prompt
+        for prompt, by_memory in answers.items()
+        if len(by_memory) > 1 and len(set.union(*by_memory.values())) > 1
+    }
+    kept = [sample for sample in written.samples if sample.prompt not in collide]
+    dropped = len(written.samples) - len(kept)
+    return WrittenSamples(kept, written.dropped + Counter(collision=dropped))  # a sum of counters keeps no zeros
+
+
+def measure_coverage(windows: Sequence[Window], samples: Sequence[Sample]) -> dict[str, int]:
+    """Count the sentences that state something, `sentences`, and those of them with a sample, `covered`."""
+    stated = {(window.memory_id, sentence) for window in windows for sentence in window.sentences}
+    covered = stated.intersection((sample.memory_id, sample.sentence) for sample in samples)
+    return {"sentences": len(stated), "covered": len(covered)}
+
+
 def name_subject(request: str, title: str) -> str:
     """Put the title of its document before a request that does not name what it is about (ours), so that it can be
     understood without the text and two documents do not share it.

@@ -15,7 +15,7 @@ from ..data.fit import sentence_size
 from ..data.samples import Sample, WrittenSamples, write_earlier, write_general
 from ..data.shipped_sets import readable_prompts, take
 from ..data.templates import Template
-from ..data.writing import Writing, generations_of, tasks_of, write_about
+from ..data.writing import Writing, drop_collisions, generations_of, measure_coverage, tasks_of, write_about
 from ..distributed.progress import bar, echo
 from ..evaluation.metrics import contains
 from ..planning.plan import describe_fit
@@ -42,8 +42,8 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     phase resumes where it stopped. [`remove_parts`] removes these files once the result is on disk.
 
     Returns:
-        `dict`: `counts` of samples by part, `dropped` completions by reason, the `samples` as rows, and the ids of the
-        memories that do not fit the steps and stay `queued`.
+        `dict`: `counts` of samples by part, `dropped` completions by reason, the `coverage` of sentences, the `samples`
+        as rows, and the ids of the memories that do not fit the steps and stay `queued`.
 
     Raises:
         `NothingUsable`: if nothing usable was written about any memory.
@@ -55,13 +55,16 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     if queued:
         echo(f"[yellow]{describe_fit(len(ctx.memories), len(queued))}[/]")
     parts = Phases(_parts_of(ctx))
-    written = _about_memories(ctx, parts, seeds) if windows else WrittenSamples()
+    written = drop_collisions(_about_memories(ctx, parts, seeds)) if windows else WrittenSamples()
+    coverage = measure_coverage(windows, written.samples)
     written += _general(ctx, parts, seeds)
     written += _earlier(ctx, parts, seeds, list(written.samples))
     counts = {part: sum(s.part == part for s in written.samples) for part in ("memory", "general", "earlier")}
     kept = ", ".join(f"{count} {part}" for part, count in counts.items())
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(written.dropped.items())) or "none"
     echo(f"Samples: {kept}; dropped: {dropped}")
+    if coverage["covered"]:  # no sample is about a sentence if no template asks about them
+        echo(f"Sentences with a usable sample: {coverage['covered']:,} of {coverage['sentences']:,}")
     if counts["earlier"] == 0 and config.continue_from and data.earlier_share > 0:
         echo("[yellow]No prompt of an earlier night got a usable answer, so earlier nights are not replayed[/]")
     if 0 < counts["general"] <= HELD_OUT:
@@ -74,7 +77,13 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     if unused := sorted({memory.id for memory in ctx.memories} - {s.memory_id for s in written.samples}):
         echo(f"[yellow]Nothing usable was written about {len(unused)} memories: {', '.join(unused[:5])}[/]")
     samples = [sample.as_row() for sample in written.samples]
-    return {"counts": counts, "dropped": dict(written.dropped), "samples": samples, "queued": queued}
+    return {
+        "counts": counts,
+        "dropped": dict(written.dropped),
+        "coverage": coverage,
+        "samples": samples,
+        "queued": queued,
+    }
 
 
 def remove_parts(ctx: NightContext) -> None:

@@ -52,7 +52,11 @@ def collect_results(
         "parameters": memory.count_parameters(),
         "capacity": measure_capacity(memory),
         "consolidations": committed.get("consolidations", []),
-        "dataset": {"samples": written["counts"], "dropped": written["dropped"]},
+        "dataset": {
+            "samples": written["counts"],
+            "dropped": written["dropped"],
+            "coverage": written.get("coverage", {"sentences": 0, "covered": 0}),  # 0.1 did not count them
+        },
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
         "entry": committed["entry"],
         "fold_difference": committed["fold_difference"],
@@ -115,6 +119,9 @@ def render_results(results: dict[str, Any]) -> Table:
         table.add_row(f"dreams that helped, round {number} (of those tried)", "", helped)
     for entry in results["consolidations"]:
         table.add_row(f"{entry['entry']}, of level {entry['level']}, holds", "", ", ".join(entry["holds"]))
+    if (coverage := results["dataset"].get("coverage")) and coverage["covered"]:
+        covered = f"{coverage['covered']:,}"
+        table.add_row(f"sentences with a usable sample, of {coverage['sentences']:,}", "", covered)
     if left := results.get("not_trained"):
         table.add_row(f"documents trained on, of {left['of']:,}", "", f"{left['of'] - left['count']:,}")
         table.add_row("documents that stay queued", "", f"{left['queued']:,}")

@@ -148,6 +148,10 @@ def facts(results: Row) -> Iterator[tuple[str, str, str]]:
         levels = " · ".join(f"{count} of level {level}" for level, count in capacity["by_level"].items()) or "none"
         size = capacity["max_experts"] - capacity.get("blocks", 0)  # `blocks` is missing in old results
         yield "Experts", f"{sum(capacity['by_level'].values())} of {size}", levels
+    coverage = (results.get("dataset") or {}).get("coverage")
+    if coverage and coverage["covered"]:
+        share = f"{coverage['covered']:,} of {coverage['sentences']:,}"
+        yield "Sentences covered", share, "sentences of the memories with a usable sample of the teacher"
     if left := results.get("not_trained"):
         queued, unusable = left["queued"], left["count"] - left["queued"]
         reasons = f"{queued:,} do not fit in the steps and stay queued" if queued else ""

@@ -2,9 +2,17 @@ from collections import Counter
 from dataclasses import replace
 
 from sleep_trl.data.prompts import Prompter
-from sleep_trl.data.samples import Window
+from sleep_trl.data.samples import Sample, Window, WrittenSamples
 from sleep_trl.data.templates import Template
-from sleep_trl.data.writing import STAGES, Writing, name_subject, tasks_of, write_about
+from sleep_trl.data.writing import (
+    STAGES,
+    Writing,
+    drop_collisions,
+    measure_coverage,
+    name_subject,
+    tasks_of,
+    write_about,
+)
 from sleep_trl.rollout import TransformersEngine
 from tests.data.engines import FixedEngine, answer
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -80,6 +88,19 @@ def test_answers_are_checked_with_and_without_the_text():
     assert [sample.reference for sample in written.samples] == ["a boat"]
     assert written.dropped == Counter(inconsistent=1, known=1)
     assert student.prompts[0][1].temperature == 0 and student.prompts[0][0][0] == written.samples[0].prompt_ids
+
+
+def test_prompts_that_documents_answer_in_different_ways_are_dropped():
+    def sample(memory, prompt, reference, sentence=None):
+        return Sample("memory", memory, "t", prompt, [1], [1, 2], reference, [3], sentence=sentence)
+
+    same, other = sample("a", "Who?", "Ben"), sample("a", "What?", "a boat", "Ben has a boat.")
+    kept = drop_collisions(WrittenSamples([same, sample("b", "Who?", "Ada"), other], Counter(empty=1)))
+    assert kept.samples == [other] and kept.dropped == Counter(empty=1, collision=2)
+    agreed = WrittenSamples([same, sample("b", "Who?", "ben"), sample("a", "What?", "a hat")])
+    assert drop_collisions(agreed) == agreed  # the same answer, or two answers of one memory
+    windows = [Window("a", "", "", 0, ("Ben has a boat.", "It is red.")), Window("a", "", "", 1, ("It is red.",))]
+    assert measure_coverage(windows, kept.samples) == {"sentences": 2, "covered": 1}
 
 
 def test_a_question_that_names_nothing_gets_the_title_of_its_document():

@@ -31,7 +31,11 @@ def make_results(**changes):
         "base_skill": {"before": 0.987, "after": 0.986, "measure": "greedy agreement with the base"},
         "retention": {"entry-001": {"before": 0.97, "after": 0.965}},
         "parameters": {"base": 200_000, "added": 50_000, "trainable": 10_000},
-        "dataset": {"samples": {"memory": 1480, "general": 24, "earlier": 0}, "dropped": {"duplicate": 114}},
+        "dataset": {
+            "samples": {"memory": 1480, "general": 24, "earlier": 0},
+            "dropped": {"duplicate": 114},
+            "coverage": {"sentences": 360, "covered": 354},
+        },
         "seconds": {"write_dataset": 30.5, "seed": 120.25, "total": 150.75},
         "entry": "entry-002",
         "history": [*steps, {"train_loss": 0.6, "train_runtime": 3.4, "step": 3}],

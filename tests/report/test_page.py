@@ -178,6 +178,7 @@ def test_key_figures() -> None:
     values = {name: value.replace("\u00a0", " ") for name, value, _ in facts(make_results())}
     assert values == {
         "Recall without context": "2.0 % → 96.0 %",
+        "Sentences covered": "354 of 360",
         "Recall with context": "98.0 %",
         "Base skill": "98.7 % → 98.6 %",
         "Parameters added": "50,000",
