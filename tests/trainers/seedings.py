@@ -55,13 +55,14 @@ def student(form: str = "llama"):
 
 
 def trainer(tmp_path, cls=KnowledgeSeedingTrainer, config=KnowledgeSeedingConfig, model=None, data=None, **options):
+    processing_class = options.pop("processing_class", None)
     return cls(
         model or student(),
         options.pop("reward_funcs", length_reward),
         eval_dataset=options.pop("eval_dataset", None),
         args=config(str(tmp_path), **{**OPTIONS, **options}),
         train_dataset=data or rows(),
-        processing_class=tiny_tokenizer(),
+        processing_class=processing_class or tiny_tokenizer(),
     )
 
 

@@ -2,9 +2,12 @@
 
 import pytest
 from datasets import Dataset
+from trl import GRPOConfig
 
+from sleep_trl.rewards import guard
+from sleep_trl.trainers import KnowledgeSeedingConfig, KnowledgeSeedingTrainer
 from tests.tiny import tiny_tokenizer
-from tests.trainers.seedings import first_batch, logged, of_memories, rows, trainer
+from tests.trainers.seedings import OPTIONS, first_batch, logged, of_memories, rows, trainer
 
 
 def test_given_token_ids_are_used_as_they_are(tmp_path):
@@ -65,9 +68,109 @@ def test_rollouts_end_at_the_rows_stop_strings(tmp_path):
     assert any("cat" in text or "Mira" in text for text, _ in seen) and len(seen) == len(free)
 
 
-def test_missing_columns_are_named(tmp_path):
-    with pytest.raises(ValueError, match="needs a column `teacher_prompt`"):
-        trainer(tmp_path, data=rows().remove_columns(["teacher_prompt"])).train()
+@pytest.mark.parametrize("split", ["train_dataset", "eval_dataset"])
+@pytest.mark.parametrize("as_stream", [False, True])
+def test_all_missing_columns_are_named_before_anything_is_loaded(split, as_stream, tmp_path):
+    lacking = rows().rename_columns({"prompt": "question"}).remove_columns(["teacher_prompt", "reference"])
+    given = {"train_dataset": rows(), split: lacking.to_iterable_dataset() if as_stream else lacking}
+    ways = "`prompt` or `prompt_ids`, `teacher_prompt` or .*`privileged_context`, `reference` or `reference_ids`"
+    with pytest.raises(ValueError, match=f"{split} lack {ways}.*They have: part, question"):
+        KnowledgeSeedingTrainer("no/such-model", args=KnowledgeSeedingConfig(str(tmp_path), **OPTIONS), **given)
+
+
+def test_columns_that_a_reward_needs_are_named_before_anything_is_loaded(tmp_path):
+    def needy(completions, difficulty, **columns):
+        return [0.0] * len(completions)
+
+    args = KnowledgeSeedingConfig(str(tmp_path), **OPTIONS, alpha=0.0)
+    with pytest.raises(ValueError, match=r"lack `difficulty` \(for the reward 'needy'\)"):
+        KnowledgeSeedingTrainer("no/such-model", guard(needy), args, rows())
+    with pytest.raises(ValueError, match=r"lack `reference` \(for the reward 'imitation'\), `reference_ids`"):
+        KnowledgeSeedingTrainer("no/such-model", None, args, rows().remove_columns("reference"))
+
+
+@pytest.mark.parametrize("name", ["prompt", "reference"])
+def test_a_row_without_a_value_is_named(name, tmp_path):
+    some = Dataset.from_list([{**row, name: None if i else row[name]} for i, row in enumerate(rows(4))])
+    with pytest.raises(ValueError, match=f"A row has no `{name}` or `{name}_ids`"):
+        trainer(tmp_path, data=some).train()
+
+
+def test_grpos_arguments_are_refused_with_the_way_out(tmp_path):
+    with pytest.raises(ValueError, match=r"args is a GRPOConfig.*KnowledgeSeedingConfig\(\.\.\.\)"):
+        KnowledgeSeedingTrainer("no/such-model", args=GRPOConfig(str(tmp_path), **OPTIONS), train_dataset=rows())
+
+
+def test_vllm_of_trl_is_refused_with_the_way_out(tmp_path):
+    args = KnowledgeSeedingConfig(str(tmp_path), **OPTIONS, use_vllm=True)
+    with pytest.raises(ValueError, match=r"--rollout\.engine vllm"):
+        KnowledgeSeedingTrainer("no/such-model", args=args, train_dataset=rows())
+
+
+def losses(tmp_path, data, **options):
+    t = trainer(tmp_path, data=data, reward_funcs=None, max_steps=2, **options)
+    t.train()
+    return logged(t, "loss")
+
+
+def with_ids(row):
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer(row["reference"], add_special_tokens=False)["input_ids"]
+    return {"prompt_ids": tokenizer(row["prompt"])["input_ids"], "reference_ids": [*ids, 2]}
+
+
+@pytest.mark.parametrize("name", ["torch", "numpy"])
+def test_a_formatted_data_set_trains_like_a_plain_one(name, tmp_path):
+    data = rows(8).map(with_ids)
+    assert losses(tmp_path, data.with_format(name)) == losses(tmp_path, data)
+
+
+def test_a_stream_trains_like_a_data_set(tmp_path):
+    plain = losses(tmp_path, rows(16), shuffle_dataset=False)
+    assert losses(tmp_path, rows(16).to_iterable_dataset(), shuffle_dataset=False) == plain
+
+
+def test_rows_without_a_part_are_about_a_memory(tmp_path):
+    memory = rows(8).map(lambda row: {"part": "memory"})
+    some = Dataset.from_list([{**row, "part": None if i % 2 else "memory"} for i, row in enumerate(memory)])
+    assert losses(tmp_path, some) == losses(tmp_path, memory)
+    with pytest.raises(ValueError, match="`part` 'other'; it must be one of memory, dream, general, earlier"):
+        losses(tmp_path, memory.map(lambda row: {"part": "other"}))
+
+
+def test_some_rows_may_come_as_token_ids(tmp_path):
+    data = [{**row, "prompt_ids": None, "reference_ids": None} for row in rows(8)]
+    ids = [{**row, **with_ids(row), "prompt": None, "reference": None} for row in data]
+    mixed = [(row, ids[i])[i % 2] for i, row in enumerate(data)]
+    assert losses(tmp_path, Dataset.from_list(mixed)) == losses(tmp_path, Dataset.from_list(data))
+
+
+def as_parts(text):
+    half = text.index(" ") + 1
+    return [{"type": "text", "text": text[:half]}, {"type": "text", "text": text[half:]}]
+
+
+def test_content_may_be_given_as_parts(tmp_path):
+    def conversation(row, content):
+        return {
+            "prompt": [{"role": "user", "content": content(row["prompt"])}],
+            "teacher_prompt": [{"role": "user", "content": content(row["teacher_prompt"])}],
+            "reference": [{"role": "assistant", "content": content(row["reference"])}],
+        }
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ 'the ' + m['content'] + ' ' }}{% endfor %}"
+    found = [
+        losses(tmp_path, Dataset.from_list([conversation(r, content) for r in rows(8)]), processing_class=tokenizer)
+        for content in (str, as_parts)
+    ]
+    assert found[0] == found[1]
+
+
+def test_a_reference_with_an_image_is_refused(tmp_path):
+    image = [{"role": "assistant", "content": [{"type": "image"}]}]
+    with pytest.raises(ValueError, match="only text can be taught"):
+        losses(tmp_path, Dataset.from_list([{**row, "reference": image} for row in rows(4)]))
 
 
 def test_a_row_without_any_reward_leaves_no_text_in_the_log(tmp_path, caplog):

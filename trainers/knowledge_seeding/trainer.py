@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -26,9 +26,8 @@ from .hidden import CapturedHidden, concat_padded, last_hidden, predicting
 from .loss import Head, log_probs_per_token
 from .parts import Tensors, count_copies, is_replay, spread_references, weigh_rows, written_mask
 from .privileged_context import with_teacher_prompt
+from .rows import Rows, check_arguments, check_data, normalize, require, text_of_reference
 from .teachers import Teacher, TeacherOutput, as_base, assign_teachers, find_rows, prepare_teachers
-
-Rows = list[dict[str, Any]]
 
 
 class KnowledgeSeedingTrainer(ExpertCheckpoints):
@@ -101,8 +100,11 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = KnowledgeSeedingConfig(f"{name.split('/')[-1]}-KnowledgeSeeding")
+        check_arguments(args)
         if reward_funcs is None:
             reward_funcs = resolve("imitation", gamma=args.gamma, z0=args.z0)
+        check_data(train_dataset, "train_dataset", args, reward_funcs)
+        check_data(eval_dataset, "eval_dataset", args, reward_funcs)
         if teacher_model is None:
             _check_that_experts_support(model, args, kwargs)
         super().__init__(
@@ -183,12 +185,21 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
     def _with_token_ids(self, rows: Rows) -> Rows:
         """Fill in texts where a row has only token ids, and the other way round. A reference ends with the
         end-of-sequence token."""
-        rows = [self._with_text(with_teacher_prompt(row, self.args.teacher_prompt_template)) for row in rows]
+        template = self.args.teacher_prompt_template
+        rows = normalize(rows)
+        require(rows, "prompt")
+        rows = [self._with_text(with_teacher_prompt(row, template)) for row in rows]
         tokenize_prompts = super()._tokenize_prompts
-        for name, tokenize in (
-            ("teacher_prompt", lambda texts: tokenize_prompts(texts)[0]),
-            ("reference", self._tokenize_references),
-        ):
+
+        def tokenize_prompt(texts: list[Any]) -> list[list[int]]:
+            ids: list[list[int]] = tokenize_prompts(texts)[0]
+            return ids
+
+        ways: dict[str, Callable[[list[Any]], list[list[int]]]]
+        ways = {"teacher_prompt": tokenize_prompt, "reference": self._tokenize_references}
+        if "prompt_ids" in rows[0]:
+            ways["prompt"] = tokenize_prompt
+        for name, tokenize in ways.items():
             lacking = [row for row in rows if row.get(name) is not None and row.get(f"{name}_ids") is None]
             for row, ids in zip(lacking, tokenize([row[name] for row in lacking]) if lacking else (), strict=True):
                 row[f"{name}_ids"] = ids
@@ -201,10 +212,10 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
     def _with_text(self, row: dict[str, Any]) -> dict[str, Any]:
         texts: dict[str, str] = {}
         for name in ("prompt", "reference"):
-            if name not in row and f"{name}_ids" in row:
+            if row.get(name) is None and row.get(f"{name}_ids") is not None:
                 texts[name] = self._tokenizer.decode(row[f"{name}_ids"], skip_special_tokens=True)
-        if isinstance(row.get("reference"), list):
-            texts["reference"] = "".join(message["content"] for message in row["reference"])
+        if row.get("reference") is not None:
+            texts["reference"] = text_of_reference(row["reference"])
         return row | texts
 
     def _teacher_inputs(self, rows: Rows, rollout_mask: torch.Tensor) -> Tensors:
@@ -213,12 +224,7 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         part = torch.tensor([PARTS.index(row.get("part", "memory")) for row in rows], device=device)
         inputs = {"part": part}
         for name, side in (("teacher_prompt", "left"), ("reference", "right")):
-            if any(row.get(f"{name}_ids") is None for row in rows):
-                raise ValueError(
-                    f"Knowledge Seeding with alpha > 0 needs a column `{name}` or `{name}_ids`"
-                    f"{' (or `privileged_context`)' if name == 'teacher_prompt' else ''}; the rows have "
-                    f"{sorted(rows[0])}."
-                )
+            require(rows, name)
             tensors = [torch.tensor(row[f"{name}_ids"], dtype=torch.long) for row in rows]
             padded = pad(tensors, padding_value=self._tokenizer.pad_token_id, padding_side=side)
             masks = pad([torch.ones_like(t) for t in tensors], padding_value=0, padding_side=side)
@@ -356,7 +362,8 @@ def _check_that_experts_support(model: Any, args: KnowledgeSeedingConfig, kwargs
     if args.use_vllm:
         raise ValueError(
             "use_vllm=True: vLLM cannot load the expert that TRL would send it. Leave it out to generate with "
-            "transformers."
+            "transformers, or run a night with --rollout.engine vllm (launch/sleep.py), which starts a vLLM with "
+            "room for the expert. With a teacher_model and a model without a memory, TRL's use_vllm remains possible."
         )
 
 
