@@ -1,7 +1,8 @@
 """Run a night: `accelerate launch launch/sleep.py --model MODEL --memories docs.jsonl`, or a chain of several:
 `--nights monday.jsonl,tuesday.jsonl`. See --help.
 
-Exit codes: 0 done, 1 the disk is full or read-only, 2 a user error, 130 stopped by Ctrl-C. With PYTHONDEVMODE=1, errors
+Exit codes: 0 done, 1 the disk is full or read-only, 2 a user error, 75 another process works on the run or has changed
+what the night began with (try again), 130 stopped by Ctrl-C. With PYTHONDEVMODE=1, errors
 during the night end in a traceback.
 """
 
@@ -21,7 +22,7 @@ if importlib.util.find_spec("sleep_trl") is None:  # run as a file from a clone,
 from sleep_trl.config import RunConfig
 from sleep_trl.config.command_line import explain, parse
 
-DONE, DISK_ERROR, USER_ERROR, STOPPED = 0, 1, 2, 130
+DONE, DISK_ERROR, USER_ERROR, TRY_AGAIN, STOPPED = 0, 1, 2, os.EX_TEMPFAIL, 130
 WAIT_FOR_POOL = timedelta(days=1)  # generation can take longer than the default of ten minutes on GPUs
 NOTHING_BEGUN = "Stopped before the run began."
 
@@ -72,6 +73,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sleep(config: RunConfig, is_in_chain: bool) -> int:
+    """Check a night, run it, and return the exit code. No other process works on its folder meanwhile."""
+    from sleep_trl.planning.begun import Changed, night_lock
+    from sleep_trl.runs.lock import RunInUse
+
+    if config.dry_run:
+        return _sleep_alone(config, is_in_chain)
+    try:
+        with night_lock(config):
+            return _sleep_alone(config, is_in_chain)
+    except (RunInUse, Changed) as error:
+        _print_error(f"Error: {error}")
+        return TRY_AGAIN
+
+
+def _sleep_alone(config: RunConfig, is_in_chain: bool) -> int:
     """Check a night, run it, and return the exit code."""
     if config.resume and not config.dry_run and _write_missing_report(config):
         return DONE
@@ -103,6 +119,7 @@ def _sleep(config: RunConfig, is_in_chain: bool) -> int:
     from sleep_trl.distributed.progress import echo
     from sleep_trl.night.results import render_results
     from sleep_trl.night.run import NothingUsable, run_night
+    from sleep_trl.planning.begun import Changed
     from sleep_trl.planning.chain import quarantine
     from sleep_trl.planning.output_dir import disk_trouble
     from sleep_trl.planning.plan import where_routed
@@ -132,6 +149,8 @@ def _sleep(config: RunConfig, is_in_chain: bool) -> int:
         else:
             _print_error(NOTHING_BEGUN)
         return STOPPED
+    except Changed:
+        raise
     except Exception as error:
         if sys.flags.dev_mode or (trouble := disk_trouble(config.output_dir, error)) is None:
             raise

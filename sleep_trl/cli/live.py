@@ -23,6 +23,7 @@ MESSAGES = {
     "finished": "Finished {night}: {entry}, {records:,} records, {seconds:,.0f} s",
     "quarantined": "Quarantined {night}: the teacher wrote nothing usable about its {records:,} records. They will be "
     "learned together with records that arrive later.",
+    "nothing_left": "Nothing is left to learn in {night}: its records were forgotten.",
     "failed": "{night} failed with exit code {exit_code}",
     "done": "Finished all {nights} nights.",
     "stopped": "Stopped. The same command continues from here.",

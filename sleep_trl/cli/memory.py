@@ -85,7 +85,7 @@ def drop(
     if (entry is None) == (source is None):
         raise ValueError("Give either an entry or --source.")
     found = FinishedRun.read(newest_night(run))
-    names = [entry] if entry else [e.id for e in found.holding(source or "")]
+    names = [entry] if entry else _holding(found, source or "")
     if not names:
         raise ValueError(f"No entry of {run} has records from {source!r}. See `sleep-trl memory show`.")
     for name in names:
@@ -102,8 +102,18 @@ def drop(
         "lost": list(done.lost),
         "buffer": str(path) if path else None,
         "also_in": [str(folder) for folder in done.also_in],
+        "erased": [str(folder) for folder in done.erased],
     }
     show([row], json, _drop_text)
+
+
+def _holding(run: FinishedRun, source: str) -> list[str]:
+    """Return the entries with records from a source, also if dropping them was interrupted."""
+    from ..publish.unlearn import interrupted_drop
+
+    if (plan := interrupted_drop(run)) is not None and plan.without == source:
+        return list(plan.entries)
+    return [entry.id for entry in run.holding(source)]
 
 
 def _enable(run: Path, name: str, is_enabled: bool, model: str | None, as_json: bool) -> None:
@@ -151,6 +161,9 @@ def _drop_text(row: Row) -> str:
         lines.append("Records were not queued again; give --buffer for that.")
     if row["lost"]:
         lines.append(f"Not queued, because their texts were not found: {', '.join(row['lost'])}.")
+    if row["erased"]:
+        lines.append(f"Unfinished nights that knew it, and start over when resumed: {', '.join(row['erased'])}.")
     if row["also_in"]:
-        lines.append(f"Also in earlier runs: {', '.join(row['also_in'])}. Delete these, or drop it there too.")
+        lines.append(f"Also in other runs: {', '.join(row['also_in'])}. Delete these, or drop it there too.")
+    lines.append("Not looked for: exported models, copies of folders, and backups.")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,12 +13,13 @@ import typer
 from ..runs.finished import FinishedRun
 from ..wake import Form, State, Tally, WakeBuffer, add_path, add_stream, follow
 from ..wake.reading import form_of
-from .output import Json, show
+from .output import Json, Row, redirect_to_stderr, show
 
 app = typer.Typer(help="Store records for the next night in a wake buffer.", no_args_is_help=True)
 
 STOPPED = 130
 REJECTED = 2
+TRY_AGAIN = os.EX_TEMPFAIL
 
 Buffer = Annotated[Path, typer.Option("--buffer", help="The wake buffer's file, created if it is missing.")]
 ExistingBuffer = Annotated[Path, typer.Option("--buffer", help="The wake buffer's file.")]
@@ -112,16 +114,47 @@ def forget(
     buffer: ExistingBuffer = BUFFER,
     json: Json = False,
 ) -> None:
-    """Erase the texts of a source. To unlearn them too, use `sleep-trl memory drop --source`."""
+    """Erase the texts of a source, also from unfinished nights. To unlearn them, use `sleep-trl memory drop --source`.
+
+    Exits with 75 if a night in progress has some of them. It starts over without them; then run the same command again.
+    """
     with _existing(buffer) as opened:
-        run = opened.run()
+        run, runs = opened.run(), opened.runs()
         forgotten = opened.forget(source)
-    entries = [entry.id for entry in FinishedRun.read(run).holding(source)] if run else []
-    show(
-        [{"forgotten": forgotten, "run": str(run) if run else None, "entries": entries}],
-        json,
-        lambda row: f"{row['forgotten']:,} records forgotten" + _advice(row["run"], row["entries"], source, buffer),
-    )
+        hashes = {record.sha256 for record in opened.records(source=source)}
+    with redirect_to_stderr():
+        from ..planning.begun import erase
+
+        copies = erase(runs, lambda memory: memory.sha256 in hashes)
+    row = {
+        "forgotten": forgotten,
+        "run": str(run) if run else None,
+        "entries": _holding(run, source) if run else [],
+        "erased": [str(night) for night in copies.erased],
+        "in_use": [str(night) for night in copies.in_use],
+        "also_in": [str(night) for night in copies.kept],
+    }
+    show([row], json, lambda row: _forgotten_text(row, source, buffer))
+    for reason in copies.in_use.values():
+        typer.echo(reason, err=True)
+    raise typer.Exit(TRY_AGAIN if copies.in_use else 0)
+
+
+def _holding(run: Path, source: str) -> list[str]:
+    try:
+        return [entry.id for entry in FinishedRun.read(run).holding(source)]
+    except ValueError as error:
+        typer.echo(f"Whether a night has learned it is unknown: {error}", err=True)
+        return []
+
+
+def _forgotten_text(row: Row, source: str, buffer: Path) -> str:
+    lines = [f"{row['forgotten']:,} records forgotten"]
+    if row["erased"]:
+        lines.append(f"Erased from unfinished nights: {', '.join(row['erased'])}.")
+    if row["also_in"]:
+        lines.append(f"Also in files of finished nights, until they are dropped there: {', '.join(row['also_in'])}.")
+    return "\n".join(lines) + _advice(row["run"], row["entries"], source, buffer)
 
 
 def _advice(run: str | None, entries: list[str], source: str, buffer: Path) -> str:

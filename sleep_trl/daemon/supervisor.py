@@ -4,6 +4,7 @@ that the loop continues where it stopped, whatever was killed."""
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from .clock import Alarm
 from .pending import Pending, PendingRecords
 from .subprocess_night import Launcher, chain_lock
 
-DONE, MISTAKE = 0, 2
+DONE, MISTAKE, TRY_AGAIN = 0, 2, os.EX_TEMPFAIL
 LONGEST_PAUSE = 3600.0  # seconds between two attempts at a night
 
 Report = Callable[[str, dict[str, Any]], None]
@@ -137,7 +138,7 @@ class Supervisor:
 
     def _sleep(self, why: str, lock: int) -> int:
         """Run a night, retrying if it fails, and return its exit code. A quarantined night counts as success, and its
-        records stay pending."""
+        records stay pending; so does one of which all records were forgotten."""
         number, quarantined = self._finished() + 1, quarantined_nights(self.chain)
         night, pause = night_folder(self.chain, number), self.policy.pause
         for attempt in range(1, self.policy.tries + 1):
@@ -149,6 +150,9 @@ class Supervisor:
                 return DONE
             if (found := quarantined_nights(self.chain)) != quarantined:
                 self.report("quarantined", {"night": str(found[-1]), "records": len(began_with(found[-1]))})
+                return DONE
+            if code == TRY_AGAIN and not RunFolder(night).is_begun and not self.pending.count().records:
+                self.report("nothing_left", {"night": str(night)})
                 return DONE
             retry_in = None if code == MISTAKE or attempt == self.policy.tries else pause
             self.report("failed", {"night": str(night), "exit_code": code, "retry_in": retry_in})

@@ -12,11 +12,13 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
+from ..config import RunConfig
 from ..data.samples import Sample
 from ..distributed.progress import echo
 from ..evaluation.recall import agreement
 from ..evaluation.retention import breach, describe_chain
 from ..memory import load_experts
+from ..planning.begun import Changed, changes, record_beginning
 from ..planning.former_runs import began_in_0_1
 from ..planning.inputs import RunInputs
 from ..planning.night_source import begin_night
@@ -56,6 +58,7 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
 
     Raises:
         `ValueError`: for a mistake that shows only once weights are loaded, such as the memory of another base model.
+        `Changed`: if what the night began with has changed, so that it has to start over.
         `NothingUsable`: if the teacher wrote nothing usable about the memories.
     """
     config, folder = inputs.config, RunFolder(inputs.config.output_dir)
@@ -63,10 +66,11 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
     ctx = prepare(inputs)
     if PartialState().is_main_process:  # not before `prepare`: a run that it rejects leaves nothing behind
         begin_night(config, ctx.memories)
+        record_beginning(config, ctx.memories)
         if not began_in_0_1(config):  # its config.json says so
             write_json(folder.config, config.model_dump(mode="json"))
         write_json(folder.given, config.model_dump(mode="json", exclude_unset=True))
-    phases = Phases(folder.phases)
+    phases = Phases(folder.phases, partial(_check_unchanged, config))
 
     before = phases.once("evaluate_before", lambda: evaluate(ctx, "before"))
     _warn_about_weak_teacher(before["with_context"])
@@ -113,6 +117,15 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
     if PartialState().is_main_process:
         write_json(folder.results, results)
     return results
+
+
+def _check_unchanged(config: RunConfig) -> None:
+    """Raise [`Changed`] if what the night began with has changed."""
+    if why := changes(config):
+        raise Changed(
+            f"The night in {config.output_dir} stops, because {why} since it began. Resumed with the same command and "
+            f"--resume, it starts over without that."
+        )
 
 
 def _warn_about_weak_teacher(recall: float | None) -> None:

@@ -75,6 +75,10 @@ def _read_memory(run: RunFolder) -> tuple[MemorySpec, list[dict[str, object]]]:
     if missing := run.missing(*needed):
         found = "lacks " + ", ".join(missing) if run.path.is_dir() else "does not exist"
         raise ValueError(f"continue_from: {run.path} {found}. Give the output_dir of a run that has finished.")
+    if run.dropping.is_file():
+        raise ValueError(
+            f"continue_from: a `sleep-trl memory drop` was interrupted in {run.path}. Finish it with the same command."
+        )
     description = read_description(adapter.path)
     try:
         spec = MemorySpec(**description["spec"])

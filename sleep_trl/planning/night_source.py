@@ -77,8 +77,9 @@ def followed_by(run: Path | None) -> Path | None:
 
 
 def began_with(night: Path) -> list[MemoryText]:
-    """Return the records that a night from a wake buffer began with."""
-    return read_memories(str(RunFolder(night).ingested))
+    """Return the records that a night from a wake buffer began with, without those that were forgotten since."""
+    path = RunFolder(night).ingested
+    return read_memories(str(path)) if path.stat().st_size else []
 
 
 def waiting_since_it_began(config: RunConfig) -> list[MemoryText]:

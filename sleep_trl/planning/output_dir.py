@@ -83,8 +83,8 @@ def _written_by_runs(run: RunFolder) -> tuple[Path, ...]:
 
 def _was_about_to_begin(run: RunFolder) -> bool:
     """Whether a night was killed after it had stored its records and before it wrote anything else."""
-    name = run.ingested.name
-    return run.phases.is_dir() and {path.name for path in run.phases.iterdir()} <= {name, f"{name}.partial"}
+    names = {run.ingested.name, run.began.name}
+    return run.phases.is_dir() and {path.name.removesuffix(".partial") for path in run.phases.iterdir()} <= names
 
 
 def _seeding_has_begun(run: RunFolder) -> bool:

@@ -2,14 +2,15 @@
 
 The grown model is folded again into a temporary folder and checked before anything changes. Then the files are
 exchanged: `model/` is removed first and put back last. An interruption in between never leaves a model that knows more
-than the ledger says, and the same command finishes the work.
+than the ledger says, and the same command finishes the work: `dropping.json` says what is being dropped until all of it
+is done, and until then no night continues the run.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -25,7 +26,9 @@ from ..runs.files import read_json, read_jsonl, write_json, write_jsonl
 from ..runs.finished import FinishedRun
 from ..runs.folder import RunFolder
 from ..runs.ledger import LedgerEntry, Source, active_entries, expert_owners, now, write_ledger
+from ..runs.lock import run_lock
 from ..wake import WakeBuffer, WakeRecord
+from .beside import erase_beside, may_hold, related_runs
 from .export import card_of
 
 INTERMEDIATE = ("checkpoints*", "phases", "dream_adapter", "report.html")
@@ -40,13 +43,17 @@ class Dropped:
         entries (`tuple[str, ...]`): dropped entries.
         queued (`tuple[str, ...]`): ids of records that are pending again.
         lost (`tuple[str, ...]`): ids of records that could not be queued, because their texts were not found.
-        also_in (`tuple[Path, ...]`): earlier runs that also hold one of the entries; they are not changed.
+        also_in (`tuple[Path, ...]`): other runs that also hold one of the entries: those that this one continues, and
+            those next to it that continue it. They are not changed.
+        erased (`tuple[Path, ...]`): nights next to it that were begun or quarantined, of which all but their options
+            and their other records was removed. Those that are resumed start over.
     """
 
     entries: tuple[str, ...]
     queued: tuple[str, ...]
     lost: tuple[str, ...]
     also_in: tuple[Path, ...]
+    erased: tuple[Path, ...]
 
 
 def set_enabled(run: FinishedRun, entry: LedgerEntry, is_enabled: bool, model: str | None = None) -> None:
@@ -63,9 +70,17 @@ def set_enabled(run: FinishedRun, entry: LedgerEntry, is_enabled: bool, model: s
             The base model, if it is no longer where the run's configuration says.
 
     Raises:
+        `RunInUse`: if another process works on the run, or continues it.
         `ValueError`: if the entry was dropped or is already in that state, the base model is missing, or dreams were
             learned into an adapter, which fits only the present model.
     """
+    with run_lock(run.folder):
+        run = FinishedRun.read(run.folder)
+        _set_enabled(run, run.entry(entry.id), is_enabled, model)
+
+
+def _set_enabled(run: FinishedRun, entry: LedgerEntry, is_enabled: bool, model: str | None) -> None:
+    check_is_whole(run)
     if (run.folder / "dream_adapter").is_dir():
         raise ValueError(
             f"{run.folder / 'dream_adapter'} fits only the model with its present experts. Move it away and try again."
@@ -110,8 +125,59 @@ def drop(
             The base model, if it is no longer where the run's configuration says.
 
     Raises:
+        `RunInUse`: if another process works on the run, or continues it.
         `ValueError`: if an entry is unknown or already dropped, the base model is missing, or `later` is needed.
     """
+    with run_lock(run.folder):
+        run = FinishedRun.read(run.folder)
+        plan = interrupted_drop(run)
+        if plan is None:
+            plan = _plan(run, names, without, later)
+        elif not set(names) <= set(plan.entries) or without != plan.without:
+            raise ValueError(_how_to_finish(run, plan))
+        return _drop(run, plan, buffer, model)
+
+
+@dataclass(frozen=True)
+class DropPlan:
+    """What is dropped, as `dropping.json` has it until that is done.
+
+    Args:
+        entries (`tuple[str, ...]`): ids of the entries.
+        without (`str`, *optional*): the source whose records are forgotten.
+        when (`str`): UTC, ISO 8601.
+        has_report (`bool`): whether the run has a report to write again.
+    """
+
+    entries: tuple[str, ...]
+    without: str | None
+    when: str
+    has_report: bool
+
+
+def interrupted_drop(run: FinishedRun) -> DropPlan | None:
+    """Return the drop that was interrupted in a run, if any."""
+    if not (path := RunFolder(run.folder).dropping).is_file():
+        return None
+    plan = read_json(path)
+    return DropPlan(**plan | {"entries": tuple(plan["entries"])})
+
+
+def check_is_whole(run: FinishedRun) -> None:
+    """Raise `ValueError` if a drop was interrupted in a run."""
+    if (plan := interrupted_drop(run)) is not None:
+        raise ValueError(_how_to_finish(run, plan))
+
+
+def _how_to_finish(run: FinishedRun, plan: DropPlan) -> str:
+    what = f"--source {plan.without!r}" if plan.without is not None else plan.entries[0]
+    return (
+        f"Dropping {', '.join(plan.entries)} from {run.folder} was interrupted. Finish it first: sleep-trl memory drop "
+        f"{run.folder} {what}, with --buffer if it was given."
+    )
+
+
+def _plan(run: FinishedRun, names: Sequence[str], without: str | None, later: str | None) -> DropPlan:
     if (gone := [entry for entry in map(run.entry, names) if entry.dropped]) and _is_settled(run):
         raise ValueError(f"{gone[0].id} was already dropped, on {gone[0].dropped}.")
     requested, names = names, run.sharing_expert_with(names)
@@ -123,12 +189,16 @@ def drop(
             f"drops them and queues their records for the next night; --later keep keeps them, although they may "
             f"answer worse."
         )
-    names, files = [*names, *(dependents if later == "drop" else [])], RunFolder(run.folder)
-    entries = [run.entry(name) for name in names]
-    nights = [entry for entry in entries if not entry.holds]
-    texts = [source for entry in nights for source in entry.sources if source.source != without]
-    when, chosen = now(), {entry.id for entry in entries}
-    ledger = [e.model_copy(update={"dropped": e.dropped or when}) if e.id in chosen else e for e in run.entries]
+    has_report = RunFolder(run.folder).report.is_file() and find_spec("plotly") is not None
+    return DropPlan((*names, *(dependents if later == "drop" else [])), without, now(), has_report)
+
+
+def _drop(run: FinishedRun, plan: DropPlan, buffer: WakeBuffer | None, model: str | None) -> Dropped:
+    """Drop what a plan names. Each step can be repeated, and the plan is removed after the last one."""
+    files, chosen = RunFolder(run.folder), set(plan.entries)
+    nights = [entry for entry in map(run.entry, plan.entries) if not entry.holds]
+    texts = [source for entry in nights for source in entry.sources if source.source != plan.without]
+    ledger = [e.model_copy(update={"dropped": e.dropped or plan.when}) if e.id in chosen else e for e in run.entries]
     kept = {entry.id for entry in active_entries(ledger)}
     kept_experts = {entry.expert for entry in expert_owners(ledger)}
 
@@ -144,32 +214,29 @@ def drop(
         for path in [path for pattern in INTERMEDIATE for path in run.folder.glob(pattern)]:
             _remove(path)
 
-    has_report = files.report.is_file() and find_spec("plotly") is not None
-    missing = _prepare(run, texts, buffer, without) if buffer else []
-    _rewrite(run, edit, write, model)
-    if has_report:
+    missing = _fetch(run, texts, buffer) if buffer else []
+    _rewrite(run, edit, write, model, begin=lambda: write_json(files.dropping, asdict(plan)))
+    if buffer:
+        _queue(run, buffer, plan.without)
+    erased = erase_beside(run, plan.without)
+    if plan.has_report:
         write_report(run.folder)
     queued: tuple[str, ...] = ()
     if buffer:
         buffer.settle()
         waiting = {record.sha256 for record in buffer.records("new")}
         queued = tuple(source.id for source in texts if source.sha256 in waiting)
-    also_in = tuple(e.folder for e in run.earlier() if any(x.id in chosen for x in active_entries(e.entries)))
-    return Dropped(tuple(names), queued, tuple(s.id for s in missing), also_in)
+    also_in = tuple(one for one in related_runs(run) if may_hold(one, chosen))
+    _remove(files.dropping)
+    return Dropped(plan.entries, queued, tuple(s.id for s in missing), also_in, tuple(erased))
 
 
-def _prepare(run: FinishedRun, wanted: Sequence[Source], buffer: WakeBuffer, without: str | None) -> list[Source]:
-    """Prepare the buffer to queue records: register the run unless the buffer follows a later one, and add their texts.
-
-    Returns:
-        `list[Source]`: records whose texts were not found.
-    """
+def _queue(run: FinishedRun, buffer: WakeBuffer, without: str | None) -> None:
+    """Let the buffer queue what was dropped: it follows the run, unless it follows a later one. Forget a source."""
     if (followed := buffer.run()) is None or followed.resolve() in {one.folder.resolve() for one in run.earlier()}:
         buffer.register(run.folder)
-    missing = _fetch(run, wanted, buffer)
     if without is not None and next(buffer.records(source=without), None):
         buffer.forget(without)
-    return missing
 
 
 def _fetch(run: FinishedRun, wanted: Sequence[Source], buffer: WakeBuffer) -> list[Source]:
@@ -200,9 +267,14 @@ def _is_settled(run: FinishedRun) -> bool:
 
 
 def _rewrite(
-    run: FinishedRun, edit: Callable[[Memory], None], write: Callable[[], None], model: str | None = None
+    run: FinishedRun,
+    edit: Callable[[Memory], None],
+    write: Callable[[], None],
+    model: str | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> None:
-    """Edit a run's memory, call `write` for its other files, and fold its model again."""
+    """Edit a run's memory, call `write` for its other files, and fold its model again. `begin` is called when nothing
+    more can fail and before anything changes."""
     adapter, target = RunFolder(run.folder).adapter, RunFolder(run.folder).model
     folded, replaced = _temporary(target)
     config = _config(run, model)
@@ -212,6 +284,7 @@ def _rewrite(
     if not memory.spec.is_routed:
         fold(memory, folded)
         load_tokenizer(config).save_pretrained(folded)
+    begin()
     if target.is_dir():
         _remove(replaced)
         target.rename(replaced)

@@ -91,6 +91,16 @@ class RunFolder:
         return self.phases / "given.json"
 
     @property
+    def began(self) -> Path:
+        """Hashes of what the night began with, as JSON."""
+        return self.phases / "began.json"
+
+    @property
+    def dropping(self) -> Path:
+        """What is being dropped, as JSON, until that is done."""
+        return self.path / "dropping.json"
+
+    @property
     def seeded(self) -> Path:
         """The expert after Knowledge Seeding."""
         return self.phases / "seeded"

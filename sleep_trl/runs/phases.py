@@ -24,10 +24,12 @@ class Phases:
     Args:
         folder (`Path`):
             Folder of the files.
+        check (`Callable[[], None]`, *optional*):
+            Called on the main process before a phase is run; what it raises is raised on every process.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, check: Callable[[], None] = lambda: None) -> None:
+        self.folder, self.check = folder, check
         self.seconds: dict[str, float] = {}
 
     def is_done(self, name: str) -> bool:
@@ -43,7 +45,9 @@ class Phases:
                 Runs the phase on every process and returns JSON data; that of the main process is written.
         """
         path, is_writer = self.folder / f"{name}.json", PartialState().is_main_process
-        [is_done] = broadcast_object_list([path.exists()])  # the main process decides, before any process starts
+        [is_done, problem] = broadcast_object_list(self._start(path))  # the main process decides, before any starts
+        if problem:
+            raise problem
         if not is_done:
             watch = Stopwatch(self.folder / f"{name}.seconds") if is_writer else None
             with watch or nullcontext():
@@ -55,6 +59,16 @@ class Phases:
         done = read_json(path)
         self.seconds[name] = done["seconds"]
         return done["result"]
+
+    def _start(self, path: Path) -> list[Any]:
+        """Return whether a phase is done, and what keeps it from being run, if anything."""
+        if path.exists() or not PartialState().is_main_process:
+            return [path.exists(), None]
+        try:
+            self.check()
+        except Exception as error:
+            return [False, error]
+        return [False, None]
 
 
 class Stopwatch:

@@ -221,6 +221,18 @@ class WakeBuffer:
             ).rowcount
         return max(changed, 0)
 
+    def forgotten(self) -> set[str]:
+        """Return the hashes of all texts that were forgotten."""
+        return {hash for (hash,) in self._database.execute("SELECT sha256 FROM records WHERE state = 'forgotten'")}
+
+    def requeue(self, hashes: Iterable[str]) -> None:
+        """Make consolidated records new again, because the night that learned them starts over."""
+        with transaction(self._database, self.path):
+            self._database.executemany(
+                "UPDATE records SET state = 'new', detail = '' WHERE sha256 = ? AND state = 'consolidated'",
+                ((hash,) for hash in hashes),
+            )
+
     def register(self, run: Path) -> None:
         """Make a run the one whose ledger determines states, as soon as it has a ledger.
 
@@ -231,12 +243,14 @@ class WakeBuffer:
             self._database.execute("DELETE FROM runs WHERE folder = ?", (folder,))
             self._database.execute("INSERT INTO runs (folder) VALUES (?)", (folder,))
 
+    def runs(self) -> list[Path]:
+        """Return all registered runs, newest first, whether their folders still exist or not."""
+        rows = self._database.execute("SELECT folder FROM runs ORDER BY number DESC")
+        return [Path(os.path.normpath(self.path.parent / folder)) for (folder,) in rows]
+
     def run(self) -> Path | None:
         """Return the newest registered run that has a ledger."""
-        for (folder,) in self._database.execute("SELECT folder FROM runs ORDER BY number DESC"):
-            if RunFolder(path := self.path.parent / folder).ledger.is_file():
-                return Path(os.path.normpath(path))
-        return None
+        return next((run for run in self.runs() if RunFolder(run).ledger.is_file()), None)
 
     def settle(self) -> None:
         """Update states from the ledger: records in an active entry are consolidated, those of a dropped one are new

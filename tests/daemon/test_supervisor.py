@@ -85,6 +85,18 @@ def test_a_quarantined_night_is_followed_by_others(chain, tmp_path):
     assert failed["exit_code"] == 7 and process.wait(60) == 7
 
 
+def test_a_night_of_which_all_is_forgotten_does_not_end_the_loop(chain, tmp_path):
+    night = tmp_path / "night.sh"  # ends as a night whose records were forgotten
+    forget = f"{sys.executable} -m sleep_trl.cli wake forget s --buffer {tmp_path / 'wake.db'}"
+    night.write_text(f"mkdir -p {tmp_path / 'chain'}\n{forget} >&2\nexit 75")
+    words = [*COMMAND, *chain, "--after_tokens", "2", "--launch", f"bash {night}"]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    events = read_until(process, "nothing_left") + read_until(process, "pending")
+    process.kill()
+    process.wait()
+    assert kinds(events) == ["pending", "started", "nothing_left", "pending"] and events[-1]["records"] == 0
+
+
 def test_a_launcher_that_runs_no_night_is_reported(chain):
     done = subprocess.run([*COMMAND, *chain, "--after_tokens=4", "--launch=true"], cwd=ROOT, capture_output=True)
     assert done.returncode == 1 and b"exit code 0, but" in done.stderr and b"is not finished" in done.stderr

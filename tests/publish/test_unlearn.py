@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,22 +13,25 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from sleep_trl.cli import main
 from sleep_trl.config import RunConfig
 from sleep_trl.data.documents import MemoryText
 from sleep_trl.memory import MemorySpec, attach, base_fingerprint, fold, load_memory, save_memory
 from sleep_trl.models.loading import load_tokenizer
+from sleep_trl.planning.capacity import find_capacity
 from sleep_trl.planning.inputs import RunInputs
 from sleep_trl.planning.preflight import preflight
 from sleep_trl.publish.unlearn import drop, set_enabled
 from sleep_trl.runs.files import read_json, read_jsonl, write_json, write_jsonl
 from sleep_trl.runs.finished import FinishedRun, describe
 from sleep_trl.runs.ledger import LedgerEntry, Source, read_ledger, write_ledger
+from sleep_trl.runs.lock import RunInUse, run_lock
 from sleep_trl.wake import WakeBuffer
 from tests.tiny import tiny_model
 from tests.tiny_runs import write_model
 
 IDS = torch.randint(3, 97, (2, 16), generator=torch.Generator().manual_seed(1))
-EXCHANGES = 8  # of files in a drop: model out, ledger, prompts, questions, records, experts, records, model in
+EXCHANGES = 9  # of files in a drop: plan, model out, ledger, prompts, questions, records, experts, records, model in
 NIGHTS = [
     [MemoryText("a", "letters", "the cat of Mira"), MemoryText("b", "contract-17.pdf", "the boat of Ben")],
     [MemoryText("c", "contract-17.pdf", "it eats hats"), MemoryText("d", "letters", "the boat sleeps")],
@@ -329,6 +333,60 @@ def test_a_model_that_cannot_be_folded_changes_nothing(run, monkeypatch):
     with pytest.raises(RuntimeError, match="differs"):
         drop(run, ["entry-001"], later="keep")
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+
+
+def test_an_interrupted_drop_of_a_source_is_finished_by_the_same_command(run, tmp_path, monkeypatch):
+    """Killed when the ledger says that it is dropped and the expert is still there. No night may continue this."""
+    with monkeypatch.context() as patch:
+        patch.setattr("sleep_trl.publish.unlearn.save_memory", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            drop(run, ["entry-001", "entry-002"], without="contract-17.pdf", later="keep")
+    config = RunConfig(model="-", memories="-", continue_from=run.folder)
+    with pytest.raises(ValueError, match=r"memory drop. was interrupted .* Finish it with the same command"):
+        find_capacity(config)
+    with pytest.raises(ValueError, match=r"interrupted\. Finish it first: .* --source 'contract-17.pdf'"):
+        drop(run, ["entry-003"])
+    command = ["memory", "drop", str(run.folder), "--source", "contract-17.pdf", "--later", "keep"]
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert not ended.value.code
+    after = FinishedRun.read(run.folder)
+    assert [after.state(entry) for entry in after.entries] == ["dropped", "dropped", "enabled"]
+    assert list(after.enabled) == [2] and find_capacity(config).experts == 2
+    assert is_same(weights(run.folder / "model"), model_of((2,), tmp_path / "expected"))
+
+
+def test_a_drop_reaches_unfinished_nights_and_names_finished_ones(run, tmp_path):
+    """A night that continues the run was killed, another was quarantined, a third is finished."""
+    runs = tmp_path / "runs"
+    for name in ("night4", "quarantined-001", "night5"):
+        continued = read_json(run.folder / "config.json") | {"continue_from": str(run.folder)}
+        write_json(runs / name / "config.json", continued)
+        write_json(runs / name / "phases" / "write_dataset.json", {"result": "the boat of Ben"})
+        rows = [{"id": m.id, "source": m.source, "text": m.text} for m in (NIGHTS[0][1], NIGHTS[2][0])]
+        write_jsonl(runs / name / "phases" / "ingested.jsonl", rows)
+        (runs / name / "checkpoints").mkdir()
+    for file in ("ledger.jsonl", "results.json"):
+        shutil.copy(run.folder / file, runs / "night5" / file)
+    (runs / "aside-notes").mkdir()
+    (runs / "aside-notes" / "x.partial").write_text("a folder of the user")
+    done = drop(run, ["entry-001", "entry-002"], without="contract-17.pdf", later="keep")
+    assert done.erased == (runs / "night4", runs / "quarantined-001") and done.also_in == (runs / "night5",)
+    for night in done.erased:
+        assert {path.relative_to(night).as_posix() for path in night.rglob("*") if path.is_file()} == {
+            "config.json",
+            "phases/ingested.jsonl",
+        }
+        assert [row["id"] for row in read_jsonl(night / "phases" / "ingested.jsonl")] == ["e"]
+    assert (runs / "aside-notes" / "x.partial").is_file()
+
+
+def test_a_run_that_a_night_continues_is_not_changed(run):
+    with run_lock(run.folder, is_shared=True), run_lock(run.folder, is_shared=True):
+        for change in (lambda: drop(run, ["entry-003"]), lambda: set_enabled(run, run.entry("entry-003"), False)):
+            with pytest.raises(RunInUse, match=rf"in use by process {os.getpid()} \(.*\)\. Wait until it ends"):
+                change()
+    assert drop(run, ["entry-003"]).entries == ("entry-003",)
 
 
 # -- mistakes --------------------------------------------------------------------------------------
