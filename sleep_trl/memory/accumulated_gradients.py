@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ..runs import checksums
 from ..runs.folder import AdapterFolder
 from .memory import Memory
 
@@ -44,6 +45,7 @@ class Accumulated:
         found, path = Accumulated(), AdapterFolder(folder).accumulated
         if not path.is_file():
             return found
+        checksums.check(path)
         with safe_open(path, framework="pt") as file:
             found.tokens = {int(level): count for level, count in json.loads(file.metadata()["tokens"]).items()}
             for key in file.keys():  # noqa: SIM118
@@ -55,13 +57,13 @@ class Accumulated:
         """Write it to a folder by atomic rename. If nothing is accumulated, there is no file."""
         path = AdapterFolder(folder).accumulated
         if not self.tokens:
-            path.unlink(missing_ok=True)
+            checksums.remove(path)
             return
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".safetensors.partial")
         tensors = {f"{level}.{name}": g for level, named in self.gradients.items() for name, g in named.items()}
         save_file(tensors, partial, metadata={"tokens": json.dumps(self.tokens)})
-        partial.replace(path)
+        checksums.replace(partial, path, is_checked=True)
 
     def add(self, memory: Memory, texts: Iterable[list[int]]) -> int:
         """Add the gradients of texts to every level that has a block.

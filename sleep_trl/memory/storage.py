@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..distributed.zero3 import gathered, whole_shape, writes_files
+from ..runs import checksums
 from ..runs.files import read_json, write_json
 from ..runs.folder import AdapterFolder
 from .memory import Memory
@@ -66,7 +67,8 @@ def base_fingerprint(memory: Memory, state: Mapping[str, torch.Tensor] | None = 
 def save_memory(memory: Memory, folder: str | Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write the experts of a memory to a folder. If weights are sharded, all processes have to call it.
 
-    `memory.json` is written last, so that a folder that has one is complete.
+    Both files are on disk when this returns, with their hashes beside them. `memory.json` is written last, so that a
+    folder that has one is complete.
 
     Args:
         memory (`Memory`):
@@ -96,8 +98,8 @@ def save_memory(memory: Memory, folder: str | Path, state: Mapping[str, torch.Te
     adapter.path.mkdir(parents=True, exist_ok=True)
     partial = adapter.experts.with_suffix(".safetensors.partial")
     save_file(tensors, partial)
-    partial.replace(adapter.experts)
-    write_json(adapter.description, description)
+    checksums.replace(partial, adapter.experts, is_checked=True)
+    write_json(adapter.description, description, is_checked=True)
 
 
 def load_experts(memory: Memory, folder: str | Path, records: list[ExpertRecord] | None = None) -> None:
@@ -119,6 +121,7 @@ def load_experts(memory: Memory, folder: str | Path, records: list[ExpertRecord]
     _check_routing(memory.spec, MemorySpec(**description["spec"]), folder)
     records = records or [ExpertRecord(**record) for record in description["experts"]]
     path = AdapterFolder(Path(folder)).experts
+    checksums.check(path)
     try:
         tensors = load_file(path)
     except (FileNotFoundError, SafetensorError) as error:

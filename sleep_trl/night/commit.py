@@ -14,6 +14,7 @@ from ..data.templates import Template
 from ..distributed.zero3 import takes_part_in_saving
 from ..memory import base_fingerprint, fold, save_memory
 from ..planning.night_source import fail_unused
+from ..runs.checksums import record_folder
 from ..runs.files import read_jsonl, write_jsonl, write_text
 from ..runs.folder import RunFolder
 from ..runs.ledger import LedgerEntry, Source, expert_owners, now, write_ledger
@@ -79,11 +80,12 @@ def commit(
         return {}
     ctx.accumulated.save(folder.adapter.path)
     prompts, questions = ([], []) if failure else (_prompt_rows(entry, learned), _question_rows(entry, used))
-    write_jsonl(folder.adapter.prompts, [*_earlier_rows(ctx, folder.adapter.prompts.name, failure), *prompts])
-    write_jsonl(folder.adapter.questions, [*_earlier_rows(ctx, folder.adapter.questions.name, failure), *questions])
+    for path, own in ((folder.adapter.prompts, prompts), (folder.adapter.questions, questions)):
+        write_jsonl(path, [*_earlier_rows(ctx, path.name, failure), *own], is_checked=True)
     if difference is not None:
         ctx.tokenizer.save_pretrained(folder.model)
         write_text(folder.model / "README.md", model_card(config.model, ledger, ctx.memory.active, "checkpoint"))
+        record_folder(folder.model)  # all of it is on disk before the ledger names it
     write_ledger(folder.ledger, ledger)
     fail_unused(config, [memory for memory in ctx.memories if memory.id not in written_ids])
     new = ledger[len(ctx.earlier) :]

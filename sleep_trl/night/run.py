@@ -68,8 +68,8 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
         begin_night(config, ctx.memories)
         record_beginning(config, ctx.memories)
         if not began_in_0_1(config):  # its config.json says so
-            write_json(folder.config, config.model_dump(mode="json"))
-        write_json(folder.given, config.model_dump(mode="json", exclude_unset=True))
+            write_json(folder.config, config.model_dump(mode="json"), is_checked=True)
+        write_json(folder.given, config.model_dump(mode="json", exclude_unset=True), is_checked=True)
     phases = Phases(folder.phases, partial(_check_unchanged, config))
 
     before = phases.once("evaluate_before", lambda: evaluate(ctx, "before"))
@@ -115,7 +115,7 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
     )
     results |= not_trained(ctx.memories, written.get("queued", []), committed.get("not_trained", []))
     if PartialState().is_main_process:
-        write_json(folder.results, results)
+        write_json(folder.results, results, is_checked=True)
     return results
 
 

@@ -19,6 +19,7 @@ from accelerate.utils import broadcast_object_list
 
 from ..data.documents import MemoryText
 from ..distributed.progress import echo
+from ..runs import checksums
 from ..runs.files import read_json, write_json, write_jsonl
 from ..runs.folder import RunFolder
 from ..runs.lock import RunInUse, run_lock
@@ -72,7 +73,7 @@ def record_beginning(config: RunConfig, memories: Iterable[MemoryText]) -> None:
     """
     path, hashes = RunFolder(config.output_dir).began, [memory.sha256 for memory in memories]
     if not path.is_file():
-        write_json(path, {"continues": _state_of(config.continue_from), "memories": hashes})
+        write_json(path, {"continues": _state_of(config.continue_from), "memories": hashes}, is_checked=True)
     elif read_json(path)["memories"] != hashes:
         raise ValueError(
             f"memories: {config.memories} has changed since the night in {config.output_dir} began. Restore it to "
@@ -105,16 +106,18 @@ def start_over(folder: Path, is_gone: IsGone = lambda memory: False) -> None:
     for path in [path for pattern in WRITTEN_BEFORE_COMMIT for path in folder.glob(pattern)]:
         _remove(path)
     for path in run.phases.glob("*"):
-        if path not in (run.ingested, run.given, run.began):
+        if path not in (run.ingested, run.given, run.began, run.phases / checksums.NAME):
             _remove(path)
     if run.ingested.is_file():
-        write_jsonl(run.ingested, (asdict(memory) for memory in taken if not is_gone(memory)))
+        write_jsonl(run.ingested, (asdict(memory) for memory in taken if not is_gone(memory)), is_checked=True)
     was_committed = run.ledger.is_file()
     _remove(run.ledger)
     if was_committed and run.config.is_file() and (buffer := _buffer_of(folder)):
         with WakeBuffer(buffer) as opened:
             opened.requeue(memory.sha256 for memory in taken)
     _remove(run.began)  # last: until then, the same change is found again
+    for recorded in (folder, run.phases):
+        checksums.forget_missing(recorded)
 
 
 @dataclass

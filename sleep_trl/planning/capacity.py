@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..config import RunConfig
 from ..memory import MemorySpec
 from ..memory.storage import read_description
+from ..runs.checksums import mention_unchecked
 from ..runs.folder import RunFolder
 from ..runs.ledger import read_ledger
 from .consolidation import HOW_TO_FREE_EXPERTS, HOW_TO_FREE_MORE, missing_blocks
@@ -79,6 +80,7 @@ def _read_memory(run: RunFolder) -> tuple[MemorySpec, list[dict[str, object]]]:
         raise ValueError(
             f"continue_from: a `sleep-trl memory drop` was interrupted in {run.path}. Finish it with the same command."
         )
+    mention_unchecked(run.path)
     description = read_description(adapter.path)
     try:
         spec = MemorySpec(**description["spec"])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..config.memory_source import MemorySource
 from ..data.documents import MemoryText, read_memories
+from ..runs.checksums import check
 from ..runs.files import read_json, write_jsonl
 from ..runs.folder import RunFolder
 from ..wake.buffer import WakeBuffer
@@ -57,7 +58,7 @@ def begin_night(config: RunConfig, memories: list[MemoryText]) -> None:
     before config.json is written."""
     path = config.source.buffer
     if path is not None:
-        write_jsonl(RunFolder(config.output_dir).ingested, (asdict(memory) for memory in memories))
+        write_jsonl(RunFolder(config.output_dir).ingested, (asdict(memory) for memory in memories), is_checked=True)
     elif config.source.forget:
         path = followed_by(config.continue_from)
     if path is None:
@@ -79,6 +80,7 @@ def followed_by(run: Path | None) -> Path | None:
 def began_with(night: Path) -> list[MemoryText]:
     """Return the records that a night from a wake buffer began with, without those that were forgotten since."""
     path = RunFolder(night).ingested
+    check(path)
     return read_memories(str(path)) if path.stat().st_size else []
 
 

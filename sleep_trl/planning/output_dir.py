@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..config import RunConfig
+from ..runs import checksums
 from ..runs.files import read_json
 from ..runs.folder import RunFolder
 from .plan import MIB
@@ -83,7 +84,7 @@ def _written_by_runs(run: RunFolder) -> tuple[Path, ...]:
 
 def _was_about_to_begin(run: RunFolder) -> bool:
     """Whether a night was killed after it had stored its records and before it wrote anything else."""
-    names = {run.ingested.name, run.began.name}
+    names = {run.ingested.name, run.began.name, checksums.NAME}
     return run.phases.is_dir() and {path.name.removesuffix(".partial") for path in run.phases.iterdir()} <= names
 
 

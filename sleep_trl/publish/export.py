@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
+from ..runs import checksums
 from ..runs.files import read_json, write_json, write_text
 from ..runs.finished import FinishedRun, newest_committed_night
 from ..runs.folder import AdapterFolder, RunFolder
@@ -83,7 +84,8 @@ def write_checkpoint(run: FinishedRun, output: Path) -> None:
             f"{run.folder} has no model/, because routed experts do not fold into a checkpoint. Use --to adapter, or "
             f"sleep with --memory.routing dense."
         )
-    shutil.copytree(model, output)
+    checksums.check_folder(model)
+    shutil.copytree(model, output, ignore=shutil.ignore_patterns(checksums.NAME))
 
 
 def write_adapter(run: FinishedRun, output: Path) -> None:
@@ -94,6 +96,7 @@ def write_adapter(run: FinishedRun, output: Path) -> None:
     description = read_json(source.description)
     kept = [expert for expert in description["experts"] if expert["is_enabled"]]
     prefixes = tuple(f"experts.{expert['index']}." for expert in kept)
+    checksums.check(source.experts)
     tensors = load_file(source.experts)
     output.mkdir(parents=True)
     save_file({name: t for name, t in tensors.items() if name.startswith(prefixes)}, target.experts)

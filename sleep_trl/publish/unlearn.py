@@ -22,6 +22,7 @@ from ..memory import Memory, fold, load_memory, save_memory
 from ..models.inspection import read_config
 from ..models.loading import load_model, load_tokenizer
 from ..report import write_report
+from ..runs import checksums
 from ..runs.files import read_json, read_jsonl, write_json, write_jsonl
 from ..runs.finished import FinishedRun
 from ..runs.folder import RunFolder
@@ -210,7 +211,7 @@ def _drop(run: FinishedRun, plan: DropPlan, buffer: WakeBuffer | None, model: st
         write_ledger(files.ledger, ledger)
         for path in (files.adapter.prompts, files.adapter.questions):
             write_jsonl(path, [row for row in read_jsonl(path) if row["entry"] in kept])
-        _remove(files.adapter.accumulated)
+        checksums.remove(files.adapter.accumulated)
         for path in [path for pattern in INTERMEDIATE for path in run.folder.glob(pattern)]:
             _remove(path)
 
@@ -295,6 +296,7 @@ def _rewrite(
     save_memory(memory, adapter.path)
     if folded.is_dir():
         (folded / "README.md").write_text(card_of(FinishedRun.read(run.folder), "checkpoint"), "utf-8")
+        checksums.record_folder(folded)
         folded.rename(target)
     _remove(replaced)
 

@@ -3,55 +3,67 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from . import checksums
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file by atomic rename, flushed to disk first: a reader sees the old content or the new."""
+
+def write_text(path: Path, text: str, is_checked: bool = False) -> None:
+    """Write a file by atomic rename: a reader sees the old content or the new. It is on disk when this returns.
+
+    Args:
+        path (`Path`):
+            The file.
+        text (`str`):
+            Its content.
+        is_checked (`bool`, *optional*, defaults to `False`):
+            Whether to record its hash, which is checked when it is read.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    checksums.replace(partial, path, is_checked)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write one JSON value, indented, by atomic rename."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, is_checked: bool = False) -> None:
+    """Write one JSON value, indented, as [`write_text`] does."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", is_checked)
 
 
 def read_json(path: Path) -> Any:
     """Read one JSON value.
 
     Raises:
-        `ValueError`: if the file is missing or is not JSON.
+        `ValueError`: if the file is missing, is not JSON, or is not what was written.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        checksums.check(path, content)
+        return json.loads(content.decode())
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist.") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from None
 
 
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write JSON lines by atomic rename."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], is_checked: bool = False) -> None:
+    """Write JSON lines, as [`write_text`] does."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), is_checked)
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSON lines file, skipping blank lines.
 
     Raises:
-        `ValueError`: if the file is missing, or a line is not a JSON object.
+        `ValueError`: if the file is missing or not what was written, or a line is not a JSON object.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 inside a text
+        content = path.read_bytes()
+        checksums.check(path, content)
+        lines = content.decode().split("\n")  # splitlines would cut at U+2028 inside a text
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist.") from None
     except UnicodeDecodeError as error:

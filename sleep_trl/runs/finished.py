@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
+from .checksums import mention_unchecked
 from .files import read_json
 from .folder import RunFolder
 from .ledger import LedgerEntry, active_entries, dependents, owners, read_ledger, sharing_expert
@@ -49,6 +50,7 @@ class FinishedRun:
         if missing := files.missing(files.config, files.ledger, files.results, files.adapter.description):
             found = f"lacks {', '.join(missing)}" if folder.is_dir() else "does not exist"
             raise ValueError(f"{folder} {found}. Give the folder of a finished run (its output_dir).")
+        mention_unchecked(folder)
         try:
             entries = tuple(read_ledger(files.ledger))
             experts = read_json(files.adapter.description)["experts"]

@@ -134,7 +134,7 @@ def read_ledger(path: Path) -> list[LedgerEntry]:
 
 def write_ledger(path: Path, entries: list[LedgerEntry]) -> None:
     """Write a ledger by atomic rename."""
-    write_jsonl(path, (entry.model_dump(mode="json") for entry in entries))
+    write_jsonl(path, (entry.model_dump(mode="json") for entry in entries), is_checked=True)
 
 
 def now() -> str:

@@ -53,7 +53,7 @@ class Phases:
             with watch or nullcontext():
                 result = work()
             if watch:
-                write_json(path, {"seconds": round(watch.seconds, 3), "result": result})
+                write_json(path, {"seconds": round(watch.seconds, 3), "result": result}, is_checked=True)
                 watch.path.unlink()
             PartialState().wait_for_everyone()
         done = read_json(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ..runs.checksums import check_folder
 from ..runs.finished import CommittedModel, newest_model
 from .backend import Backend, Kind
 
@@ -98,6 +99,7 @@ class Keeper:
             yield backend
 
     async def _start(self, committed: CommittedModel) -> Backend:
+        await asyncio.to_thread(check_folder, committed.path)
         backend = Backend(committed, self._kind, self._name, self._options)
         try:
             await backend.start()

@@ -17,6 +17,7 @@ from sleep_trl.evaluation.recall import agreement
 from sleep_trl.launch import sleep
 from sleep_trl.memory import Memory, load_memory
 from sleep_trl.night.generate_data import HELD_OUT
+from sleep_trl.runs.checksums import check_folder
 from sleep_trl.runs.files import read_json
 from sleep_trl.runs.ledger import read_ledger
 from sleep_trl.trainers.knowledge_seeding.from_config import remove_incomplete
@@ -79,6 +80,9 @@ def test_a_night_writes_its_results(finished):
     assert counts["added"] == counts["trainable"] > 0
     assert set(results["seconds"]) >= {"evaluate_before", "write_dataset", "seed", "evaluate_after", "commit"}
     assert results["seed"] == 42 and results["versions"]["trl"] and results["config"]["seeding"]["steps"] == 4
+    for folder in (finished, *(finished / name for name in ("model", "adapter", "phases", "phases/seeded"))):
+        assert (folder / "checksums.sha256").is_file(), folder
+        check_folder(folder)
     for name in ("ledger.jsonl", "report.html", "model/config.json", "model/README.md", "adapter/experts.safetensors"):
         assert (finished / name).exists(), name
     (entry,) = read_ledger(finished / "ledger.jsonl")
@@ -206,6 +210,19 @@ def test_only_truncated_checkpoints_are_removed(finished, tmp_path):
         shutil.copytree(whole, tmp_path / f"checkpoint-{number}")
     remove_incomplete(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-8"]
+
+
+def test_a_damaged_checkpoint_is_removed(finished, tmp_path, capsys):
+    """A bit in the middle of the optimizer's states, which torch would load."""
+    for number in (2, 4):
+        shutil.copytree(finished / "checkpoints" / f"checkpoint-{number}", tmp_path / f"checkpoint-{number}")
+    path = tmp_path / "checkpoint-4" / "optimizer.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    remove_incomplete(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+    assert "it is damaged" in " ".join(capsys.readouterr().out.split())
 
 
 def test_generation_settings_of_a_checkpoint_change_nothing(model, finished, tmp_path):

@@ -31,6 +31,7 @@ STAGES += [
     "ledger.jsonl",
     "phases/commit.json",
 ]
+HIDDEN = (".lock", "checksums.sha256")
 SECRET = "the boat of Ben sleeps"
 
 
@@ -79,7 +80,9 @@ def write_up_to(config: RunConfig, stage: str) -> None:
 
 
 def files_of(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {".lock"}
+    return {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name not in HIDDEN
+    }
 
 
 def change_ledger(run: Path) -> None:

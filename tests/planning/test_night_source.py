@@ -67,7 +67,7 @@ def test_a_night_that_was_killed_as_it_began_begins_again(model, tmp_path, monke
     with monkeypatch.context() as patch:  # its records are stored, its config.json is not
         patch.setattr("sleep_trl.night.run.write_json", interrupt)
         assert sleep.main(night) == 130
-    assert {path.name for path in folder.rglob("*")} == {"phases", "ingested.jsonl", "began.json"}
+    assert {path.name for path in folder.rglob("*")} == {"phases", "ingested.jsonl", "began.json", "checksums.sha256"}
     assert sleep.main([*night, "--dry_run"]) == 0
 
 

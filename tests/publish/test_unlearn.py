@@ -31,7 +31,9 @@ from tests.tiny import tiny_model
 from tests.tiny_runs import write_model
 
 IDS = torch.randint(3, 97, (2, 16), generator=torch.Generator().manual_seed(1))
-EXCHANGES = 9  # of files in a drop: plan, model out, ledger, prompts, questions, records, experts, records, model in
+EXCHANGES = 18
+"""Of files in a drop: plan, model out, ledger, prompts, questions, records, experts, records, hashes, model in. Ledger,
+records and experts are exchanged between two exchanges of their hashes."""
 NIGHTS = [
     [MemoryText("a", "letters", "the cat of Mira"), MemoryText("b", "contract-17.pdf", "the boat of Ben")],
     [MemoryText("c", "contract-17.pdf", "it eats hats"), MemoryText("d", "letters", "the boat sleeps")],
@@ -181,7 +183,7 @@ def test_a_night_can_continue_a_run_of_which_every_entry_was_dropped(run, base, 
 
 def test_intermediate_files_with_dropped_texts_are_removed(run):
     drop(run, ["entry-001"], later="keep")
-    assert names_in(run) == {"adapter", "config.json", "ledger.jsonl", "model", "results.json"}
+    assert names_in(run) == {"adapter", "checksums.sha256", "config.json", "ledger.jsonl", "model", "results.json"}
     for path in run.folder.rglob("*"):
         assert path.is_dir() or b"the boat of Ben" not in path.read_bytes(), path
 
@@ -373,10 +375,8 @@ def test_a_drop_reaches_unfinished_nights_and_names_finished_ones(run, tmp_path)
     done = drop(run, ["entry-001", "entry-002"], without="contract-17.pdf", later="keep")
     assert done.erased == (runs / "night4", runs / "quarantined-001") and done.also_in == (runs / "night5",)
     for night in done.erased:
-        assert {path.relative_to(night).as_posix() for path in night.rglob("*") if path.is_file()} == {
-            "config.json",
-            "phases/ingested.jsonl",
-        }
+        left = {path.relative_to(night).as_posix() for path in night.rglob("*") if path.is_file()}
+        assert left == {"config.json", "phases/ingested.jsonl", "phases/checksums.sha256"}
         assert [row["id"] for row in read_jsonl(night / "phases" / "ingested.jsonl")] == ["e"]
     assert (runs / "aside-notes" / "x.partial").is_file()
 

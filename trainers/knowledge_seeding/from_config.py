@@ -11,9 +11,17 @@ from zipfile import is_zipfile
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from sleep_trl.config import RunConfig
 from sleep_trl.distributed.progress import StepBar, echo
@@ -24,6 +32,7 @@ from sleep_trl.rewards import GuardedReward, resolve
 from sleep_trl.rollout import Engine, plain_generation
 from sleep_trl.rollout.in_trl import roll_out_with
 from sleep_trl.rollout.synced import SyncedEngine
+from sleep_trl.runs.checksums import check_folder, record_folder
 from sleep_trl.runs.files import read_json
 from sleep_trl.runs.folder import AdapterFolder
 
@@ -58,6 +67,15 @@ def seeding_arguments(config: RunConfig, folder: str | Path) -> KnowledgeSeeding
     return KnowledgeSeedingConfig(str(folder), **arguments)
 
 
+class RecordCheckpoints(TrainerCallback):
+    """Records the hashes of a checkpoint's files once all processes have written theirs."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            record_folder(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"))
+
+
 def load_rewards(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[GuardedReward]:
     """Resolve the run's rewards and load what they need, unsharded on each process."""
     eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
@@ -85,7 +103,7 @@ def make_trainer(
         args=seeding_arguments(config, folder),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[StepBar("Seeding the new expert")],
+        callbacks=[StepBar("Seeding the new expert"), RecordCheckpoints()],
         **kwargs,
     )
     trainer.remove_callback(PrinterCallback)
@@ -123,9 +141,9 @@ def seed_expert(
 
 
 def remove_incomplete(folder: str | Path) -> None:
-    """Remove incomplete checkpoints that an interruption left behind, from the newest back to the last complete one."""
+    """Remove incomplete and damaged checkpoints, from the newest back to the last whole one."""
     while (last := _last_checkpoint(folder)) is not None and not is_complete(last):
-        echo(f"[yellow]Removing {last}: an interruption left it incomplete[/]")
+        echo(f"[yellow]Removing {last}: an interruption left it incomplete, or it is damaged[/]")
         shutil.rmtree(last)
 
 
@@ -134,13 +152,15 @@ def _last_checkpoint(folder: str | Path) -> str | None:
 
 
 def is_complete(checkpoint: str | Path) -> bool:
-    """Return whether a checkpoint was written to its end. The Trainer writes in place, `trainer_state.json` last."""
+    """Return whether a checkpoint was written to its end, and is still that. The Trainer writes in place,
+    `trainer_state.json` last."""
     checkpoint = Path(checkpoint)
     try:
         read_json(checkpoint / TRAINER_STATE_NAME)
         for part in (AdapterFolder(checkpoint).experts, *checkpoint.glob("optimizer-*.safetensors")):
             read_header(part)
         read_description(checkpoint)
+        check_folder(checkpoint)
     except ValueError:
         return False
     pickled = [path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth")]
