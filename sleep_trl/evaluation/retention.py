@@ -18,6 +18,9 @@ from ..runs.ledger import LedgerEntry
 Scores = Sequence[float | None]
 Matrix = Sequence[Scores]
 
+SKILLS = {"skill": "the base skill", "perplexity": "the perplexity", "agreement": "the agreement with the base"}
+ROUNDING = 1e-9
+READING = "shipped reading questions"  # in the name of a probe
 MEASURES = ("average", "after_own_night", "forgetting", "backward_transfer", "forward_transfer")
 
 
@@ -85,7 +88,7 @@ def describe_chain(entries: Sequence[LedgerEntry]) -> dict[str, Any]:
     chain = {
         "entries": [entry.id for entry in entries],
         "recall": matrix,
-        "base_skill": [_skill(row) for row in (*before[:1], *after)],
+        "base_skill": _base_skill([*before[:1], *after]),
         **dict.fromkeys(MEASURES),
     }
     if entries:
@@ -108,25 +111,29 @@ def breach(
 
     Args:
         policy (`RetentionConfig`):
-            Maximum losses of a night.
+            Maximum losses of a night, each as a share of the value before it. For `max_skill_loss` these are a drop of
+            `skill` and a rise of `perplexity`, or, if neither was measured, a drop of `agreement`.
         before (`dict`):
-            Recall of `earlier` entries, `skill` and `agreement` before the night.
+            Recall of `earlier` entries, `skill`, `perplexity` and `agreement` before the night.
         after (`dict`):
             The same after it.
         forgotten (`Collection[str]`, *optional*):
             Entries that the night dropped on purpose, which do not count.
     """
-    had_recall, has_recall = (
+    had, has = (
         _mean(score for name, score in scores["earlier"].items() if name not in forgotten) for scores in (before, after)
     )
-    checks = (
-        ("the mean recall of earlier nights", "max_forgetting", policy.max_forgetting, had_recall, has_recall),
-        ("the base skill", "max_skill_loss", policy.max_skill_loss, _skill(before), _skill(after)),
-    )
+    checks = [("the mean recall of earlier nights", "max_forgetting", policy.max_forgetting, had, has)]
+    measured = [name for name in ("skill", "perplexity") if None not in (before.get(name), after.get(name))]
+    for name in measured or ["agreement"]:
+        checks.append((SKILLS[name], "max_skill_loss", policy.max_skill_loss, before.get(name), after.get(name)))
     for what, option, most, had, has in checks:
-        if most is not None and had is not None and has is not None and had - has > most:
-            fell = f"{what} fell from {_percent(had)} to {_percent(has)} %"
-            return f"{fell}, more than retention.{option} ({_percent(most)}) allows"
+        if most is None or had is None or has is None:
+            continue
+        rises = what == SKILLS["perplexity"]
+        if (has - had if rises else had - has) > most * had + ROUNDING:
+            change = f"rose from {had:.2f} to {has:.2f}" if rises else f"fell from {_percent(had)} to {_percent(has)} %"
+            return f"{what} {change}, more than retention.{option} ({_percent(most)} %) allows"
     return None
 
 
@@ -152,9 +159,21 @@ def _metrics(entry: LedgerEntry, when: str) -> dict[str, Any]:
     return entry.metrics.get(when) or {}
 
 
-def _skill(metrics: dict[str, Any]) -> float | None:
-    """Return the score on the skill probe, or without a probe the agreement with the pretrained model."""
-    return metrics.get("agreement") if metrics.get("skill") is None else metrics["skill"]
+def _base_skill(rows: Sequence[dict[str, Any]]) -> list[float | None]:
+    """Return the base skill of a chain, as far as it was measured like the newest: by the same questions, or without
+    any by the agreement with the pretrained model."""
+    if not rows:
+        return []
+    newest = rows[-1]
+    if newest.get("skill") is None:
+        return [row.get("agreement") if row.get("skill") is None else None for row in rows]
+    return [row.get("skill") if _is_same_probe(row, newest) else None for row in rows]
+
+
+def _is_same_probe(row: dict[str, Any], newest: dict[str, Any]) -> bool:
+    """Whether the same questions were asked. Runs of 0.1 had none but the user's, and did not name them."""
+    names = [(metrics.get("probes") or {}).get("skill") for metrics in (row, newest)]
+    return names[0] == names[1] if all(names) else not any(name and name.endswith(READING) for name in names)
 
 
 def _change(before: float | None, after: float | None) -> float | None:

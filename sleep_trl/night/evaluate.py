@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from accelerate.utils import gather_object
 
 from ..distributed.progress import bar, echo
+from ..evaluation.perplexity import mean_loss
+from ..evaluation.probes import Probe, perplexity_probe, reading_probe
 from ..evaluation.recall import QAItem, ask, sample_items, window_with_answer
 from ..rollout.synced import SyncedEngine
 from ..runs.files import read_jsonl
@@ -16,9 +19,11 @@ from ..runs.folder import RunFolder
 from ..runs.ledger import active_entries
 from .context import NightContext
 
+MEASURES = {"skill": "reading questions", "perplexity": "perplexity"}
+
 
 def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
-    """Ask the questions about the memories, those of earlier nights, and the skill probe.
+    """Ask the questions about the memories and those of earlier nights, and measure the base skill.
 
     Args:
         ctx (`NightContext`):
@@ -28,7 +33,9 @@ def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
 
     Returns:
         `dict`: `recall` without context; `with_context` (only before); `base`, the pretrained model's recall (only
-        before, and not on a first night); `skill` (`None` without a probe); `earlier` by entry.
+        before, and not on a first night); `earlier` by entry; the base skill as `skill`, the share of reading questions
+        answered from their passages, and `perplexity`; `probes`, what these two were measured on; and `left_out`, which
+        of them were not measured, and why.
     """
     config = ctx.config
 
@@ -52,18 +59,35 @@ def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
         for memory, contexts in zip(ctx.memories, ctx.inputs.contexts, strict=True)
         for q in memory.questions
     ]
-    skill = [QAItem(q.question, q.answers, m.text) for m in ctx.inputs.skill for q in m.questions]
     result: dict[str, Any] = {
         "recall": score(f"without context, {when}", items, False),
-        "skill": score(f"fresh passages, {when}", skill, True),
         "earlier": {entry: score(f"{entry}, {when}", items, False) for entry, items in earlier_items(ctx).items()},
     }
+    reading, prose = _probes(ctx)
+    result["skill"] = score(f"{reading.name}, {when}", reading.items, True)
+    with bar(f"Perplexity of {prose.name}, {when}", len(prose.items)) as progress:
+        loss = mean_loss(ctx.model, prose.items, progress)
+    result["perplexity"] = None if loss is None else math.exp(loss)
+    result["probes"] = {"skill": reading.name, "perplexity": prose.name}
+    result["left_out"] = {name: p.left_out for name, p in (("skill", reading), ("perplexity", prose)) if p.left_out}
     if when == "before":
+        for name, reason in result["left_out"].items():
+            echo(f"[yellow]The base skill is measured without {MEASURES[name]}: {reason}[/]")
         result["with_context"] = score("with context", items, True)
         if ctx.earlier:
             with ctx.memory.as_base():
                 result["base"] = score("without context, the pretrained model", items, False)
     return result
+
+
+def _probes(ctx: NightContext) -> tuple[Probe[QAItem], Probe[list[int]]]:
+    """Return what measures the base skill: reading questions, and texts for the perplexity."""
+    inputs, files = ctx.inputs, ctx.config.evaluation
+    name, texts = (path.name if path else "" for path in (files.skill, files.perplexity))
+    return (
+        reading_probe(inputs.skill, name, ctx.prompter, inputs.largest_window),
+        perplexity_probe(inputs.prose, texts, ctx.tokenizer, inputs.context),
+    )
 
 
 def evaluate_after(ctx: NightContext) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from rich.table import Table
 from ..config import RunConfig
 from ..data.documents import MemoryText
 from ..memory import Memory
+from .evaluate import MEASURES as SKILL_MEASURES
 
 AGREEMENT = "greedy agreement with the base"  # share of next tokens, on held-out general samples
 SHOWN_IDS = 20  # of memories that were not trained on
@@ -34,17 +36,25 @@ def collect_results(
 ) -> dict[str, Any]:
     """Collect the figures of a night as plain data, the content of `results.json`.
 
-    `fold_difference` is `None` if the experts are routed; then `load` has the tokens by layer and expert, if the model
-    itself answered. `dreams` is present if the night dreamed, and `rolled_back`, the reason, if it was rolled back. For
-    `capacity` see [`measure_capacity`]; `consolidations` are the entries that hold others.
+    `perplexity` is the exponential of `loss`, the mean negative log-likelihood of a token in nats; `left_out` says why
+    a measure of the base skill was not taken, if one was not. `fold_difference` is `None` if the experts are routed;
+    then `load` has the tokens by layer and expert, if the model itself answered. `dreams` is present if the night
+    dreamed, and `rolled_back`, the reason, if it was rolled back. For `capacity` see [`measure_capacity`];
+    `consolidations` are the entries that hold others.
     """
-    has_probe = before["skill"] is not None
+    has_probe = before["skill"] is not None and after["skill"] is not None
     results: dict[str, Any] = {
         "recall": {"before": before["recall"], "with_context": before["with_context"], "after": after["recall"]},
         "base_skill": {
             "before": before["skill"] if has_probe else before["agreement"],
             "after": after["skill"] if has_probe else after["agreement"],
-            "measure": "answers from context on the skill probe" if has_probe else AGREEMENT,
+            "measure": f"answers from context to {_probe(before, 'skill')}" if has_probe else AGREEMENT,
+        },
+        "perplexity": {
+            "before": before.get("perplexity"),
+            "after": after.get("perplexity"),
+            "loss": {"before": _log(before.get("perplexity")), "after": _log(after.get("perplexity"))},
+            "texts": _probe(before, "perplexity"),
         },
         "agreement": {"before": before["agreement"], "after": after["agreement"]},
         "retention": {e: {"before": before["earlier"][e], "after": after["earlier"][e]} for e in before["earlier"]},
@@ -67,7 +77,12 @@ def collect_results(
         "seed": config.seed,
         "config": config.model_dump(mode="json"),
     }
-    optional = {"load": after.get("load"), "dreams": dreams, "rolled_back": committed.get("rolled_back")}
+    optional = {
+        "left_out": before.get("left_out") or None,
+        "load": after.get("load"),
+        "dreams": dreams,
+        "rolled_back": committed.get("rolled_back"),
+    }
     return results | {name: value for name, value in optional.items() if value is not None}
 
 
@@ -109,9 +124,14 @@ def render_results(results: dict[str, Any]) -> Table:
     table.add_row("recall without context", _percent(recall["before"]), _percent(recall["after"]))
     table.add_row("recall with context", _percent(recall["with_context"]), "")
     table.add_row(f"base skill ({skill['measure']})", _percent(skill["before"]), _percent(skill["after"]))
+    if (perplexity := results.get("perplexity")) and perplexity["before"] is not None:
+        values = (_number(perplexity[when]) for when in ("before", "after"))
+        table.add_row(f"perplexity ({perplexity['texts']})", *values)
     if skill["measure"] != AGREEMENT and results["agreement"]["before"] is not None:
         agreement = results["agreement"]
         table.add_row(AGREEMENT, _percent(agreement["before"]), _percent(agreement["after"]))
+    for name in results.get("left_out", ()):
+        table.add_row(f"{SKILL_MEASURES[name]} (see left_out in results.json)", "not measured", "not measured")
     for entry, values in results["retention"].items():
         table.add_row(f"recall of {entry}", _percent(values["before"]), _percent(values["after"]))
     for number, counts in enumerate(results.get("dreams", {}).get("rounds", ()), start=1):
@@ -136,8 +156,21 @@ def render_results(results: dict[str, Any]) -> Table:
     return table
 
 
+def _probe(metrics: dict[str, Any], name: str) -> str:
+    """Return what was measured, which an evaluation by version 0.1 did not name."""
+    return str((metrics.get("probes") or {}).get(name, "the skill probe"))
+
+
+def _log(value: float | None) -> float | None:
+    return None if value is None else math.log(value)
+
+
 def _percent(value: float | None) -> str:
     return "no questions" if value is None else f"{100 * value:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f}"
 
 
 def _versions() -> dict[str, str | None]:

@@ -148,12 +148,17 @@ class RunInputs:
 
     @cached_property
     def skill(self) -> list[MemoryText]:
-        """Passages with questions that measure the base skill."""
+        """The user's passages with questions that measure the base skill."""
         return read_skill(self.config.evaluation.skill) if self.config.evaluation.skill else []
 
     @cached_property
+    def prose(self) -> list[MemoryText]:
+        """The user's texts on which the perplexity is measured."""
+        return read_memories(str(self.config.evaluation.perplexity)) if self.config.evaluation.perplexity else []
+
+    @cached_property
     def general(self) -> list[MemoryText]:
-        """Texts with which general samples begin."""
+        """The user's texts with which general samples begin."""
         return read_memories(str(self.config.dataset.general_texts)) if self.config.dataset.general_texts else []
 
     @cached_property

@@ -28,6 +28,7 @@ CHECKS: tuple[Callable[[RunInputs], object], ...] = (
     attrgetter("batches"),  # an input that cannot be derived raises
     attrgetter("available"),
     attrgetter("skill"),
+    attrgetter("prose"),
     attrgetter("general"),
     checks.check_templates,
     attrgetter("capacity"),

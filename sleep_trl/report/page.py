@@ -19,7 +19,7 @@ from .dreams import browse
 from .figures import PARTS, Chart, charts
 from .levels import capacity_charts
 from .retention import chain_charts
-from .words import clip, duration, finite, moment, outcome, percent, verdict, visible
+from .words import clip, duration, finite, moment, number, outcome, percent, verdict, visible
 
 SHOWN_SAMPLES = 12
 SHOWN_SOURCES = 4  # of a ledger entry
@@ -141,6 +141,14 @@ def facts(results: Row) -> Iterator[tuple[str, str, str]]:
     yield "Recall without context", change(recall["before"], recall["after"]), "before → after the night"
     yield "Recall with context", percent(recall["with_context"]), "the teacher's recall"
     yield "Base skill", change(skill["before"], skill["after"]), skill["measure"]
+    left_out = results.get("left_out") or {}
+    if reason := left_out.get("skill"):
+        yield "Reading questions", "not measured", reason
+    if perplexity := results.get("perplexity"):  # missing in results of 0.1
+        values = [number(perplexity[when]) for when in ("before", "after")]
+        is_measured = finite(perplexity["before"]) is not None
+        what = f"{perplexity['texts']}; lower is better" if is_measured else left_out.get("perplexity", "")
+        yield "Perplexity", " → ".join(values) if is_measured else "not measured", what
     added, base = parameters["added"], parameters["base"]
     trained = f", {parameters['trainable']:,} trained in this night" if parameters["trainable"] != added else ""
     yield "Parameters added", f"{added:,}", f"{percent(added / base)} of the base's {base:,}{trained}"

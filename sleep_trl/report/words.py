@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 SKILL_KEPT = 0.005  # a smaller change of the base skill, half a point, is not reported
+PERPLEXITY_KEPT = 0.005  # a smaller relative change of the perplexity, half a percent, is not reported
 RECALL_KEPT = 0.02  # earlier nights must keep at least 98 % of their recall
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories of invisible characters and of those that move others
 JOINERS = "\u200c\u200d"  # hidden characters that are ordinary spelling in Persian, Hindi and emoji
@@ -40,6 +41,12 @@ def percent(value: Any) -> str:
     """Format a share in [0, 1] as a percentage, or say that it was not measured."""
     share = finite(value)
     return "not measured" if share is None else f"{100 * share:.1f}\u00a0%"
+
+
+def number(value: Any) -> str:
+    """Format a number with two decimals, or say that it was not measured."""
+    known = finite(value)
+    return "not measured" if known is None else f"{known:,.2f}"
 
 
 def duration(seconds: Any) -> str:
@@ -84,7 +91,11 @@ def verdict(results: Mapping[str, Any]) -> str:
         results (`Mapping[str, Any]`): what `results.json` holds.
     """
     rolled_back = f"This night was rolled back: {reason}. " if (reason := results.get("rolled_back")) else ""
-    kept = _kept(results["base_skill"]) + _earlier_kept(results.get("retention", {}))
+    kept = (
+        _kept(results["base_skill"])
+        + _perplexity(results.get("perplexity") or {})
+        + _earlier_kept(results.get("retention", {}))
+    )
     return f"{rolled_back}{_learned(results['recall'])}; {kept}."
 
 
@@ -120,6 +131,16 @@ def _kept(skill: Mapping[str, Any]) -> str:
         return f"the base skill was kept ({percent(before)} before, {percent(after)} after)"
     verb = "rose" if after > before else "fell"
     return f"the base skill {verb} by {100 * abs(after - before):.1f} points to {percent(after)}"
+
+
+def _perplexity(perplexity: Mapping[str, Any]) -> str:
+    before, after = finite(perplexity.get("before")), finite(perplexity.get("after"))
+    if before is None or after is None:
+        return ""
+    if round(abs(after / before - 1), 6) <= PERPLEXITY_KEPT:
+        return f"; the perplexity on ordinary texts was kept ({number(before)} before, {number(after)} after)"
+    verb = "rose" if after > before else "fell"
+    return f"; the perplexity on ordinary texts {verb} by {percent(abs(after / before - 1))} to {number(after)}"
 
 
 def _earlier_kept(retention: Mapping[str, Mapping[str, Any]]) -> str:

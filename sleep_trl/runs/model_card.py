@@ -75,7 +75,7 @@ def model_card(base: str, entries: Sequence[LedgerEntry], enabled: Collection[in
         nights="a night" if len(shown) == 1 else f"{len(shown)} nights",
         how_to_load=HOW_TO_LOAD[form].replace("{base}", _loaded_by(base, repository)),
         rows=[_row(entry, known[-1]) for entry in shown],
-        skill=_skill(known[-1]) if known else None,
+        skill=_skill(known[-1]) if known else "",
         left_out=f"What was learned in {disabled} more nights is disabled and not included" if disabled else "",
     )
     return str(card)
@@ -106,9 +106,26 @@ def _row(entry: LedgerEntry, newest: LedgerEntry) -> dict[str, Any]:
     }
 
 
-def _skill(newest: LedgerEntry) -> dict[str, str] | None:
-    figures = {when: newest.metrics.get(when, {}).get("skill") for when in ("before", "after")}
-    return None if None in figures.values() else {when: _percent(value) for when, value in figures.items()}
+def _skill(newest: LedgerEntry) -> str:
+    """Say what the base skill was before and after the newest night, and on what it was measured."""
+    before, after = (newest.metrics.get(when) or {} for when in ("before", "after"))
+    names = before.get("probes") or {}
+    sentences = []
+    if (pair := _pair("skill", before, after)) is not None:
+        on = f" ({_escaped(names['skill'])}, with the text in context)" if "skill" in names else ""
+        had, has = map(_percent, pair)
+        sentences.append(f"The base skill{on} was {had} before the newest night and {has} after it.")
+    if (pair := _pair("perplexity", before, after)) is not None:
+        on = _escaped(names["perplexity"])
+        sentences.append(
+            f"The perplexity on {on} was {pair[0]:.2f} before the newest night and {pair[1]:.2f} after it."
+        )
+    return " ".join(sentences)
+
+
+def _pair(name: str, before: dict[str, Any], after: dict[str, Any]) -> tuple[float, float] | None:
+    had, has = before.get(name), after.get(name)
+    return None if had is None or has is None else (had, has)
 
 
 def _escaped(label: str) -> str:

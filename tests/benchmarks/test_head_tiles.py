@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from sleep_trl.models.head import Head
 from sleep_trl.trainers.knowledge_seeding import loss
-from sleep_trl.trainers.knowledge_seeding.loss import Head, divergence_per_token, log_probs_per_token
+from sleep_trl.trainers.knowledge_seeding.loss import divergence_per_token, log_probs_per_token
 
 
 @pytest.mark.parametrize("rows", [1, 5, 64])

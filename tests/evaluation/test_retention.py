@@ -119,6 +119,45 @@ def test_losses_beyond_the_policy(policy: dict, lost: str | None) -> None:
     assert reason is None if lost is None else reason is not None and reason.startswith(lost)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "lost"),
+    [
+        ({"skill": 0.5, "perplexity": 20.0}, {"skill": 0.475, "perplexity": 21.0}, None),  # 5 % of each
+        (
+            {"skill": 0.5, "perplexity": 20.0},
+            {"skill": 0.47, "perplexity": 20.0},
+            "the base skill fell from 50.0 to 47.0",
+        ),
+        (
+            {"skill": 0.5, "perplexity": 20.0},
+            {"skill": 0.9, "perplexity": 21.1},
+            "the perplexity rose from 20.00 to 21.10",
+        ),
+        ({"skill": 0.5, "perplexity": 20.0}, {"skill": 0.5, "perplexity": 2.0}, None),
+        ({"skill": None, "perplexity": 20.0, "agreement": 1.0}, {"perplexity": 20.0, "agreement": 0.1}, None),
+        ({"agreement": 0.8}, {"agreement": 0.75, "skill": 0.1}, "the agreement with the base fell from 80.0 to 75.0"),
+    ],
+)
+def test_a_loss_of_skill_is_relative_and_of_either_measure(before: dict, after: dict, lost: str | None) -> None:
+    reason = breach(RetentionConfig(max_skill_loss=0.05), before | {"earlier": {}}, after | {"earlier": {}})
+    assert reason is None if lost is None else reason is not None and reason.startswith(lost)
+
+
+def test_a_chain_compares_only_answers_to_the_same_questions() -> None:
+    shipped, own = {"skill": "150 shipped reading questions"}, {"skill": "20 questions of own.jsonl"}
+    agreement = {"skill": None, "agreement": 0.9}
+
+    def base_skill(*nights: dict) -> list[float | None]:
+        nights = tuple(night | {"earlier": {}, "recall": 1.0} for night in nights)
+        return describe_chain([entry(n, night, nights[0]) for n, night in enumerate(nights, 1)])["base_skill"]
+
+    asked = {"skill": 0.6, "probes": shipped}
+    assert base_skill(agreement, asked, asked) == [None, None, 0.6, 0.6]
+    assert base_skill({"skill": 0.7}, {"skill": 0.6, "probes": own}) == [0.7, 0.7, 0.6]  # 0.1 did not name them
+    assert base_skill({"skill": 0.7}, asked) == [None, None, 0.6]
+    assert base_skill(asked, agreement) == [None, None, 0.9]
+
+
 def test_what_was_not_measured_is_not_lost() -> None:
     nothing = {"earlier": {}, "skill": None, "agreement": None}
     assert breach(RetentionConfig(max_forgetting=0, max_skill_loss=0), nothing, nothing) is None

@@ -6,9 +6,10 @@ from datasets import Dataset
 
 from sleep_trl.data.parts import PARTS
 from sleep_trl.memory import Memory, MemorySpec, attach
+from sleep_trl.models.head import Head
 from sleep_trl.trainers import KnowledgeSeedingConfig, KnowledgeSeedingTrainer
 from sleep_trl.trainers.knowledge_seeding.ensemble import ensemble_divergence
-from sleep_trl.trainers.knowledge_seeding.loss import Head, divergence_per_token
+from sleep_trl.trainers.knowledge_seeding.loss import divergence_per_token
 from sleep_trl.trainers.knowledge_seeding.teachers import assign_teachers, find_rows
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.trainers.seedings import OPTIONS, length_reward, logged, rows

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from .loss import Head, positions_per_tile
+from sleep_trl.models.head import Head
+
+from .loss import positions_per_tile
 
 
 def ensemble_divergence(
@@ -63,11 +64,7 @@ def ensemble_divergence(
 
 def log_probs(hidden: torch.Tensor, head: Head, size: int) -> torch.Tensor:
     """Return the log-probabilities of the first `size` tokens in float32. Shape `(positions, size)`."""
-    bias = None if head.bias is None else head.bias[:size]
-    logits = F.linear(hidden.to(head.weight.dtype), head.weight[:size], bias).float() * head.scale
-    if head.softcap is not None:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    return logits.log_softmax(-1)
+    return head.logits(hidden, size).log_softmax(-1)
 
 
 def jensen_shannon(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tensor:

@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-# The factor of the logits in the configurations of Cohere, Muse Glimmer and Falcon-H1. `logits_scaling` is a divisor in
-# Granite and MiniCPM3, and a factor in HyperCLOVA X.
-SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+from sleep_trl.models.head import Head
+
 TILE_COLUMNS = 32768  # of the vocabulary at a time, as in TRL
-
-
-@dataclass(frozen=True)
-class Head:
-    """An LM head and how its model transforms the logits: a scale, then Gemma's soft cap."""
-
-    weight: torch.Tensor  # (vocabulary, hidden)
-    bias: torch.Tensor | None = None  # (vocabulary,)
-    scale: float = 1.0
-    softcap: float | None = None
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> Head:
-        """Return the head of a causal language model."""
-        linear, config = model.get_output_embeddings(), model.config.get_text_config()
-        scale = next((s for name in SCALES if (s := getattr(config, name, None)) is not None), 1.0)
-        if (divisor := getattr(config, "logits_scaling", None)) is not None:
-            scale = divisor if config.model_type == "hyperclovax" else 1.0 / divisor
-        return cls(linear.weight, linear.bias, scale, getattr(config, "final_logit_softcapping", None))
 
 
 def positions_per_tile(weight: torch.Tensor) -> int:

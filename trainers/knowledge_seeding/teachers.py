@@ -17,9 +17,10 @@ from trl.trainer.utils import create_model_from_path
 from sleep_trl.data.parts import LEARNED, PARTS
 from sleep_trl.distributed.zero3 import withdraw
 from sleep_trl.memory import Memory
+from sleep_trl.models.head import Head
 
 from .ensemble import ensemble_divergence
-from .loss import Head, divergence_per_token
+from .loss import divergence_per_token
 
 
 @dataclass(frozen=True)

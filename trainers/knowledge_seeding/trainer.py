@@ -15,6 +15,7 @@ from trl.trainer.utils import get_config_model_id, pad
 
 from sleep_trl.data.parts import PARTS
 from sleep_trl.memory import Memory, MemorySpec, attach
+from sleep_trl.models.head import Head
 from sleep_trl.rewards import resolve
 from sleep_trl.rollout.in_trl import share_clipped
 from sleep_trl.rollout.stopping import tokens_before
@@ -23,7 +24,7 @@ from ..expert_checkpoints import ExpertCheckpoints
 from ..log_filter import without_row_dump
 from .config import KnowledgeSeedingConfig
 from .hidden import CapturedHidden, concat_padded, last_hidden, predicting
-from .loss import Head, log_probs_per_token
+from .loss import log_probs_per_token
 from .parts import Tensors, count_copies, is_replay, spread_references, weigh_rows, written_mask
 from .privileged_context import with_teacher_prompt
 from .rows import Rows, check_arguments, check_data, normalize, require, text_of_reference

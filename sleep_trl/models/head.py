@@ -1,0 +1,38 @@
+"""The LM head of a causal language model, to apply to a few hidden states at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+# The factor of the logits in the configurations of Cohere, Muse Glimmer and Falcon-H1. `logits_scaling` is a divisor in
+# Granite and MiniCPM3, and a factor in HyperCLOVA X.
+SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+
+
+@dataclass(frozen=True)
+class Head:
+    """An LM head and how its model transforms the logits: a scale, then Gemma's soft cap."""
+
+    weight: torch.Tensor  # (vocabulary, hidden)
+    bias: torch.Tensor | None = None  # (vocabulary,)
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Head:
+        """Return the head of a causal language model."""
+        linear, config = model.get_output_embeddings(), model.config.get_text_config()
+        scale = next((s for name in SCALES if (s := getattr(config, name, None)) is not None), 1.0)
+        if (divisor := getattr(config, "logits_scaling", None)) is not None:
+            scale = divisor if config.model_type == "hyperclovax" else 1.0 / divisor
+        return cls(linear.weight, linear.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+    def logits(self, hidden: torch.Tensor, size: int | None = None) -> torch.Tensor:
+        """Return the float32 logits of the first `size` tokens (default: all). Shape `(..., size)`."""
+        bias = None if self.bias is None else self.bias[:size]
+        logits = F.linear(hidden.to(self.weight.dtype), self.weight[:size], bias).float() * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)

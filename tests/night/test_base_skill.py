@@ -1,0 +1,30 @@
+"""The base skill of a night: what is measured, where it is said, and a night that costs too much of it."""
+
+from sleep_trl.launch import sleep
+from sleep_trl.runs.files import read_json, write_jsonl
+from sleep_trl.runs.ledger import read_ledger
+from tests.tiny_runs import TEXT, arguments, write_memories
+
+
+def test_a_night_that_raises_the_perplexity_too_much_is_rolled_back(model, tmp_path, capsys):
+    write_jsonl(tmp_path / "prose.jsonl", ({"text": text} for text in ("it eats hats while the boat sleeps", TEXT)))
+    paths = {"model": model, "memories": write_memories(tmp_path / "m.jsonl"), "output_dir": tmp_path / "run"}
+    options = {"seeding__steps": 2, "seeding__learning_rate": 1.0, "seeding__warmup_steps": 0}
+    options |= {"seeding__prompts_per_step": 2}
+    options |= {"dataset__keep_truncated": True, "dataset__samples_per_window": 1, "dataset__general_samples": 2}
+    options |= {"evaluation__perplexity": tmp_path / "prose.jsonl", "retention__max_skill_loss": 0.01}
+    assert sleep.main(arguments(**paths, **options)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    results = read_json(tmp_path / "run" / "results.json")
+    perplexity = results["perplexity"]
+    assert perplexity["after"] > 1.01 * perplexity["before"] and perplexity["texts"].startswith(
+        "2 texts of prose.jsonl"
+    )
+    assert results["rolled_back"].startswith(f"the perplexity rose from {perplexity['before']:.2f} to ")
+    assert "retention.max_skill_loss (1.0 %)" in results["rolled_back"]
+    (entry,) = read_ledger(tmp_path / "run" / "ledger.jsonl")
+    assert entry.rolled_back and entry.metrics["after"]["perplexity"] == perplexity["after"]
+    assert results["base_skill"]["measure"] == "greedy agreement with the base"
+    reason = results["left_out"]["skill"]
+    assert "the shipped passages" in reason and reason in (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "The base skill is measured without reading questions" in said
