@@ -88,7 +88,12 @@ def live(
     Returns:
         `list[dict]`: one item per night, with the `recall` of the nights so far and `skill`; the first item is before
         any night.
+
+    Raises:
+        `ValueError`: if the configuration has no `seeding.steps`.
     """
+    if config.seeding.steps is None:
+        raise ValueError("Baselines learn in as many steps as a night: give the configuration seeding.steps.")
     tokenizer = load_tokenizer(config)
     written = [write_night(config, path, data / f"{path.stem}.json") for path in memories]
     scores = []

@@ -32,14 +32,14 @@ SLEPT_NIGHTS, DREAMT_NIGHT, FRESH_NIGHT = (2, 3, 4), 1, 5
 # Arguments of DreamingConfig; `is_routed` is for the memory.
 USUAL: dict[str, Any] = {"is_routed": False, "selection": "gradient_norm", "learning_rate": 1e-2}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "ReST-EM, 3 by gradient norm and 1 by chance": {},
-    "no selection: 4 by chance": {"selection": "random"},
+    "ReST-EM, 3 by gradient norm and 1 at random": {},
+    "no selection: 4 at random": {"selection": "random"},
     "no selection: all 8": {"selection": "all"},
     "GRPO instead of ReST-EM": {"improvement": "grpo"},
     "GRPO, learning rate 3e-3": {"improvement": "grpo", "learning_rate": 3e-3},
-    "no dreaming: nothing is learnt": {"learning_rate": 0.0},
+    "no dreaming: nothing is learned": {"learning_rate": 0.0},
     "routed memory of three nights": {"is_routed": True},
-    "routed memory, nothing is learnt": {"is_routed": True, "learning_rate": 0.0},
+    "routed memory, nothing is learned": {"is_routed": True, "learning_rate": 0.0},
     "routed memory, random expert": {"is_routed": True, "random_expert": True},
 }
 

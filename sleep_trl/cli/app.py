@@ -19,7 +19,7 @@ from ..runs.folder import RunFolder
 from . import memory, share, wake
 from .doctor import SETTINGS, doctor
 from .live import live
-from .output import Json, Row, redirect_to_stderr, show
+from .output import Json, Row, redirect_to_stderr, show, warn_renamed
 
 FAILURE, INVALID_INPUT = 1, 2
 LONG_FIELDS = ("history", "config")  # of results.json, left out of `night --json`
@@ -81,10 +81,14 @@ def schedule(
     chunks: Annotated[
         str, typer.Option(metavar="N,N,...", help="Chunk sizes in tokens, starting with level 0 (the context).")
     ] = ",".join(map(str, LADDER)),
-    ingested: Annotated[int, typer.Option("--heard", min=0, help="Tokens that were already ingested.")] = 0,
+    ingested: Annotated[int, typer.Option("--ingested", min=0, help="Tokens that were already ingested.")] = 0,
+    heard: Annotated[int | None, typer.Option("--heard", min=0, hidden=True)] = None,
     json: Json = False,
 ) -> None:
     """Print when each memory level would be consolidated."""
+    if heard is not None:
+        warn_renamed("--heard", "--ingested")
+        ingested = heard
     try:
         ladder = Schedule(tuple(int(size) for size in chunks.split(",")))
     except ValueError as error:

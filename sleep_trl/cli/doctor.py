@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .output import redirect_to_stderr, table
+from .output import redirect_to_stderr, table, warn_renamed
 
 if TYPE_CHECKING:
     from ..doctor import Case, Finding
@@ -21,7 +21,15 @@ SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # the opt
 def doctor(
     context: typer.Context,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    prove: Annotated[bool, typer.Option(help="Also train a tiny model, with the engine of the run.")] = True,
+    smoke_test: Annotated[
+        bool,
+        typer.Option(
+            "--smoke_test/--no_smoke_test",
+            "--smoke-test/--no-smoke-test",
+            help="Also train a tiny model, with the engine of the run.",
+        ),
+    ] = True,
+    prove: Annotated[bool | None, typer.Option("--prove/--no-prove", hidden=True)] = None,
     config_file: Annotated[
         Path | None,
         typer.Option("--config_file", metavar="FILE", help="Configuration of `accelerate launch`. Default: none."),
@@ -32,6 +40,9 @@ def doctor(
 
     Leaves no process running and writes nothing. Exit code 0: no fault was found; 2: a fault was found.
     """
+    if prove is not None:
+        warn_renamed("--prove" if prove else "--no-prove", "--smoke_test" if prove else "--no_smoke_test")
+        smoke_test = prove
     with redirect_to_stderr():
         from rich.console import Console
 
@@ -41,7 +52,7 @@ def doctor(
         case.launch = Launch.read(config_file) if config_file else case.launch
         case.port = port
         with Console(stderr=True).status("Checking"):
-            findings = list(diagnose(case, prove))
+            findings = list(diagnose(case, smoke_test))
     is_go = all(finding.state != "fault" for finding in findings)
     if json:
         typer.echo(jsons.dumps({"go": is_go, "findings": [asdict(f) for f in findings]}, ensure_ascii=False))

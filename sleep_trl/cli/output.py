@@ -14,6 +14,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per l
 Row = Mapping[str, Any]
 
 
+def warn_renamed(former: str, now: str) -> None:
+    """Say that an option has another name."""
+    typer.echo(f"Warning: {former} is now {now}; the old name will be removed in 0.3.", err=True)
+
+
 def show(rows: Iterable[Row], as_json: bool, line: Callable[[Row], str]) -> None:
     """Print each row at once, as JSON or as formatted by `line`."""
     for row in rows:

@@ -228,7 +228,7 @@ def _help_text(field: FieldInfo) -> str:
     notes = [_range(field)] if _range(field) else []
     if field.is_required():
         notes.append("required")
-    elif field.default is not None:
+    elif field.default not in (None, ()):
         notes.append(f"default: {_shown(field.default)}")
     text = " ".join((field.description or "").split())
     return f"{text} ({'; '.join(notes)})" if notes else text
@@ -236,15 +236,19 @@ def _help_text(field: FieldInfo) -> str:
 
 def _range(field: FieldInfo) -> str:
     limits = {
-        name: f"{getattr(limit, name):g}"
+        name: _number(getattr(limit, name))
         for limit in field.metadata
-        for name in ("ge", "gt", "le")
+        for name in ("ge", "gt", "le", "lt")
         if hasattr(limit, name)
     }
     if "ge" in limits and "le" in limits:
         return f"{limits['ge']} to {limits['le']}"
-    words = {"ge": "at least", "gt": "above", "le": "at most"}
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     return ", ".join(f"{words[name]} {limit}" for name, limit in limits.items())
+
+
+def _number(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"
 
 
 def _kind_of_value(annotation: Any) -> str:

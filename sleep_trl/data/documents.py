@@ -96,7 +96,7 @@ def read_memories(spec: str) -> list[MemoryText]:
         rows = _rows_of_file(path)
     elif _looks_like_a_path(spec):
         raise ValueError(
-            f"Memories: {spec} does not exist. Give a .jsonl file, a folder of .txt and .md files, or a data set."
+            f"memories: {spec} does not exist. Give a .jsonl file, a folder of .txt and .md files, or a data set."
         )
     else:
         rows = _rows_of_dataset(spec, _load_dataset(spec))
@@ -111,7 +111,7 @@ def read_skill(path: Path) -> list[MemoryText]:
     """
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"Skill: {path} {problem}. Give a .jsonl file.")
+        raise ValueError(f"evaluation.skill: {path} {problem}. Give a .jsonl file.")
     documents = _documents(str(path), _rows_of_file(path))
     for document in documents:
         if not document.questions:
@@ -198,7 +198,7 @@ def _load_dataset(name: str) -> Any:
         loaded = datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError) as error:  # unknown, offline, or a loading script
         raise ValueError(
-            f"Memories: {name!r} is not a file or folder, and no data set of that name could be loaded "
+            f"memories: {name!r} is not a file or folder, and no data set of that name could be loaded "
             f"({_reason(error)}). Check the spelling and the network, or give a local path."
         ) from None
     return _one_split(name, loaded)

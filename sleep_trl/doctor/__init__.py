@@ -12,13 +12,13 @@ from .report import Case, Finding, State, run_checks, without_repeats
 __all__ = ["Case", "Finding", "Launch", "State", "diagnose"]
 
 
-def diagnose(case: Case, prove: bool = True) -> Iterator[Finding]:
+def diagnose(case: Case, smoke_test: bool = True) -> Iterator[Finding]:
     """Run all checks of the machine and, if there is one, of the run.
 
     Args:
         case (`Case`):
             What to check.
-        prove (`bool`, *optional*, defaults to `True`):
+        smoke_test (`bool`, *optional*, defaults to `True`):
             Whether to train a tiny model with the engine that the run would choose.
 
     Yields:
@@ -26,4 +26,4 @@ def diagnose(case: Case, prove: bool = True) -> Iterator[Finding]:
     """
     checks = {**machine.CHECKS, "options": run.check_options, **(run.CHECKS if case.config else {})}
     findings = run_checks(checks, case)
-    return without_repeats(chain(findings, run.smoke_test(case)) if prove else findings)
+    return without_repeats(chain(findings, run.smoke_test(case)) if smoke_test else findings)

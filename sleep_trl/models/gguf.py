@@ -144,10 +144,10 @@ def _find(name: str) -> Path:
             return Path(cached_file(repository, file)).absolute()  # keeps the file's own name, a link into the cache
         except OSError as error:
             raise ValueError(
-                f"Model: {file} of {repository} cannot be fetched ({str(error).splitlines()[0]}). Check both names and "
+                f"model: {file} of {repository} cannot be fetched ({str(error).splitlines()[0]}). Check both names and "
                 f"the network, or give the path of a GGUF file."
             ) from None
-    raise ValueError(f"Model: there is no GGUF file {name}. Check the path.")
+    raise ValueError(f"model: there is no GGUF file {name}. Check the path.")
 
 
 def _conversion(source: Path) -> Path:
@@ -162,7 +162,7 @@ def _conversion(source: Path) -> Path:
 def _read(source: Path, *classes: Any) -> list[Any]:
     """Read a GGUF file with `from_pretrained` of some classes of transformers."""
     if find_spec("gguf") is None:
-        raise ValueError(f"Model: {source} is a GGUF file; to read it, run `pip install 'sleep-trl[gguf]'`.")
+        raise ValueError(f"model: {source} is a GGUF file; to read it, run `pip install 'sleep-trl[gguf]'`.")
     options: dict[str, Any] = {"gguf_file": source.name, "trust_remote_code": False}
     try:
         return [
@@ -174,7 +174,7 @@ def _read(source: Path, *classes: Any) -> list[Any]:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # whatever transformers raises
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"Model: transformers cannot read {source} ({reason}). Give a GGUF of an architecture that it "
+            f"model: transformers cannot read {source} ({reason}). Give a GGUF of an architecture that it "
             f"supports, or the original checkpoint as safetensors."
         ) from None
 
@@ -188,7 +188,7 @@ def _set_special_tokens(source: Path, tokenizer: PreTrainedTokenizerBase, *confi
         if (field := fields.get(f"tokenizer.ggml.{kind}_token_id")) is not None:
             setattr(tokenizer, attribute, tokenizer.convert_ids_to_tokens(int(field.contents())))
     if tokenizer.eos_token is None:
-        raise ValueError(f"Model: {source} names no end-of-sequence token, so that no sample would end.")
+        raise ValueError(f"model: {source} names no end-of-sequence token, so that no sample would end.")
     tokenizer.clean_up_tokenization_spaces = False
     for config in configs:
         if config is not None:
@@ -204,7 +204,7 @@ def _refuse_broken(source: Path, model: PreTrainedModel, tokenizer: PreTrainedTo
     loss, chance = mean_loss(model.eval(), tokenizer, texts), math.log(model.config.get_text_config().vocab_size)
     if not loss <= BROKEN * chance:  # NaN is broken too
         raise ValueError(
-            f"Model: {source} does not predict plain English once it is loaded: {loss:.1f} nats a token, where chance "
+            f"model: {source} does not predict plain English once it is loaded: {loss:.1f} nats a token, where chance "
             f"is {chance:.1f}. transformers reads this architecture's GGUF wrongly; give the original checkpoint as "
             f"safetensors."
         )

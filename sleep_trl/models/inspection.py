@@ -51,11 +51,11 @@ def read_config(name: str) -> PretrainedConfig:
     if path.is_dir():
         _check_folder(path)
     elif path.exists():
-        raise ValueError(f"Model: {name} is a file. Give the folder that holds config.json, or a .gguf file.")
+        raise ValueError(f"model: {name} is a file. Give the folder that holds config.json, or a .gguf file.")
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"Model: the folder {name} does not exist. Check the path.")
+        raise ValueError(f"model: the folder {name} does not exist. Check the path.")
     config = _explain_errors(
-        f"Model: {name!r} cannot be used: its config does not load",
+        f"model: {name!r} cannot be used: its config does not load",
         "Check the name, the network and config.json. Code in a model repository is never run.",
         lambda: AutoConfig.from_pretrained(name, trust_remote_code=False),
     )
@@ -77,19 +77,19 @@ def read_tokenizer(config: RunConfig, vocabulary: int) -> PreTrainedTokenizerBas
         `ValueError`: if there is none, it has no end-of-sequence token, or has tokens that the model does not know.
     """
     tokenizer = _explain_errors(
-        f"Model: the tokenizer of {config.model!r} does not load",
+        f"model: the tokenizer of {config.model!r} does not load",
         "Save it next to the weights with `tokenizer.save_pretrained`.",
         lambda: load_tokenizer(config),
     )
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            f"Model: the tokenizer of {config.model!r} has no end-of-sequence token, so no "
+            f"model: the tokenizer of {config.model!r} has no end-of-sequence token, so no "
             f"sample would ever end. Set eos_token in its tokenizer_config.json."
         )
     largest = max(tokenizer.get_vocab().values())
     if largest >= vocabulary:
         raise ValueError(
-            f"Model: the tokenizer of {config.model!r} has the token id {largest}, but the model's "
+            f"model: the tokenizer of {config.model!r} has the token id {largest}, but the model's "
             f"vocabulary ends at {vocabulary - 1}. Give the tokenizer that belongs to the model."
         )
     return tokenizer
@@ -106,7 +106,7 @@ def build_without_weights(name: str, config: PretrainedConfig) -> PreTrainedMode
         with sharding(None), torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
-    return _explain_errors(f"Model: {name!r} cannot be built", "Check its config.json.", build)
+    return _explain_errors(f"model: {name!r} cannot be built", "Check its config.json.", build)
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
@@ -127,12 +127,12 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
 def _check_folder(folder: Path) -> None:
     if (folder / "memory.json").is_file() or (folder / "adapter_config.json").is_file():
         raise ValueError(
-            f"Model: {folder} holds an adapter, not a model. Give the base model. To continue from the "
+            f"model: {folder} holds an adapter, not a model. Give the base model. To continue from the "
             f"experts of an earlier run, use --continue_from."
         )
     if not (folder / "config.json").is_file():
         raise ValueError(
-            f"Model: the folder {folder} has no config.json, so it holds no model. Give a folder "
+            f"model: the folder {folder} has no config.json, so it holds no model. Give a folder "
             f"written by `save_pretrained`."
         )
 
@@ -144,7 +144,7 @@ def _check_kind(name: str, config: PretrainedConfig) -> None:
     if not known or not set(named) & set(known) or getattr(config, "is_encoder_decoder", False):
         kind = ", ".join(named) or config.model_type
         raise ValueError(
-            f"Model: {name!r} is not a causal language model but {kind}. Give one, such as LlamaForCausalLM."
+            f"model: {name!r} is not a causal language model but {kind}. Give one, such as LlamaForCausalLM."
         )
 
 
@@ -153,11 +153,11 @@ def _check_weights(name: str) -> None:
         pickles = [file for file in PICKLES if has_file(name, file)]
         if pickles or any(Path(name).glob("*.bin")):
             raise ValueError(
-                f"Model: {name!r} has its weights only as pickle (*.bin), which can run code when it "
+                f"model: {name!r} has its weights only as pickle (*.bin), which can run code when it "
                 f"is loaded. If you trust it, load it and call `model.save_pretrained(folder)` to convert it."
             )
         raise ValueError(
-            f"Model: {name!r} has a config.json but no model.safetensors. Complete the folder, or "
+            f"model: {name!r} has a config.json but no model.safetensors. Complete the folder, or "
             f"download the model again."
         )
     folder = Path(name)

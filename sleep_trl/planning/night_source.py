@@ -30,11 +30,11 @@ def read_new(path: Path) -> list[MemoryText]:
         `ValueError`: if there is no buffer, or nothing is waiting in it.
     """
     if not path.is_file():
-        raise ValueError(f"Memories: there is no wake buffer {path}. Create one with `sleep-trl wake add`.")
+        raise ValueError(f"memories: there is no wake buffer {path}. Create one with `sleep-trl wake add`.")
     with WakeBuffer(path) as buffer:
         if not (memories := buffer.memories("new")):
             counts = ", ".join(f"{count} {state}" for state, count in buffer.counts().items())
-            raise ValueError(f"Memories: the wake buffer {path} holds nothing new ({counts}).")
+            raise ValueError(f"memories: the wake buffer {path} holds nothing new ({counts}).")
     return memories
 
 

@@ -101,3 +101,9 @@ def test_replay_takes_sleeps_shares():
     counts = [sum(row["part"] == part for row in replayed) for part in ("memory", "general", "earlier")]
     assert counts == [12, 6, 6]
     assert all(row["prompt_ids"][1] == 13 for row in replayed if row["part"] == "earlier")
+
+
+def test_a_configuration_without_steps_is_refused(tmp_path):
+    config = RunConfig(model="m", memories="x")
+    with pytest.raises(ValueError, match=r"give the configuration seeding\.steps"):
+        baselines.live(Baseline(1e-2), config, [], tmp_path, tmp_path)

@@ -60,11 +60,13 @@ def test_schedule_prints_when_levels_are_consolidated(call):
     assert code == 0 and len(out.splitlines()) == 10
     assert out.splitlines()[4].split("  ")[-1] == "level 1 → level 2, then context → level 1"
     assert out.splitlines()[9].endswith("level 2 updates, then level 1 → level 2, then context → level 1")
-    code, out, _ = call("schedule", "--tokens", 40, "--chunks", "20,40", "--heard", 10, "--json")
+    code, out, _ = call("schedule", "--tokens", 40, "--chunks", "20,40", "--ingested", 10, "--json")
     assert rows(out) == [
         {"tokens": 20, "edges": [{"sender": 0, "receiver": 1}]},
         {"tokens": 40, "edges": [{"sender": 1, "receiver": None}, {"sender": 0, "receiver": 1}]},
     ]
+    code, former, warning = call("schedule", "--tokens", 40, "--chunks", "20,40", "--heard", 10, "--json")
+    assert former == out and warning == "Warning: --heard is now --ingested; the old name will be removed in 0.3.\n"
 
 
 # -- wake ------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from sleep_trl.config import RunConfig
-from sleep_trl.config.command_line import explain, options, parse
+from sleep_trl.config.command_line import _help_text, explain, options, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ["--model", "m", "--memories", "d.jsonl"]
@@ -161,3 +161,11 @@ def test_a_gguf_file_is_part_of_the_models_name():
     config = RunConfig(model="org/name/", gguf_file="Model.Q8_0.gguf", memories="docs.jsonl")
     assert (config.model, config.gguf_file) == ("org/name/Model.Q8_0.gguf", None)
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config  # as a resumed run reads it
+
+
+def test_help_shows_bounds_and_defaults_as_they_are():
+    shown = {name: _help_text(field) for name, field in options()}
+    assert shown["dream.confidence"].endswith("(above 0, below 1; default: 0.95)")
+    assert shown["seeding.expert_dropout"].endswith("(at least 0, below 1; default: 0.0)")
+    assert shown["seed"].endswith("(0 to 4294967295; default: 42)")
+    assert not [name for name, text in shown.items() if "default: )" in text]

@@ -175,7 +175,7 @@ def test_a_fault_and_its_remedy_are_named(name, place, monkeypatch, doctor):
     plant, check, found, remedy = FAULTS[name]
     changed = plant(place, monkeypatch)
     before = sorted(place.rglob("*"))
-    code, findings = doctor("--no-prove", *make_arguments(place, lambda _: changed))
+    code, findings = doctor("--no_smoke_test", *make_arguments(place, lambda _: changed))
     assert code == 2
     finding = findings[check]
     assert finding["state"] == "fault", findings
@@ -188,7 +188,7 @@ def test_a_fault_and_its_remedy_are_named(name, place, monkeypatch, doctor):
 
 def test_a_broken_torch_does_not_hide_other_findings(place, monkeypatch):
     package(place, monkeypatch, "torch/__init__.py", "raise OSError('libcudart.so.13: cannot open')\n")
-    command = [sys.executable, "-m", "sleep_trl.cli", "doctor", "--no-prove", "--json"]
+    command = [sys.executable, "-m", "sleep_trl.cli", "doctor", "--no_smoke_test", "--json"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place / "first"), str(ROOT)])}
     child = subprocess.run(
         [*command, *make_arguments(place, options())], env=environment, capture_output=True, text=True
@@ -205,7 +205,7 @@ def test_at_least_ten_faults_are_planted():
 
 
 def test_a_taken_serving_port(taken_port, doctor):
-    code, findings = doctor("--no-prove", "--port", taken_port)
+    code, findings = doctor("--no_smoke_test", "--port", taken_port)
     finding = findings["serving port"]
     assert (code, finding["state"]) == (2, "fault")
     assert f"port {taken_port}, " in finding["found"] and "in use" in finding["found"]
@@ -215,7 +215,7 @@ def test_a_taken_serving_port(taken_port, doctor):
 def test_a_taken_launcher_port(taken_port, doctor, tmp_path):
     launcher = tmp_path / "ddp.yaml"
     launcher.write_text(f"{{distributed_type: MULTI_CPU, num_processes: 2, main_process_port: {taken_port}}}")
-    code, findings = doctor("--no-prove", "--config_file", launcher)
+    code, findings = doctor("--no_smoke_test", "--config_file", launcher)
     finding = findings["launcher's port"]
     assert (code, finding["state"]) == (2, "fault")
     assert f"port {taken_port}, " in finding["found"] and "--main_process_port" in finding["remedy"]
@@ -232,7 +232,7 @@ def test_an_invalid_launcher_file(capsys, tmp_path):
 def test_several_faults_are_reported_at_once_and_each_once(place, doctor):
     without("tokenizer.json", "tokenizer_config.json")(place)
     arguments = make_arguments(place, options(rewards='["mine.py:fun"]', output_dir="/proc/sleep/night"))
-    code, findings = doctor("--no-prove", *arguments)
+    code, findings = doctor("--no_smoke_test", *arguments)
     states = {name: finding["state"] for name, finding in findings.items()}
     assert code == 2
     assert [name for name, state in states.items() if state == "fault"] == ["folder", "tokenizer", "rewards"]

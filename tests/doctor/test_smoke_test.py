@@ -45,7 +45,7 @@ def test_the_quickstart_passes(capfd, monkeypatch, tmp_path):
 
 
 def test_without_a_run_only_the_machine_is_checked(capfd):
-    code, out = run_doctor(capfd, "--no-prove")
+    code, out = run_doctor(capfd, "--no_smoke_test")
     assert code == 0
     assert out.splitlines()[-1].startswith("Go")
     assert "no run given: --config FILE" in out and "teacher's prompts" not in out and "smoke test" not in out

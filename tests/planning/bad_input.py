@@ -144,7 +144,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     "skill missing": (
         options(evaluation__skill="skill.jsonl"),
-        r"Skill: skill\.jsonl does not exist\. Give a \.jsonl file",
+        r"evaluation\.skill: skill\.jsonl does not exist\. Give a \.jsonl file",
     ),
     "skill without questions": (
         file("skill.jsonl", '{"text": "x"}', evaluation__skill="skill.jsonl"),
