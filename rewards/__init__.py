@@ -1,7 +1,8 @@
 """Rewards for rollouts and dreams, and the judges they use. Importing this does not load torch."""
 
 from sleep_trl.config.reward import RewardSpec
-from sleep_trl.rewards.guard import GuardedReward, RewardError, RewardFunc, guard
+from sleep_trl.rewards.errors import RewardError
+from sleep_trl.rewards.guard import GuardedReward, RewardFunc, guard
 from sleep_trl.rewards.imitation import ImitationReward, imitation_reward, levenshtein_reward
 from sleep_trl.rewards.judges import JUDGES, Judge, judge, make_judge
 from sleep_trl.rewards.registry import REWARDS, check, resolve, reward

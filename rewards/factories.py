@@ -61,14 +61,34 @@ class Factories(dict[str, Callable[..., Any]]):
         if name not in self:
             known = f"There is no {self.kind} {name!r}; registered: {', '.join(sorted(self))}."
             raise ValueError(f"{known} {self.hint}".rstrip())
-        factory, what = self[name], f"{self.kind.capitalize()} {name!r}"
-        check_params(factory, params, what)
-        parameters = inspect.signature(factory).parameters
-        names = parameter_names(factory)
-        given = {key: value for key, value in (defaults or {}).items() if key in names} | dict(params)
-        if missing := [key for key in names if key not in given and parameters[key].default is inspect.Parameter.empty]:
-            raise ValueError(f"{what} needs {', '.join(missing)}; set it in params.")
-        return factory(**given)
+        return make_from(self[name], params, f"{self.kind.capitalize()} {name!r}", defaults)
+
+
+def make_from(
+    factory: Callable[..., Any], params: Mapping[str, Any], what: str, defaults: Mapping[str, Any] | None = None
+) -> Any:
+    """Call a factory with parameters that were checked against its signature.
+
+    Args:
+        factory (`Callable`):
+            A function or class.
+        params (`Mapping[str, Any]`):
+            The parameters given.
+        what (`str`):
+            What the factory makes, for messages: "Reward 'imitation'".
+        defaults (`Mapping[str, Any]`, *optional*):
+            Values of parameters that are not given; those that the factory does not take are left out.
+
+    Raises:
+        `ValueError`: if a parameter is unknown, missing or out of range.
+    """
+    check_params(factory, params, what)
+    parameters = inspect.signature(factory).parameters
+    names = parameter_names(factory)
+    given = {key: value for key, value in (defaults or {}).items() if key in names} | dict(params)
+    if missing := [key for key in names if key not in given and parameters[key].default is inspect.Parameter.empty]:
+        raise ValueError(f"{what} needs {', '.join(missing)}; set it in params.")
+    return factory(**given)
 
 
 def parameter_names(func: Callable[..., Any]) -> list[str]:

@@ -11,11 +11,13 @@ import logging
 import math
 import threading
 import time
-import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from numbers import Real
 from typing import Any, Literal
+
+from sleep_trl.rewards.errors import RewardError, describe_error
+from sleep_trl.rewards.messages import as_messages, wanted_as_messages
 
 RewardFunc = Callable[..., Any]
 """TRL's form: `f(prompts, completions, completion_ids, **columns) -> list[float | None]`."""
@@ -25,14 +27,6 @@ OnError = Literal["raise", "abstain"]
 LARGEST = 3.4028234663852886e38  # of float32, in which TRL holds rewards
 
 logger = logging.getLogger(__name__)
-
-
-class RewardError(RuntimeError):
-    """A reward function failed.
-
-    A reward function may raise it to explain what is wrong. Unlike that of any other exception, its message is shown,
-    so it must not quote the batch.
-    """
 
 
 class GuardedReward:
@@ -70,6 +64,7 @@ class GuardedReward:
         self.timeout_s = timeout_s
         self.on_error = on_error
         self.__name__ = name or callable_name(func)
+        self.wanted_as_messages = wanted_as_messages(unwrap(func))
 
     def check(self) -> None:
         """Raise `ValueError` if what `load()` needs cannot be read, as far as this shows without loading weights."""
@@ -101,7 +96,7 @@ class GuardedReward:
             return self.func(**call)
         return call_within(partial(self.func, **call), self.timeout_s)
 
-    def _prepare(self, call: Mapping[str, Any]) -> None:
+    def _prepare(self, call: dict[str, Any]) -> None:
         self.load()
         fixed = self.func.keywords if isinstance(self.func, partial) else {}
         if clash := sorted(fixed.keys() & call.keys()):
@@ -109,6 +104,7 @@ class GuardedReward:
                 f"Reward {self.__name__!r}: {', '.join(clash)} is both a parameter of the reward "
                 f"and a column of the dataset (or a name of TRL's); rename one."
             )
+        call |= {name: as_messages(call[name], name) for name in self.wanted_as_messages if name in call}
 
     def missing(self, columns: Collection[str]) -> list[str]:
         """Return the names of required arguments that neither the columns nor params provide."""
@@ -146,7 +142,7 @@ class GuardedReward:
         return values
 
     def _fail(self, error: Exception, call: Mapping[str, Any]) -> list[float | None]:
-        message = describe_error(error)
+        message = describe_error(error, call)
         if self.on_error == "raise":
             raise RewardError(f"Reward {self.__name__!r} failed: {message}.") from None
         samples = len(call["prompts"])
@@ -216,17 +212,19 @@ def check_rewards(rewards: Any, expected: int) -> tuple[list[float | None], list
 
     Args:
         rewards (`Any`):
-            What it returned.
+            What it returned: a list, or a tensor or array of one dimension.
         expected (`int`):
             Number of samples.
 
     Returns:
-        `tuple[list[float | None], list[tuple[int, str]]]`: the rewards as floats, with None in place of wrong values,
-        and the index and a description of each wrong value.
+        `tuple[list[float | None], list[tuple[int, str]]]`: the rewards as floats, with None in place of NaN and wrong
+        values, and the index and a description of each wrong value.
 
     Raises:
         `RewardError`: if it is not a list of the expected length.
     """
+    if getattr(rewards, "ndim", None) == 1:
+        rewards = rewards.tolist()  # of a tensor or an array
     if not isinstance(rewards, list | tuple):
         kind = type(rewards).__name__
         raise RewardError(f"it returned a {kind}; it must return a list of float or None")
@@ -253,6 +251,8 @@ def _read(reward: Any) -> tuple[float | None, str | None]:
         value = float(reward)
     except OverflowError:
         return None, "an integer beyond the range of float32"
+    if math.isnan(value):
+        return None, None  # no reward, as in TRL
     if not math.isfinite(value):
         return None, f"{value}; return None to give no reward"
     if abs(value) > LARGEST:
@@ -292,15 +292,6 @@ def call_within(func: Callable[[], Any], timeout_s: float) -> Any:
     if "value" not in outcome:
         raise RewardError(f"it took longer than timeout_s ({timeout_s:g} s)")
     return outcome["value"]
-
-
-def describe_error(error: Exception) -> str:
-    """Describe an error without the exception's message, which may quote the batch."""
-    if isinstance(error, RewardError):
-        return str(error)
-    last: Sequence[traceback.FrameSummary] = traceback.extract_tb(error.__traceback__)[-1:]
-    place = f" at {last[0].filename}:{last[0].lineno}" if last else ""
-    return f"it raised {type(error).__name__}{place} (message withheld: it may quote the batch)"
 
 
 def unwrap(func: RewardFunc) -> RewardFunc:

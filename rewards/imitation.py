@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from sleep_trl.data.parts import LEARNED
-from sleep_trl.rewards.guard import RewardError
+from sleep_trl.rewards.errors import RewardError
 from sleep_trl.rewards.judges import Judge, make_judge
 from sleep_trl.rewards.registry import reward
 
 
-def levenshtein_reward(completion_ids: Sequence[int], reference_ids: Sequence[int], z0: float | None = None) -> float:
+def levenshtein_reward(
+    completion_ids: Sequence[Hashable], reference_ids: Sequence[Hashable], z0: float | None = None
+) -> float:
     """Return r_abs of Eq. 4: 1 - z / max(|d̂|, |d|) if z <= z_0, else 0.
 
     z is the Levenshtein distance over tokens.
@@ -43,7 +46,7 @@ def levenshtein_reward(completion_ids: Sequence[int], reference_ids: Sequence[in
     return 1.0 - distance / longest
 
 
-def imitation_reward(r_sem: float, r_abs: float, gamma: float) -> float:
+def combine(r_sem: float, r_abs: float, gamma: float) -> float:
     """Return r of Eq. 3: γ r_sem + (1-γ) r_abs.
 
     Args:
@@ -72,10 +75,10 @@ def strip_trailing(ids: Sequence[int], stop_ids: Collection[int]) -> Sequence[in
 class ImitationReward:
     """The imitation reward for TRL: Eq. 3 for the rows of a memory or a dream, None for all others.
 
-    It reads the columns `reference_ids` (the rest of the teacher's sample, as tokens), `reference` (the same as text),
-    and, if present, `prefix_text` (the text before it, so that a judge sees the whole statement) and `part`. Rows of
-    other parts get None: self-replay is trained by the divergence alone. The means of both terms are logged as
-    `rewards/imitation/r_sem` and `rewards/imitation/r_abs`.
+    It reads the columns `reference` (the rest of the teacher's sample) and, if present, `reference_ids` (the same as
+    tokens; without it, words are compared in place of tokens), `prefix_text` (the text before it, so that a judge sees
+    the whole statement) and `part`. Rows of other parts get None: self-replay is trained by the divergence alone. The
+    means of both terms are logged as `rewards/imitation/r_sem` and `rewards/imitation/r_abs`.
 
     Args:
         gamma (`float`, *optional*, defaults to `0.5`):
@@ -126,7 +129,7 @@ class ImitationReward:
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
         reference: Sequence[str | None],
-        reference_ids: Sequence[Sequence[int] | None],
+        reference_ids: Sequence[Sequence[int] | None] | None = None,
         part: Sequence[str] | None = None,
         prefix_text: Sequence[str] | None = None,
         **columns: Any,
@@ -136,10 +139,13 @@ class ImitationReward:
         rewards: list[float | None] = [None] * len(completions)
         if not rows:
             return rewards
-        r_abs = [self._compare_tokens(i, completion_ids[i], reference_ids[i]) for i in rows]
+        if reference_ids is None:
+            r_abs = [self._compare_words(i, completions[i], reference[i]) for i in rows]
+        else:
+            r_abs = [self._compare_tokens(i, completion_ids[i], reference_ids[i]) for i in rows]
         r_sem = self._ask_judge(rows, completions, reference, prefix_text)
         for row, semantic, absolute in zip(rows, r_sem, r_abs, strict=True):
-            rewards[row] = imitation_reward(semantic, absolute, self.gamma)
+            rewards[row] = combine(semantic, absolute, self.gamma)
         if (log_metric := columns.get("log_metric")) is not None:
             log_metric("rewards/imitation/r_abs", sum(r_abs) / len(rows))
             if self.gamma > 0:
@@ -154,6 +160,11 @@ class ImitationReward:
             strip_trailing(reference, self.eos_token_ids),
             self.z0,
         )
+
+    def _compare_words(self, row: int, completion: Any, reference: str | None) -> float:
+        if reference is None:
+            raise RewardError(f"sample {row} is about a memory and has no reference")
+        return levenshtein_reward(completion_text(completion).split(), reference.split(), self.z0)
 
     def _ask_judge(
         self,
@@ -176,6 +187,24 @@ class ImitationReward:
             kind = wrong[0] if isinstance(wrong[0], int | float) else type(wrong[0]).__name__
             raise RewardError(f"the judge gave {kind}; a verdict is 0 or 1")
         return verdicts
+
+
+def imitation_reward(
+    completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], reference: Sequence[str | None], **columns: Any
+) -> list[float | None]:
+    """The imitation reward with its defaults, for any trainer of TRL: `reward_funcs=imitation_reward`, or `trl grpo
+    --reward_funcs sleep_trl.rewards.imitation_reward`. The data set has a column `reference`, and may have others that
+    [`ImitationReward`] reads.
+
+    Returns:
+        `list[float | None]`: one reward in [0, 1] for each completion.
+    """
+    return _with_defaults()(completions, completion_ids, reference, **columns)
+
+
+@cache
+def _with_defaults() -> ImitationReward:
+    return ImitationReward()
 
 
 def completion_text(completion: Any) -> str:

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from sleep_trl.config.reward import RewardSpec
-from sleep_trl.rewards.factories import Factories, check_params
+from sleep_trl.rewards.factories import Factories, check_params, make_from
 from sleep_trl.rewards.guard import GuardedReward, RewardFunc, guard
 
 REWARDS = Factories("reward", "Your own is named package.module:function or path/to/file.py:function.")
@@ -49,9 +49,13 @@ def resolve(spec: RewardSpec | str | Mapping[str, Any], **defaults: Any) -> Guar
     if ":" in spec.name:
         function = _import_function(spec.name)
         what = f"Reward {spec.name!r}"
-        _check_signature(function, what)
-        check_params(function, spec.params, what, reserved=FROM_TRL)
-        func = functools.partial(function, **spec.params) if spec.params else function
+        if makes_reward(function):
+            func = make_from(function, spec.params, what)
+            _check_signature(func, f"What {spec.name!r} returns")
+        else:
+            _check_signature(function, what)
+            check_params(function, spec.params, what, reserved=FROM_TRL)
+            func = functools.partial(function, **spec.params) if spec.params else function
         return guard(func, timeout_s=spec.timeout_s, on_error=spec.on_error)
     made = REWARDS.make(spec.name, spec.params, defaults)
     return guard(made, name=spec.name, timeout_s=spec.timeout_s, on_error=spec.on_error)
@@ -76,6 +80,16 @@ def check(spec: RewardSpec | str | Mapping[str, Any], columns: Collection[str] |
             f"Reward {guarded.__name__!r} needs {', '.join(missing)}, which the rows do not have; they have "
             f"{', '.join(columns or ())}. Remove the reward, or set what it needs in params."
         )
+
+
+def makes_reward(function: Any) -> bool:
+    """Return whether a function makes a reward instead of being one: it takes nothing of the batch and its annotation
+    says that it returns a function, as those of `trl.rewards` do."""
+    if not inspect.isfunction(function):
+        return False
+    signature = inspect.signature(function)
+    returned = str(signature.return_annotation)
+    return signature.parameters.keys().isdisjoint(BATCH) and ("Callable" in returned or "RewardFunc" in returned)
 
 
 def _import_function(name: str) -> RewardFunc:
@@ -134,7 +148,10 @@ def _last_line(error: BaseException) -> str:
 
 def _check_signature(function: Any, what: str) -> None:
     """Raise unless TRL can call it: with the batch and all columns, by keyword."""
-    form = "def f(prompts, completions, completion_ids, **columns) -> list[float | None]"
+    form = (
+        "def f(prompts, completions, completion_ids, **columns) -> list[float | None]. A function that makes a reward "
+        "is annotated with what it returns, -> Callable, and gets params"
+    )
     if not callable(function) or inspect.isclass(function):
         kind = "a class" if inspect.isclass(function) else f"a {type(function).__name__}"
         raise ValueError(f"{what} is {kind}; name a function of the form: {form}.")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from sleep_trl.rewards.guard import RewardError
+from sleep_trl.rewards.errors import RewardError
 from sleep_trl.rewards.imitation import completion_text
 from sleep_trl.rewards.judges import Judge, make_judge
 from sleep_trl.rewards.registry import reward

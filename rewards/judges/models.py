@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sleep_trl.rewards.guard import RewardError
+from sleep_trl.rewards.errors import RewardError
 
 if TYPE_CHECKING:
     import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -70,7 +71,7 @@ class StepBar(TrainerCallback):
         **kwargs: object,
     ) -> None:
         if not console.is_terminal and logs and "loss" in logs:
-            reward = f", reward {float(logs['reward']):.3f}" if "reward" in logs else ""
+            reward = _show_reward(logs["reward"]) if "reward" in logs else ""
             step = f"step {state.global_step} of {state.max_steps}"
             echo(f"{self.description}: {step}, loss {float(logs['loss']):.4f}{reward}")
 
@@ -83,3 +84,9 @@ class StepBar(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         self._bar.__exit__(None, None, None)
+
+
+def _show_reward(value: float | str | None) -> str:
+    """Return the mean reward of a log window as text. It is None or NaN if no completion of the window had a reward."""
+    mean = math.nan if value is None else float(value)
+    return ", no reward" if math.isnan(mean) else f", reward {mean:.3f}"

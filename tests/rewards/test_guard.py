@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import math
 import threading
 import time
 
@@ -42,6 +43,10 @@ BOTH = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "asyn
 def test_right_rewards_pass(asynchronous) -> None:
     given = [1, None, np.float32(0.5)]
     assert run(guard(returning(given, asynchronous))) == [1.0, None, 0.5]
+    not_scored = [math.nan, np.float64("nan"), torch.tensor(float("nan"))]
+    assert run(guard(returning(not_scored, asynchronous))) == [None] * 3  # as in TRL
+    for array in (np.array([0.5, np.nan, 1.0]), torch.tensor([0.5, float("nan"), 1.0], dtype=torch.bfloat16)):
+        assert run(guard(returning(array, asynchronous))) == [0.5, None, 1.0]
     others = (True, torch.tensor(0.25), -2.5)
     assert run(guard(returning(others, asynchronous), timeout_s=5)) == [1.0, 0.25, -2.5]
 
@@ -62,7 +67,8 @@ def test_trl_sees_name_and_kind(asynchronous) -> None:
         ([1.0, 2.0], "returned 2 rewards for 3 completions"),
         ("abc", "returned a str"),
         (1.0, "returned a float"),
-        (np.zeros(3), "returned a ndarray"),
+        (np.zeros((3, 1)), "returned a ndarray"),
+        (torch.zeros(2), "returned 2 rewards for 3 completions"),
     ],
 )
 def test_wrong_form(value, message, asynchronous) -> None:
@@ -76,7 +82,7 @@ def test_wrong_form(value, message, asynchronous) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (float("nan"), "nan"),
+        (float("inf"), "inf"),
         (float("-inf"), "-inf"),
         (1e39, "beyond the range of float32"),
         (10**400, "beyond the range of float32"),

@@ -11,6 +11,7 @@ from sleep_trl.rewards import (
     imitation_reward,
     levenshtein_reward,
 )
+from sleep_trl.rewards.imitation import combine
 
 
 @pytest.mark.parametrize(
@@ -43,8 +44,21 @@ def test_z0_out_of_range(z0) -> None:
 
 
 def test_imitation_reward_is_the_weighted_mean() -> None:
-    assert imitation_reward(r_sem=1, r_abs=0.5, gamma=0.25) == pytest.approx(0.625)
-    assert imitation_reward(r_sem=0, r_abs=0.5, gamma=0.25) == pytest.approx(0.375)
+    assert combine(r_sem=1, r_abs=0.5, gamma=0.25) == pytest.approx(0.625)
+    assert combine(r_sem=0, r_abs=0.5, gamma=0.25) == pytest.approx(0.375)
+
+
+def test_imitation_reward_needs_a_reference_alone() -> None:
+    rewards = imitation_reward(
+        prompts=["p"] * 3,
+        completions=["Tolu the cat.", [{"role": "assistant", "content": "a cat"}], ""],
+        completion_ids=[[1, 2, 3], [1, 3], []],
+        reference=["Tolu the cat", "Tolu the cat", "Tolu"],
+    )
+    # the judge finds the first the same; of its three words one differs, of the second two of three, of the third all
+    assert rewards == pytest.approx([0.5 + 0.5 * 2 / 3, 0.5 / 3, 0.0])
+    tokens = {"completions": ["x"], "completion_ids": [[1, 2]], "reference": ["y"], "reference_ids": [[1, 3]]}
+    assert imitation_reward(prompts=["p"], **tokens) == [0.25]
 
 
 BATCH: dict[str, Any] = {
@@ -115,9 +129,9 @@ def test_judge_must_give_zero_or_one_for_each(verdicts) -> None:
 @pytest.mark.parametrize("column", ["reference", "reference_ids"])
 def test_missing_column_and_missing_value_are_named(column) -> None:
     reward = guard(ImitationReward())
-    without = {key: value for key, value in BATCH.items() if key != column}
-    with pytest.raises(RewardError, match=f"needs {column}, which is neither"):
-        reward(**without)
+    if column == "reference":  # without the other, words are compared
+        with pytest.raises(RewardError, match=f"needs {column}, which is neither"):
+            reward(**{key: value for key, value in BATCH.items() if key != column})
     holed = {**BATCH, column: [BATCH[column][0], None, *BATCH[column][2:]]}
     with pytest.raises(RewardError, match=f"sample 1 is about a memory and has no {column}"):
         reward(**holed)

@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from sleep_trl.rewards import guard, resolve
+from sleep_trl.rewards import guard, imitation_reward, resolve
 from tests.tiny import tiny_model, tiny_tokenizer
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "custom_reward" / "my_reward.py"
@@ -42,6 +42,7 @@ def test_one_step_of_grpo(tmp_path) -> None:
     )
     tokenizer = tiny_tokenizer()
     rewards = [
+        imitation_reward,  # unguarded, as in TRL's own script
         resolve("imitation", gamma=0.5, eos_token_ids=tokenizer.eos_token_id),
         resolve({"name": f"{EXAMPLE}:brevity", "timeout_s": 30}),
         guard(half, timeout_s=30),
@@ -59,5 +60,6 @@ def test_one_step_of_grpo(tmp_path) -> None:
     assert logged["rewards/half/mean"] == pytest.approx(0.5)
     assert logged["rewards/broken/abstained"] == 1.0
     assert logged["rewards/brevity/mean"] == pytest.approx(1.0)  # 4 tokens, where 7 are allowed
+    assert 0 <= logged["rewards/imitation_reward/mean"] <= 1
     r_abs, r_sem = logged["rewards/imitation/r_abs"], logged["rewards/imitation/r_sem"]
     assert logged["rewards/imitation/mean"] == pytest.approx((r_abs + r_sem) / 2)

@@ -102,7 +102,7 @@ def test_unknown_names_list_the_known_ones() -> None:
 
 
 def test_guard_settings_arrive(plugin) -> None:
-    name = plugin("def scored(completions, **c):\n    return [float('nan')]")
+    name = plugin("def scored(completions, **c):\n    return [float('inf')]")
     made = resolve({"name": name, "timeout_s": 5, "on_error": "abstain"})
     assert (made.timeout_s, made.on_error) == (5.0, "abstain")
     assert made(**CALL) == [None]

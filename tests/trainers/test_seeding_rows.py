@@ -85,7 +85,7 @@ def test_columns_that_a_reward_needs_are_named_before_anything_is_loaded(tmp_pat
     args = KnowledgeSeedingConfig(str(tmp_path), **OPTIONS, alpha=0.0)
     with pytest.raises(ValueError, match=r"lack `difficulty` \(for the reward 'needy'\)"):
         KnowledgeSeedingTrainer("no/such-model", guard(needy), args, rows())
-    with pytest.raises(ValueError, match=r"lack `reference` \(for the reward 'imitation'\), `reference_ids`"):
+    with pytest.raises(ValueError, match=r"lack `reference` \(for the reward 'imitation'\)\."):
         KnowledgeSeedingTrainer("no/such-model", None, args, rows().remove_columns("reference"))
 
 
