@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ..config import RunConfig
 from ..distributed.zero3 import expect_no_gpu, sharding
+from .dtype import choose_dtype
 from .gguf import local_checkpoint, read_gguf, unconverted
 
 transformers_logging.disable_progress_bar()  # a night has its own
-
-
-def choose_dtype(dtype: str) -> torch.dtype:
-    """Return the dtype of the frozen base; `auto` is bfloat16 on GPUs that support it, else float32."""
-    if dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 def load_model(config: RunConfig, name: str | None = None) -> PreTrainedModel:
     """Load the base model, or another one by name, onto this process's device in evaluation mode. Under DeepSpeed
     ZeRO-3 each process loads its shard."""
     expect_no_gpu()
-    dtype = choose_dtype(config.dtype)
+    dtype = choose_dtype(config.dtype).dtype
     with sharding(dtype):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             local_checkpoint(name or config.model), dtype=dtype, use_safetensors=True, trust_remote_code=False

@@ -95,8 +95,9 @@ class NightContext:
 def prepare(inputs: RunInputs) -> NightContext:
     """Load the model and what teaches in its place, attach its memory (or that of the run that is continued), and start
     what generates. All processes have to call it."""
-    config, inputs = inputs.config, inputs.from_first_process()
-    echo(f"Loading {config.model}")
+    inputs = inputs.from_first_process()
+    config = inputs.config
+    echo(f"Loading {config.model} in {inputs.dtype.name} ({inputs.dtype.reason})")
     model = load_model(config)
     if config.continue_from:
         memory = load_memory(model, RunFolder(config.continue_from).adapter.path, inputs.capacity.max_experts)

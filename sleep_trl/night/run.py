@@ -61,9 +61,9 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
         `Changed`: if what the night began with has changed, so that it has to start over.
         `NothingUsable`: if the teacher wrote nothing usable about the memories.
     """
-    config, folder = inputs.config, RunFolder(inputs.config.output_dir)
-    set_seed(config.seed)
+    set_seed(inputs.config.seed)
     ctx = prepare(inputs)
+    config, folder = ctx.config, RunFolder(ctx.config.output_dir)
     if PartialState().is_main_process:  # not before `prepare`: a run that it rejects leaves nothing behind
         begin_night(config, ctx.memories)
         record_beginning(config, ctx.memories)
@@ -113,6 +113,7 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
     results = collect_results(
         config, ctx.memory, before, after, written, log_history(seeded), dreams, committed, chain, phases.seconds
     )
+    results["dtype"] = {"base": ctx.inputs.dtype.name, "reason": ctx.inputs.dtype.reason}
     results |= not_trained(ctx.memories, written.get("queued", []), committed.get("not_trained", []))
     if PartialState().is_main_process:
         write_json(folder.results, results, is_checked=True)

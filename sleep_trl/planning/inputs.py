@@ -39,6 +39,7 @@ from .consolidation import Consolidation, due_consolidations, due_updates, missi
 from .former_runs import began_in_0_1, with_former_defaults
 from .night_source import night_memories, waiting_since_it_began
 from .relearning import Relearning, plan_relearning, prompts_without
+from .run_dtype import choose_run_dtype
 from .selection import apportion, select_memories
 
 MAX_EXAMPLES = 1024  # tokens of worked examples in a prompt; at most a quarter of the context
@@ -54,16 +55,17 @@ class RunInputs:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.config = with_former_defaults(config)
+        self.dtype = choose_run_dtype(config)
+        self.config = with_former_defaults(config).model_copy(update={"dtype": self.dtype.name})
 
     def from_first_process(self) -> RunInputs:
-        """Return the inputs with the memories that the first process read: a wake buffer may grow between two readers.
-        All processes have to call it."""
-        [available] = broadcast_object_list([self.available])
-        if available == self.available:
+        """Return the inputs with the memories and the dtype of the first process: a wake buffer may grow between two
+        readers, and two measurements may differ. All processes have to call it."""
+        available, dtype = broadcast_object_list([self.available, self.dtype])
+        if (available, dtype) == (self.available, self.dtype):
             return self
-        inputs = RunInputs(self.config)
-        inputs.available = available
+        inputs = RunInputs(self.config.model_copy(update={"dtype": dtype.name}))
+        inputs.available, inputs.dtype = available, dtype
         return inputs
 
     # -- the model ----------------------------------------------------------------------------------------------------

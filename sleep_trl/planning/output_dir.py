@@ -16,6 +16,7 @@ from ..runs import checksums
 from ..runs.files import read_json
 from ..runs.folder import RunFolder
 from .plan import MIB
+from .run_dtype import recorded_dtype
 
 MAY_CHANGE = {"resume", "dry_run", "output_dir", "report", "seeding.logging_steps"}
 """Options that may differ when a run is resumed, since they do not change any result."""
@@ -60,9 +61,11 @@ def check_output(config: RunConfig) -> None:
 
 def changed_options(config: RunConfig, earlier: Path) -> list[str]:
     """Return the options that differ from those a run was begun with, one phrase each."""
-    then = dict(_flat(_complete(read_json(earlier))))
+    then = dict(_flat(_complete(read_json(earlier)))) | {"dtype": recorded_dtype(earlier.parent)}
     now = dict(_flat(config.model_dump(mode="json")))
     names = [name for name in {**then, **now} if name not in MAY_CHANGE]
+    if config.dtype == "auto":  # keeps what the run was begun with
+        names.remove("dtype")
     if not _seeding_has_begun(RunFolder(earlier.parent)):
         names = [n for n in names if n in BEFORE_SEEDING or n.split(".")[0] not in ("rewards", "seeding")]
     return [

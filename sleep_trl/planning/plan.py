@@ -68,15 +68,16 @@ class Plan:
 
     Parameter counts are numbers of values; `peak_memory_mib` is in MiB per process, sizes on disk are in bytes.
     `samples` is the maximum that the teacher writes, `rows` are training prompts; `context`, `window` and
-    `memory_tokens` are in tokens. `queued` counts the memories that do not fit the steps. If `passes` is not `None`,
-    `steps`, `rows` and `rollouts` follow from it and are estimates: the most, if all samples are usable. `top_k` is
-    `None` if every expert takes part in every token. `consolidations` describes which experts are consolidated before
-    the night learns anything.
+    `memory_tokens` are in tokens. `dtype` is that of the frozen base, `dtype_reason` says why. `queued` counts the
+    memories that do not fit the steps. If `passes` is not `None`, `steps`, `rows` and `rollouts` follow from it and are
+    estimates: the most, if all samples are usable. `top_k` is `None` if every expert takes part in every token.
+    `consolidations` describes which experts are consolidated before the night learns anything.
     """
 
     model: str
     architecture: str
     dtype: str
+    dtype_reason: str
     layers: int
     hidden_size: int
     context: int
@@ -178,6 +179,7 @@ def render(plan: Plan) -> Table:
         "model": f"{plan.model} ({plan.architecture}, {plan.layers} layers of {plan.hidden_size})"
         + ("" if plan.is_converted else f"; {NOT_CONVERTED}"),
         "base parameters": f"{plan.base_parameters:,} in {plan.dtype}, frozen",
+        "dtype": f"{plan.dtype}: {plan.dtype_reason}",
         "parameters added": f"{plan.added_parameters:,}, trainable: {share}",
         "expert": f"number {plan.experts} of {plan.max_experts}, width {plan.width}",
         "experts per token": routing,

@@ -8,7 +8,6 @@ from operator import attrgetter
 from ..config import RunConfig
 from ..distributed.zero3 import count_shards
 from ..models.gguf import unconverted
-from ..models.loading import choose_dtype
 from . import checks
 from .growth import check_growth
 from .grpo_arguments import check_grpo_arguments
@@ -79,13 +78,12 @@ def make_plan(inputs: RunInputs) -> Plan:
     """Work out what a run will be like."""
     config, capacity, seeding = inputs.config, inputs.capacity, inputs.config.seeding
     steps = inputs.expected_steps
-    dtype = choose_dtype(config.dtype)
     shape = Shape.of(
         architecture=type(inputs.meta_model).__name__,
         hosts=inputs.hosts,
         vocabulary=inputs.vocabulary,
         parameters=sum(parameter.numel() for parameter in inputs.meta_model.parameters()),
-        bytes_per_weight=dtype.itemsize,
+        bytes_per_weight=inputs.dtype.dtype.itemsize,
         is_routed=capacity.is_routed,
     )
     adapter_bytes, disk_bytes = estimate_disk(shape, capacity.width, capacity.experts)
@@ -94,7 +92,8 @@ def make_plan(inputs: RunInputs) -> Plan:
     return Plan(
         model=config.model,
         architecture=shape.architecture,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=inputs.dtype.name,
+        dtype_reason=inputs.dtype.reason,
         layers=shape.layers,
         hidden_size=shape.hidden_size,
         context=inputs.context,
