@@ -116,7 +116,7 @@ check: lint types test wheel ## run everything a commit must pass
 check-fast: lint types ## lint, types and tests that take under a second; at most 90 seconds
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --fast $(PARALLEL)
 
-bench: setup ## run every benchmark with --quick
+bench: setup smollm2 ## run every benchmark with --quick
 	@set -e; for script in benchmarks/[!_]*.py; do \
 		test -e "$$script" || { echo "benchmarks/ holds no scripts" >&2; exit 1; }; \
 		echo "== $$script"; \

@@ -27,7 +27,8 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with the options that every benchmark takes."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, for a first look")
-    parser.add_argument("--json", action="store_true", help="print only the last line, one JSON object")
+    json_help = "print only the last line, one JSON object; with FILE, write it there too"
+    parser.add_argument("--json", nargs="?", const=True, default=False, metavar="FILE", help=json_help)
     return parser
 
 
@@ -47,14 +48,22 @@ def rerun_with(env: dict[str, str]) -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], env)
 
 
-def report(title: str, rows: list[Row], result: dict[str, object], only_json: bool) -> None:
-    """Print the table, whose first row is its header, and the JSON object on the last line."""
+def report(title: str, rows: list[Row], result: dict[str, object], only_json: bool | str) -> None:
+    """Print the table, whose first row is its header, and the JSON object on the last line. A text as `only_json` names
+    a file that the object is written to."""
     if not only_json:
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         print(title)
         for row in rows:
             cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
             print("  " + "  ".join(cells))
+    _print_json(result, only_json)
+
+
+def _print_json(result: dict[str, object], file: bool | str) -> None:
+    if isinstance(file, str):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(json.dumps(result) + "\n", "utf-8")
     print(json.dumps(result), flush=True)
 
 
@@ -126,12 +135,12 @@ def run_study(
     return {v: {s: runs[v][s] for u, s in wanted if u == v} for v in arguments.variants}
 
 
-def report_study(table: list[Row], settings: dict[str, Any], runs: Runs, only_json: bool) -> None:
+def report_study(table: list[Row], settings: dict[str, Any], runs: Runs, only_json: bool | str) -> None:
     """Print a study's table in Markdown, its first row being the header, and the JSON object on the last line."""
     if not only_json:
         head, *rows = ["| " + " | ".join(row) + " |" for row in table]
         print("\n".join([head, "| --- |" + " ---: |" * (len(table[0]) - 1), *rows]) + "\n")
-    print(json.dumps({"settings": settings, "runs": runs}), flush=True)
+    _print_json({"settings": settings, "runs": runs}, only_json)
 
 
 def cell(values: Sequence[float], digits: int = 1) -> str:

@@ -1,0 +1,269 @@
+"""What Sleep is compared with in `real_night.py`: the same model, fine-tuned with cross-entropy on what the night's
+teacher wrote, by TRL's `SFTTrainer` with a LoRA of rank 32.
+
+    lora           the samples about the memories
+    lora_replay    these and the night's general samples, in Sleep's shares
+    lora_text      the documents themselves, as plain text
+
+A step has as many rows as a step of Sleep has prompts, the schedule and the gradient's limit are Sleep's, and the
+learning rate is each rival's own. Every model takes the same `Exam`, asked by the product's own functions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sleep_trl.data.rows import build_rows
+from sleep_trl.data.samples import Sample
+from sleep_trl.data.shipped_sets import read_shipped
+from sleep_trl.evaluation.recall import QAItem, ask
+from sleep_trl.memory import load_memory
+from sleep_trl.memory.hosts import find_hosts
+from sleep_trl.models.gguf import mean_loss
+from sleep_trl.models.loading import load_model
+from sleep_trl.planning.inputs import RunInputs
+from sleep_trl.rollout import TransformersEngine
+
+RANK = 32
+TIMED_STEPS = 5
+
+Grade = dict[str, Any]
+Rows = list[dict[str, list[int]]]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """How a rival learns.
+
+    Args:
+        learning_rate (`float`): peak learning rate of AdamW.
+        has_replay (`bool`): whether general samples are replayed.
+        reads_texts (`bool`): whether it reads the documents in place of the samples.
+    """
+
+    learning_rate: float
+    has_replay: bool = False
+    reads_texts: bool = False
+
+
+# Not tuned yet: that takes --split choose --learning-rates 3e-4 1e-3 3e-3.
+RIVALS = {
+    "lora": Rival(1e-3),
+    "lora_replay": Rival(1e-3, has_replay=True),
+    "lora_text": Rival(1e-3, reads_texts=True),
+}
+
+
+# -- the exam ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The questions and texts that every model is measured with.
+
+    Args:
+        inputs (`RunInputs`): of the night, for its prompts and settings.
+        plain (`list[QAItem]`): the documents' questions.
+        other_words (`list[QAItem]`): the same in other words.
+        reading (`list[QAItem]`): questions about shipped passages, asked with the passage.
+        prose (`list[str]`): shipped texts, for the perplexity.
+    """
+
+    inputs: RunInputs
+    plain: list[QAItem]
+    other_words: list[QAItem]
+    reading: list[QAItem]
+    prose: list[str]
+
+    @staticmethod
+    def of(inputs: RunInputs, documents: Sequence[dict[str, Any]], most: int | None = None) -> Exam:
+        """Make the exam of a night about documents, with at most `most` passages and texts for the base skill."""
+        plain, other = (
+            [QAItem(q["question"], tuple(q["answers"])) for row in documents for q in row[key]]
+            for key in ("questions", "other_words")
+        )
+        passages = read_shipped("reading")[:most]
+        reading = [QAItem(q.question, q.answers, passage.text) for passage in passages for q in passage.questions]
+        return Exam(inputs, plain, other, reading, [text.text for text in read_shipped("prose")[:most]])
+
+    @cached_property
+    def base(self) -> Any:
+        """The model before the night."""
+        return load_model(self.inputs.config)
+
+    def grade(self, model: Any) -> Grade:
+        """Return a model's recall (`after`), its recall in `other_words`, its `reading`, and its `perplexity`."""
+        config = self.inputs.config
+        engine = TransformersEngine(model, self.inputs.tokenizer, config.evaluation.batch_size)
+
+        def score(items: list[QAItem], with_context: bool) -> float | None:
+            return ask(
+                items,
+                engine,
+                self.inputs.prompter,
+                with_context=with_context,
+                metric=config.evaluation.metric,
+                max_new_tokens=config.evaluation.max_new_tokens,
+            )
+
+        return {
+            "after": score(self.plain, False),
+            "other_words": score(self.other_words, False),
+            "reading": score(self.reading, True),
+            "perplexity": math.exp(mean_loss(model.eval(), self.inputs.tokenizer, self.prose)),
+        }
+
+    def grade_base(self) -> Grade:
+        """Grade the model before the night."""
+        return self.grade(load_model(self.inputs.config))
+
+    def grade_grown(self, adapter: Path) -> Grade:
+        """Grade the model with the night's experts."""
+        model = load_model(self.inputs.config)
+        load_memory(model, adapter)
+        return self.grade(model)
+
+
+# -- learning ---------------------------------------------------------------------------------------------------------
+
+
+def learn(name: str, exam: Exam, night: Path, steps: int, learning_rate: float, targets: str) -> Grade:
+    """Fine-tune the model by a rival's recipe and grade it.
+
+    Args:
+        name (`str`):
+            The rival's name in [`RIVALS`].
+        exam (`Exam`):
+            What it is graded by.
+        night (`Path`):
+            Folder of the Sleep night, whose samples it learns.
+        steps (`int`):
+            Optimizer steps.
+        learning_rate (`float`):
+            Peak learning rate.
+        targets (`str`):
+            Where its LoRA is: `"mlp"` or `"all-linear"`.
+
+    Returns:
+        `dict`: the grade, `steps`, `learning_rate`, and `seconds` of the training.
+    """
+    rows = rival_rows(RIVALS[name], exam.inputs, samples_of(night), steps)
+    model = load_model(exam.inputs.config)
+    times = fine_tune(model, exam.inputs, rows, learning_rate, targets)
+    return exam.grade(model) | {"steps": steps, "learning_rate": learning_rate, "seconds": sum(times)}
+
+
+def time_step(exam: Exam, night: Path) -> float:
+    """Return the median seconds of a step of `lora`."""
+    rival = RIVALS["lora"]
+    rows = rival_rows(rival, exam.inputs, samples_of(night), TIMED_STEPS + 1)
+    times = fine_tune(load_model(exam.inputs.config), exam.inputs, rows, rival.learning_rate, "mlp")
+    return statistics.median(times[1:])
+
+
+def samples_of(night: Path) -> list[Sample]:
+    """Return what the teacher of a night wrote, and its self-replay."""
+    written = json.loads((night / "phases" / "write_dataset.json").read_text("utf-8"))["result"]
+    return [Sample(**row) for row in written["samples"]]
+
+
+def rival_rows(rival: Rival, inputs: RunInputs, samples: Sequence[Sample], steps: int) -> Rows:
+    """Lay out a rival's rows in training order, tokenized as `SFTTrainer` takes them."""
+    config, per_step = inputs.config, inputs.config.seeding.prompts_per_step
+    if rival.reads_texts:
+        return _text_rows(inputs, steps * per_step)
+    rows = build_rows(
+        [sample for sample in samples if sample.part == "memory" or (rival.has_replay and sample.part == "general")],
+        inputs.tokenizer,
+        steps=steps,
+        per_step=per_step,
+        shares={"general": config.dataset.general_share} if rival.has_replay else {},
+        prefix_share=0,
+        max_completion=config.seeding.max_completion_length,
+        seed=config.seed,
+    )
+    return [
+        {
+            "input_ids": row["prompt_ids"] + row["reference_ids"],
+            "completion_mask": [0] * len(row["prompt_ids"]) + [1] * len(row["reference_ids"]),
+        }
+        for row in rows
+    ]
+
+
+def _text_rows(inputs: RunInputs, count: int) -> Rows:
+    """Return windows of the documents, shuffled anew in each pass, each with its title and an end."""
+    texts = [
+        [*inputs.prompter.ids(f"{memory.source}\n{window}"), inputs.tokenizer.eos_token_id]
+        for memory, windows in zip(inputs.memories, inputs.windows, strict=True)
+        for window in windows
+    ]
+    rng, order = random.Random(inputs.config.seed), list[list[int]]()
+    while len(order) < count:
+        order += rng.sample(texts, len(texts))
+    return [{"input_ids": ids, "completion_mask": [0] + [1] * (len(ids) - 1)} for ids in order[:count]]
+
+
+def fine_tune(model: Any, inputs: RunInputs, rows: Rows, learning_rate: float, targets: str) -> list[float]:
+    """Train a LoRA inside the model with `SFTTrainer`, on rows in their order, and return the seconds of each step."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PrinterCallback, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    class Watch(TrainerCallback):
+        def __init__(self) -> None:
+            self.marks: list[float] = []
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.marks.append(time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.marks.append(time.perf_counter())
+
+    seeding, watch = inputs.config.seeding, Watch()
+    linears = "all-linear" if targets == "all-linear" else list(find_hosts(model)[0].form.linears)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SFTConfig(
+            folder,
+            max_steps=len(rows) // seeding.prompts_per_step,
+            per_device_train_batch_size=seeding.prompts_per_step,
+            learning_rate=learning_rate,
+            lr_scheduler_type=seeding.lr_scheduler_type,
+            warmup_steps=seeding.warmup_steps,
+            max_grad_norm=seeding.max_grad_norm,
+            train_sampling_strategy="sequential",
+            completion_only_loss=True,
+            max_length=None,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=not torch.accelerator.is_available(),
+            seed=inputs.config.seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = SFTTrainer(
+            model,
+            arguments,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=inputs.tokenizer,
+            peft_config=LoraConfig(r=RANK, lora_alpha=RANK, target_modules=linears, task_type="CAUSAL_LM"),
+            callbacks=[watch],
+        )
+        trainer.remove_callback(PrinterCallback)  # standard output has the benchmark's own lines alone
+        trainer.train()
+    return [end - start for start, end in zip(watch.marks, watch.marks[1:], strict=False)]
