@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sleep_trl.cli import main
-from sleep_trl.runs.files import write_json
+from sleep_trl.runs.files import write_json, write_jsonl, write_text
 from sleep_trl.runs.ledger import read_ledger
 from sleep_trl.wake import WakeBuffer
 from tests.publish.test_unlearn import write_run
@@ -151,7 +151,7 @@ def test_forgetting_names_the_entries_that_learned_it(call, tmp_path, documents)
         buffer.register(run)
         (entry,) = read_ledger(run / "ledger.jsonl")
         sources = [{"id": m.id, "source": m.source, "sha256": m.sha256} for m in buffer.memories()]
-    (run / "ledger.jsonl").write_text(json.dumps(entry.model_dump(mode="json") | {"sources": sources}) + "\n")
+    write_jsonl(run / "ledger.jsonl", [entry.model_dump(mode="json") | {"sources": sources}])
     assert {row["state"] for row in rows(call("wake", "list", "--json")[1])} == {"consolidated"}
     code, out, _ = call("wake", "forget", "letters")
     assert code == 0 and "sleep-trl memory drop" in out and "--source 'letters'" in out
@@ -226,7 +226,7 @@ def test_of_a_chain_the_newest_committed_night_is_used(call, tmp_path):
 def test_a_list_fits_80_columns(call, tmp_path, monkeypatch):
     run = write_run(tmp_path, write_model(tmp_path / "base"))
     ledger = run / "ledger.jsonl"
-    ledger.write_text(ledger.read_text().replace('"source": "', '"source": "The Town Crier, night 1, page '))
+    write_text(ledger, ledger.read_text().replace('"source": "', '"source": "The Town Crier, night 1, page '))
     monkeypatch.setenv("COLUMNS", "80")
     lines = call("memory", "list", run)[1].splitlines()
     assert all(len(line) <= 80 for line in lines) and len(lines) <= 4 + 5 * len(read_ledger(ledger))

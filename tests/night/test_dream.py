@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sleep_trl.launch import sleep
-from sleep_trl.runs.files import read_json
+from sleep_trl.runs.files import read_json, write_json
 from sleep_trl.runs.ledger import read_ledger
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
@@ -89,7 +89,7 @@ def test_an_interrupted_night_learns_the_same_dreams(night, tmp_path):
     late = shutil.ignore_patterns("learn_dreams*", "learnt", "checkpoints-learnt", "*after*", "commit*", "results*")
     shutil.copytree(night, again, ignore=late)
     config = json.loads((again / "config.json").read_text())
-    (again / "config.json").write_text(json.dumps(config | {"output_dir": str(again)}))
+    write_json(again / "config.json", config | {"output_dir": str(again)})
     memories = ["--memories", str(night.parent / "town.jsonl")]
     assert sleep.main([*arguments(again), *memories, "--resume"]) == 0
     once, twice = (read_ledger(folder / "ledger.jsonl")[0].fingerprint for folder in (night, again))
@@ -102,7 +102,7 @@ def test_workers_get_the_same_results_as_one_process(night, tmp_path):
     shutil.copytree(night, again, ignore=late)
     config = json.loads((again / "config.json").read_text())
     config |= {"output_dir": str(again), "dream": config["dream"] | {"chunk": 5, "workers": 2}}
-    (again / "config.json").write_text(json.dumps(config))
+    write_json(again / "config.json", config)
     given = ["--memories", str(night.parent / "town.jsonl"), "--dream.chunk", "5", "--dream.workers", "2"]
     try:
         assert sleep.main([*arguments(again), *given, "--resume"]) == 0
@@ -118,7 +118,7 @@ def test_dreams_can_be_learned_into_an_adapter(night, tmp_path):
     shutil.copytree(night, again, ignore=late)
     config = json.loads((again / "config.json").read_text())
     config |= {"output_dir": str(again), "dream": config["dream"] | {"into": "lora", "steps": 20}}
-    (again / "config.json").write_text(json.dumps(config))
+    write_json(again / "config.json", config)
     given = ["--memories", str(night.parent / "town.jsonl"), "--dream.into", "lora", "--dream.steps", "20"]
     assert sleep.main([*arguments(again), *given, "--resume"]) == 0
     adapter = (again / "adapter" / "experts.safetensors").read_bytes()
