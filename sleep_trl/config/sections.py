@@ -45,8 +45,9 @@ class MemoryConfig(Section):
 class DatasetConfig(Section):
     """The data set the teacher writes about the memories, and the self-replay that protects earlier skills."""
 
-    templates: tuple[str, ...] = Field(("question_answer",), min_length=1)
-    """Prompt templates: built-in names or paths to Jinja files."""
+    templates: tuple[str, ...] = Field(("question_answer", "statement"), min_length=1)
+    """Prompt templates: built-in names or paths to Jinja files. question_answer lets the teacher ask and answer about
+    each sentence; statement takes the sentences themselves, under the title of their document."""
 
     samples_per_sentence: int = Field(4, ge=1)
     """Samples the teacher writes per template about each sentence of a memory, before those are dropped that are not
@@ -54,6 +55,14 @@ class DatasetConfig(Section):
 
     samples_per_window: int | None = Field(None, ge=1)
     """Samples per template and window instead, about its sentences in turn."""
+
+    worked_examples: bool = True
+    """Put the templates' worked examples before prompts with a context, as earlier turns of a chat. They take at most a
+    quarter of the context, and 1,024 tokens."""
+
+    titles: bool = True
+    """Put the title of a memory, or its first words, above each of its windows and before questions that name
+    nothing."""
 
     check_answers: bool = True
     """Keep an answer only if the teacher gives it again, and the model does not give it without the text."""
@@ -71,7 +80,7 @@ class DatasetConfig(Section):
     keep_truncated: bool = False
     """Keep samples that were cut off at max_new_tokens. Otherwise they are dropped and counted."""
 
-    ask_temperature: float = Field(1.0, gt=0)
+    ask_temperature: float = Field(0.7, gt=0)
     """Sampling temperature for the requests (such as questions) that the teacher writes."""
 
     temperature: float = Field(0.7, gt=0)

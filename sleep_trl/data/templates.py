@@ -4,7 +4,8 @@ A template is a Jinja file `NAME.j2`, rendered with `context` (the memory's text
 student), `request`, `source` and `chat` (whether the model has a chat template). An optional `NAME.ask.j2` next to it
 lets the teacher first write the `request`, such as a question; it also gets the `sentence` to ask about, or `None` if
 `context` is a single sentence. `{% set stop = [...] %}` sets strings that end a sample. Text that does not depend on
-`context` is shared by teacher and student.
+`context` is shared by teacher and student. If a template has `{% set reference = ... %}`, that is the sample, and
+nothing is generated: what the student learns is the teacher's distribution along it.
 
 Worked examples in `NAME.examples.jsonl`, rows with `source`, `context`, `sentence`, `request` and `response`, come
 before a prompt that has a context: small models write far better after them (ours).
@@ -20,19 +21,30 @@ from typing import Any
 
 import jinja2
 import jinja2.meta
+import jinja2.nodes
 from jinja2.sandbox import SandboxedEnvironment
 
 FOLDER = Path(__file__).parent / "templates"
 VARIABLES = ("context", "request", "source", "sentence")
-BUILT_IN = ("question_answer", "continuation", "paraphrase", "summary", "implications", "questions", "notes")
+BUILT_IN = (
+    "question_answer",
+    "statement",
+    "continuation",
+    "paraphrase",
+    "summary",
+    "implications",
+    "questions",
+    "notes",
+)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered template: the text, and the strings that end a completion."""
+    """A rendered template: the text, the strings that end a completion, and the completion if it is given."""
 
     text: str
     stop: tuple[str, ...]
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,11 +62,12 @@ class PromptTemplate:
     jinja: jinja2.Template
     examples: tuple[Example, ...] = ()
     names: frozenset[str] = frozenset()  # of the variables that occur in it
+    has_reference: bool = False
 
     def render(self, **variables: Any) -> Prompt:
         """Render the prompt. Trailing spaces are removed, since most tokenizers split words badly after them."""
         module = self.jinja.make_module({**dict.fromkeys(VARIABLES), "chat": False, **variables})
-        return Prompt(str(module).rstrip(" "), tuple(getattr(module, "stop", ())))
+        return Prompt(str(module).rstrip(" "), tuple(getattr(module, "stop", ())), getattr(module, "reference", None))
 
 
 @dataclass(frozen=True)
@@ -67,8 +80,13 @@ class Template:
 
     @property
     def is_per_sentence(self) -> bool:
-        """Whether the teacher is asked about each sentence of a window."""
-        return self.ask is not None and "sentence" in self.ask.names
+        """Whether it is about each sentence of a window, not about windows as a whole."""
+        return "sentence" in self.respond.names or (self.ask is not None and "sentence" in self.ask.names)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the samples are given, and not generated."""
+        return self.respond.has_reference
 
     @staticmethod
     def load(name: str) -> Template:
@@ -122,7 +140,9 @@ def _compile(path: Path, examples: tuple[Example, ...] = ()) -> PromptTemplate:
     environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
     try:
         text = path.read_text(encoding="utf-8")
-        names = jinja2.meta.find_undeclared_variables(environment.parse(text))
-        return PromptTemplate(environment.from_string(text), examples, frozenset(names))
+        tree = environment.parse(text)
+        names = frozenset(jinja2.meta.find_undeclared_variables(tree))
+        assigned = {node.target.name for node in tree.find_all(jinja2.nodes.Assign) if hasattr(node.target, "name")}
+        return PromptTemplate(environment.from_string(text), examples, names, "reference" in assigned)
     except (jinja2.TemplateSyntaxError, UnicodeDecodeError) as error:
         raise ValueError(f"The template {path} cannot be read: {error}. Correct its Jinja syntax.") from None

@@ -65,7 +65,7 @@ class Writing:
 
 
 def tasks_of(windows: Sequence[Window], counts: Sequence[int], template: Template) -> list[Task]:
-    """Return `counts[i]` tasks about each window. If the template asks about sentences, they take turns."""
+    """Return `counts[i]` tasks about each window. If the template is about sentences, they take turns."""
     tasks = []
     for window, count in zip(windows, counts, strict=True):
         sentences = window.sentences if template.is_per_sentence else ()
@@ -190,7 +190,12 @@ def _answer(
     sampling = Sampling(
         writing.max_new_tokens, writing.temperature, students[0][2], writing.seed + 1, top_p=writing.top_p
     )
-    completions = engine.generate(teachers, sampling, progress)
+    if template.is_given:
+        completions = [_given(template, task, prompter) for task in tasks]
+        if progress:
+            progress(len(tasks))
+    else:
+        completions = engine.generate(teachers, sampling, progress)
     samples = [
         Sample(
             "memory",
@@ -213,6 +218,17 @@ def _answer(
         keep_truncated=writing.keep_truncated,
     )
     return [sample for sample, _ in kept], [completion for _, completion in kept], dropped
+
+
+def _given(template: Template, task: Task, prompter: Prompter) -> Completion:
+    """Return the sample that the template gives. In a chat it ends the turn."""
+    text = template.respond.render(
+        chat=prompter.has_chat, source=task.window.source, context=task.window.text, sentence=task.sentence
+    ).reference
+    assert text is not None
+    end = prompter.tokenizer.eos_token_id
+    ids = prompter.ids(text if prompter.has_chat else f" {text}")
+    return Completion([*ids, end] if prompter.has_chat and end is not None else ids, text, "eos")
 
 
 def _check(

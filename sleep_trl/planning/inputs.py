@@ -100,7 +100,7 @@ class RunInputs:
 
     @cached_property
     def prompter(self) -> Prompter:
-        examples_tokens = min(MAX_EXAMPLES, self.context // 4)
+        examples_tokens = min(MAX_EXAMPLES, self.context // 4) if self.config.dataset.worked_examples else 0
         return Prompter(self.tokenizer, self.config.chat_template_kwargs, examples_tokens)
 
     @cached_property
@@ -141,6 +141,8 @@ class RunInputs:
     @cached_property
     def titles(self) -> dict[str, str]:
         """What names each memory in prompts, by its id; empty where the tokenizer cannot spell it."""
+        if not self.config.dataset.titles:
+            return {memory.id: "" for memory in self.available}
         unknown = self.tokenizer.unk_token_id
 
         def can_spell(text: str) -> bool:
@@ -257,7 +259,10 @@ class RunInputs:
         wanted = []
         for template in map(Template.load, data.templates):
             per_sentence = [max(1, len(w.sentences)) if template.is_per_sentence else 1 for w in self.reading]
-            wanted.append([data.samples_per_window or count * data.samples_per_sentence for count in per_sentence])
+            if template.is_given:  # a second sample would be the same
+                wanted.append(per_sentence)
+            else:
+                wanted.append([data.samples_per_window or count * data.samples_per_sentence for count in per_sentence])
         total = sum(map(sum, wanted))
         if self.config.seeding.steps is None or began_in_0_1(self.config) or total <= self.expected_rows:
             return wanted

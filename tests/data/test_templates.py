@@ -14,7 +14,7 @@ CHAT = (
 @pytest.mark.parametrize("chat", [False, True])
 def test_the_teacher_sees_the_context_and_the_student_does_not(name, chat):
     template = Template.load(name)
-    variables = {"request": "REQUEST", "source": "SOURCE", "chat": chat}
+    variables = {"request": "REQUEST", "source": "SOURCE", "sentence": "SENTENCE", "chat": chat}
     teacher = template.respond.render(context="SECRET", **variables)
     student = template.respond.render(**variables)
     assert "SECRET" in teacher.text and "SECRET" not in student.text

@@ -1,5 +1,6 @@
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 from sleep_trl.data.prompts import Prompter
 from sleep_trl.data.samples import Sample, Window, WrittenSamples
@@ -66,6 +67,22 @@ def test_each_sentence_is_asked_about_in_turn():
     written = write_about(tasks, TEMPLATE, engine, prompter, WRITING)
     assert [sample.sentence for sample in written.samples] == [task.sentence for task in tasks]
     assert ["Sentence: It is red." in text for text in prompter.texts[:4]] == [False, True, False, False]
+
+
+def test_a_statement_is_the_sample_and_nothing_is_generated():
+    template, tokenizer = Template.load("statement"), tiny_tokenizer()
+    window = Window("m", "Ben", "Ben has a boat. It is red.", 0, ("Ben has a boat.", "It is red."))
+    finished = []
+    write = partial(write_about, tasks_of([window], [2], template), template, FixedEngine())
+    written = write(Prompter(tokenizer), WRITING, agree=str.__eq__, progress=finished.append)
+    assert [s.reference for s in written.samples] == ["Ben has a boat.", "It is red."] and sum(finished) == 2
+    assert written.samples[0].prompt == "Ben:"
+    assert written.samples[0].reference_ids == tokenizer(" Ben has a boat.", add_special_tokens=False)["input_ids"]
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    chat = write(Prompter(tokenizer), WRITING).samples[0]
+    assert chat.reference_ids[-1] == tokenizer.eos_token_id and "Ben has" not in chat.prompt
+    untitled = [Window("m", "", "Ben has a boat.")]
+    assert write_about(tasks_of(untitled, [1], template), template, FixedEngine(), Prompter(tiny_tokenizer()), WRITING)
 
 
 def test_answers_are_checked_with_and_without_the_text():
