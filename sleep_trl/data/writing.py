@@ -7,7 +7,7 @@ answer is then checked: the teacher has to give it again, and the student must n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import regex
@@ -258,9 +258,9 @@ def _check(
     return [sample for sample, _ in kept], dropped
 
 
-def drop_collisions(written: WrittenSamples) -> WrittenSamples:
-    """Drop the samples whose prompt several memories answer in different ways: the student could not tell them
-    apart."""
+def drop_collisions(written: WrittenSamples, titles: Mapping[str, str]) -> WrittenSamples:
+    """Drop the samples whose prompt several memories answer in different ways: the student could not tell them apart.
+    Memories without a title are left alone, since many templates have nothing else to tell them apart by."""
     answers: dict[str, dict[str, set[str]]] = {}
     for sample in written.samples:
         by_memory = answers.setdefault(sample.prompt, {})
@@ -270,7 +270,7 @@ def drop_collisions(written: WrittenSamples) -> WrittenSamples:
         for prompt, by_memory in answers.items()
         if len(by_memory) > 1 and len(set.union(*by_memory.values())) > 1
     }
-    kept = [sample for sample in written.samples if sample.prompt not in collide]
+    kept = [s for s in written.samples if s.prompt not in collide or not titles.get(s.memory_id)]
     dropped = len(written.samples) - len(kept)
     return WrittenSamples(kept, written.dropped + Counter(collision=dropped))  # a sum of counters keeps no zeros
 

@@ -55,7 +55,8 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     if queued:
         echo(f"[yellow]{describe_fit(len(ctx.memories), len(queued))}[/]")
     parts = Phases(_parts_of(ctx))
-    written = drop_collisions(_about_memories(ctx, parts, seeds)) if windows else WrittenSamples()
+    written = _about_memories(ctx, parts, seeds) if windows else WrittenSamples()
+    written = drop_collisions(written, ctx.inputs.titles)
     coverage = measure_coverage(windows, written.samples)
     written += _general(ctx, parts, seeds)
     written += _earlier(ctx, parts, seeds, list(written.samples))

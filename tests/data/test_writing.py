@@ -112,10 +112,13 @@ def test_prompts_that_documents_answer_in_different_ways_are_dropped():
         return Sample("memory", memory, "t", prompt, [1], [1, 2], reference, [3], sentence=sentence)
 
     same, other = sample("a", "Who?", "Ben"), sample("a", "What?", "a boat", "Ben has a boat.")
-    kept = drop_collisions(WrittenSamples([same, sample("b", "Who?", "Ada"), other], Counter(empty=1)))
+    titles = {"a": "A", "b": "B"}
+    different = WrittenSamples([same, sample("b", "Who?", "Ada"), other], Counter(empty=1))
+    kept = drop_collisions(different, titles)
     assert kept.samples == [other] and kept.dropped == Counter(empty=1, collision=2)
     agreed = WrittenSamples([same, sample("b", "Who?", "ben"), sample("a", "What?", "a hat")])
-    assert drop_collisions(agreed) == agreed  # the same answer, or two answers of one memory
+    assert drop_collisions(agreed, titles) == agreed  # the same answer, or two answers of one memory
+    assert drop_collisions(different, {"a": "", "b": ""}) == different  # nothing else could tell them apart
     windows = [Window("a", "", "", 0, ("Ben has a boat.", "It is red.")), Window("a", "", "", 1, ("It is red.",))]
     assert measure_coverage(windows, kept.samples) == {"sentences": 2, "covered": 1}
 
