@@ -21,8 +21,8 @@ if importlib.util.find_spec("sleep_trl") is None:  # run as a file from a clone,
 
 from sleep_trl.config import RunConfig
 from sleep_trl.config.command_line import explain, parse
+from sleep_trl.config.exit_codes import DONE, FAILURE, STOPPED, TRY_AGAIN, USER_ERROR
 
-DONE, DISK_ERROR, USER_ERROR, TRY_AGAIN, STOPPED = 0, 1, 2, os.EX_TEMPFAIL, 130
 WAIT_FOR_POOL = timedelta(days=1)  # generation can take longer than the default of ten minutes on GPUs
 NOTHING_BEGUN = "Stopped before the run began."
 
@@ -155,7 +155,7 @@ def _sleep_alone(config: RunConfig, is_in_chain: bool) -> int:
         if sys.flags.dev_mode or (trouble := disk_trouble(config.output_dir, error)) is None:
             raise
         _print_error(f"Error: {trouble}, then resume with the same command and --resume: finished phases are on disk.")
-        return DISK_ERROR
+        return FAILURE
     echo(render_results(results))
     model = "model/, " if (is_folded := results["fold_difference"] is not None) else ""
     report = ", report.html" if config.report else ""

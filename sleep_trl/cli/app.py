@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from ..config.exit_codes import DONE, FAILURE, USER_ERROR
 from ..config.schedule import LADDER, Schedule
 from ..runs.files import read_json
 from ..runs.finished import newest_night
@@ -21,7 +22,6 @@ from .doctor import SETTINGS, doctor
 from .live import live
 from .output import Json, Row, redirect_to_stderr, show, warn_renamed
 
-FAILURE, INVALID_INPUT = 1, 2
 LONG_FIELDS = ("history", "config")  # of results.json, left out of `night --json`
 
 app = typer.Typer(
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         app(args=None if argv is None else list(argv), prog_name="sleep-trl")
     except ValueError as error:
         typer.echo(f"Error: {error}", err=True)
-        sys.exit(INVALID_INPUT)
+        sys.exit(USER_ERROR)
     except (RuntimeError, OSError) as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(FAILURE)
@@ -127,7 +127,7 @@ def night(context: typer.Context) -> None:
         raise typer.Exit(sleep.main(words))
     with redirect_to_stderr():
         code = sleep.main(words)
-    if code == 0:
+    if code == DONE:
         show([_results(words)], True, str)
     raise typer.Exit(code)
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..config.exit_codes import DONE, USER_ERROR
 from .output import redirect_to_stderr, table, warn_renamed
 
 if TYPE_CHECKING:
     from ..doctor import Case, Finding
 
-NO_GO = 2
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # the options of launch/sleep.py are parsed by it
 
 
@@ -58,7 +58,7 @@ def doctor(
         typer.echo(jsons.dumps({"go": is_go, "findings": [asdict(f) for f in findings]}, ensure_ascii=False))
     else:
         _print(findings, is_go)
-    raise typer.Exit(0 if is_go else NO_GO)
+    raise typer.Exit(DONE if is_go else USER_ERROR)
 
 
 def _case(arguments: list[str]) -> Case:

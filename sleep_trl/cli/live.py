@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config.exit_codes import STOPPED
+
 if TYPE_CHECKING:
     from ..config import RunConfig
 
-STOPPED = 130
 MESSAGES = {
     "waiting_for_lock": "Waiting for another process that works on {chain}: a `sleep-trl live`, or a night it started.",
     "pending": "Pending: {records:,} records",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..config.exit_codes import DONE, STOPPED, TRY_AGAIN, USER_ERROR
 from ..runs.finished import FinishedRun
 from ..wake import Form, State, Tally, WakeBuffer, add_path, add_stream, follow
 from ..wake.reading import form_of
@@ -17,9 +17,6 @@ from .output import Json, Row, redirect_to_stderr, show
 
 app = typer.Typer(help="Store records for the next night in a wake buffer.", no_args_is_help=True)
 
-STOPPED = 130
-REJECTED = 2
-TRY_AGAIN = os.EX_TEMPFAIL
 
 Buffer = Annotated[Path, typer.Option("--buffer", help="The wake buffer's file, created if it is missing.")]
 ExistingBuffer = Annotated[Path, typer.Option("--buffer", help="The wake buffer's file.")]
@@ -57,7 +54,7 @@ def add(
             else:
                 tally += add_path(opened, Path(path), form, source)
     _print_tally(tally, json)
-    raise typer.Exit(REJECTED if tally.rejected else 0)
+    raise typer.Exit(USER_ERROR if tally.rejected else DONE)
 
 
 @app.command()
@@ -137,7 +134,7 @@ def forget(
     show([row], json, lambda row: _forgotten_text(row, source, buffer))
     for reason in copies.in_use.values():
         typer.echo(reason, err=True)
-    raise typer.Exit(TRY_AGAIN if copies.in_use else 0)
+    raise typer.Exit(TRY_AGAIN if copies.in_use else DONE)
 
 
 def _holding(run: Path, source: str) -> list[str]:

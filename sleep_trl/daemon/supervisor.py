@@ -4,7 +4,6 @@ that the loop continues where it stopped, whatever was killed."""
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,15 +12,15 @@ from datetime import time as Hour
 from pathlib import Path
 from typing import Any
 
-from ..planning.chain import begun, is_finished, night_folder, quarantined_nights
+from ..config.exit_codes import DONE, TRY_AGAIN, USER_ERROR
+from ..planning.chain import begun, is_finished, quarantined_nights
 from ..planning.night_source import began_with
-from ..runs.folder import RunFolder
+from ..runs.folder import RunFolder, night_folder
 from ..runs.ledger import read_ledger
 from .clock import Alarm
 from .pending import Pending, PendingRecords
 from .subprocess_night import Launcher, chain_lock
 
-DONE, MISTAKE, TRY_AGAIN = 0, 2, os.EX_TEMPFAIL
 LONGEST_PAUSE = 3600.0  # seconds between two attempts at a night
 
 Report = Callable[[str, dict[str, Any]], None]
@@ -154,7 +153,7 @@ class Supervisor:
             if code == TRY_AGAIN and not RunFolder(night).is_begun and not self.pending.count().records:
                 self.report("nothing_left", {"night": str(night)})
                 return DONE
-            retry_in = None if code == MISTAKE or attempt == self.policy.tries else pause
+            retry_in = None if code == USER_ERROR or attempt == self.policy.tries else pause
             self.report("failed", {"night": str(night), "exit_code": code, "retry_in": retry_in})
             if retry_in is None:
                 break

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -68,16 +67,12 @@ class NightContext:
     def relearning(self) -> Relearning | None:
         return self.inputs.relearning
 
-    @property
-    def adapter(self) -> Path:
-        return self.config.output_dir / "adapter"
-
     def restore(self) -> None:
         """Make the memory what it was when the night began."""
         for index in list(self.memory.records):
             self.memory.reset(index)
         if self.config.continue_from:
-            load_experts(self.memory, self.config.continue_from / "adapter")
+            load_experts(self.memory, RunFolder(self.config.continue_from).adapter.path)
         self.accumulated = _accumulated(self.config)
 
     def begin_blocks(self) -> None:
@@ -127,4 +122,4 @@ def prepare(inputs: RunInputs) -> NightContext:
 
 def _accumulated(config: RunConfig) -> Accumulated:
     """Return what the levels had accumulated when the night began."""
-    return Accumulated.load(config.continue_from / "adapter") if config.continue_from else Accumulated()
+    return Accumulated.load(RunFolder(config.continue_from).adapter.path) if config.continue_from else Accumulated()

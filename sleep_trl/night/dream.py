@@ -33,7 +33,7 @@ def dream(
         return summarize([], 0), []
 
     def try_out() -> list[dict[str, Any]]:
-        records = dreamer(config, ctx.model, ctx.tokenizer, rows, samples, folder.path / "checkpoints-dreamt")
+        records = dreamer(config, ctx.model, ctx.tokenizer, rows, samples, folder.checkpoints_of("dreamt"))
         if PartialState().is_main_process:
             save_memory(ctx.memory, folder.phases / "dreamt")
         return records

@@ -13,8 +13,6 @@ from ..config import RunConfig
 from ..data.samples import Sample
 from ..runs.folder import RunFolder
 
-FOLDER = "dream_adapter"
-
 
 def learn_into_adapter(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, dreams: Sequence[Sample], device: torch.device
@@ -39,7 +37,7 @@ def learn_into_adapter(
     Raises:
         `RuntimeError`: if training diverged.
     """
-    options, folder = config.dream, config.output_dir / FOLDER
+    options, folder = config.dream, RunFolder(config.output_dir).dream_adapter
     model = AutoModelForCausalLM.from_pretrained(RunFolder(config.output_dir).model, dtype="auto", use_safetensors=True)
     job = LoraJob(
         "dreams",

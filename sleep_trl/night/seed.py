@@ -78,7 +78,7 @@ def seed(
         max_completion=config.seeding.max_completion_length,
         seed=config.seed,
     )
-    checkpoints = folder.path / ("checkpoints" if name == "seeded" else f"checkpoints-{name}")
+    checkpoints = folder.checkpoints if name == "seeded" else folder.checkpoints_of(name)
     teachers = [] if is_own_teacher else [teacher.model for teacher in ctx.teachers]
     trained = {row["memory_id"] for row in rows if row["part"] == "memory"}
     echo(f"Training for {steps:,} steps, on {len(rows):,} rows about {len(trained):,} memories and self-replay")

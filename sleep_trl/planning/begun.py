@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from ..config import RunConfig
 
 IsGone = Callable[[MemoryText], bool]
-WRITTEN_BEFORE_COMMIT = ("checkpoints*", "adapter", "model", "dream_adapter", "report.html", "*.partial")
 
 
 class Changed(RuntimeError):
@@ -103,7 +102,7 @@ def start_over(folder: Path, is_gone: IsGone = lambda memory: False) -> None:
     """
     run = RunFolder(folder)
     taken = began_with(folder) if run.ingested.is_file() else []
-    for path in [path for pattern in WRITTEN_BEFORE_COMMIT for path in folder.glob(pattern)]:
+    for path in [*run.all_checkpoints, run.adapter.path, run.model, run.dream_adapter, run.report, *run.partial]:
         _remove(path)
     for path in run.phases.glob("*"):
         if path not in (run.ingested, run.given, run.began, run.phases / checksums.NAME):

@@ -15,15 +15,10 @@ from ..config import RunConfig
 from ..config.sections import Section
 from ..data.documents import read_memories
 from ..runs.files import read_json
-from ..runs.folder import RunFolder
+from ..runs.folder import RunFolder, night_folder
 from .consolidation import HOW_TO_FREE_EXPERTS, MIN_CAPACITY, missing_blocks, needed_free
 
 SECTIONS = {name for name, field in RunConfig.model_fields.items() if isinstance(field.default, Section)}
-
-
-def night_folder(chain: Path, number: int) -> Path:
-    """Return the folder of a night, counted from 1."""
-    return chain / f"night-{number:03}"
 
 
 def nights_of(config: RunConfig) -> list[RunConfig]:

@@ -82,7 +82,7 @@ def _complete(begun: dict[str, Any]) -> dict[str, Any]:
 
 
 def _written_by_runs(run: RunFolder) -> tuple[Path, ...]:
-    return (run.adapter.path, run.model, run.phases, run.path / "checkpoints", run.ledger, run.report)
+    return (run.adapter.path, run.model, run.phases, run.checkpoints, run.ledger, run.report)
 
 
 def _was_about_to_begin(run: RunFolder) -> bool:
@@ -94,7 +94,7 @@ def _was_about_to_begin(run: RunFolder) -> bool:
 def _seeding_has_begun(run: RunFolder) -> bool:
     """Whether anything on disk depends on the rewards and the options of `seeding`: the night's own seeding, or that of
     a consolidation before it."""
-    return any(run.phases.glob("seed*.json")) or any(run.path.glob("checkpoints*/checkpoint-*"))
+    return any(run.phases.glob("seed*.json")) or any(any(folder.glob("checkpoint-*")) for folder in run.all_checkpoints)
 
 
 def check_disk(folder: Path, needed: int) -> None:

@@ -32,8 +32,10 @@ from ..wake import WakeBuffer, WakeRecord
 from .beside import erase_beside, may_hold, related_runs
 from .export import card_of
 
-INTERMEDIATE = ("checkpoints*", "phases", "dream_adapter", "report.html")
-"""Intermediate files of a finished run that contain texts or experts, or that fit only the old model."""
+
+def _intermediate(files: RunFolder) -> list[Path]:
+    """Return what a finished run has besides that contains texts or experts, or that fits only the old model."""
+    return [*files.all_checkpoints, *filter(Path.exists, (files.phases, files.dream_adapter, files.report))]
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,8 @@ def set_enabled(run: FinishedRun, entry: LedgerEntry, is_enabled: bool, model: s
 
 def _set_enabled(run: FinishedRun, entry: LedgerEntry, is_enabled: bool, model: str | None) -> None:
     check_is_whole(run)
-    if (run.folder / "dream_adapter").is_dir():
-        raise ValueError(
-            f"{run.folder / 'dream_adapter'} fits only the model with its present experts. Move it away and try again."
-        )
+    if (adapter := RunFolder(run.folder).dream_adapter).is_dir():
+        raise ValueError(f"{adapter} fits only the model with its present experts. Move it away and try again.")
     if entry.dropped is not None:
         raise ValueError(f"{entry.id} was dropped on {entry.dropped}: its expert is gone. Learn its records again.")
     owner = run.owners[entry.id]
@@ -212,7 +212,7 @@ def _drop(run: FinishedRun, plan: DropPlan, buffer: WakeBuffer | None, model: st
         for path in (files.adapter.prompts, files.adapter.questions):
             write_jsonl(path, [row for row in read_jsonl(path) if row["entry"] in kept])
         checksums.remove(files.adapter.accumulated)
-        for path in [path for pattern in INTERMEDIATE for path in run.folder.glob(pattern)]:
+        for path in _intermediate(files):
             _remove(path)
 
     missing = _fetch(run, texts, buffer) if buffer else []
@@ -263,7 +263,7 @@ def _is_settled(run: FinishedRun) -> bool:
     files = RunFolder(run.folder)
     is_routed = read_json(files.adapter.description)["spec"]["routing"] == "topk"
     has_model = is_routed or files.model.is_dir()
-    is_clean = not any(path.exists() for path in _temporary(files.model))
+    is_clean = not (files.partial_model.exists() or files.replaced_model.exists())
     return has_model and is_clean and {entry.expert for entry in expert_owners(run.entries)} == set(run.enabled)
 
 
@@ -276,8 +276,8 @@ def _rewrite(
 ) -> None:
     """Edit a run's memory, call `write` for its other files, and fold its model again. `begin` is called when nothing
     more can fail and before anything changes."""
-    adapter, target = RunFolder(run.folder).adapter, RunFolder(run.folder).model
-    folded, replaced = _temporary(target)
+    files = RunFolder(run.folder)
+    adapter, target, folded, replaced = files.adapter, files.model, files.partial_model, files.replaced_model
     config = _config(run, model)
     memory = load_memory(load_model(config), adapter.path)
     edit(memory)
@@ -301,11 +301,6 @@ def _rewrite(
     _remove(replaced)
 
 
-def _temporary(model: Path) -> tuple[Path, Path]:
-    """Return where a model is folded, and where the one it replaces is moved."""
-    return model.with_name("model.partial"), model.with_name("model.replaced")
-
-
 def _config(run: FinishedRun, model: str | None) -> RunConfig:
     """Return the run's configuration, with the dtype its model was folded in.
 
@@ -317,8 +312,8 @@ def _config(run: FinishedRun, model: str | None) -> RunConfig:
         read_config(config.model)
     except ValueError as error:
         raise ValueError(f"{run.folder} needs its base model to fold again. {error} Or give --model.") from None
-    for name in ("model", "model.replaced"):
-        if (path := run.folder / name / "config.json").is_file():
+    for folder in (RunFolder(run.folder).model, RunFolder(run.folder).replaced_model):
+        if (path := folder / "config.json").is_file():
             dtype = read_json(path).get("dtype", config.dtype)
             return config.model_copy(update={"dtype": dtype})
     return config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from pydantic import ValidationError
 
 from .checksums import mention_unchecked
 from .files import read_json
-from .folder import RunFolder
+from .folder import NIGHT, RunFolder
 from .ledger import LedgerEntry, active_entries, dependents, owners, read_ledger, sharing_expert
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 EntryState = Literal["enabled", "disabled", "consolidated", "dropped"]
 MEASURES = ("recall", "skill", "agreement")  # of an entry's metrics, before and after its night
-NIGHT = re.compile(r"night-(\d+)")
 
 
 @dataclass(frozen=True)

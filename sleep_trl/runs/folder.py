@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 FORMER_INGESTED = "heard.jsonl"  # its name in runs of 0.1
+NIGHT = re.compile(r"night-(\d+)")  # a night's folder in that of a chain
+
+
+def night_folder(chain: Path, number: int) -> Path:
+    """Return the folder of a chain's night; the first is number 1."""
+    return chain / f"night-{number:03}"
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,40 @@ class RunFolder:
     def model(self) -> Path:
         """The grown model as a folded checkpoint; missing if its experts are routed."""
         return self.path / "model"
+
+    @property
+    def partial_model(self) -> Path:
+        """Where a model is folded that will replace `model`."""
+        return self.path / "model.partial"
+
+    @property
+    def partial(self) -> list[Path]:
+        """What was not written to its end."""
+        return sorted(self.path.glob("*.partial"))
+
+    @property
+    def replaced_model(self) -> Path:
+        """Where a model is moved that is being replaced."""
+        return self.path / "model.replaced"
+
+    @property
+    def dream_adapter(self) -> Path:
+        """The LoRA that learned the dreams, if they were not learned by an expert."""
+        return self.path / "dream_adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The trainer's checkpoints in Knowledge Seeding."""
+        return self.path / "checkpoints"
+
+    def checkpoints_of(self, phase: str) -> Path:
+        """Checkpoints of another phase in which something is trained."""
+        return self.path / f"checkpoints-{phase}"
+
+    @property
+    def all_checkpoints(self) -> list[Path]:
+        """The folders of checkpoints of all phases that exist."""
+        return sorted(self.path.glob("checkpoints*"))
 
     @property
     def adapter(self) -> AdapterFolder:
