@@ -143,11 +143,11 @@ def evaluate(args: argparse.Namespace, setup: Setup) -> tuple[dict[str, Any], li
     sampling = Sampling(args.max_dream_tokens, 1.0, asked[0][2], args.seed)
     written = [completion.text for completion in setup.engine.generate([ids for ids, _, _ in asked], sampling)]
     about = [passage for passage in passages for _ in range(args.dreams)]
-    learnt = [sequences(setup, passage, text) for passage, text in zip(about, written, strict=True)]
+    to_learn = [sequences(setup, passage, text) for passage, text in zip(about, written, strict=True)]
     if args.n == 1:
         preset, tasks = SEAL_SQUAD, [make_task(passage) for passage in passages]
         alone = [preset.job(p["id"], sequences(setup, p)) for p in passages]
-        dreams = [preset.job(f"{i}", rows) for i, rows in enumerate(learnt)]
+        dreams = [preset.job(f"{i}", rows) for i, rows in enumerate(to_learn)]
         owners = [task for task in tasks for _ in range(args.dreams)]
     else:
         preset, tasks, alone, dreams = SEAL_SQUAD_MANY, [], [], []
@@ -155,7 +155,7 @@ def evaluate(args: argparse.Namespace, setup: Setup) -> tuple[dict[str, Any], li
             group = passages[start : start + args.n]
             tasks.append(Task(f"group {start}", "", tuple(q for p in group for q in make_task(p).questions)))
             alone.append(preset.job(f"alone {start}", [row for p in group for row in sequences(setup, p)]))
-            rows = learnt[start * args.dreams : (start + args.n) * args.dreams]
+            rows = to_learn[start * args.dreams : (start + args.n) * args.dreams]
             dreams.append(preset.job(f"group {start}", [row for own in rows for row in own]))
         owners = tasks
     evaluator = make_evaluator(args, setup, preset, passages)

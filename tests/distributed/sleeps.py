@@ -1,6 +1,6 @@
 """Three sleeps of one model in one launch, as a script for any number of processes.
 
-Rollouts are greedy, so that what is learnt does not depend on how rows are shared out.
+Rollouts are greedy, so that what is learned does not depend on how rows are shared out.
 """
 
 from __future__ import annotations

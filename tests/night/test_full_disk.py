@@ -61,9 +61,9 @@ def can_mount(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "told"), [("full", "is full. Free some space"), ("read-only", "is read-only. Make it writable")]
+    ("trouble", "message"), [("full", "is full. Free some space"), ("read-only", "is read-only. Make it writable")]
 )
-def test_it_is_told_and_nothing_is_lost(tmp_path, trouble, told) -> None:
+def test_it_is_reported_and_nothing_is_lost(tmp_path, trouble, message) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if not can_mount(disk):
@@ -80,5 +80,5 @@ def test_it_is_told_and_nothing_is_lost(tmp_path, trouble, told) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     codes, (spoilt, whole) = json.loads(done.stdout.splitlines()[-1])
     assert codes == [1, 0, 0]
-    assert told in done.stderr and "--resume" in done.stderr and "Traceback" not in done.stderr
+    assert message in done.stderr and "--resume" in done.stderr and "Traceback" not in done.stderr
     assert spoilt == whole

@@ -37,12 +37,12 @@ def test_user_error_is_reported(name: str, place: Path, capsys: pytest.CaptureFi
     before = sorted(place.rglob("*"))
     capsys.readouterr()
     assert sleep.main(argv) == 2
-    told = capsys.readouterr()
-    assert re.search(message, told.err), told.err
-    assert told.err.startswith("Error: ")
-    assert "Traceback" not in told.err
-    assert TEXT not in told.err
-    assert told.out == ""
+    printed = capsys.readouterr()
+    assert re.search(message, printed.err), printed.err
+    assert printed.err.startswith("Error: ")
+    assert "Traceback" not in printed.err
+    assert TEXT not in printed.err
+    assert printed.out == ""
     assert sorted(path for path in place.rglob("*") if "__pycache__" not in path.parts) == before
 
 
@@ -66,9 +66,9 @@ def test_a_run_of_another_base_is_reported_and_blocks_nothing(
 ) -> None:
     argv = make_arguments(place, other_base)
     assert sleep.main(argv) == 2
-    told = capsys.readouterr().err
-    assert re.match(r"Error: .*night1/adapter was made on another base model: .* Give the model that", told), told
-    assert "PYTHONDEVMODE=1" in told and "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert re.match(r"Error: .*night1/adapter was made on another base model: .* Give the model that", printed), printed
+    assert "PYTHONDEVMODE=1" in printed and "Traceback" not in printed
     assert not (place / "run").exists()
     assert sleep.main([*argv, "--model", "right", "--dry_run"]) == 0
 
@@ -78,9 +78,9 @@ def test_a_teacher_that_writes_nothing_usable_is_reported(
 ) -> None:
     little = {"dataset__templates": '["paraphrase"]', "dataset__general_share": 0, "dataset__max_new_tokens": 1}
     assert sleep.main(make_arguments(place, options(**little))) == 2
-    told = capsys.readouterr().err
-    assert re.search(r"(?m)^Error: The teacher wrote nothing usable .* raise dataset\.max_new_tokens", told), told
-    assert "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert re.search(r"(?m)^Error: The teacher wrote nothing usable .* raise dataset\.max_new_tokens", printed), printed
+    assert "Traceback" not in printed
 
 
 def test_ctrl_c_before_the_night_is_begun_promises_no_resume(

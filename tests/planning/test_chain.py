@@ -47,9 +47,9 @@ def test_every_night_continues_the_one_before(finished_chain) -> None:
     assert [source.id for entry in ledgers[-1] for source in entry.sources] == [
         "one-0", "one-1", "two-0", "two-1", "three-0", "three-1",
     ]  # fmt: skip
-    told = read_json(finished_chain / "night-003" / "results.json")["chain"]
-    assert [len(row) for row in told["recall"]] == [1, 2, 3] and len(told["base_skill"]) == 4
-    assert told["entries"] == ["entry-001", "entry-002", "entry-003"]
+    results = read_json(finished_chain / "night-003" / "results.json")["chain"]
+    assert [len(row) for row in results["recall"]] == [1, 2, 3] and len(results["base_skill"]) == 4
+    assert results["entries"] == ["entry-001", "entry-002", "entry-003"]
     assert read_json(finished_chain / "night-001" / "results.json")["chain"]["backward_transfer"] is None
 
 

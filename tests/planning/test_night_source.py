@@ -98,9 +98,10 @@ def test_a_night_without_usable_samples_does_not_block_the_chain(model, tmp_path
     given = arguments(model, folder, **{"dataset.templates": '["paraphrase"]', "dataset.general_share": 0})
     words = [word for word in given if not word.startswith("--memories=")] + [f'--nights=["wake:{wake}"]']
     assert sleep.main([*words, "--dataset.max_new_tokens=1", "--no-dataset.keep_truncated"]) == 2
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert (
-        "Error: The teacher wrote nothing usable" in told and f"its files are in {folder / 'quarantined-001'}." in told
+        "Error: The teacher wrote nothing usable" in printed
+        and f"its files are in {folder / 'quarantined-001'}." in printed
     )
     assert states(wake) == ["new"] and not (folder / "night-001").exists()
     pending = PendingRecords(wake, chain=folder)

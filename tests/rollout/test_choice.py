@@ -62,9 +62,9 @@ def test_auto_knows_what_is_installed(installed):
     ],
 )
 def test_what_cannot_be_is_refused(installed, case, message):
-    with pytest.raises(ValueError, match=message) as told:
+    with pytest.raises(ValueError, match=message) as raised:
         chosen(**case)
-    assert "Use rollout.engine transformers" in str(told.value)
+    assert "Use rollout.engine transformers" in str(raised.value)
 
 
 @pytest.mark.parametrize(("engine", "package"), [("vllm", "vllm"), ("ray", "ray")])

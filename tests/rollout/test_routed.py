@@ -97,9 +97,9 @@ def test_a_wrong_weight_shows_both_fingerprints(engine, memory, name):
     with torch.no_grad():
         tensor.view(-1)[1] += 1e-6 if tensor.dim() == 2 else 1.0  # in the first expert's slot, or the second's
     teach(memory, 2, seed=9)
-    with pytest.raises(WeightMismatch, match=r"fingerprint is [0-9a-f]{64}, the trainer's [0-9a-f]{64}") as told:
+    with pytest.raises(WeightMismatch, match=r"fingerprint is [0-9a-f]{64}, the trainer's [0-9a-f]{64}") as raised:
         engine.generate(PROMPTS[:2], GREEDY)
-    assert name in str(told.value)
+    assert name in str(raised.value)
 
 
 def test_a_router_chooses_as_the_memory_does():

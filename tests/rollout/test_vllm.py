@@ -109,9 +109,9 @@ def test_routed_greedy_is_transformers_before_and_after_updates(routed):
 def test_a_planted_routed_weight_is_caught(routed, region):
     right = weights_of(routed.weights.memory).experts()[region]
     plant(routed, region, right + 1e-3)
-    with pytest.raises(WeightMismatch, match=r"fingerprint is [0-9a-f]{64}, the trainer's [0-9a-f]{64}") as told:
+    with pytest.raises(WeightMismatch, match=r"fingerprint is [0-9a-f]{64}, the trainer's [0-9a-f]{64}") as raised:
         routed.check()
-    assert region.name in str(told.value)
+    assert region.name in str(raised.value)
     plant(routed, region, right)
     routed.check()
 

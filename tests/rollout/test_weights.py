@@ -81,9 +81,9 @@ def test_a_wrong_weight_shows_both_fingerprints():
     with torch.no_grad():
         replica.tensors[name][50, 3] += 1e-6  # in the first expert's slot
     teach(memory, memory.activate(), seed=2)
-    with pytest.raises(WeightMismatch, match=r"fingerprint is [0-9a-f]{64}, the trainer's [0-9a-f]{64}") as told:
+    with pytest.raises(WeightMismatch, match=r"fingerprint is [0-9a-f]{64}, the trainer's [0-9a-f]{64}") as raised:
         engine.generate(PROMPTS[:2], GREEDY)
-    assert name in str(told.value) and "1 of 12 parts" in str(told.value)
+    assert name in str(raised.value) and "1 of 12 parts" in str(raised.value)
 
 
 def test_a_wrong_weight_of_the_base_is_found_at_the_end():

@@ -29,11 +29,11 @@ MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_an_ensemble_of_one_is_that_teacher(beta):
-    (student, teacher, _), (mine, taught, _) = heads()
+    (student, teacher, _), (mine, teacher_states, _) = heads()
     values = []
     for divergence in (
-        lambda hidden: ensemble_divergence(hidden, student, [(taught, teacher)], MASK, beta),
-        lambda hidden: divergence_per_token(hidden, taught, student, teacher, MASK, beta),
+        lambda hidden: ensemble_divergence(hidden, student, [(teacher_states, teacher)], MASK, beta),
+        lambda hidden: divergence_per_token(hidden, teacher_states, student, teacher, MASK, beta),
     ):
         hidden = mine.clone().requires_grad_()
         value = divergence(hidden)
@@ -52,10 +52,12 @@ def test_several_teachers_teach_their_mean_distribution():
 
 
 def test_tokens_beyond_the_smaller_vocabulary_are_left_out():
-    (student, teacher, _), (mine, taught, _) = heads(vocabularies=(104, 97, 97))
-    value = ensemble_divergence(mine, student, [(taught, teacher)], MASK, 0.0)
+    (student, teacher, _), (mine, teacher_states, _) = heads(vocabularies=(104, 97, 97))
+    value = ensemble_divergence(mine, student, [(teacher_states, teacher)], MASK, 0.0)
     cut = Head(student.weight[:97])
-    torch.testing.assert_close(value, divergence_per_token(mine, taught, cut, teacher, MASK, 0.0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        value, divergence_per_token(mine, teacher_states, cut, teacher, MASK, 0.0), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_no_group_of_rows_is_ever_empty():
