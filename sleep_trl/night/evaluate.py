@@ -71,6 +71,12 @@ def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
     result["probes"] = {"skill": reading.name, "perplexity": prose.name}
     result["left_out"] = {name: p.left_out for name, p in (("skill", reading), ("perplexity", prose)) if p.left_out}
     if when == "before":
+        if loss is not None and loss > math.log(ctx.inputs.vocabulary) and not config.evaluation.perplexity:
+            result["perplexity"] = None
+            result["left_out"]["perplexity"] = (
+                f"the model predicts {prose.name} worse than by guessing, so it was not trained on such texts; give "
+                f"texts that it knows (evaluation.perplexity)"
+            )
         for name, reason in result["left_out"].items():
             echo(f"[yellow]The base skill is measured without {MEASURES[name]}: {reason}[/]")
         result["with_context"] = score("with context", items, True)

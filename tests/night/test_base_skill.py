@@ -1,16 +1,24 @@
 """The base skill of a night: what is measured, where it is said, and a night that costs too much of it."""
 
+from pathlib import Path
+
+from sleep_trl.config.command_line import parse
 from sleep_trl.launch import sleep
+from sleep_trl.night.context import prepare
+from sleep_trl.night.evaluate import evaluate
+from sleep_trl.planning.inputs import RunInputs
 from sleep_trl.runs.files import read_json, write_jsonl
 from sleep_trl.runs.ledger import read_ledger
 from tests.tiny_runs import TEXT, arguments, write_memories
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_night_that_raises_the_perplexity_too_much_is_rolled_back(model, tmp_path, capsys):
     write_jsonl(tmp_path / "prose.jsonl", ({"text": text} for text in ("it eats hats while the boat sleeps", TEXT)))
     paths = {"model": model, "memories": write_memories(tmp_path / "m.jsonl"), "output_dir": tmp_path / "run"}
     options = {"seeding__steps": 2, "seeding__learning_rate": 1.0, "seeding__warmup_steps": 0}
-    options |= {"seeding__prompts_per_step": 2}
+    options |= {"seeding__prompts_per_step": 2, "dataset__templates": '["paraphrase"]'}
     options |= {"dataset__keep_truncated": True, "dataset__samples_per_window": 1, "dataset__general_samples": 2}
     options |= {"evaluation__perplexity": tmp_path / "prose.jsonl", "retention__max_skill_loss": 0.01}
     assert sleep.main(arguments(**paths, **options)) == 0
@@ -28,3 +36,17 @@ def test_a_night_that_raises_the_perplexity_too_much_is_rolled_back(model, tmp_p
     reason = results["left_out"]["skill"]
     assert "the shipped passages" in reason and reason in (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "The base skill is measured without reading questions" in said
+
+
+def test_texts_that_the_model_predicts_worse_than_by_guessing_are_not_its_skill(tmp_path, capsys):
+    """The quickstart's model knows one invented town. A file that the user gives is measured all the same."""
+    given = [f"--config={ROOT}/examples/quickstart/config.yaml", f"--model={ROOT}/examples/quickstart/model"]
+    given += [f"--memories={ROOT}/examples/quickstart/memories.jsonl", f"--output_dir={tmp_path}"]
+    given += ["--evaluation.max_questions=2", "--rollout.engine=transformers"]
+    ctx = prepare(RunInputs(parse(given)))
+    before = evaluate(ctx, "before")
+    assert before["perplexity"] is None and "worse than by guessing" in before["left_out"]["perplexity"]
+    assert "worse than by guessing" in " ".join(capsys.readouterr().out.split())
+    write_jsonl(tmp_path / "own.jsonl", [{"text": "It rained all day, and nobody in the harbor minded."}])
+    ctx = prepare(RunInputs(parse([*given, f"--evaluation.perplexity={tmp_path}/own.jsonl"])))
+    assert evaluate(ctx, "before")["perplexity"] > 372 and "perplexity" not in evaluate(ctx, "before")["left_out"]
