@@ -49,7 +49,7 @@ class DatasetConfig(Section):
     """Prompt templates: built-in names or paths to Jinja files. question_answer lets the teacher ask and answer about
     each sentence; statement takes the sentences themselves, under the title of their document."""
 
-    samples_per_sentence: int = Field(4, ge=1)
+    samples_per_sentence: int = Field(2, ge=1)
     """Samples the teacher writes per template about each sentence of a memory, before those are dropped that are not
     usable; fewer if seeding.steps has no room for them. Of a template that is about whole windows, per window."""
 

@@ -77,14 +77,14 @@ def test_plan_counts_windows_samples_and_rollouts(model: Path, tmp_path: Path) -
     Path(config.memories).write_text(json.dumps({"text": text}), "utf-8")
     plan = preflight(RunInputs(config))
     assert (plan.memories, plan.memory_tokens, plan.windows) == (1, 48, 3)
-    assert plan.samples == 3 * 4 * (4 + 1)  # of each window and sentence, four answers and the statement
+    assert plan.samples == 3 * 4 * (2 + 1)  # of each window and sentence, two answers and the statement
     assert (plan.steps, plan.rows, plan.rollouts) == (10, 80, 320)
     assert (plan.context, plan.window) == (100, 16)
     passes = RunInputs(config.model_copy(update={"seeding": config.seeding.model_copy(update={"steps": None})}))
     plan = preflight(passes)
-    assert plan.samples == 3 * 4 * 5 and (plan.passes, plan.steps) == (4, 3 * 4 * 5 * 4 // 6)
-    few = RunInputs(config.model_copy(update={"seeding": config.seeding.model_copy(update={"steps": 5})}))
-    assert preflight(few).samples == 5 * 6  # no more than the rows about memories
+    assert plan.samples == 3 * 4 * 3 and (plan.passes, plan.steps) == (4, 3 * 4 * 3 * 4 // 6)
+    few = RunInputs(config.model_copy(update={"seeding": config.seeding.model_copy(update={"steps": 3})}))
+    assert preflight(few).samples == 3 * 6  # no more than the rows about memories
 
 
 def test_a_night_of_0_1_is_resumed_with_its_steps(model: Path, tmp_path: Path) -> None:
