@@ -21,6 +21,8 @@ from .templates import Template
 Agree = Callable[[str, str], bool]
 STAGES = 4  # generations of a sample: request, answer, the answer again, the answer without the text
 
+CHECKED_BEYOND = 8  # tokens by which an answer may be longer than those it is compared with
+
 _WORD = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}'’-]*")
 _MIN_LETTERS = 4  # of a word of the title that names the document
 
@@ -244,9 +246,11 @@ def _check(
     if not samples:
         return [], Counter()
     stop, seed = tuple(samples[0].stop), writing.seed + 2
-    sampling = Sampling(writing.max_new_tokens, writing.temperature, stop, seed, top_p=writing.top_p)
+    # Longer than any answer to agree with, no longer: what a student that knows nothing says is long.
+    length = min(writing.max_new_tokens, max(len(s.reference_ids) for s in samples) + CHECKED_BEYOND)
+    sampling = Sampling(length, writing.temperature, stop, seed, top_p=writing.top_p)
     again = engine.generate([s.teacher_prompt_ids for s in samples], sampling, progress)
-    sampling = Sampling(writing.max_new_tokens, 0.0, stop, seed)
+    sampling = Sampling(length, 0.0, stop, seed)
     known = student.generate([s.prompt_ids for s in samples], sampling, progress)
     checks = [Check(agree, a.text, k.text) for a, k in zip(again, known, strict=True)]
     kept, dropped = apply_filters(
