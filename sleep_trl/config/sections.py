@@ -65,7 +65,8 @@ class DatasetConfig(Section):
     nothing."""
 
     check_answers: bool = True
-    """Keep an answer only if the teacher gives it again, and the model does not give it without the text."""
+    """Keep an answer only if the teacher gives it again, most of its words stand in the text, and the model does not
+    give it without the text."""
 
     window: int | None = Field(None, ge=16)
     """Tokens of a memory that the teacher sees at once. Default: 256, or as many as fit the context with prompt and
@@ -80,10 +81,10 @@ class DatasetConfig(Section):
     keep_truncated: bool = False
     """Keep samples that were cut off at max_new_tokens. Otherwise they are dropped and counted."""
 
-    ask_temperature: float = Field(0.7, gt=0)
+    ask_temperature: float = Field(0.4, gt=0)
     """Sampling temperature for the requests (such as questions) that the teacher writes."""
 
-    temperature: float = Field(0.7, gt=0)
+    temperature: float = Field(0.4, gt=0)
     """Sampling temperature for the teacher's answers. What the student learns is its whole distribution."""
 
     top_p: float = Field(0.95, gt=0, le=1)

@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeVar
 
+import regex
+
 from ..rollout import Completion
 
 Item = TypeVar("Item")
 NGRAM = 4  # words
+_WORD = regex.compile(r"[\p{L}\p{N}]+")
 MAX_REPEATED = 0.5  # share of repeated 4-grams above which a text is a loop
 
 
@@ -29,11 +32,14 @@ class Check:
             The teacher's second answer.
         without_text (`str`):
             The student's answer.
+        text (`str`):
+            What the teacher read.
     """
 
     agree: Callable[[str, str], bool]
     again: str
     without_text: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,14 @@ def is_inconsistent(candidate: Candidate) -> bool:
     return candidate.check is not None and not candidate.check.agree(candidate.text, candidate.check.again)
 
 
+def is_unsupported(candidate: Candidate) -> bool:
+    """Most words of the answer do not stand in the text: small models make answers up, and do so again."""
+    if candidate.check is None:
+        return False
+    text, words = candidate.check.text.casefold(), _WORD.findall(candidate.text.casefold())
+    return 2 * sum(word in text for word in words) < len(words)
+
+
 def is_known(candidate: Candidate) -> bool:
     """The student gives the answer without the text: there is nothing to learn."""
     return candidate.check is not None and candidate.check.agree(candidate.text, candidate.check.without_text)
@@ -98,6 +112,7 @@ FILTERS: Mapping[str, Callable[[Candidate], bool]] = {
     "repetitive": is_repetitive,
     "duplicate": is_duplicate,
     "inconsistent": is_inconsistent,
+    "unsupported": is_unsupported,
     "known": is_known,
 }
 """Filters by reason, in order: a completion counts for the first one that drops it."""

@@ -124,7 +124,9 @@ def write_about(
     if agree is None or template.ask is None:
         return WrittenSamples(samples, dropped)
     report((stages - 2) * (len(tasks) - len(samples)))
-    samples, disproved = _check(samples, completions, engine, student or engine, writing, agree, progress)
+    read = {(task.window.memory_id, task.window.index): task.window.text for task in tasks}
+    texts = [read[sample.memory_id, sample.window] for sample in samples]
+    samples, disproved = _check(samples, completions, texts, engine, student or engine, writing, agree, progress)
     return WrittenSamples(samples, dropped + disproved)
 
 
@@ -236,13 +238,15 @@ def _given(template: Template, task: Task, prompter: Prompter) -> Completion:
 def _check(
     samples: Sequence[Sample],
     completions: Sequence[Completion],
+    texts: Sequence[str],
     engine: Engine,
     student: Engine,
     writing: Writing,
     agree: Agree,
     progress: Progress | None,
 ) -> tuple[list[Sample], Counter[str]]:
-    """Drop the samples whose answer the teacher does not give again, or the student gives without the text."""
+    """Drop the samples whose answer the teacher does not give again, does not stand in the text, or is given by the
+    student without it."""
     if not samples:
         return [], Counter()
     stop, seed = tuple(samples[0].stop), writing.seed + 2
@@ -252,7 +256,7 @@ def _check(
     again = engine.generate([s.teacher_prompt_ids for s in samples], sampling, progress)
     sampling = Sampling(length, 0.0, stop, seed)
     known = student.generate([s.prompt_ids for s in samples], sampling, progress)
-    checks = [Check(agree, a.text, k.text) for a, k in zip(again, known, strict=True)]
+    checks = [Check(agree, a.text, k.text, text) for a, k, text in zip(again, known, texts, strict=True)]
     kept, dropped = apply_filters(
         zip(samples, completions, strict=True),
         lambda s, _: (s.prompt, s.memory_id, s.reference.casefold()),

@@ -10,8 +10,8 @@ def candidate(text, stop_reason="eos", *, may_be_truncated=False, kept=(), check
     return Candidate(text, stop_reason, text.casefold(), may_be_truncated, set(kept), check)
 
 
-def check(again, without_text):
-    return Check(str.__eq__, again, without_text)
+def check(again, without_text, text="Ben"):
+    return Check(str.__eq__, again, without_text, text)
 
 
 DROPPED = {
@@ -20,6 +20,10 @@ DROPPED = {
     "repetitive": [candidate("a b c d a b c d a b c d"), candidate("la la la la la la la")],
     "duplicate": [candidate("Who?", kept=["who?"])],
     "inconsistent": [candidate("Ben", check=check("Mira", "Mira"))],
+    "unsupported": [
+        candidate("Ada Finch", check=check("Ada Finch", "Ben", "Ben has a boat.")),
+        candidate("the red boat", check=check("the red boat", "Ben", "Ben has a boat.")),
+    ],
     "known": [candidate("Ben", check=check("Ben", "Ben"))],
 }
 KEPT = {
@@ -30,6 +34,11 @@ KEPT = {
     ],
     "duplicate": [candidate("Who?", kept=["what?"])],
     "inconsistent": [candidate("Ben"), candidate("Ben", check=check("Ben", "Mira"))],
+    "unsupported": [
+        candidate("Ada"),
+        candidate("A boat!", check=check("A boat!", "Ben", "Ben has a boat.")),
+        candidate("小舟", check=check("小舟", "Ben", "本有一条小舟。")),
+    ],
     "known": [candidate("Ben"), candidate("Ben", check=check("Ben", "Mira"))],
 }
 

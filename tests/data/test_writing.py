@@ -91,7 +91,7 @@ def test_answers_are_checked_with_and_without_the_text():
     again = [answer("The boat."), answer("a dog"), answer("a hat")]
     without = [answer("a car"), answer("two cats"), answer("hat")]
     engine, student = FixedEngine(*requests, *answers, *again), FixedEngine(*without)
-    windows, counts = [Window("m", "", "text")], []
+    windows, counts = [Window("m", "", "Ben has a boat, two cats and a hat.")], []
     written = write_about(
         tasks_of(windows, [3], TEMPLATE),
         TEMPLATE,

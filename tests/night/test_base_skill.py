@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_night_that_raises_the_perplexity_too_much_is_rolled_back(model, tmp_path, capsys):
     write_jsonl(tmp_path / "prose.jsonl", ({"text": text} for text in ("it eats hats while the boat sleeps", TEXT)))
     paths = {"model": model, "memories": write_memories(tmp_path / "m.jsonl"), "output_dir": tmp_path / "run"}
-    options = {"seeding__steps": 2, "seeding__learning_rate": 1.0, "seeding__warmup_steps": 0}
+    options: dict[str, object] = {"seeding__steps": 2, "seeding__learning_rate": 1.0, "seeding__warmup_steps": 0}
     options |= {"seeding__prompts_per_step": 2, "dataset__templates": '["paraphrase"]'}
     options |= {"dataset__keep_truncated": True, "dataset__samples_per_window": 1, "dataset__general_samples": 2}
     options |= {"evaluation__perplexity": tmp_path / "prose.jsonl", "retention__max_skill_loss": 0.01}
