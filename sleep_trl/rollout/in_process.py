@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,14 +19,20 @@ from transformers import (
 )
 
 from .engine import Completion, Progress, Sampling
+from .prefixes import Prefixes, cache_bytes_per_token, left_padded, plan_batches, read_prefixes
 from .stopping import complete, end_tokens
 
+logger = logging.getLogger(__name__)
+
 STOP_TAIL = 16  # tokens decoded to look for a stop string
+CPU_CACHE_GIB = 2.0  # for the KV cache of a batch
 
 
 class TransformersEngine:
-    """Generate with the model in this process. Prompts are divided over the processes and sorted by length, to save
-    padding.
+    """Generate with the model in this process. Prompts are divided over the processes in batches: those that begin with
+    the same tokens together, so that these are read once, and prompts of similar length otherwise, to save padding.
+
+    A router's random further expert is drawn once for each token of a shared prefix, as the prefix is read once.
 
     Args:
         model (`PreTrainedModel`):
@@ -33,33 +40,34 @@ class TransformersEngine:
         tokenizer (`PreTrainedTokenizerBase`):
             Its tokenizer.
         batch_size (`int`, *optional*, defaults to `64`):
-            Prompts in one call of `generate`.
+            Most prompts in one call of `generate`.
+        cache_gib (`float`, *optional*):
+            Most memory for the KV cache of a batch, in GiB. A batch of long prompts has fewer rows, and at least one.
+            By default half of an accelerator's free memory, and 2 GiB on a CPU.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> None:
-        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int = 64,
+        cache_gib: float | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.batch_size, self.cache_gib = model, tokenizer, batch_size, cache_gib
         self.eos_ids = end_tokens(model, tokenizer)
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else self.eos_ids[0]
+        self._token_bytes: int | None = 0  # in the KV cache; measured when first needed
 
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress | None = None
     ) -> list[Completion]:
         state = PartialState()
-        by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i), reverse=True)
-        mine = by_length[state.process_index :: state.num_processes]
-        done: list[tuple[int, Completion]] = []
         was_training = self.model.training
         self.model.eval()
-        with torch.random.fork_rng(), torch.no_grad():
+        with torch.random.fork_rng():
             torch.manual_seed(sampling.seed + state.process_index)
-            for start in range(0, -(-len(prompts) // state.num_processes), self.batch_size):
-                batch = mine[start : start + self.batch_size]
-                read = batch or by_length[-1:]  # with sharded weights every process takes part in every forward pass
-                replies = self.generate_batch([prompts[i] for i in read], sampling)
-                done += zip(batch, replies[: len(batch)], strict=True)
-                if progress:
-                    progress(len(batch))
+            done = self.generate_share(prompts, sampling, state.process_index, state.num_processes, progress)
         self.model.train(was_training)
         everyone: list[tuple[int, Completion]] = gather_object(done)
         return [completion for _, completion in sorted(everyone, key=lambda pair: pair[0])]
@@ -67,18 +75,95 @@ class TransformersEngine:
     def close(self) -> None:
         """Nothing was started."""
 
-    def generate_batch(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
-        """Generate for prompts in one batch, in this process, from torch's current random state."""
-        width = max(map(len, prompts))
-        ids = torch.tensor([[self.pad_id] * (width - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    @torch.no_grad()
+    def generate_share(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        process: int = 0,
+        processes: int = 1,
+        progress: Progress | None = None,
+    ) -> list[tuple[int, Completion]]:
+        """Generate this process's share, from torch's current random state. All processes plan the same batches, and
+        with sharded weights every one takes part in every forward pass.
+
+        Returns:
+            `list[tuple[int, Completion]]`: indices of prompts, and their completions.
+        """
+        if not prompts:
+            return []
+        most_rows = min(self.batch_size, -(-len(prompts) // processes))
+        most_tokens, can_share = self._room()
+        everywhere, batches = plan_batches(prompts, most_rows, most_tokens, sampling.max_new_tokens)
+        known = None
+        if everywhere and can_share:
+            known = read_prefixes(self.model, [prompts[0][:everywhere]], self.pad_id)
+        done: list[tuple[int, Completion]] = []
+        for start in range(0, len(batches), processes):
+            together = batches[start : start + processes]
+            is_mine = process < len(together)
+            batch = together[process if is_mine else 0]
+            texts = [prompts[i] for i in batch.rows]
+            prefixes, owners = known, [0] * len(texts)
+            if can_share and any(max(other.shared) > everywhere for other in together):
+                prefixes, owners = self._read(texts, batch.shared, known)
+            replies = self.generate_batch(texts, sampling, prefixes, owners)
+            if is_mine:
+                done += zip(batch.rows, replies, strict=True)
+                if progress:
+                    progress(len(texts))
+        return done
+
+    def _room(self) -> tuple[float, bool]:
+        """Return the number of tokens for which a batch's cache has room, and whether prompts can share a prefix."""
+        if self._token_bytes == 0:
+            self._token_bytes = cache_bytes_per_token(self.model, self.pad_id)
+            if self._token_bytes is None:
+                logger.warning(
+                    "Shared prefixes are read once for each prompt: rows of a %s cannot share its cache "
+                    "(sharded weights, linear attention or a cache of its own).",
+                    type(self.model).__name__,
+                )
+        if self._token_bytes is None:
+            return float("inf"), False
+        if self.cache_gib is not None:
+            room = self.cache_gib * 2**30
+        elif self.model.device.type == "cpu":
+            room = CPU_CACHE_GIB * 2**30
+        else:
+            room = torch.accelerator.get_memory_info(self.model.device)[0] / 2
+        return room / self._token_bytes, True
+
+    def _read(
+        self, texts: Sequence[list[int]], shared: Sequence[int], known: Prefixes | None
+    ) -> tuple[Prefixes, list[int]]:
+        """Read the prefixes of a batch once each, and return them with the prefix of each row."""
+        heads = {tuple(text[: max(count, 1)]): count for text, count in zip(texts, shared, strict=True)}
+        places = {head: place for place, head in enumerate(heads)}
+        owners = [places[tuple(text[: max(count, 1)])] for text, count in zip(texts, shared, strict=True)]
+        prefixes = read_prefixes(self.model, [list(head) for head in heads], self.pad_id, known, [0] * len(heads))
+        return prefixes, owners
+
+    def generate_batch(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        prefixes: Prefixes | None = None,
+        owners: Sequence[int] = (),
+    ) -> list[Completion]:
+        """Generate for prompts in one batch, in this process, from torch's current random state; each may begin with
+        one of the prefixes that were read (`owners` names it)."""
+        ids, mask = left_padded(prompts, self.pad_id, self.model.device)
+        width = ids.shape[1]
         stopping = [_StopStrings(self.tokenizer, sampling.stop, width)] if sampling.stop else []
+        begun = prefixes.begin(owners, [len(prompt) for prompt in prompts]) if prefixes else None
         with plain_generation(self.model):
             output = self.model.generate(
-                input_ids=ids.to(self.model.device),
-                attention_mask=mask.to(self.model.device),
+                input_ids=ids,
+                attention_mask=mask,
                 generation_config=self._generation_config(sampling),
                 stopping_criteria=StoppingCriteriaList(stopping),
+                **({"past_key_values": begun} if begun else {}),
             )
         logprobs = _logprobs(output) if sampling.logprobs else [None] * len(prompts)
         rows = output.sequences[:, width:].tolist()

@@ -73,9 +73,10 @@ class TransformersReplica:
         self.tensors = dict(model.named_parameters())
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        with torch.random.fork_rng(), torch.no_grad():
+        with torch.random.fork_rng():
             torch.manual_seed(seeds[0])
-            return self.engine.generate_batch(prompts, sampling)
+            done = self.engine.generate_share(prompts, sampling)
+        return [completion for _, completion in sorted(done, key=lambda pair: pair[0])]
 
     def update(self, values: Values, regions: Sequence[Region]) -> list[str]:
         write_regions(self.tensors, values)

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from .engine import Completion, Progress, Sampling
+from .prefixes import plan_batches
 from .replica import Replica
 from .weights import EngineWeights, Region, Values, digest, verify
 
@@ -101,10 +102,12 @@ class SyncedEngine:
         shared: list[list[Completion]] = [[]]
         if PartialState().is_main_process:
             self.sync()
-            by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i), reverse=True)
-            seeds = [random.Random(f"{sampling.seed}:{i}").getrandbits(31) for i in by_length]
-            drawn = self.backend.generate([prompts[i] for i in by_length], sampling, seeds, progress)
-            in_order = sorted(zip(by_length, drawn, strict=True), key=lambda pair: pair[0])
+            # Prompts that begin alike go to the same replica, which reads what they share once.
+            _, batches = plan_batches(prompts, 64, float("inf"), sampling.max_new_tokens)
+            order = [i for batch in batches for i in batch.rows]
+            seeds = [random.Random(f"{sampling.seed}:{i}").getrandbits(31) for i in order]
+            drawn = self.backend.generate([prompts[i] for i in order], sampling, seeds, progress)
+            in_order = sorted(zip(order, drawn, strict=True), key=lambda pair: pair[0])
             shared = [[completion for _, completion in in_order]]
         broadcast_object_list(shared)
         return shared[0]

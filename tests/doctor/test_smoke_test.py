@@ -113,7 +113,7 @@ def test_weights_that_are_not_sent_are_detected(trial):
 class Truncating(TransformersEngine):
     """An engine that drops a prompt's first word where the context is full."""
 
-    def generate_batch(self, prompts, sampling):
+    def generate_batch(self, prompts, sampling, *shared):
         return super().generate_batch([p[:1] + p[2:] if len(p) > 200 else p for p in prompts], sampling)
 
 

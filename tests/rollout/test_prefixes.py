@@ -1,0 +1,155 @@
+"""Prefixes that are read once give what reading every prompt gives."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from unittest.mock import patch
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sleep_trl.rollout import Sampling, TransformersEngine
+from sleep_trl.rollout.prefixes import SHORTEST, plan_batches
+from tests.tiny import FORMS, tiny_model, tiny_tokenizer
+
+EXAMPLES = [1, *(4 + (7 * j) % 90 for j in range(20))]  # what every prompt begins with
+
+
+def windows(count: int = 3, questions: int = 4) -> list[list[int]]:
+    """Prompts of several windows behind the same examples, with tails of several lengths, in no order."""
+    rng = random.Random(0)
+    prompts = []
+    for window in range(count):
+        text = [rng.randrange(4, 97) for _ in range(15 + 9 * window)]
+        prompts += [[*EXAMPLES, *text, *(rng.randrange(4, 97) for _ in range(1 + 2 * q))] for q in range(questions)]
+    rng.shuffle(prompts)
+    return [*prompts, prompts[0], prompts[0], [*EXAMPLES, 50]]
+
+
+UNRELATED = [[1, 5], [9, *range(20, 60)], [7] * 9]
+
+
+class Counting(TransformersEngine):
+    """Counts forward passes, and the tokens that layers compute in them, padding included."""
+
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options)
+        self.read = self.passes = 0
+        self.model.get_input_embeddings().register_forward_hook(self._count)
+
+    def _count(self, module, args, output) -> None:
+        self.read += args[0].numel()
+        self.passes += 1
+
+
+def plainly(model, prompts, sampling):
+    """One prompt at a time, which leaves nothing to share."""
+    engine = TransformersEngine(model, tiny_tokenizer())
+    return [engine.generate_batch([prompt], sampling)[0] for prompt in prompts]
+
+
+def assert_the_same(found, expected, tolerance=1e-4) -> None:
+    assert [c.ids for c in found] == [c.ids for c in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(torch.tensor(ours.logprobs), torch.tensor(theirs.logprobs), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("form", [*FORMS, "gemma2 window", "mistral window"])
+def test_greedy_tokens_are_those_of_each_prompt_alone(form) -> None:
+    """Also where the window of attention is shorter than what is shared."""
+    name, *window = form.split()
+    model = tiny_model(name, **({"sliding_window": 7} if window else {}))
+    prompts, sampling = [*windows(), *UNRELATED], Sampling(6, temperature=0.0, logprobs=True)
+    engine = TransformersEngine(model, tiny_tokenizer(), batch_size=8)
+    assert_the_same(engine.generate(prompts, sampling), plainly(model, prompts, sampling))
+    assert engine._room()[1], "nothing was shared"
+
+
+def test_each_shared_token_is_read_once() -> None:
+    """The examples once, each window once, then tails of at most seven tokens."""
+    engine, prompts = Counting(tiny_model(), tiny_tokenizer()), windows()[:12]
+    engine.generate(prompts, Sampling(1))
+    probe = 1
+    assert engine.read == probe + len(EXAMPLES) + 3 * (15 + 18) + 12 * 7
+
+
+@pytest.mark.parametrize("prompts", [windows(), [*windows(), *UNRELATED], UNRELATED, [*windows(1)[:4], [3, 3]]])
+def test_all_processes_take_part_in_every_forward_pass(prompts) -> None:
+    """With sharded weights they would wait for each other otherwise, also when one has nothing left to do."""
+    sampling = Sampling(1, temperature=0.0, logprobs=True)
+    engines = [Counting(tiny_model(), tiny_tokenizer(), batch_size=4) for _ in range(3)]
+    shares = [engine.generate_share(prompts, sampling, rank, 3) for rank, engine in enumerate(engines)]
+    assert engines[0].passes == engines[1].passes == engines[2].passes > 1
+    found = [completion for _, completion in sorted(itertools.chain(*shares), key=lambda pair: pair[0])]
+    assert_the_same(found, plainly(tiny_model(), prompts, sampling))
+
+
+def test_rollouts_of_a_prompt_are_drawn_from_its_distribution() -> None:
+    """Frequencies of the second token after a given first one, over 6000 rollouts of two prompts."""
+    prompts = windows()[:2]
+    engine = Counting(tiny_model(), tiny_tokenizer(), batch_size=6000)
+    drawn = engine.generate(prompts * 3000, Sampling(2, temperature=0.4, seed=3))
+    assert engine.read < 100 * len(prompts) + 4 * 6000
+    for place, prompt in enumerate(prompts):
+        with torch.no_grad():
+            first = engine.model(input_ids=torch.tensor([prompt])).logits[0, -1].div(0.4).softmax(-1)
+            token = int(first.argmax())
+            second = engine.model(input_ids=torch.tensor([[*prompt, token]])).logits[0, -1].div(0.4).softmax(-1)
+        mine = [c.ids for c in drawn[place::2]]
+        counted = torch.bincount(torch.tensor([ids[0] for ids in mine]), minlength=97) / 3000
+        assert (counted - first).abs().max() < 0.03
+        followed = torch.tensor([ids[1] for ids in mine if ids[0] == token])
+        counted = torch.bincount(followed, minlength=97) / len(followed)
+        assert len(followed) > 300 and (counted - second).abs().max() < 4 * 0.5 / len(followed) ** 0.5
+
+
+def test_a_model_whose_cache_cannot_be_shared_reads_each_prompt(caplog) -> None:
+    config = AutoConfig.for_model(
+        "mamba", vocab_size=97, hidden_size=16, num_hidden_layers=2, state_size=4, eos_token_id=2, pad_token_id=0
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    engine, prompts = TransformersEngine(model, tiny_tokenizer()), [[*EXAMPLES, 5 + i] for i in range(4)]
+    sampling = Sampling(4, temperature=0.0, logprobs=True)
+    found = [engine.generate(prompts, sampling) for _ in range(2)]
+    assert caplog.text.count("rows of a MambaForCausalLM cannot share its cache") == 1
+    assert_the_same(found[0], plainly(model, prompts, sampling))
+    assert found[0] == found[1]
+
+
+def test_a_batch_fits_the_memory_that_its_cache_may_take() -> None:
+    """16 values of 4 bytes in keys and values of 2 layers are 256 bytes a token: 1 KiB holds four tokens."""
+    prompts, sampling = [*windows(), *UNRELATED], Sampling(4, temperature=0.0, logprobs=True)
+    small = Counting(tiny_model(), tiny_tokenizer(), cache_gib=256 * 300 / 2**30)
+    with patch.object(small, "generate_batch", wraps=small.generate_batch) as generate_batch:
+        found = small.generate(prompts, sampling)
+    seen = [call.args[0] for call in generate_batch.call_args_list]
+    assert small._room() == (300, True)
+    assert len(seen) > 4 and all(len(texts) * (max(map(len, texts)) + 4) <= 300 for texts in seen)
+    assert_the_same(found, TransformersEngine(tiny_model(), tiny_tokenizer()).generate(prompts, sampling))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_plan_has_every_prompt_once_and_shares_what_is_common(seed) -> None:
+    rng = random.Random(seed)
+    heads = [[rng.randrange(3) for _ in range(rng.randrange(30))] for _ in range(4)]
+    prompts = [[*rng.choice(heads), *(rng.randrange(3) for _ in range(rng.randrange(1, 9)))] for _ in range(60)]
+    everywhere, batches = plan_batches(prompts, 16, 500, 3)
+    assert sorted(i for batch in batches for i in batch.rows) == list(range(60))
+    for batch in batches:
+        widest = max(len(prompts[i]) for i in batch.rows) + 3
+        held = len({tuple(prompts[i][:n]) for i, n in zip(batch.rows, batch.shared, strict=True) if n > everywhere})
+        assert len(batch.rows) <= 16 and (len(batch.rows) == 1 or (len(batch.rows) + held) * widest <= 500)
+        for i, shared in zip(batch.rows, batch.shared, strict=True):
+            assert shared < len(prompts[i]) and (shared == everywhere or shared >= everywhere + SHORTEST)
+
+
+def test_the_plan_prefers_the_longer_prefix() -> None:
+    """Two windows behind a common beginning are two runs, however alike their beginnings."""
+    prompts = [[1] * 20 + [2 + w] * 30 + [7 + q] for w in range(2) for q in range(5)]
+    assert plan_batches(prompts, 64, 1e9, 1)[0] == 20
+    (batch,) = plan_batches(prompts, 64, 1e9, 1)[1]
+    assert batch.shared == [50] * 10
+    assert plan_batches([[1, 2, 3], [1, 2, 3]], 64, 1e9, 1)[1][0].shared == [0, 0]  # too short to be read alone
