@@ -30,7 +30,7 @@ def sleep(model: Any, folder: Path, resume: Path | None = None, **options: Any) 
     """Train the learning expert for four steps, and return the losses."""
     batch = 8 // PartialState().num_processes
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": None, **options}
-    options = {**OPTIONS, "per_device_train_batch_size": batch, "select_top_k": 1, **options}
+    options = {**OPTIONS, "per_device_train_batch_size": batch, "top_k": 1, **options}
     trainer = KnowledgeSeedingTrainer(
         model,
         length_reward,
