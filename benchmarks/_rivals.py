@@ -27,11 +27,11 @@ import torch
 
 from sleep_trl.data.rows import build_rows
 from sleep_trl.data.samples import Sample
-from sleep_trl.data.shipped_sets import read_shipped
+from sleep_trl.evaluation.perplexity import mean_loss
+from sleep_trl.evaluation.probes import perplexity_probe, reading_probe
 from sleep_trl.evaluation.recall import QAItem, ask
 from sleep_trl.memory import load_memory
 from sleep_trl.memory.hosts import find_hosts
-from sleep_trl.models.gguf import mean_loss
 from sleep_trl.models.loading import load_model
 from sleep_trl.planning.inputs import RunInputs
 from sleep_trl.rollout import TransformersEngine
@@ -77,26 +77,27 @@ class Exam:
         inputs (`RunInputs`): of the night, for its prompts and settings.
         plain (`list[QAItem]`): the documents' questions.
         other_words (`list[QAItem]`): the same in other words.
-        reading (`list[QAItem]`): questions about shipped passages, asked with the passage.
-        prose (`list[str]`): shipped texts, for the perplexity.
+        reading (`list[QAItem]`): the night's reading questions, asked with the passage.
+        prose (`list[list[int]]`): the night's texts for the perplexity, as windows of tokens.
     """
 
     inputs: RunInputs
     plain: list[QAItem]
     other_words: list[QAItem]
     reading: list[QAItem]
-    prose: list[str]
+    prose: list[list[int]]
 
     @staticmethod
     def of(inputs: RunInputs, documents: Sequence[dict[str, Any]], most: int | None = None) -> Exam:
-        """Make the exam of a night about documents, with at most `most` passages and texts for the base skill."""
+        """Make the exam of a night about documents. The base skill is measured as in the night, by at most `most`
+        questions and texts, or none where the model cannot read them."""
         plain, other = (
             [QAItem(q["question"], tuple(q["answers"])) for row in documents for q in row[key]]
             for key in ("questions", "other_words")
         )
-        passages = read_shipped("reading")[:most]
-        reading = [QAItem(q.question, q.answers, passage.text) for passage in passages for q in passage.questions]
-        return Exam(inputs, plain, other, reading, [text.text for text in read_shipped("prose")[:most]])
+        reading = reading_probe(inputs.skill, "", inputs.prompter, inputs.largest_window)
+        prose = perplexity_probe(inputs.prose, "", inputs.tokenizer, inputs.context)
+        return Exam(inputs, plain, other, reading.items[:most], prose.items[:most])
 
     @cached_property
     def base(self) -> Any:
@@ -118,11 +119,12 @@ class Exam:
                 max_new_tokens=config.evaluation.max_new_tokens,
             )
 
+        loss = mean_loss(model, self.prose)
         return {
             "after": score(self.plain, False),
             "other_words": score(self.other_words, False),
             "reading": score(self.reading, True),
-            "perplexity": math.exp(mean_loss(model.eval(), self.inputs.tokenizer, self.prose)),
+            "perplexity": None if loss is None else math.exp(loss),
         }
 
     def grade_base(self) -> Grade:

@@ -104,7 +104,8 @@ def test_a_night_and_its_rivals_are_measured_and_resumed(tmp_path) -> None:
     assert all(0 <= value <= 1 for value in result["recall"].values())
     skill = result["skill"]
     assert set(skill) == {"reading_before", "reading_after", "perplexity_before", "perplexity_after"}
-    assert 1 < skill["perplexity_before"] < math.inf and skill["perplexity_after"] > 1
+    assert skill["reading_before"] is skill["reading_after"] is None  # no shipped passage fits its context
+    assert all(value is None or 1 < value < math.inf for value in skill.values())
     assert result["steps"] == 3 and result["seconds"] > 3 * result["seconds_per_step"] > 0
     assert result["step_in_sft_steps"] > 0 and result["peak_mib"] > 100 and result["plan_mib"] > 0
     assert result["rivals"]["lora"]["equal_steps"]["steps"] == 3
