@@ -198,7 +198,7 @@ class SeedingConfig(Section):
     num_generations: int = Field(4, ge=2)
     """Student rollouts per prompt."""
 
-    max_completion_length: int = Field(128, ge=1)
+    max_completion_length: int = Field(64, ge=1)
     """Maximum length of a rollout, in tokens."""
 
     per_device_batch_size: int | None = Field(None, ge=1)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from sleep_trl.config.command_line import parse
+from sleep_trl.runs.checksums import record_folder
 from sleep_trl.runs.files import write_json
 from tests.tiny import tiny_tokenizer
 from tests.tiny_runs import TEXT, arguments, write_finished_run, write_model
@@ -157,6 +158,7 @@ def continued_with_other_format(place: Path) -> Options:
     made = continued()(place)
     path = place / "night1" / "adapter" / "memory.json"
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"format": 99}), "utf-8")
+    record_folder(path.parent)
     return made
 
 
