@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from sleep_trl.memory import MemorySpec, attach, fold, load_memory, save_memory
 from sleep_trl.memory.storage import NotFinite
+from sleep_trl.runs.checksums import record_folder
 from sleep_trl.trainers.expert_checkpoints import StopIfNotFinite
 from tests.tiny import tiny_model
 
@@ -41,6 +42,7 @@ def test_a_damaged_file_is_refused(value: float, tmp_path: Path) -> None:
     tensors = load_file(path)
     next(iter(tensors.values()))[0, 0] = value
     save_file(tensors, path)
+    record_folder(tmp_path)
     with pytest.raises(NotFinite, match=r"is damaged: 1 of 6 weights .* Restore it"):
         load_memory(tiny_model(), tmp_path)
 

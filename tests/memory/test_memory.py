@@ -243,7 +243,7 @@ def test_a_damaged_memory_is_named(tmp_path):
     save_memory(memory, tmp_path)
     path = tmp_path / "experts.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"experts\.safetensors is missing or damaged"):
+    with pytest.raises(ValueError, match=r"experts\.safetensors is damaged or was changed"):
         load_memory(tiny_model(), tmp_path)
 
 

@@ -24,6 +24,8 @@ OPTIONS = {
     "dataset.window": 20,
     "dataset.window_overlap": 0,
     "dataset.samples_per_window": 4,
+    "no-dataset.titles": True,
+    "no-dataset.worked_examples": True,
     "dataset.max_new_tokens": 24,
     "dataset.temperature": 0.3,
     "dataset.general_samples": 8,
@@ -152,7 +154,7 @@ def test_measuring_dreams_by_questions_needs_questions(tmp_path, capsys):
         ({"dream__share": 0.9}, "leave no share for the memories"),
         ({"dream__workers": 2}, "workers (2) require chunk"),
         ({"dream__top_k": 4}, "select 5 of 4 dreams"),
-        ({"dream__rewards": '["imitation"]'}, "needs reference, reference_ids"),
+        ({"dream__rewards": '["imitation"]'}, "needs reference"),
     ],
 )
 def test_mistakes_are_reported_before_anything_is_loaded(tmp_path, capsys, options, message):

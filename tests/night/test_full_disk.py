@@ -31,11 +31,15 @@ def fill():
         except OSError:
             pass
 
-def remount(how):
-    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+def mount(*arguments):
+    subprocess.run(["mount", *arguments, str(disk)], check=True)
 
-begin = {"full": fill, "read-only": lambda: remount("ro")}
-end = {"full": lambda: (disk / "filler").unlink(), "read-only": lambda: remount("rw")}
+def protect():  # a mount on top, since the one below has the run's lock open for writing
+    mount("--bind", str(disk))
+    mount("-o", "remount,bind,ro")
+
+begin = {"full": fill, "read-only": protect}
+end = {"full": lambda: (disk / "filler").unlink(), "read-only": lambda: mount("-o", "remount,bind,rw")}
 
 def spoil(self, args, state, control, **kwargs):
     if state.global_step == 1:

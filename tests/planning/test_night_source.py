@@ -119,7 +119,7 @@ def test_a_night_that_costs_too_much_is_rolled_back(model, tmp_path, capsys):
     assert sleep.main(arguments(model, first, memories=f"wake:{wake}", **ruinous)) == 0
     assert "rolled back" in capsys.readouterr().out
     (entry,) = read_ledger(first / "ledger.jsonl")
-    assert entry.dropped and entry.rolled_back and "the base skill fell from 100.0 to" in entry.rolled_back
+    assert entry.dropped and entry.rolled_back and "the agreement with the base fell from 100.0 to" in entry.rolled_back
     results = read_json(first / "results.json")
     assert results["rolled_back"] == entry.rolled_back and results["parameters"]["added"] == 0
     assert entry.rolled_back in html.unescape((first / "report.html").read_text("utf-8"))

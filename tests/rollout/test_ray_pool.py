@@ -148,7 +148,7 @@ def test_a_call_that_failed_leaves_nothing_behind(engine):
     """An engine that raises stops the call, not the pool."""
     fresh = pool_of(grown_model(), count=1)
     with pytest.raises(RuntimeError, match="failed while generating"):
-        fresh.generate([PROMPTS[1], ["no token"], *PROMPTS], LONG)
+        fresh.generate([PROMPTS[1], [10**9], *PROMPTS], LONG)  # not a token
     assert_equal(fresh, fresh.weights.memory)
     fresh.close()
 

@@ -285,6 +285,11 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         **others: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Score the completions. Anything but a training pass over text alone is left to TRL."""
+        if any(self._general):  # before the loss, and what stands for their rollouts has no probability
+            log_probs, *rest = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
+            )
+            return log_probs.masked_fill(torch.tensor(self._general, device=log_probs.device)[:, None], 0.0), *rest
         has_others = any(value is not None and value is not False for value in others.values())
         if self.args.alpha == 0 or not compute_entropy or has_others or self.args.cast_lm_head_to_fp32:
             return super()._get_per_token_logps_and_entropies(
