@@ -111,7 +111,7 @@ class Prompter:
         ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
         if ids and ids[-1] == self.tokenizer.eos_token_id:  # some tokenizers append it to every text
             ids = ids[:-1]
-        return ids
+        return ids or [self._start()]  # a prompt is never empty, since generation needs at least one token
 
     def _start(self) -> int:
         start = self.tokenizer.bos_token_id

@@ -81,8 +81,11 @@ def test_a_statement_is_the_sample_and_nothing_is_generated():
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     chat = write(Prompter(tokenizer), WRITING).samples[0]
     assert chat.reference_ids[-1] == tokenizer.eos_token_id and "Ben has" not in chat.prompt
-    untitled = [Window("m", "", "Ben has a boat.")]
-    assert write_about(tasks_of(untitled, [1], template), template, FixedEngine(), Prompter(tiny_tokenizer()), WRITING)
+    untitled, plain = [Window("m", "", "Ben has a boat.")], tiny_tokenizer()
+    (sample,) = write_about(
+        tasks_of(untitled, [1], template), template, FixedEngine(), Prompter(plain), WRITING
+    ).samples
+    assert sample.reference == "Ben has a boat." and len(sample.prompt_ids) == 1  # never empty
 
 
 def test_answers_are_checked_with_and_without_the_text():
