@@ -206,7 +206,7 @@ def rival_rows(rival: Rival, inputs: RunInputs, samples: Sequence[Sample], steps
 
 
 def _text_rows(inputs: RunInputs, count: int) -> Rows:
-    """Return windows of the documents, shuffled anew in each pass, each with its title and an end."""
+    """Return windows of the documents, reshuffled in each pass, each with its title and an end."""
     texts = [
         [*inputs.prompter.ids(f"{memory.source}\n{window}"), inputs.tokenizer.eos_token_id]
         for memory, windows in zip(inputs.memories, inputs.windows, strict=True)

@@ -62,7 +62,7 @@ def local_checkpoint(name: str) -> str:
 
 
 def unconverted(name: str) -> Path | None:
-    """Return the GGUF file that a model's name stands for, or `None` if it is no GGUF file or is converted already.
+    """Return the GGUF file that a model's name stands for, or `None` if it is not a GGUF file or is converted already.
 
     Raises:
         `ValueError`: if there is no such file, or the package `gguf` is missing.

@@ -126,8 +126,8 @@ def test_a_night_in_progress_starts_over_without_what_was_forgotten(begun, stage
     write_up_to(begun, stage)
     with run_lock(begun.output_dir):
         assert call("wake", "forget", "secret", "--buffer", begun.source.buffer, "--json") == 75
-        told = capsys.readouterr()
-        assert json.loads(told.out)["in_use"] == [str(begun.output_dir)] and "is in use by process" in told.err
+        output = capsys.readouterr()
+        assert json.loads(output.out)["in_use"] == [str(begun.output_dir)] and "is in use by process" in output.err
         assert changes(begun) == "1 of its records was forgotten"
     with night_lock(begun):
         assert files_of(begun.output_dir) == {"config.json", "phases/ingested.jsonl"}
