@@ -63,12 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return code
     if config.nights and _is_first_process():
         from sleep_trl.distributed.progress import echo
-        from sleep_trl.evaluation.retention import render_chain
-        from sleep_trl.runs.files import read_json
-        from sleep_trl.runs.finished import chain_of
+        from sleep_trl.evaluation.retention import describe_chain, render_chain
         from sleep_trl.runs.folder import RunFolder
+        from sleep_trl.runs.ledger import read_ledger
 
-        echo(render_chain(chain_of(read_json(RunFolder(nights[-1].output_dir).results))))
+        echo(render_chain(describe_chain(read_ledger(RunFolder(nights[-1].output_dir).ledger))))
     return DONE
 
 

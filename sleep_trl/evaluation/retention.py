@@ -1,7 +1,10 @@
 """Retention: the accuracy matrix of a chain of nights, and measures derived from it.
 
-Row j of a matrix is the recall on the questions of each night up to j, measured after night j; the last value of a row
-is the night's own. The measures are those of continual learning, with a night as a task: backward and forward transfer
+Row j of a matrix is the recall on the questions of the nights up to j that the model still holds, measured after night
+j. So a row is one longer than the row before, with the night's own recall last, or as long as that if the night only
+removed entries, or was dropped later.
+
+The measures are those of continual learning, with a night as a task: backward and forward transfer
 of GEM (Lopez-Paz and Ranzato, 2017, arXiv 1706.08840), forgetting of Chaudhry et al. (2018, arXiv 1801.10112).
 """
 
@@ -13,7 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from ..config import RetentionConfig
-from ..runs.ledger import LedgerEntry
+from ..runs.ledger import LedgerEntry, measured_nights, standing_nights
 
 Scores = Sequence[float | None]
 Matrix = Sequence[Scores]
@@ -25,31 +28,34 @@ MEASURES = ("average", "after_own_night", "forgetting", "backward_transfer", "fo
 
 
 def accuracy_matrix(entries: Sequence[LedgerEntry]) -> list[list[float | None]]:
-    """Return the triangular matrix recorded in a ledger's entries, oldest night first.
+    """Return the matrix recorded in a ledger's entries, oldest night first.
 
     Returns:
-        `list[list[float | None]]`: row j has j + 1 scores in [0, 1]; `None` where it was not measured.
+        `list[list[float | None]]`: a row for each of [`measured_nights`], with a score in [0, 1] for each of
+        [`standing_nights`] up to it; `None` where it was not measured.
     """
-    nights = [_metrics(entry, "after") for entry in entries]
-    return [
-        [*((after.get("earlier") or {}).get(earlier.id) for earlier in entries[:number]), after.get("recall")]
-        for number, after in enumerate(nights)
-    ]
+    places, matrix = {entry.id: place for place, entry in enumerate(entries)}, []
+    for night in measured_nights(entries):
+        after = _metrics(night, "after")
+        scores = (after.get("earlier") or {}) | {night.id: after.get("recall")}
+        learned = [entry.id for entry in standing_nights(entries) if places[entry.id] <= places[night.id]]
+        matrix.append([scores.get(entry) for entry in learned])
+    return matrix
 
 
 def average(matrix: Matrix) -> float | None:
     """Return the mean recall of all nights, measured after the last one (GEM's ACC)."""
-    return _mean(matrix[-1])
+    return _mean(column[-1] for column in _columns(matrix))
 
 
 def after_own_night(matrix: Matrix) -> float | None:
-    """Return the mean recall of each night directly after it, the diagonal of the matrix."""
-    return _mean(row[-1] for row in matrix)
+    """Return the mean recall of each night directly after it, the first of its column."""
+    return _mean(column[0] for column in _columns(matrix))
 
 
 def backward_transfer(matrix: Matrix) -> float | None:
     """Return the mean change of an earlier night's recall since that night (GEM's BWT); below 0 is forgetting."""
-    return _mean(_change(row[-1], last) for row, last in zip(matrix[:-1], matrix[-1], strict=False))
+    return _mean(_change(column[0], column[-1]) for column in _columns(matrix) if len(column) > 1)
 
 
 def forward_transfer(before: Scores, base: Scores) -> float | None:
@@ -59,49 +65,45 @@ def forward_transfer(before: Scores, base: Scores) -> float | None:
         before (`Sequence[float | None]`):
             Recall of each night's questions directly before it.
         base (`Sequence[float | None]`):
-            Recall of the same questions before the first night, by the pretrained model (GEM uses a model with random
-            weights).
+            Recall of the same questions by the pretrained model (GEM uses a model with random weights); `None` for
+            the first night.
     """
-    return _mean(_change(b, a) for a, b in zip(before[1:], base[1:], strict=True))
+    return _mean(_change(b, a) for a, b in zip(before, base, strict=True))
 
 
 def forgetting(matrix: Matrix) -> float | None:
     """Return the mean difference between the best recall of an earlier night before the last night, and its recall
     after the last night (Chaudhry et al.)."""
-    columns = [[row[i] for row in matrix[i:-1]] for i in range(len(matrix) - 1)]
-    best = [max((score for score in column if score is not None), default=None) for column in columns]
-    return _mean(_change(last, most) for most, last in zip(best, matrix[-1], strict=False))
+    earlier = [column for column in _columns(matrix) if len(column) > 1]
+    best = [max((score for score in column[:-1] if score is not None), default=None) for column in earlier]
+    return _mean(_change(column[-1], most) for most, column in zip(best, earlier, strict=True))
 
 
 def describe_chain(entries: Sequence[LedgerEntry]) -> dict[str, Any]:
-    """Return the retention of a chain as JSON data, `chain` of `results.json`. Nights that were rolled back are left
-    out, and so are consolidations of entries, which are not nights.
+    """Return the retention of a chain as JSON data, `chain` of `results.json`: of what the model holds, after each
+    night that changed it. Nights that were rolled back have no row.
 
     Returns:
-        `dict`: `entries`, the matrix `recall`, `base_skill` before the first night and after each, and the measures;
-        `None` for values that were not measured or need a second night.
+        `dict`: `entries`, the columns of the matrix `recall`, and `nights`, its rows; `left_out`, entries of nights
+        that were dropped or rolled back; `base_skill` before the first night and after each; and the measures. `None`
+        for values that were not measured or need a second night.
     """
-    entries = [entry for entry in entries if entry.rolled_back is None and not entry.holds]
-    matrix = accuracy_matrix(entries)
-    before, after = ([_metrics(entry, when) for entry in entries] for when in ("before", "after"))
-    recall_before = [row.get("recall") for row in before]
-    chain = {
-        "entries": [entry.id for entry in entries],
+    nights, standing, matrix = measured_nights(entries), standing_nights(entries), accuracy_matrix(entries)
+    before = [_metrics(entry, "before") for entry in standing]
+    return {
+        "entries": [entry.id for entry in standing],
+        "nights": [entry.id for entry in nights],
+        "left_out": [entry.id for entry in entries if entry.dropped and not entry.holds],
         "recall": matrix,
-        "base_skill": _base_skill([*before[:1], *after]),
-        **dict.fromkeys(MEASURES),
+        "base_skill": _base_skill([_metrics(e, "before") for e in nights[:1]] + [_metrics(e, "after") for e in nights]),
+        "average": average(matrix),
+        "after_own_night": after_own_night(matrix),
+        "forgetting": forgetting(matrix),
+        "backward_transfer": backward_transfer(matrix),
+        "forward_transfer": forward_transfer(
+            [row.get("recall") for row in before], [row.get("base") for row in before]
+        ),
     }
-    if entries:
-        chain |= {
-            "average": average(matrix),
-            "after_own_night": after_own_night(matrix),
-            "forgetting": forgetting(matrix),
-            "backward_transfer": backward_transfer(matrix),
-            "forward_transfer": forward_transfer(
-                recall_before, [recall_before[0], *(row.get("base") for row in before[1:])]
-            ),
-        }
-    return chain
 
 
 def breach(
@@ -143,16 +145,24 @@ def render_chain(chain: dict[str, Any]) -> Table:
     Args:
         chain (`dict`): from [`describe_chain`].
     """
-    table = Table(title=f"Recall after each of {len(chain['entries'])} nights, in percent", header_style="bold")
+    table = Table(title=f"Recall after each of {len(chain['nights'])} nights, in percent", header_style="bold")
     table.add_column("after night")
-    for number in range(1, len(chain["entries"]) + 1):
-        table.add_column(f"of {number}", justify="right")
+    for entry in chain["entries"]:
+        table.add_column(f"of {chain['nights'].index(entry) + 1}", justify="right")
     table.add_column("base skill", justify="right")
     for number, (row, skill) in enumerate(zip(chain["recall"], chain["base_skill"][1:], strict=True), start=1):
-        empty = [""] * (len(chain["entries"]) - number)
+        empty = [""] * (len(chain["entries"]) - len(row))
         table.add_row(str(number), *map(_percent, row), *empty, _percent(skill))
-    table.caption = "\n".join(f"{name.replace('_', ' ')} {_percent(chain[name])}" for name in MEASURES)
+    notes = [f"{name.replace('_', ' ')} {_percent(chain[name])}" for name in MEASURES]
+    notes += [f"left out, as dropped or rolled back: {', '.join(chain['left_out'])}"] if chain["left_out"] else []
+    table.caption = "\n".join(notes)
     return table
+
+
+def _columns(matrix: Matrix) -> list[list[float | None]]:
+    """Return the recall of each night's questions, from its own night on."""
+    count = len(matrix[-1]) if matrix else 0
+    return [[row[i] for row in matrix if len(row) > i] for i in range(count)]
 
 
 def _metrics(entry: LedgerEntry, when: str) -> dict[str, Any]:

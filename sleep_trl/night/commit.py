@@ -89,13 +89,13 @@ def commit(
     write_ledger(folder.ledger, ledger)
     fail_unused(config, [memory for memory in ctx.memories if memory.id not in written_ids])
     new = ledger[len(ctx.earlier) :]
-    consolidations = [{"entry": e.id, "level": e.level, "holds": list(e.holds)} for e in new if e.holds]
+    made = [e for e in new if e.holds and not failure]
     return {
         "entry": entry.id,
         "not_trained": [memory.id for memory in ctx.memories if memory.id not in used_ids],
         "fold_difference": difference,
         "rolled_back": failure,
-        "consolidations": consolidations,
+        "consolidations": [{"entry": e.id, "level": e.level, "holds": list(e.holds)} for e in made],
     }
 
 

@@ -16,7 +16,7 @@ from ..evaluation.recall import QAItem, ask, sample_items, window_with_answer
 from ..rollout.synced import SyncedEngine
 from ..runs.files import read_jsonl
 from ..runs.folder import RunFolder
-from ..runs.ledger import active_entries
+from ..runs.ledger import standing_nights
 from .context import NightContext
 
 MEASURES = {"skill": "reading questions", "perplexity": "perplexity"}
@@ -112,7 +112,7 @@ def evaluate_after(ctx: NightContext) -> dict[str, Any]:
 
 def earlier_items(ctx: NightContext) -> dict[str, list[QAItem]]:
     """Return the questions of earlier entries, by entry."""
-    items: dict[str, list[QAItem]] = {entry.id: [] for entry in active_entries(ctx.earlier) if not entry.holds}
+    items: dict[str, list[QAItem]] = {entry.id: [] for entry in standing_nights(ctx.earlier)}
     if ctx.config.continue_from:
         for row in read_jsonl(RunFolder(ctx.config.continue_from).adapter.questions):
             items[row["entry"]].append(QAItem(row["question"], tuple(row["answers"])))

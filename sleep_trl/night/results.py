@@ -6,7 +6,7 @@ import importlib.metadata
 import math
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from accelerate import PartialState
@@ -27,6 +27,7 @@ def collect_results(
     memory: Memory,
     before: dict[str, Any],
     after: dict[str, Any],
+    forgotten: Collection[str],
     written: dict[str, Any],
     history: list[dict[str, Any]],
     dreams: dict[str, Any] | None,
@@ -37,11 +38,13 @@ def collect_results(
     """Collect the figures of a night as plain data, the content of `results.json`.
 
     `perplexity` is the exponential of `loss`, the mean negative log-likelihood of a token in nats; `left_out` says why
-    a measure of the base skill was not taken, if one was not. `fold_difference` is `None` if the experts are routed;
+    a measure of the base skill was not taken, if one was not. `retention` is the recall of earlier entries, apart from
+    those `forgotten`, which the night removed. `fold_difference` is `None` if the experts are routed;
     then `load` has the tokens by layer and expert, if the model itself answered. `dreams` is present if the night
     dreamed, and `rolled_back`, the reason, if it was rolled back. For `capacity` see [`measure_capacity`];
     `consolidations` are the entries that hold others.
     """
+    earlier = {e: {"before": before["earlier"][e], "after": after["earlier"][e]} for e in before["earlier"]}
     has_probe = before["skill"] is not None and after["skill"] is not None
     results: dict[str, Any] = {
         "recall": {"before": before["recall"], "with_context": before["with_context"], "after": after["recall"]},
@@ -57,7 +60,7 @@ def collect_results(
             "texts": _probe(before, "perplexity"),
         },
         "agreement": {"before": before["agreement"], "after": after["agreement"]},
-        "retention": {e: {"before": before["earlier"][e], "after": after["earlier"][e]} for e in before["earlier"]},
+        "retention": {entry: pair for entry, pair in earlier.items() if entry not in forgotten},
         "chain": chain,
         "parameters": memory.count_parameters(),
         "capacity": measure_capacity(memory),
@@ -78,6 +81,7 @@ def collect_results(
         "config": config.model_dump(mode="json"),
     }
     optional = {
+        "forgotten": {entry: pair for entry, pair in earlier.items() if entry in forgotten} or None,
         "left_out": before.get("left_out") or None,
         "load": after.get("load"),
         "dreams": dreams,
@@ -115,14 +119,17 @@ def measure_capacity(memory: Memory) -> dict[str, Any]:
 
 def render_results(results: dict[str, Any]) -> Table:
     """Return the final table of a night."""
-    status = " (rolled back)" if "rolled_back" in results else ""
+    status = " (rolled back; the model is what it was before)" if "rolled_back" in results else ""
     table = Table(title=f"One night: {results['entry']}{status}", show_header=True, header_style="bold")
     table.add_column("")
     for column in ("before", "after"):
         table.add_column(column, justify="right")
     recall, skill, parameters = results["recall"], results["base_skill"], results["parameters"]
-    table.add_row("recall without context", _percent(recall["before"]), _percent(recall["after"]))
-    table.add_row("recall with context", _percent(recall["with_context"]), "")
+    for entry, values in results.get("forgotten", {}).items():
+        table.add_row(f"recall of {entry}, which was removed", _percent(values["before"]), _percent(values["after"]))
+    if "forgotten" not in results:
+        table.add_row("recall without context", _percent(recall["before"]), _percent(recall["after"]))
+        table.add_row("recall with context", _percent(recall["with_context"]), "")
     table.add_row(f"base skill ({skill['measure']})", _percent(skill["before"]), _percent(skill["after"]))
     if (perplexity := results.get("perplexity")) and perplexity["before"] is not None:
         values = (_number(perplexity[when]) for when in ("before", "after"))

@@ -97,12 +97,15 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
     after = phases.once("evaluate_after", lambda: evaluate_after(ctx))
     ctx.engine.close()
     after["agreement"] = phases.once("agreement_after", lambda: agreement(ctx.memory, held_out))
-    failure = breach(config.retention, before, after, ctx.relearning.forgotten if ctx.relearning else ())
+    forgotten = ctx.relearning.forgotten if ctx.relearning else ()
+    failure = breach(config.retention, before, after, forgotten)
     learned = [sample for sample in samples if sample.part == "memory" and sample.memory_id in trained]
     work = partial(commit, ctx, expert, promotions, samples, learned, before, after, failure)
     committed = phases.once("commit", work)
     if failure:
-        echo(f"[red]This night is rolled back, and its memories wait for another night: {failure}[/]")
+        then = f"{', '.join(forgotten)} is still there" if forgotten else "its memories wait for another night"
+        echo(f"[red]This night is rolled back, and {then}: {failure}[/]")
+        forgotten = ()
         ctx.restore()
     else:
         if rewarded and config.dream.into == "lora":
@@ -111,7 +114,17 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
 
     chain = describe_chain(read_ledger(folder.ledger))
     results = collect_results(
-        config, ctx.memory, before, after, written, log_history(seeded), dreams, committed, chain, phases.seconds
+        config,
+        ctx.memory,
+        before,
+        after,
+        forgotten,
+        written,
+        log_history(seeded),
+        dreams,
+        committed,
+        chain,
+        phases.seconds,
     )
     results["dtype"] = {"base": ctx.inputs.dtype.name, "reason": ctx.inputs.dtype.reason}
     results |= not_trained(ctx.memories, written.get("queued", []), committed.get("not_trained", []))

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..runs.ledger import LedgerEntry, expert_owners
+from ..runs.ledger import LedgerEntry, expert_owners, measured_nights
 from .figures import HUES, Chart, empty_figure, label
 
 Row = Mapping[str, Any]
@@ -15,18 +15,20 @@ Row = Mapping[str, Any]
 MOST_TICKS = 8
 
 
-def capacity_charts(capacity: Row, ledger: Sequence[Row]) -> list[Chart]:
-    """Draw the experts of each level after each night, for a chain of at least two nights.
+def capacity_charts(capacity: Row, ledger: Sequence[LedgerEntry]) -> list[Chart]:
+    """Draw the experts of each level after each night, for a chain of at least two nights, and those there are now, if
+    entries were dropped since.
 
     Args:
         capacity (`Mapping[str, Any]`): `capacity` of `results.json`, which is empty in old runs.
-        ledger (`Sequence[Mapping]`): entries of the ledger, oldest first.
+        ledger (`Sequence[LedgerEntry]`): entries of the ledger, oldest first.
     """
-    entries = [LedgerEntry.model_validate(row) for row in ledger] if capacity else []
-    nights = [(place, entry) for place, entry in enumerate(entries) if not entry.holds and entry.rolled_back is None]
-    if len(nights) < 2:
+    nights = measured_nights(ledger)
+    if not capacity or len(nights) < 2:
         return []
-    counts = {entry.id: _count(entries[: place + 1], entry.date) for place, entry in nights}
+    counts = {entry.id: _count(ledger[: ledger.index(entry) + 1], entry.date) for entry in nights}
+    if (now := count_experts(ledger)) != counts[nights[-1].id]:
+        counts["now"] = now
     names, size = [label(name) for name in counts], capacity["max_experts"] - capacity.get("blocks", 0)
     plot = empty_figure(x="night", y="experts")
     for number, level in enumerate(sorted({level for count in counts.values() for level in count})):
@@ -52,7 +54,8 @@ def capacity_charts(capacity: Row, ledger: Sequence[Row]) -> list[Chart]:
     summary = "; ".join(f"{name}: {_count_text(count)}" for name, count in counts.items())
     caption = (
         "Experts after each night, by level. Where a bar shrinks, experts of one level were consolidated into one of "
-        "the next, and their slots are free again. The dashed line is the capacity, without the levels' own blocks."
+        "the next or were dropped, and their slots are free again. The dashed line is the capacity, without the "
+        "levels' own blocks."
     )
     return [Chart("capacity", "Capacity by level", caption, plot, f"{summary}; capacity {size}")]
 
@@ -60,7 +63,12 @@ def capacity_charts(capacity: Row, ledger: Sequence[Row]) -> list[Chart]:
 def _count(entries: Sequence[LedgerEntry], date: str) -> Counter[int]:
     """Count the experts by level at that time, including those of entries that were dropped later."""
     then = [e.model_copy(update={"dropped": None}) if e.dropped and e.dropped > date else e for e in entries]
-    return Counter(entry.level for entry in expert_owners(then))
+    return count_experts(then)
+
+
+def count_experts(entries: Sequence[LedgerEntry]) -> Counter[int]:
+    """Count the experts of entries by level."""
+    return Counter(entry.level for entry in expert_owners(entries))
 
 
 def _count_text(count: Mapping[int, int]) -> str:

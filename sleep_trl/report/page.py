@@ -12,12 +12,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..runs.files import read_json, read_jsonl, write_text
-from ..runs.finished import chain_of
+from ..evaluation.retention import describe_chain
+from ..runs.files import read_json, write_text
 from ..runs.folder import RunFolder
+from ..runs.ledger import LedgerEntry, read_ledger, removed_by
 from .dreams import browse
 from .figures import PARTS, Chart, charts
-from .levels import capacity_charts
+from .levels import capacity_charts, count_experts
 from .retention import chain_charts
 from .words import clip, duration, finite, moment, number, outcome, percent, verdict, visible
 
@@ -46,7 +47,7 @@ def write_report(folder: Path) -> Path:
     files = RunFolder(folder)
     results = read_json(files.results)
     written = _phase(files, "write_dataset")
-    entries = list(read_jsonl(files.ledger)) if files.ledger.exists() else []
+    entries = read_ledger(files.ledger) if files.ledger.exists() else []
     tasks = browse(_phase(files, "dream") or [], _phase(files, "write_quiz") or [])
     write_text(files.report, render_page(results, written["samples"] if written else [], entries, library, *tasks))
     return files.report
@@ -77,7 +78,7 @@ def plotly_library() -> str:
 def render_page(
     results: Row,
     samples: Sequence[Row],
-    ledger: Sequence[Row],
+    ledger: Sequence[LedgerEntry],
     library: str,
     tasks: Sequence[Row] = (),
     dreams_left_out: int = 0,
@@ -87,7 +88,7 @@ def render_page(
     Args:
         results (`Mapping`): what `results.json` holds.
         samples (`Sequence[Mapping]`): the teacher's samples, of which a few are shown.
-        ledger (`Sequence[Mapping]`): entries of the ledger, oldest first.
+        ledger (`Sequence[LedgerEntry]`): entries of the ledger, oldest first. What the model holds is read from them.
         library (`str`): plotly's JavaScript.
         tasks (`Sequence[Mapping]`, *optional*): windows with their dreams, see [`browse`].
         dreams_left_out (`int`, *optional*, defaults to `0`): number of dreams that are not among them.
@@ -102,9 +103,10 @@ def render_page(
     )
     environment.filters["clip"] = lambda text: clip(text, MAX_TEXT)
     draw = environment.get_template("draw.js.j2").render()
+    results = as_of(results, ledger)
     drawn = [
         *charts(results),
-        *chain_charts(chain_of(results)),
+        *chain_charts(describe_chain(ledger)),
         *capacity_charts(results.get("capacity") or {}, ledger),
     ]
     dataset = results.get("dataset") or {}
@@ -128,18 +130,39 @@ def render_page(
         moment=moment,
         outcome=outcome,
         shown_sources=SHOWN_SOURCES,
+        is_rolled_back="rolled_back" in results,
+        has_removed="forgotten" in results,
         settings=list(flatten(results.get("config") or {})),
         versions=list((results.get("versions") or {}).items()),
         environment=[(key, results[key]) for key in ("seed", "device", "processes") if key in results],
     )
 
 
+def as_of(results: Row, ledger: Sequence[LedgerEntry]) -> dict[str, Any]:
+    """Return results in which the ledger says what the model holds: its experts, and which earlier entries the night
+    removed. Results of 0.1 do not tell them from those it was to keep."""
+    standing = dict(results)
+    if ledger and (capacity := results.get("capacity")):
+        by_level = count_experts(ledger)
+        standing["capacity"] = {**capacity, "by_level": {str(level): by_level[level] for level in sorted(by_level)}}
+    night = next((entry for entry in ledger if entry.id == results.get("entry")), None)
+    if night and (removed := {entry.id for entry in removed_by(ledger, night)}):
+        earlier = {**(results.get("retention") or {}), **(results.get("forgotten") or {})}
+        standing["forgotten"] = {entry: pair for entry, pair in earlier.items() if entry in removed}
+        standing["retention"] = {entry: pair for entry, pair in earlier.items() if entry not in removed}
+    return standing
+
+
 def facts(results: Row) -> Iterator[tuple[str, str, str]]:
     """Yield the key figures: name, value and explanation."""
     recall, skill, parameters = results["recall"], results["base_skill"], results["parameters"]
     total = finite(results["seconds"].get("total"))
-    yield "Recall without context", change(recall["before"], recall["after"]), "before → after the night"
-    yield "Recall with context", percent(recall["with_context"]), "the teacher's recall"
+    undone = ", which was rolled back" if "rolled_back" in results else ""
+    for entry, pair in results.get("forgotten", {}).items():
+        yield f"Recall of {entry}", change(pair["before"], pair["after"]), "before → after the night, which removed it"
+    if "forgotten" not in results:
+        yield "Recall without context", change(recall["before"], recall["after"]), f"before → after the night{undone}"
+        yield "Recall with context", percent(recall["with_context"]), "the teacher's recall"
     yield "Base skill", change(skill["before"], skill["after"]), skill["measure"]
     left_out = results.get("left_out") or {}
     if reason := left_out.get("skill"):

@@ -17,10 +17,10 @@ def chain_charts(chain: Mapping[str, Any]) -> list[Chart]:
     """Return the accuracy matrix and the forgetting curves of a chain of at least two nights.
 
     Args:
-        chain (`Mapping[str, Any]`): `chain` of `results.json`.
+        chain (`Mapping[str, Any]`): from [`~sleep_trl.evaluation.retention.describe_chain`].
     """
-    measured = [score for row in chain.get("recall") or [] for score in row if finite(score) is not None]
-    return [matrix_chart(chain), forgetting_chart(chain)] if len(chain.get("entries") or []) > 1 and measured else []
+    measured = [score for row in chain["recall"] for score in row if finite(score) is not None]
+    return [matrix_chart(chain), forgetting_chart(chain)] if len(chain["nights"]) > 1 and measured else []
 
 
 def matrix_chart(chain: Mapping[str, Any]) -> Chart:
@@ -28,7 +28,7 @@ def matrix_chart(chain: Mapping[str, Any]) -> Chart:
 
     Plotly's heat map is a bitmap, which the page's security policy blocks; this one is made of shapes.
     """
-    names = [label(entry) for entry in chain["entries"]]
+    names, nights = ([label(entry) for entry in chain[key]] for key in ("entries", "nights"))
     scores = [(i, j, share) for j, row in enumerate(chain["recall"]) for i, share in enumerate(percents(row))]
     known = [(i, j, share) for i, j, share in scores if share is not None]
     plot = empty_figure(x="recall of (%)", y=AFTER)
@@ -39,17 +39,17 @@ def matrix_chart(chain: Mapping[str, Any]) -> Chart:
         )
     plot.add_scatter(
         x=[names[i] for i, _, _ in known],
-        y=[names[j] for _, j, _ in known],
+        y=[nights[j] for _, j, _ in known],
         text=[f"{share:.0f}" for _, _, share in known],
         customdata=[share for _, _, share in known],
         mode="text",
         hovertemplate="%{x} after %{y}: %{customdata:.1f} %<extra></extra>",
         meta={"hue": "ink"},
     )
-    axis, ends = {"type": "category", "categoryarray": names, "showgrid": False}, (-0.5, len(names) - 0.5)
     plot.update_layout(showlegend=False, height=400)
-    plot.update_xaxes(range=ends, **axis)
-    plot.update_yaxes(range=ends[::-1], **axis)
+    axis = {"type": "category", "showgrid": False}
+    plot.update_xaxes(range=(-0.5, len(names) - 0.5), categoryarray=names, **axis)
+    plot.update_yaxes(range=(len(nights) - 0.5, -0.5), categoryarray=nights, **axis)
     measures = (
         ("after the last night", "average"),
         ("after its own night", "after_own_night"),
@@ -61,8 +61,8 @@ def matrix_chart(chain: Mapping[str, Any]) -> Chart:
     return Chart(
         "chain",
         "Recall of every night after every night",
-        "A row shows the recall of all nights after that night; its last cell is the night's own. A column that fades "
-        f"downwards is forgotten. Means over nights: {summary}.",
+        "A row shows the recall of all nights after that night; the first cell of a column is the night's own. A "
+        f"column that fades downwards is forgotten. Means over nights: {summary}.{_left_out(chain)}",
         plot,
         summary,
     )
@@ -70,10 +70,11 @@ def matrix_chart(chain: Mapping[str, Any]) -> Chart:
 
 def forgetting_chart(chain: Mapping[str, Any]) -> Chart:
     """Draw the recall of each night's questions, and the base skill, after each later night."""
-    nights = [label(entry) for entry in chain["entries"]]
+    nights = [label(entry) for entry in chain["nights"]]
     plot, summaries = empty_figure(x=AFTER, y="score (%)"), []
     curves = {
-        name: [None] * number + [row[number] for row in chain["recall"][number:]] for number, name in enumerate(nights)
+        label(entry): [row[number] if number < len(row) else None for row in chain["recall"]]
+        for number, entry in enumerate(chain["entries"])
     }
     curves["base skill"] = chain["base_skill"][1:]
     for number, (name, curve) in enumerate(curves.items()):
@@ -98,7 +99,11 @@ def forgetting_chart(chain: Mapping[str, Any]) -> Chart:
         "forgetting",
         "Forgetting",
         "Each line is the recall of one night's questions, starting with the night that learned them. A level line is "
-        "a memory that is kept. The dashed line is the base skill.",
+        f"a memory that is kept. The dashed line is the base skill.{_left_out(chain)}",
         plot,
         "; ".join(summaries),
     )
+
+
+def _left_out(chain: Mapping[str, Any]) -> str:
+    return f" Left out, as dropped or rolled back: {', '.join(chain['left_out'])}." if chain["left_out"] else ""

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from ..runs.ledger import LedgerEntry, active_entries, removed_by
+
 SKILL_KEPT = 0.005  # a smaller change of the base skill, half a point, is not reported
 PERPLEXITY_KEPT = 0.005  # a smaller relative change of the perplexity, half a percent, is not reported
 RECALL_KEPT = 0.02  # earlier nights must keep at least 98 % of their recall
@@ -69,19 +71,15 @@ def moment(text: str) -> str:
         return text
 
 
-def outcome(entry: Mapping[str, Any], ledger: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Describe the state of a ledger entry: kept, rolled back, dropped or consolidated.
-
-    Args:
-        entry (`Mapping[str, Any]`): a line of `ledger.jsonl`; some fields are missing in old ones.
-        ledger (`Sequence[Mapping]`, *optional*): all lines.
-    """
-    if reason := entry.get("rolled_back"):
-        return f"rolled back by its night: {reason}"
-    if date := entry.get("dropped"):
-        return f"dropped by the user on {moment(date)}"
-    into = [row["id"] for row in ledger if not row.get("dropped") and entry["id"] in row.get("holds", ())]
-    return f"consolidated into {into[0]}" if into else "kept"
+def outcome(entry: LedgerEntry, ledger: Sequence[LedgerEntry]) -> str:
+    """Describe the state of a ledger entry: kept, rolled back, dropped, removed, consolidated or relearned."""
+    if entry.rolled_back:
+        return f"rolled back by its night: {entry.rolled_back}"
+    if entry.dropped:
+        night = next((row for row in ledger if entry.id in {gone.id for gone in removed_by(ledger, row)}), None)
+        return f"{f'removed by {night.id}' if night else 'dropped by the user'} on {moment(entry.dropped)}"
+    into = [row for row in active_entries(ledger) if entry.id in row.holds]
+    return f"{'relearned' if into[0].is_night else 'consolidated'} into {into[0].id}" if into else "kept"
 
 
 def verdict(results: Mapping[str, Any]) -> str:
@@ -90,13 +88,30 @@ def verdict(results: Mapping[str, Any]) -> str:
     Args:
         results (`Mapping[str, Any]`): what `results.json` holds.
     """
-    rolled_back = f"This night was rolled back: {reason}. " if (reason := results.get("rolled_back")) else ""
+    rolled_back = (
+        f"This night was rolled back: {reason}. The model is what it was before; this was measured first. "
+        if (reason := results.get("rolled_back"))
+        else ""
+    )
     kept = (
         _kept(results["base_skill"])
         + _perplexity(results.get("perplexity") or {})
         + _earlier_kept(results.get("retention", {}))
     )
-    return f"{rolled_back}{_learned(results['recall'])}; {kept}."
+    removed = results.get("forgotten") or {}
+    return f"{rolled_back}{_removed(removed) if removed else _learned(results['recall'])}; {kept}."
+
+
+def _removed(forgotten: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say what is left of entries that a night removed on purpose."""
+    parts = []
+    for entry, values in forgotten.items():
+        before, after = finite(values["before"]), finite(values["after"])
+        if before is None or after is None:
+            parts.append(f"{entry}, which has no questions")
+        else:
+            parts.append(f"{entry}: the model answers {percent(after)} of its questions ({percent(before)} before)")
+    return f"The night removed {', '.join(parts)}"
 
 
 def _learned(recall: Mapping[str, Any]) -> str:

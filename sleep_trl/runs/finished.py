@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from .checksums import mention_unchecked
 from .files import read_json
 from .folder import NIGHT, RunFolder
-from .ledger import LedgerEntry, active_entries, dependents, owners, read_ledger, sharing_expert
+from .ledger import LedgerEntry, active_entries, dependents, owners, read_ledger, sharing_expert, standing_nights
 
 if TYPE_CHECKING:
     from ..config import RunConfig
@@ -88,7 +88,7 @@ class FinishedRun:
 
     def holding(self, source: str) -> list[LedgerEntry]:
         """Return the active entries of nights with a record from this source."""
-        found = [entry for entry in active_entries(self.entries) if not entry.holds]
+        found = standing_nights(self.entries)
         return [entry for entry in found if any(s.source == source for s in entry.sources)]
 
     @cached_property
@@ -221,8 +221,3 @@ def newest_model(folder: Path) -> CommittedModel:
     entries = active_entries(read_ledger(files.ledger))
     version = f"{files.path.name}-{config.st_ino}-{config.st_mtime_ns}"
     return CommittedModel(files.path.resolve(), entries[-1].id if entries else "base", version)
-
-
-def chain_of(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the accuracy matrix in `results.json`, empty if there is none. 0.1 called it `life`."""
-    return results.get("chain") or results.get("life") or {}

@@ -35,10 +35,10 @@ class LedgerEntry(BaseModel):
         base (`str`): fingerprint of the base model.
         parents (`tuple[str, ...]`): entries that were enabled when it was made.
         sources (`tuple[Source, ...]`): its records.
-        metrics (`dict`): recall and base skill before and after; empty for a consolidation of entries.
+        metrics (`dict`): recall and base skill before and after its night; empty for a consolidation of entries.
         tokens (`int`): tokens of a night's records, which decide when levels fall due. 0 in old ledgers.
-        holds (`tuple[str, ...]`): for a consolidation of entries, those whose experts became this one; empty for a
-            night.
+        holds (`tuple[str, ...]`): for a consolidation of entries, those whose experts became this one, and for a night
+            that removes entries, those that it relearned; empty for other nights.
         dropped (`str`, *optional*): when the entry was dropped. Its line stays, its expert is reset.
         rolled_back (`str`, *optional*): why the night dropped its own entry.
     """
@@ -59,11 +59,33 @@ class LedgerEntry(BaseModel):
     dropped: str | None = None
     rolled_back: str | None = None
 
+    @property
+    def is_night(self) -> bool:
+        """Whether it is that of a night, which measured it: of one that learned, or of one that removed entries."""
+        return not self.holds or bool(self.metrics)
+
 
 def active_entries(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
     """Return the entries that were not dropped. What they learned is in an expert, enabled or not: their own, or
     that of the entry they were consolidated into."""
     return [entry for entry in entries if entry.dropped is None]
+
+
+def standing_nights(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
+    """Return the entries of nights whose memories the model still holds, in their own expert or in another one."""
+    return [entry for entry in active_entries(entries) if not entry.holds]
+
+
+def measured_nights(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
+    """Return the entries of the nights that changed the model, also of those whose entry was dropped later."""
+    return [entry for entry in entries if entry.is_night and entry.rolled_back is None]
+
+
+def removed_by(entries: Iterable[LedgerEntry], night: LedgerEntry) -> list[LedgerEntry]:
+    """Return the entries of nights that a `forget:` night removed from the model; empty for any other night."""
+    if not (night.holds and night.is_night and night.rolled_back is None):
+        return []
+    return [entry for entry in entries if entry.dropped == night.date and not entry.holds]
 
 
 def owners(entries: Iterable[LedgerEntry]) -> dict[str, LedgerEntry]:

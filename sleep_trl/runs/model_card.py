@@ -11,7 +11,7 @@ from typing import Any, Literal
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..config.model_name import hub_repository, is_gguf
-from .ledger import LedgerEntry, active_entries, owners
+from .ledger import LedgerEntry, active_entries, measured_nights, owners, standing_nights
 
 Form = Literal["checkpoint", "adapter"]
 
@@ -56,7 +56,7 @@ def model_card(base: str, entries: Sequence[LedgerEntry], enabled: Collection[in
     Returns:
         `str`: Markdown. Labels from outside are escaped.
     """
-    known = [entry for entry in active_entries(entries) if not entry.holds]
+    known, measured = standing_nights(entries), active_entries(measured_nights(entries))
     owner = owners(entries)
     shown = [entry for entry in known if owner[entry.id].expert in enabled]
     repository = hub_repository(base)
@@ -74,8 +74,8 @@ def model_card(base: str, entries: Sequence[LedgerEntry], enabled: Collection[in
         base=f"[{_escaped(name)}](https://huggingface.co/{name})" if repository else f"`{name}`",
         nights="a night" if len(shown) == 1 else f"{len(shown)} nights",
         how_to_load=HOW_TO_LOAD[form].replace("{base}", _loaded_by(base, repository)),
-        rows=[_row(entry, known[-1]) for entry in shown],
-        skill=_skill(known[-1]) if known else "",
+        rows=[_row(entry, measured[-1]) for entry in shown],
+        skill=_skill(measured[-1]) if known else "",
         left_out=f"What was learned in {disabled} more nights is disabled and not included" if disabled else "",
     )
     return str(card)

@@ -10,7 +10,7 @@ from sleep_trl.launch import sleep
 from sleep_trl.report import write_report
 from sleep_trl.report.words import visible
 from tests.planning.test_chain import chain
-from tests.report.pages import HOSTILE, make_chain, make_entry, make_results, make_sample, write_run
+from tests.report.pages import HOSTILE, make_entry, make_results, make_sample, write_run
 from tests.tiny_runs import write_model
 
 pytestmark = pytest.mark.browser
@@ -56,17 +56,18 @@ def hostile(tmp_path_factory) -> Path:
             }
         ],
         retention={HOSTILE: {"before": 0.5, "after": 0.1}},
-        chain=make_chain(entries=[HOSTILE, LONG]),
         seconds={HOSTILE: 1.0, "total": 1.0},
         dataset={"samples": {HOSTILE: 1}, "dropped": {LONG: 2}},
         config={HOSTILE: HOSTILE, LONG: LONG},
         rolled_back=HOSTILE,
     )
-    sources = [{"id": HOSTILE, "source": HOSTILE}, {"id": LONG, "source": LONG}]
+    sources = [{"id": text, "source": text, "sha256": ""} for text in (HOSTILE, LONG)]
     entries = [
         make_entry(sources=sources),
-        make_entry(id=HOSTILE, dropped=DATE, rolled_back=HOSTILE),
-        make_entry(id=LONG, dropped=DATE),
+        make_entry(id="entry-003", dropped=DATE, rolled_back=HOSTILE),
+        make_entry(id=HOSTILE),
+        make_entry(id=LONG),
+        make_entry(id="entry-004", dropped=DATE),
     ]
     samples = [make_sample(prompt=text, reference=text, memory_id=text) for text in (HOSTILE, LONG)]
     folder = write_run(tmp_path_factory.mktemp("hostile"), results, samples, entries)

@@ -42,7 +42,8 @@ def entries() -> list[LedgerEntry]:
     made = []
     for number, row in enumerate(MATRIX, start=1):
         after = {"recall": row[-1], "earlier": dict(zip(names, row[:-1], strict=False)), "skill": 1 - number / 100}
-        before = {"recall": 0.1 * number, "base": 0.05, "earlier": {}, "skill": 1.0, "agreement": 0.5}
+        before = {"recall": 0.1 * number, "earlier": {}, "skill": 1.0, "agreement": 0.5}
+        before |= {"base": 0.05} if number > 1 else {}
         made.append(entry(number, after | {"agreement": 0.9}, before))
     return made
 
@@ -54,12 +55,12 @@ def test_measures() -> None:
     assert forgetting(MATRIX) == pytest.approx(
         ((0.9 - 0.5) + (0.7 - 0.6)) / 2
     )  # from the best, not from the night's own
-    assert forward_transfer([0.0, 0.25, 0.5], [0.0, 0.25, 0.1]) == pytest.approx(0.2)
+    assert forward_transfer([0.0, 0.25, 0.5], [None, 0.25, 0.1]) == pytest.approx(0.2)
 
 
 def test_one_night_has_no_transfer() -> None:
     assert average([[0.5]]) == after_own_night([[0.5]]) == 0.5
-    assert backward_transfer([[0.5]]) is forgetting([[0.5]]) is forward_transfer([0.5], [0.5]) is None
+    assert backward_transfer([[0.5]]) is forgetting([[0.5]]) is forward_transfer([0.5], [None]) is None
 
 
 def test_nights_without_questions_are_left_out() -> None:
@@ -80,12 +81,54 @@ def test_the_ledger_holds_the_matrix() -> None:
 
 
 def test_an_entry_without_metrics_is_unknown() -> None:
-    """Later nights do not measure a dropped entry."""
     first, second, third = entries()
-    dropped = second.model_copy(update={"metrics": {}})
-    chain = describe_chain([first, dropped, third])
+    unmeasured = second.model_copy(update={"metrics": {}})
+    chain = describe_chain([first, unmeasured, third])
     assert chain["recall"] == [[0.8], [None, None], [0.5, 0.6, 1.0]]
     assert chain["base_skill"][2] is None and chain["average"] == pytest.approx(0.7)
+
+
+def forget_first(*, rolled_back: str | None = None) -> list[LedgerEntry]:
+    """Return the ledger after a night that removed the first of three entries and relearned the others."""
+    first, second, third = entries()
+    metrics = {"recall": None, "earlier": {"entry-001": 0.0, "entry-002": 0.5, "entry-003": 0.9}, "skill": 0.96}
+    night = entry(4, metrics, metrics | {"earlier": {"entry-001": 0.5, "entry-002": 0.6, "entry-003": 1.0}})
+    night = night.model_copy(update={"holds": ("entry-002", "entry-003"), "date": "2026-01-02T00:00:00+00:00"})
+    if rolled_back:
+        return [first, second, third, night.model_copy(update={"dropped": night.date, "rolled_back": rolled_back})]
+    return [first.model_copy(update={"dropped": night.date}), second, third, night]
+
+
+def test_a_night_that_removes_entries_is_measured_on_what_is_left() -> None:
+    """It has a row but no column, and the entry that it removed has none and counts as no loss."""
+    chain = describe_chain(forget_first())
+    assert (chain["nights"], chain["entries"]) == (
+        ["entry-001", "entry-002", "entry-003", "entry-004"],
+        ["entry-002", "entry-003"],
+    )
+    assert chain["recall"] == [[], [0.7], [0.6, 1.0], [0.5, 0.9]]
+    assert chain["base_skill"] == pytest.approx([1.0, 0.99, 0.98, 0.97, 0.96])
+    assert chain["average"] == pytest.approx(0.7) and chain["after_own_night"] == pytest.approx(0.85)
+    assert chain["forgetting"] == pytest.approx((0.2 + 0.1) / 2) == -chain["backward_transfer"]
+    assert chain["left_out"] == ["entry-001"]
+    shown = StringIO()
+    Console(width=100, file=shown).print(render_chain(chain))
+    assert "of 2" in shown.getvalue() and "of 1" not in shown.getvalue()
+    assert "left out, as dropped or rolled back: entry-001" in " ".join(shown.getvalue().split())
+
+
+def test_a_rolled_back_removal_changes_nothing() -> None:
+    assert describe_chain(forget_first(rolled_back="it cost too much")) == describe_chain(entries())
+
+
+def test_a_dropped_entry_has_no_column_and_a_consolidation_no_row() -> None:
+    first, second, third = entries()
+    dropped = second.model_copy(update={"dropped": "2026-02-01T00:00:00+00:00"})
+    held = entry(4, {}, {}).model_copy(update={"holds": ("entry-001",), "metrics": {}})
+    chain = describe_chain([first, dropped, held, third])
+    assert chain["entries"] == ["entry-001", "entry-003"] and chain["nights"] == ["entry-001", "entry-002", "entry-003"]
+    assert chain["recall"] == [[0.8], [0.9], [0.5, 1.0]]
+    assert chain["forgetting"] == pytest.approx(0.4) and chain["backward_transfer"] == pytest.approx(-0.3)
 
 
 def test_the_terminal_shows_matrix_and_measures() -> None:
@@ -165,6 +208,7 @@ def test_what_was_not_measured_is_not_lost() -> None:
 
 def test_a_chain_leaves_out_nights_that_were_rolled_back() -> None:
     first, second, third = entries()
-    chain = describe_chain([first, second.model_copy(update={"rolled_back": "it cost too much"}), third])
-    assert chain["entries"] == ["entry-001", "entry-003"] and len(chain["recall"]) == 2
-    assert describe_chain([first.model_copy(update={"rolled_back": "so did it"})])["average"] is None
+    undone = {"dropped": "2026-01-01T00:00:00+00:00", "rolled_back": "it cost too much"}
+    chain = describe_chain([first, second.model_copy(update=undone), third])
+    assert chain["entries"] == chain["nights"] == ["entry-001", "entry-003"] and len(chain["recall"]) == 2
+    assert describe_chain([first.model_copy(update=undone)])["average"] is None

@@ -146,9 +146,31 @@ def test_the_folded_model_has_nothing_of_what_went(model, forgot):
 
 def test_what_went_is_still_asked_about_once(forgot):
     results = read_json(forgot / "results.json")
-    assert list(results["retention"]) == ["entry-001", "entry-002"]
+    assert (list(results["retention"]), list(results["forgotten"])) == (["entry-002"], ["entry-001"])
+    assert (results["chain"]["nights"], results["chain"]["entries"]) == (
+        ["entry-001", "entry-002", "entry-003"],
+        ["entry-002"],
+    )
+    assert results["capacity"]["by_level"] == {"1": 1}
     assert results["consolidations"] == [{"entry": "entry-003", "level": 1, "holds": ["entry-002"]}]
     assert results["dataset"]["samples"]["memory"] == 0 and results["dataset"]["samples"]["earlier"] > 0
+
+
+def test_the_grown_model_s_card_tells_what_the_last_night_measured(forgot):
+    card = (forgot / "model" / "README.md").read_text("utf-8")
+    after = read_ledger(forgot / "ledger.jsonl")[-1].metrics["after"]["earlier"]["entry-002"]
+    assert f"{100 * after:.1f} % |" in card and "entry-001" not in card
+
+
+def test_a_removal_that_is_rolled_back_leaves_all_as_it_was(model, finished_chain, capsys):
+    folder = finished_chain.parents[1] / "kept"
+    options = {"retention.max_skill_loss": 0, "seeding.learning_rate": 0.1}
+    assert sleep.main(forget(model, finished_chain, folder, **options)) == 0
+    assert "This night is rolled back, and entry-001 is still there" in " ".join(capsys.readouterr().out.split())
+    results, before = (read_json(run / "results.json") for run in (folder, finished_chain))
+    assert results["rolled_back"] and results["consolidations"] == []
+    assert list(results["retention"]) == ["entry-001", "entry-002"] and "forgotten" not in results
+    assert (results["chain"], results["capacity"]) == (before["chain"], before["capacity"])
 
 
 def test_a_night_goes_on_from_there(model, forgot):

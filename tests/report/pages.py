@@ -58,6 +58,7 @@ def make_entry(**changes):
         "id": "entry-002",
         "date": "2026-01-02T03:04:05+00:00",
         "expert": 1,
+        "base": "",
         "level": 1,
         "fingerprint": "abc123" * 10,
         "parents": ["entry-001"],
@@ -80,9 +81,11 @@ def write_run(folder, results, samples=None, entries=None):
 
 
 def make_chain(**changes):
-    """Return `chain` of `results.json` after two nights, with changes."""
+    """Return `chain` of `results.json` after two nights, with changes; `nights` are the `entries`."""
     chain = {
         "entries": ["entry-001", "entry-002"],
+        "nights": ["entry-001", "entry-002"],
+        "left_out": [],
         "recall": [[0.9], [0.6, 1.0]],
         "base_skill": [1.0, 0.99, 0.98],
         "average": 0.8,
@@ -91,7 +94,8 @@ def make_chain(**changes):
         "backward_transfer": -0.3,
         "forward_transfer": None,
     }
-    return chain | changes
+    chain |= changes
+    return {"nights": chain["entries"]} | chain | ({"nights": changes["entries"]} if "entries" in changes else {})
 
 
 class Page(HTMLParser):

@@ -92,7 +92,12 @@ def test_a_chain_is_drawn_as_matrix_and_curves() -> None:
 
 
 @pytest.mark.parametrize(
-    "chain", [{}, make_chain(entries=["entry-001"], recall=[[0.9]]), make_chain(recall=[[None], [None, None]])]
+    "chain",
+    [
+        make_chain(entries=[], recall=[]),
+        make_chain(entries=["entry-001"], recall=[[0.9]]),
+        make_chain(recall=[[None], [None, None]]),
+    ],
 )
 def test_one_night_or_no_questions_draw_no_chain(chain) -> None:
     assert chain_charts(chain) == []

@@ -11,7 +11,8 @@ from sleep_trl.report import write_report
 from sleep_trl.report.figures import label
 from sleep_trl.report.page import choose_samples, facts
 from sleep_trl.report.words import outcome, verdict, visible
-from tests.report.pages import HOSTILE, Page, make_chain, make_entry, make_results, make_sample, write_run
+from sleep_trl.runs.ledger import LedgerEntry
+from tests.report.pages import HOSTILE, Page, make_entry, make_results, make_sample, write_run
 
 
 def test_page_holds_the_figures_and_the_numbers(tmp_path) -> None:
@@ -70,7 +71,6 @@ def test_untrusted_text_does_no_harm(tmp_path) -> None:
         entry=HOSTILE,
         history=history,
         retention={HOSTILE: {"before": 0.5, "after": 0.1}},
-        chain=make_chain(entries=[HOSTILE, "entry-002"]),
         base_skill={"before": 1.0, "after": 1.0, "measure": HOSTILE},
         seconds={HOSTILE: 1.0, "total": 1.0},
         dataset={"samples": {HOSTILE: 1}, "dropped": {HOSTILE: 2}},
@@ -79,8 +79,9 @@ def test_untrusted_text_does_no_harm(tmp_path) -> None:
         device=HOSTILE,
     )
     sample = dict.fromkeys(("part", "memory_id", "template", "prompt", "reference"), HOSTILE)
-    entry = make_entry(id=HOSTILE, date=HOSTILE, fingerprint=HOSTILE, sources=[{"id": HOSTILE, "source": HOSTILE}])
-    page = Page(write_report(write_run(tmp_path, results, [sample], [entry])))
+    sources = [{"id": HOSTILE, "source": HOSTILE, "sha256": ""}]
+    entry = make_entry(id=HOSTILE, date=HOSTILE, fingerprint=HOSTILE, sources=sources)
+    page = Page(write_report(write_run(tmp_path, results, [sample], [entry, make_entry()])))
     tags = [tag for tag, _ in page.elements]
     assert tags.count("script") == len(page.scripts) == 3
     assert "img" not in tags and "a" not in tags
@@ -108,7 +109,8 @@ def test_dropped_entries_are_listed_with_the_reason(tmp_path) -> None:
         make_entry(id="entry-004", dropped=None, rolled_back=None),
     ]
     page = Page(write_report(write_run(tmp_path, make_results(), entries=entries)))
-    outcomes = [outcome(entry) for entry in entries]
+    ledger = [LedgerEntry.model_validate(entry) for entry in entries]
+    outcomes = [outcome(entry, ledger) for entry in ledger]
     assert outcomes == [
         "kept",
         f"rolled back by its night: {reason}",
@@ -117,6 +119,47 @@ def test_dropped_entries_are_listed_with_the_reason(tmp_path) -> None:
     ]
     assert all(words in page.text for words in outcomes)
     assert page.attributes("class").count("dropped") == 2
+
+
+REMOVED = {"recall": {"before": None, "with_context": None, "after": None}, "entry": "entry-003"}
+PAIRS = {"entry-001": {"before": 0.97, "after": 0.02}, "entry-002": {"before": 0.9, "after": 0.9}}
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"retention": {"entry-002": PAIRS["entry-002"]}, "forgotten": {"entry-001": PAIRS["entry-001"]}},
+        {"retention": PAIRS},  # 0.1 did not tell them apart
+    ],
+)
+def test_what_a_night_removed_on_purpose_is_not_damage(tmp_path, split) -> None:
+    date = "2026-01-03T04:05:06+00:00"
+    entries = [
+        make_entry(id="entry-001", dropped=date),
+        make_entry(metrics={"after": {"recall": 0.9}}),
+        make_entry(id="entry-003", date=date, holds=["entry-002"], metrics={"after": {"earlier": {"entry-002": 0.9}}}),
+    ]
+    page = Page(write_report(write_run(tmp_path, make_results(**REMOVED, **split), entries=entries)))
+    text = page.text.replace("\u00a0", " ")
+    assert "The night removed entry-001: the model answers 2.0 % of its questions (97.0 % before)" in text
+    assert "earlier nights were kept" in text and "fell by 95" not in text
+    assert "No recall figure: the night had no memories, it removed some." in " ".join(text.split())
+    assert [list(trace["x"]) for trace in page.plots["skill"]["data"]] == [["base skill", "recall of<br>entry-002"]] * 2
+    cells = page.plots["chain"]["data"][0]
+    assert (cells["x"], cells["y"]) == (["entry-002"] * 2, ["entry-002", "entry-003"])
+    assert {trace["name"] for trace in page.plots["forgetting"]["data"]} == {"entry-002"}
+
+
+def test_a_rolled_back_night_says_that_its_figures_do_not_hold(tmp_path) -> None:
+    entries = [make_entry(id="entry-001"), make_entry(dropped="now", rolled_back="it cost too much")]
+    page = Page(write_report(write_run(tmp_path, make_results(rolled_back="it cost too much"), entries=entries)))
+    text = " ".join(page.text.split())
+    assert (
+        "This night was rolled back: it cost too much. The model is what it was before; this was measured first."
+        in text
+    )
+    assert "The model is what it was before the night, and figures of all nights leave it out." in text
+    assert "before → after the night, which was rolled back" in text and "chain" not in page.plots
 
 
 def test_missing_pieces_are_named(tmp_path) -> None:
