@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import regex
 
@@ -14,6 +14,7 @@ _LINE = regex.compile(r"[^\n]*\n+|[^\n]+")
 _WORD_BOUNDARY = regex.compile(r"(?w)\b")
 _CHARACTER = regex.compile(r"\X")
 _WORD = regex.compile(r"[\p{L}\p{N}]+")
+LONGEST_BLOCK = 4096  # characters; sentencex takes time in proportion to the square of a line in Chinese or Japanese
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 
 
@@ -49,8 +50,8 @@ def split_windows(text: str, count_tokens: CountTokens, window: int, overlap: in
         )
     if count_tokens(text) <= window:
         return [text]
-    pieces = [piece for sentence in split_sentences(text) for piece in _fit(sentence, count_tokens, window)]
-    lengths = [count_tokens(piece) for piece in pieces]
+    fitting = [fit for sentence in split_sentences(text) for fit in _fit(sentence, count_tokens, window)]
+    pieces, lengths = [piece for piece, _ in fitting], [length for _, length in fitting]
     windows: list[str] = []
     start = 0
     while True:
@@ -74,16 +75,30 @@ def split_sentences(text: str) -> list[str]:
     The rules are those of [sentencex](https://github.com/wikimedia/sentencex), which know the full stops of all
     scripts, and its English list of abbreviations, for every text. White space after a sentence belongs to it.
     """
-    from sentencex import segment
-
     sentences: list[str] = []
     for line in _LINE.findall(text):
-        for i, sentence in enumerate(segment("en", line)):
+        for i, sentence in enumerate(_segment(line)):
             if i and not any(map(str.isalnum, sentence)):  # a bracket or a quotation mark that closes the last one
                 sentences[-1] += sentence
             else:
                 sentences.append(sentence)
     return sentences
+
+
+def _segment(line: str) -> Iterator[str]:
+    """Yield the sentences of a line, which is read in blocks. The last sentence of a block may go on after it, so the
+    next block begins with it; a block without an end of a sentence is doubled."""
+    from sentencex import segment
+
+    start, size = 0, LONGEST_BLOCK
+    while start < len(line):
+        *whole, last = segment("en", line[start : start + size])
+        if start + size >= len(line):
+            yield from (*whole, last)
+            return
+        yield from whole
+        start += sum(map(len, whole))
+        size = LONGEST_BLOCK if whole else 2 * size
 
 
 def find_statements(text: str) -> list[str]:
@@ -96,10 +111,10 @@ def _states_something(sentence: str) -> bool:
     return len(_WORD.findall(sentence)) >= 3 or len(_UNSPACED.findall(sentence)) >= 8
 
 
-def _fit(sentence: str, count_tokens: CountTokens, window: int) -> list[str]:
-    """Halve a sentence until every piece fits a window."""
-    if count_tokens(sentence) <= window or len(sentence) < 2:
-        return [sentence]
+def _fit(sentence: str, count_tokens: CountTokens, window: int) -> list[tuple[str, int]]:
+    """Halve a sentence until every piece fits a window, and return the pieces with their lengths in tokens."""
+    if (length := count_tokens(sentence)) <= window or len(sentence) < 2:
+        return [(sentence, length)]
     cut = _find_cut(sentence)
     return _fit(sentence[:cut], count_tokens, window) + _fit(sentence[cut:], count_tokens, window)
 

@@ -1,4 +1,5 @@
 import random
+import time
 
 import pytest
 import regex
@@ -55,6 +56,22 @@ def test_a_sentence_longer_than_a_window_is_split_between_words():
 def test_a_word_longer_than_a_window_is_split_too():
     windows = split_windows("x" * 1000, len, 64, 0)
     assert "".join(windows) == "x" * 1000 and max(map(len, windows)) <= 64
+
+
+@pytest.mark.parametrize("unit", ["天気がいい。", "He came. ", "x"])
+def test_a_text_without_line_breaks_is_split_in_time(unit):
+    text = unit * (240_000 // len(unit))
+    begin = time.perf_counter()
+    sentences = split_sentences(text)
+    assert time.perf_counter() - begin < 8  # 1 second; 22 when the library got all of it at once
+    assert "".join(sentences) == text
+    assert len(sentences) == (1 if unit == "x" else 240_000 // len(unit))
+
+
+def test_a_sentence_at_the_end_of_a_block_is_not_cut():
+    text = "A fox ran. " * 500 + "This sentence" + " goes on" * 2000 + ". " + "A fox ran. " * 500
+    assert max(split_sentences(text), key=len) == "This sentence" + " goes on" * 2000 + ". "
+    assert len(split_sentences(text)) == 1001
 
 
 def test_overlap_must_be_smaller_than_the_window():
