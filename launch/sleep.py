@@ -14,7 +14,10 @@ import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sleep_trl.planning.inputs import RunInputs
 
 if importlib.util.find_spec("sleep_trl") is None:  # run as a file from a clone, not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -181,16 +184,21 @@ def _write_missing_report(config: RunConfig) -> bool:
     return True
 
 
-def check_rewards(config: RunConfig) -> None:
+def check_rewards(inputs: RunInputs) -> None:
     """Raise `ValueError` for a reward that cannot be created or called. Loads no weights."""
     from sleep_trl.data import rows
     from sleep_trl.night import dream_tasks
     from sleep_trl.rewards import check
 
+    config = inputs.config
+
+    def memories() -> tuple[str, ...]:
+        return inputs.columns.names
+
     for reward in config.rewards:
-        check(reward, columns=rows.COLUMNS, gamma=config.seeding.gamma, z0=config.seeding.z0)
+        check(reward, rows.COLUMNS, memories, gamma=config.seeding.gamma, z0=config.seeding.z0)
     for reward in config.dream.rewards if config.dream.rounds else ():
-        check(reward, columns=dream_tasks.COLUMNS)
+        check(reward, dream_tasks.COLUMNS, memories)
 
 
 def _init_processes(config: RunConfig) -> None:

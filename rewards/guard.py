@@ -12,12 +12,13 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from functools import cached_property, partial
 from numbers import Real
 from typing import Any, Literal
 
 from sleep_trl.rewards.errors import RewardError, describe_error
 from sleep_trl.rewards.messages import as_messages, wanted_as_messages
+from sleep_trl.rewards.scored_rows import only, scored_rows, spread
 
 RewardFunc = Callable[..., Any]
 """TRL's form: `f(prompts, completions, completion_ids, **columns) -> list[float | None]`."""
@@ -84,12 +85,14 @@ class GuardedReward:
     def __call__(self, **call: Any) -> list[float | None]:
         """Call the function with TRL's keywords and return one checked reward for each prompt."""
         self._prepare(call)
+        rows = scored_rows(call, self.needed)
+        scored = only(call, rows)
         try:
             self._require_columns(call)
-            rewards = self._run(call)
+            rewards = self._run(scored) if scored["prompts"] else []
         except Exception as error:
-            return self._fail(error, call)
-        return self._check(rewards, call)
+            return spread(self._fail(error, scored), rows, len(call["prompts"]))
+        return spread(self._check(rewards, scored), rows, len(call["prompts"]))
 
     def _run(self, call: Mapping[str, Any]) -> Any:
         if self.timeout_s is None:
@@ -106,16 +109,21 @@ class GuardedReward:
             )
         call |= {name: as_messages(call[name], name) for name in self.wanted_as_messages if name in call}
 
-    def missing(self, columns: Collection[str]) -> list[str]:
-        """Return the names of required arguments that neither the columns nor params provide."""
+    @cached_property
+    def needed(self) -> list[str]:
+        """The names of required arguments that params do not provide."""
         fixed = self.func.keywords if isinstance(self.func, partial) else {}
-        needed = [
+        return [
             parameter.name
             for parameter in inspect.signature(unwrap(self.func)).parameters.values()
             if parameter.default is parameter.empty
             and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            and parameter.name not in fixed
         ]
-        return [name for name in needed if name not in columns and name not in fixed]
+
+    def missing(self, columns: Collection[str]) -> list[str]:
+        """Return the names of required arguments that neither the columns nor params provide."""
+        return [name for name in self.needed if name not in columns]
 
     def _require_columns(self, call: Mapping[str, Any]) -> None:
         if missing := self.missing(call):
@@ -177,12 +185,14 @@ class AsyncGuardedReward(GuardedReward):
     async def __call__(self, **call: Any) -> list[float | None]:  # type: ignore[override]
         """Await the function with TRL's keywords and return one checked reward for each prompt."""
         self._prepare(call)
+        rows = scored_rows(call, self.needed)
+        scored = only(call, rows)
         try:
             self._require_columns(call)
-            rewards = await self._await(call)
+            rewards = await self._await(scored) if scored["prompts"] else []
         except Exception as error:
-            return self._fail(error, call)
-        return self._check(rewards, call)
+            return spread(self._fail(error, scored), rows, len(call["prompts"]))
+        return spread(self._check(rewards, scored), rows, len(call["prompts"]))
 
     async def _await(self, call: Mapping[str, Any]) -> Any:
         if self.timeout_s is None:

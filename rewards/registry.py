@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import logging
 import sys
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from sleep_trl.config.reward import RewardSpec
 from sleep_trl.rewards.factories import Factories, check_params, make_from
-from sleep_trl.rewards.guard import GuardedReward, RewardFunc, guard
+from sleep_trl.rewards.guard import GuardedReward, RewardFunc, guard, unwrap
+from sleep_trl.rewards.reward_model import RewardModel
 
-REWARDS = Factories("reward", "Your own is named package.module:function or path/to/file.py:function.")
+logger = logging.getLogger(__name__)
+
+REWARDS = Factories(
+    "reward",
+    "Your own is named package.module:function or path/to/file.py:function, a reward model org/name or ./folder.",
+)
 reward = REWARDS.register
 """Register a factory of rewards: its signature is the signature of `params`, and it returns a `RewardFunc`. It must be
 cheap, since it is called to check a configuration: a model is loaded in a method `load()` of the reward it returns."""
@@ -46,6 +53,9 @@ def resolve(spec: RewardSpec | str | Mapping[str, Any], **defaults: Any) -> Guar
             unknown, missing or out of range.
     """
     spec = RewardSpec.model_validate(spec)
+    if spec.is_model:
+        model = make_from(partial(RewardModel, spec.name), spec.params, f"Reward {spec.name!r}")
+        return guard(model, name=Path(spec.name).name, timeout_s=spec.timeout_s, on_error=spec.on_error)
     if ":" in spec.name:
         function = _import_function(spec.name)
         what = f"Reward {spec.name!r}"
@@ -55,13 +65,18 @@ def resolve(spec: RewardSpec | str | Mapping[str, Any], **defaults: Any) -> Guar
         else:
             _check_signature(function, what)
             check_params(function, spec.params, what, reserved=FROM_TRL)
-            func = functools.partial(function, **spec.params) if spec.params else function
+            func = partial(function, **spec.params) if spec.params else function
         return guard(func, timeout_s=spec.timeout_s, on_error=spec.on_error)
     made = REWARDS.make(spec.name, spec.params, defaults)
     return guard(made, name=spec.name, timeout_s=spec.timeout_s, on_error=spec.on_error)
 
 
-def check(spec: RewardSpec | str | Mapping[str, Any], columns: Collection[str] | None = None, **defaults: Any) -> None:
+def check(
+    spec: RewardSpec | str | Mapping[str, Any],
+    columns: Collection[str] | None = None,
+    more_columns: Callable[[], Collection[str]] = tuple,
+    **defaults: Any,
+) -> None:
     """Raise `ValueError` if a reward cannot be made or called, or its model cannot be read. Loads no weights.
 
     Args:
@@ -69,17 +84,40 @@ def check(spec: RewardSpec | str | Mapping[str, Any], columns: Collection[str] |
             Which reward, as for [`resolve`].
         columns (`Collection[str]`, *optional*):
             Columns of the dataset that it will be called with.
+        more_columns (`Callable`, *optional*):
+            Returns further ones; called if those are not enough.
         **defaults:
             As for [`resolve`].
     """
     guarded = resolve(spec, **defaults)
     guarded.check()
-    missing = [] if columns is None else guarded.missing({*columns, *FROM_TRL})
-    if missing:
+    _check_installed(guarded)
+    if columns is None or not guarded.missing({*columns, *FROM_TRL}):
+        return
+    columns = (*columns, *more_columns())
+    if missing := guarded.missing({*columns, *FROM_TRL}):
         raise ValueError(
             f"Reward {guarded.__name__!r} needs {', '.join(missing)}, which the rows do not have; they have "
-            f"{', '.join(columns or ())}. Remove the reward, or set what it needs in params."
+            f"{', '.join(columns)}. Add it as a key to the memories, set it in params, or remove the reward."
         )
+
+
+def _check_installed(guarded: GuardedReward) -> None:
+    """Raise if a reward of TRL needs a package that is not installed. It says so only when it is called, so it is, with
+    an empty batch."""
+    func = unwrap(guarded.func)
+    if not getattr(func, "__module__", "").startswith("trl.rewards"):
+        return
+    empty: dict[str, list[Any]] = {name: [] for name in (*BATCH, *guarded.missing(BATCH))}
+    try:
+        guarded.func(**empty)
+    except ImportError as error:
+        raise ValueError(
+            f"Reward {guarded.__name__!r} needs a package that is not installed: {error}. Install it (pip install "
+            f"'math-verify[antlr4_13_2]' for math_verify), or remove the reward."
+        ) from None
+    except Exception:
+        logger.debug("Reward %r does not score an empty batch", guarded.__name__, exc_info=True)
 
 
 def makes_reward(function: Any) -> bool:

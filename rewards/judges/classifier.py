@@ -68,7 +68,7 @@ class ClassifierJudge:
 
     def check(self) -> None:
         """Raise `ValueError` if the model cannot be read or has no such label; load no weights."""
-        config, _ = read_without_weights("classifier", self.model_name)
+        config, _ = read_without_weights("Judge 'classifier'", self.model_name)
         find_label(self.label, config.num_labels, config.label2id)
 
     def load(self) -> None:
@@ -104,7 +104,7 @@ class ClassifierJudge:
         pairs = list(zip(first, second, strict=True))
         limit, found = longest_input(self._model, self._tokenizer), []
         lengths = [len(ids) for ids in self._tokenizer(first, second)["input_ids"]] if pairs else []
-        refuse_too_long(lengths, limit, "classifier")
+        refuse_too_long(lengths, limit, "classifier: pair")
         for batch in batches(pairs, self.batch_size):
             inputs = self._tokenizer(
                 [pair[0] for pair in batch],

@@ -76,7 +76,7 @@ class LanguageModelJudge:
 
     def check(self) -> None:
         """Raise `ValueError` if the model cannot be read or has no tokens for the answers; load no weights."""
-        _, tokenizer = read_without_weights("lm", self.model_name)
+        _, tokenizer = read_without_weights("Judge 'lm'", self.model_name)
         self._find_answers(tokenizer)
 
     def load(self) -> None:
@@ -124,7 +124,7 @@ class LanguageModelJudge:
         if not questions:
             return []
         lengths = [len(ids) for ids in self._tokenizer(questions)["input_ids"]]
-        refuse_too_long(lengths, longest_input(self._model, self._tokenizer), "lm")
+        refuse_too_long(lengths, longest_input(self._model, self._tokenizer), "lm: pair")
         found: list[float] = []
         for batch in batches(questions, self.batch_size):
             inputs = self._tokenizer(list(batch), padding=True, return_tensors="pt")

@@ -28,14 +28,16 @@ def choose_device(device: str) -> torch.device:
     return torch.device("cpu")
 
 
-def read_without_weights(judge: str, model: str) -> tuple[Any, Any]:
-    """Return config and tokenizer of a judge's model.
+def read_without_weights(what: str, model: str, revision: str | None = None) -> tuple[Any, Any]:
+    """Return config and tokenizer of a judge's or reward's model.
 
     Args:
-        judge (`str`):
-            The judge's name, for the message.
+        what (`str`):
+            What uses the model, for the message: "Judge 'lm'".
         model (`str`):
             Name on the Hugging Face hub or folder.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the hub.
 
     Raises:
         `ValueError`: if there is no such model, or one of them does not load.
@@ -43,12 +45,12 @@ def read_without_weights(judge: str, model: str) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
     try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        return config, AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+        return config, AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = next(iter(str(error).splitlines()), "")[:200].rstrip(".")
         raise ValueError(
-            f"Judge {judge!r}: its model {model!r} cannot be read ({type(error).__name__}: {reason}). Check the name "
+            f"{what}: its model {model!r} cannot be read ({type(error).__name__}: {reason}). Check the name "
             f"or the folder, and the network."
         ) from error
 
@@ -78,8 +80,8 @@ def whole_statements(texts: Sequence[str], contexts: Sequence[str] | None) -> li
     return [context + text for context, text in zip(contexts, texts, strict=True)]
 
 
-def refuse_too_long(lengths: Sequence[int], limit: int | None, what: str) -> None:
-    """Raise if a text is longer than the judge's model can read: nothing is truncated silently.
+def refuse_too_long(lengths: Sequence[int], limit: int | None, what: str, reader: str = "judge's model") -> None:
+    """Raise if a text is longer than the model can read: nothing is truncated silently.
 
     Args:
         lengths (`Sequence[int]`):
@@ -87,14 +89,16 @@ def refuse_too_long(lengths: Sequence[int], limit: int | None, what: str) -> Non
         limit (`int`, *optional*):
             Longest input of the model in tokens; `None` is no limit.
         what (`str`):
-            The judge, for the message.
+            What is too long, for the message: "lm: pair".
+        reader (`str`, *optional*, defaults to `"judge's model"`):
+            What cannot read it.
 
     Raises:
-        `RewardError`: with the first pair that is too long.
+        `RewardError`: with the first text that is too long.
     """
     for index, length in enumerate(lengths):
         if limit is not None and length > limit:
             raise RewardError(
-                f"{what}: pair {index} has {length} tokens and the judge's model reads {limit}; choose a judge with a "
-                f"longer input or shorten the samples"
+                f"{what} {index} has {length} tokens and the {reader} reads {limit}; choose one with a longer input, "
+                f"or shorten the samples"
             )

@@ -57,7 +57,7 @@ class SentenceTransformerJudge:
                 "pip install 'sleep-trl[judges]'"
             )
         if not (Path(self.model_name) / "modules.json").is_file():  # its modules may lie in folders of their own
-            read_without_weights("sentence_transformer", self.model_name)
+            read_without_weights("Judge 'sentence_transformer'", self.model_name)
 
     def load(self) -> None:
         """Load the model, once."""
@@ -92,7 +92,7 @@ class SentenceTransformerJudge:
         texts = [*first, *second]
         lengths = [len(ids) for ids in self._model.tokenizer(texts)["input_ids"]]
         pairs = [max(lengths[i], lengths[i + len(first)]) for i in range(len(first))]
-        refuse_too_long(pairs, self._model.max_seq_length, "sentence_transformer")
+        refuse_too_long(pairs, self._model.max_seq_length, "sentence_transformer: pair")
         vectors = self._model.encode(
             texts,
             batch_size=self.batch_size,

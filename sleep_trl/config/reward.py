@@ -17,7 +17,7 @@ class RewardSpec(BaseModel):
 
     name: str
     """A registered name, `package.module:function` or `path/to/file.py:function` (relative to the
-    working directory)."""
+    working directory), or a reward model: `org/name` on the Hub, or a folder such as `./model`."""
 
     weight: float = Field(1.0, allow_inf_nan=False)
     """Factor of this reward in the sum. Negative turns it into a penalty."""
@@ -31,6 +31,11 @@ class RewardSpec(BaseModel):
     on_error: Literal["raise", "abstain"] = "raise"
     """When the reward fails: stop the run, or return None (not scored) and log a warning."""
 
+    @property
+    def is_model(self) -> bool:
+        """Whether it names a reward model, not a function."""
+        return "/" in self.name and ":" not in self.name
+
     @model_validator(mode="before")
     @classmethod
     def _read_name(cls, value: Any) -> Any:
@@ -40,11 +45,21 @@ class RewardSpec(BaseModel):
     @classmethod
     def _check_name(cls, value: str) -> str:
         place, colon, function = value.rpartition(":")
+        if (
+            not colon
+            and "." in value
+            and not value.endswith(".py")
+            and all(part.isidentifier() for part in value.split("."))
+        ):
+            place, colon, function = value.rpartition(".")  # as for `trl grpo --reward_funcs`
+            return f"{place}:{function}"
+        if not colon and "/" in value:
+            return value
         if colon and place and function.isidentifier():
             return value
         if not colon and value.isidentifier():
             return value
         raise ValueError(
-            f"{value!r} is not the name of a reward; give a registered name, package.module:function or "
-            f"path/to/file.py:function"
+            f"{value!r} is not the name of a reward; give a registered name, package.module:function, "
+            f"path/to/file.py:function, or a reward model as org/name or ./folder"
         )

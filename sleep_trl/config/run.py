@@ -87,8 +87,8 @@ class RunConfig(Section):
     """Dreaming."""
 
     rewards: tuple[RewardSpec, ...] = Field((RewardSpec(name="imitation"),), min_length=1)
-    """Rewards of Knowledge Seeding: registered names, package.module:function, file.py:function, or objects with name,
-    weight, params, timeout_s and on_error."""
+    """Rewards of Knowledge Seeding: registered names, package.module:function, file.py:function, reward models
+    (org/name or ./folder), or objects with name, weight, params, timeout_s and on_error."""
 
     rollout: RolloutConfig = RolloutConfig()
     """The engine that generates."""

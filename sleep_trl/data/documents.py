@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 log = logging.getLogger(__name__)
 
 TEXT_SUFFIXES = (".txt", ".md")
+KEYS = ("id", "source", "text", "questions")  # of a row; others are for rewards
 SAVED_DATASET = ("state.json", "dataset_dict.json")  # files that `save_to_disk` writes
 
 
@@ -51,17 +52,25 @@ class MemoryText:
             The text to learn.
         questions (`tuple[Question, ...]`, *optional*):
             Used for evaluation only.
+        columns (`dict[str, Any]`, *optional*):
+            What else its row has, for rewards.
     """
 
     id: str
     source: str
     text: str
     questions: tuple[Question, ...] = ()
+    columns: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the text in UTF-8, a hexadecimal string."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the row that it is read from."""
+        row = asdict(self)
+        return row.pop("columns") | row
 
 
 class Row(NamedTuple):
@@ -80,7 +89,7 @@ def read_memories(spec: str) -> list[MemoryText]:
         spec (`str`):
             A .jsonl file, a folder of .txt and .md files (including subfolders, sorted by path), a folder written by
             `Dataset.save_to_disk`, or the name of a data set. Rows have `text` and optionally `id`, `source` and
-            `questions`, a list of `question`, `answers` and optionally `form`; other keys are ignored.
+            `questions`, a list of `question`, `answers` and optionally `form`; other keys are for rewards.
 
     Returns:
         `list[MemoryText]`: at least one. A missing id is derived from the source and the position in it, or from the
@@ -274,6 +283,7 @@ def check_row(row: Row) -> MemoryText:
         source=_optional_text(place, values, "source", row.default_source),
         text=_text(place, values, "text"),
         questions=tuple(_question(f"{place}, questions[{i}]", q) for i, q in enumerate(questions)),
+        columns={key: value for key, value in values.items() if key not in KEYS},
     )
 
 

@@ -31,7 +31,7 @@ class Case:
             How it will be launched; by default as one process.
         port (`int`, *optional*):
             Port where the model will be served.
-        check_rewards (`Callable[[RunConfig], object]`, *optional*):
+        check_rewards (`Callable[[RunInputs], object]`, *optional*):
             Raises `ValueError` for a reward that cannot be created.
     """
 
@@ -39,7 +39,7 @@ class Case:
     config_error: str = ""
     launch: Launch = field(default_factory=Launch)
     port: int | None = None
-    check_rewards: Callable[[RunConfig], object] | None = None
+    check_rewards: Callable[[RunInputs], object] | None = None
 
     @property
     def run(self) -> RunConfig:

@@ -69,7 +69,7 @@ def check_rewards(case: Case) -> Finding:
     """Create the rewards that the run names."""
     if case.check_rewards is None:
         return skipped("not checked")
-    case.check_rewards(case.run)
+    case.check_rewards(case.inputs)
     return ok(", ".join(reward.name for reward in case.run.rewards))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from ..data.columns import add_columns
 from ..data.samples import Sample
 from ..data.windows import split_windows
 from ..distributed.progress import echo
@@ -31,6 +32,8 @@ def dream(
     if len(rows) < PartialState().num_processes:
         echo("[yellow]No questions could be written about these memories, so there is no dreaming[/]")
         return summarize([], 0), []
+
+    add_columns(rows, ctx.memories, ctx.inputs.columns.names)
 
     def try_out() -> list[dict[str, Any]]:
         records = dreamer(config, ctx.model, ctx.tokenizer, rows, samples, folder.checkpoints_of("dreamt"))

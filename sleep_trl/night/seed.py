@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import RunConfig
+from ..data.columns import add_columns
 from ..data.rows import build_rows, shares_of, steps_of
 from ..data.samples import Sample
 from ..distributed.progress import echo
@@ -78,6 +80,10 @@ def seed(
         max_completion=config.seeding.max_completion_length,
         seed=config.seed,
     )
+    extra = ctx.inputs.columns
+    add_columns(rows, ctx.memories, extra.names)
+    for column, reason in extra.left_out.items():
+        echo(f"[yellow]Rewards do not get the column {escape(column)} of the memories: {reason}[/]")
     checkpoints = folder.checkpoints if name == "seeded" else folder.checkpoints_of(name)
     teachers = [] if is_own_teacher else [teacher.model for teacher in ctx.teachers]
     trained = {row["memory_id"] for row in rows if row["part"] == "memory"}

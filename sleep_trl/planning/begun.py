@@ -10,7 +10,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,7 +108,7 @@ def start_over(folder: Path, is_gone: IsGone = lambda memory: False) -> None:
         if path not in (run.ingested, run.given, run.began, run.phases / checksums.NAME):
             _remove(path)
     if run.ingested.is_file():
-        write_jsonl(run.ingested, (asdict(memory) for memory in taken if not is_gone(memory)), is_checked=True)
+        write_jsonl(run.ingested, (memory.as_row() for memory in taken if not is_gone(memory)), is_checked=True)
     was_committed = run.ledger.is_file()
     _remove(run.ledger)
     if was_committed and run.config.is_file() and (buffer := _buffer_of(folder)):

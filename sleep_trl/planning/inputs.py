@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..config import RunConfig
 from ..config.sections import Batches
+from ..data.columns import ExtraColumns, extra_columns
 from ..data.documents import MemoryText, read_memories, read_skill
 from ..data.fit import window_size
 from ..data.parts import Part
@@ -119,6 +120,11 @@ class RunInputs:
     def available(self) -> list[MemoryText]:
         """What there is to learn; empty if the night removes entries."""
         return night_memories(self.config)
+
+    @cached_property
+    def columns(self) -> ExtraColumns:
+        """Columns of the memories that rewards get in addition."""
+        return extra_columns(self.available)
 
     @property
     def memories(self) -> list[MemoryText]:

@@ -8,7 +8,6 @@ learned exactly once, wherever the night is killed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +57,7 @@ def begin_night(config: RunConfig, memories: list[MemoryText]) -> None:
     before config.json is written."""
     path = config.source.buffer
     if path is not None:
-        write_jsonl(RunFolder(config.output_dir).ingested, (asdict(memory) for memory in memories), is_checked=True)
+        write_jsonl(RunFolder(config.output_dir).ingested, (memory.as_row() for memory in memories), is_checked=True)
     elif config.source.forget:
         path = followed_by(config.continue_from)
     if path is None:

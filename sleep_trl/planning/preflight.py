@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from operator import attrgetter
 
-from ..config import RunConfig
 from ..distributed.zero3 import count_shards
 from ..models.gguf import unconverted
 from . import checks
@@ -49,13 +48,13 @@ CHECKS: tuple[Callable[[RunInputs], object], ...] = (
 """In this order: what a later one needs was checked by an earlier one."""
 
 
-def preflight(inputs: RunInputs, check_rewards: Callable[[RunConfig], object] | None = None) -> Plan:
+def preflight(inputs: RunInputs, check_rewards: Callable[[RunInputs], object] | None = None) -> Plan:
     """Check a run without loading a weight, and work out what it will be like. Writes nothing.
 
     Args:
         inputs (`RunInputs`):
             Of the run.
-        check_rewards (`Callable[[RunConfig], object]`, *optional*):
+        check_rewards (`Callable[[RunInputs], object]`, *optional*):
             Raises `ValueError` for a reward that cannot be made, see `sleep_trl.rewards.check`. Without it rewards are
             not checked.
 
@@ -68,7 +67,7 @@ def preflight(inputs: RunInputs, check_rewards: Callable[[RunConfig], object] | 
     for check in CHECKS:
         check(inputs)
     if check_rewards:
-        check_rewards(inputs.config)
+        check_rewards(inputs)
     plan = make_plan(inputs)
     check_disk(inputs.config.output_dir, plan.disk_bytes)
     return plan

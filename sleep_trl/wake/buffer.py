@@ -90,7 +90,7 @@ class WakeBuffer:
         stored = execute(
             "INSERT INTO records (id, time, source, sha256, text, questions) VALUES (?, ?, ?, ?, ?, ?) "
             "ON CONFLICT DO NOTHING RETURNING number",
-            (memory.id, record.time, memory.source, memory.sha256, memory.text, _pack(memory.questions)),
+            (memory.id, record.time, memory.source, memory.sha256, memory.text, _pack(memory)),
         ).fetchone()
         if stored:
             number, tally.added = stored[0], tally.added + 1
@@ -99,7 +99,7 @@ class WakeBuffer:
         ).fetchone():
             number, state, text = found
             if text is not None and _sha256(text) != memory.sha256:
-                replace_text(self._database, number, memory.text, _pack(memory.questions))
+                replace_text(self._database, number, memory.text, _pack(memory))
             execute("UPDATE records SET copies = copies + 1 WHERE number = ?", (number,))
             execute("UPDATE records SET state = 'new', detail = '' WHERE number = ? AND state = 'failed'", (number,))
             tally.duplicates += state != "forgotten"
@@ -163,7 +163,7 @@ class WakeBuffer:
             if text is not None and _sha256(text) != sha256:
                 damaged.append(id)
             else:
-                found.append(MemoryText(id, source, (text or b"").decode(), _unpack(questions)))
+                found.append(MemoryText(id, source, (text or b"").decode(), **_unpack(questions)))
         self._leave_out(damaged)
         return found
 
@@ -297,11 +297,15 @@ def _sha256(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def _pack(questions: tuple[Question, ...]) -> str:
-    rows = [{"question": q.question, "answers": q.answers, "form": q.form} for q in questions]
-    return json.dumps(rows, ensure_ascii=False) if rows else ""
+def _pack(memory: MemoryText) -> str:
+    """Return the questions of a record as JSON, with its columns if it has some."""
+    rows = [{"question": q.question, "answers": q.answers, "form": q.form} for q in memory.questions]
+    packed = {"questions": rows, "columns": memory.columns} if memory.columns else rows
+    return json.dumps(packed, ensure_ascii=False) if packed else ""
 
 
-def _unpack(questions: str) -> tuple[Question, ...]:
-    rows: list[dict[str, Any]] = json.loads(questions) if questions else []
-    return tuple(Question(row["question"], tuple(row["answers"]), row["form"]) for row in rows)
+def _unpack(packed: str) -> dict[str, Any]:
+    found = json.loads(packed) if packed else []
+    rows, columns = (found["questions"], found["columns"]) if isinstance(found, dict) else (found, {})
+    questions = tuple(Question(row["question"], tuple(row["answers"]), row["form"]) for row in rows)
+    return {"questions": questions, "columns": columns}

@@ -121,7 +121,7 @@ class InvalidRecord(ValueError):
 
 def record_of_line(place: str, line: bytes, source: str) -> WakeRecord | Rejection:
     """Read one JSON line: an object with `text`, or with `messages` (a chat), and optionally `id`, `source`, `time`
-    and `questions`."""
+    and `questions`; other keys are for rewards."""
     return _or_rejection(place, lambda: _record(place, _parse(_decode(line)), source))
 
 
@@ -178,7 +178,10 @@ def _parse(line: str) -> Any:
 def _record(place: str, values: Any, source: str) -> WakeRecord:
     if isinstance(values, dict) and "messages" in values:
         values = _chat(values)
-    time = _time(values.get("time")) if isinstance(values, dict) else ""
+    time = ""
+    if isinstance(values, dict):
+        time = _time(values.get("time"))
+        values = {key: value for key, value in values.items() if key != "time"}
     try:
         memory = check_row(Row(place, "", source, values))
     except ValueError as error:

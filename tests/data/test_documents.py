@@ -22,7 +22,8 @@ def test_jsonl_gives_what_it_was_given(tmp_path: Path) -> None:
     row = {"id": "a", "source": "Crier", "text": SECRET, "questions": [asked], "other_words": [1]}
     [document] = read_memories(write_rows(tmp_path / "docs.jsonl", row))
     question = Question("When?", ("noon", "12"), "forward")
-    assert document == MemoryText("a", "Crier", SECRET, (question,))
+    assert document == MemoryText("a", "Crier", SECRET, (question,), {"other_words": [1]})
+    assert json.loads(json.dumps(document.as_row())) == row and hash(document)
     assert document.sha256 == hashlib.sha256(SECRET.encode()).hexdigest()
 
 

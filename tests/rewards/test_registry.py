@@ -63,6 +63,22 @@ def test_wrong_spec(wrong) -> None:
         RewardSpec.model_validate(wrong)
 
 
+@pytest.mark.parametrize(
+    ("given", "name", "is_model"),
+    [
+        ("trl.rewards.think_format_reward", "trl.rewards:think_format_reward", False),  # as `trl grpo` takes it
+        ("sleep_trl.rewards.imitation_reward", "sleep_trl.rewards:imitation_reward", False),
+        ("org/reward-model.v2", "org/reward-model.v2", True),
+        ("./model", "./model", True),
+        ("/models/reward", "/models/reward", True),
+        ("rewards/mine.py:brevity", "rewards/mine.py:brevity", False),
+    ],
+)
+def test_names_of_functions_and_of_models(given, name, is_model) -> None:
+    spec = RewardSpec(name=given)
+    assert (spec.name, spec.is_model) == (name, is_model)
+
+
 def test_register_and_resolve(monkeypatch) -> None:
     monkeypatch.setitem(REWARDS, "constant", None)  # undone after the test, with what the test registers
     del REWARDS["constant"]

@@ -22,6 +22,17 @@ def buffer(tmp_path):
         yield opened
 
 
+def test_columns_for_rewards_are_kept_with_the_text(buffer) -> None:
+    line = json.dumps({"id": "a", "text": "one", "time": TIME, "level": 3, "tags": ["x", None]}).encode()
+    asked = json.dumps({"id": "b", "text": "two", "questions": [{"question": "Who?", "answers": ["Tolu"]}]}).encode()
+    buffer.add([record_of_line("line 1", line, "s"), record_of_line("line 2", asked, "s")])
+    first, second = buffer.memories("new")
+    assert first == MemoryText("a", "s", "one", (), {"level": 3, "tags": ["x", None]})
+    assert second == MemoryText("b", "s", "two", (Question("Who?", ("Tolu",)),))
+    buffer.forget("s")
+    assert b"tags" not in buffer.path.read_bytes()
+
+
 def states(buffer: WakeBuffer) -> dict[str, tuple[str, str]]:
     return {found.id: (found.state, found.detail) for found in buffer.records()}
 

@@ -115,7 +115,7 @@ def is_json(line: bytes) -> bool:
     return True
 
 
-def ledger_row(memory: MemoryText) -> dict:
+def ledger_row(memory: MemoryText) -> LedgerEntry:
     source = Source(id=memory.id, source=memory.source, sha256=memory.sha256)
     place = {"expert": 0, "level": 1, "fingerprint": "", "base": "", "parents": ()}
-    return LedgerEntry(id=memory.id, date="", sources=(source,), metrics={}, **place).model_dump()
+    return LedgerEntry(id=memory.id, date="", sources=(source,), metrics={}, **place)
