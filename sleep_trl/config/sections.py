@@ -147,6 +147,11 @@ class SeedingConfig(Section):
     lmbda: float = Field(0.5, ge=0, le=1)
     """Weight of the divergence on the student's own rollouts; 1 - lmbda on the teacher's samples."""
 
+    rollout_start: float = Field(0.5, ge=0, le=1)
+    """Share of the steps before rollouts begin. Until then the expert learns from the teacher's samples alone: a
+    student that knows nothing has little to say, and rollouts take most of a step. 0: from the first step. 1:
+    never."""
+
     divergence_beta: float = Field(0.0, ge=0, le=1)
     """Divergence: 0 is forward KL(teacher || student), 1 is reverse KL, between is the generalized JSD."""
 

@@ -37,7 +37,7 @@ class Answerers:
         sampling = Sampling(max_new_tokens, temperature=0.0)
         for batch in self._batches([len(prompt) for prompt in prompts], owners):
             with self._with_adapters([owners[i] for i in batch]):
-                written = self.engine.generate_batch([prompts[i] for i in batch], sampling)
+                written = self.engine.generate_batch([prompts[i] for i in batch], sampling, keep_rows=True)
             for i, completion in zip(batch, written, strict=True):
                 replies[i] = completion.text
         return replies

@@ -1,16 +1,23 @@
-"""The LM head of a causal language model, to apply to a few hidden states at a time."""
+"""A causal language model without its head, and the head, to apply to a few hidden states at a time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 # The factor of the logits in the configurations of Cohere, Muse Glimmer and Falcon-H1. `logits_scaling` is a divisor in
 # Granite and MiniCPM3, and a factor in HyperCLOVA X.
 SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """Return the model without its head; of a PEFT model the inner one, whose layers hold the adapters."""
+    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "peft_config") else model
+    return inner.base_model
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,13 +19,11 @@ from transformers import (
 )
 
 from .engine import Completion, Progress, Sampling
-from .prefixes import Prefixes, cache_bytes_per_token, left_padded, plan_batches, read_prefixes
+from .prefixes import CacheRoom, Prefixes, left_padded, plan_batches, read_prefixes
 from .stopping import complete, end_tokens
 
-logger = logging.getLogger(__name__)
-
 STOP_TAIL = 16  # tokens decoded to look for a stop string
-CPU_CACHE_GIB = 2.0  # for the KV cache of a batch
+ROUND = 16  # tokens between which completions that have ended leave a batch
 
 
 class TransformersEngine:
@@ -43,7 +41,7 @@ class TransformersEngine:
             Most prompts in one call of `generate`.
         cache_gib (`float`, *optional*):
             Most memory for the KV cache of a batch, in GiB. A batch of long prompts has fewer rows, and at least one.
-            By default half of an accelerator's free memory, and 2 GiB on a CPU.
+            See [`CacheRoom`].
     """
 
     def __init__(
@@ -52,12 +50,13 @@ class TransformersEngine:
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int = 64,
         cache_gib: float | None = None,
+        room: CacheRoom | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.batch_size, self.cache_gib = model, tokenizer, batch_size, cache_gib
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.eos_ids = end_tokens(model, tokenizer)
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else self.eos_ids[0]
-        self._token_bytes: int | None = 0  # in the KV cache; measured when first needed
+        self.room = room or CacheRoom(model, self.pad_id, cache_gib)
 
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress | None = None
@@ -93,8 +92,9 @@ class TransformersEngine:
         if not prompts:
             return []
         most_rows = min(self.batch_size, -(-len(prompts) // processes))
-        most_tokens, can_share = self._room()
-        everywhere, batches = plan_batches(prompts, most_rows, most_tokens, sampling.max_new_tokens)
+        most_tokens = self.room.tokens()
+        can_share = most_tokens is not None
+        everywhere, batches = plan_batches(prompts, most_rows, most_tokens or math.inf, sampling.max_new_tokens)
         known = None
         if everywhere and can_share:
             known = read_prefixes(self.model, [prompts[0][:everywhere]], self.pad_id)
@@ -114,26 +114,6 @@ class TransformersEngine:
                     progress(len(texts))
         return done
 
-    def _room(self) -> tuple[float, bool]:
-        """Return the number of tokens for which a batch's cache has room, and whether prompts can share a prefix."""
-        if self._token_bytes == 0:
-            self._token_bytes = cache_bytes_per_token(self.model, self.pad_id)
-            if self._token_bytes is None:
-                logger.warning(
-                    "Shared prefixes are read once for each prompt: rows of a %s cannot share its cache "
-                    "(sharded weights, linear attention or a cache of its own).",
-                    type(self.model).__name__,
-                )
-        if self._token_bytes is None:
-            return float("inf"), False
-        if self.cache_gib is not None:
-            room = self.cache_gib * 2**30
-        elif self.model.device.type == "cpu":
-            room = CPU_CACHE_GIB * 2**30
-        else:
-            room = torch.accelerator.get_memory_info(self.model.device)[0] / 2
-        return room / self._token_bytes, True
-
     def _read(
         self, texts: Sequence[list[int]], shared: Sequence[int], known: Prefixes | None
     ) -> tuple[Prefixes, list[int]]:
@@ -150,29 +130,66 @@ class TransformersEngine:
         sampling: Sampling,
         prefixes: Prefixes | None = None,
         owners: Sequence[int] = (),
+        keep_rows: bool = False,
     ) -> list[Completion]:
-        """Generate for prompts in one batch, in this process, from torch's current random state; each may begin with
-        one of the prefixes that were read (`owners` names it)."""
+        """Generate for prompts in one batch, in this process, from torch's current random state.
+
+        Args:
+            prompts (`Sequence[list[int]]`):
+                Token ids of each prompt.
+            sampling (`Sampling`):
+                How to generate.
+            prefixes (`Prefixes`, *optional*):
+                Prefixes that were read.
+            owners (`Sequence[int]`, *optional*):
+                The prefix with which each prompt begins.
+            keep_rows (`bool`, *optional*, defaults to `False`):
+                Keep all rows until the last one ends, because the model's layers tell them apart by their place.
+        """
         ids, mask = left_padded(prompts, self.pad_id, self.model.device)
         width = ids.shape[1]
         stopping = [_StopStrings(self.tokenizer, sampling.stop, width)] if sampling.stop else []
-        begun = prefixes.begin(owners, [len(prompt) for prompt in prompts]) if prefixes else None
+        cache: Any = prefixes.begin(owners, [len(prompt) for prompt in prompts]) if prefixes else None
+        step = sampling.max_new_tokens if keep_rows or self.room.tokens() is None else ROUND
+        written: list[list[int]] = [[] for _ in prompts]
+        logprobs: list[list[float]] = [[] for _ in prompts]
+        rows = list(range(len(prompts)))
         with plain_generation(self.model):
-            output = self.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=self._generation_config(sampling),
-                stopping_criteria=StoppingCriteriaList(stopping),
-                **({"past_key_values": begun} if begun else {}),
-            )
-        logprobs = _logprobs(output) if sampling.logprobs else [None] * len(prompts)
-        rows = output.sequences[:, width:].tolist()
-        ended = (sampling, self.tokenizer, self.eos_ids)
-        return [complete(ids, *ended, values) for ids, values in zip(rows, logprobs, strict=True)]
+            while rows:
+                left = sampling.max_new_tokens - (ids.shape[1] - width)
+                output = self.model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    generation_config=self._generation_config(sampling, min(step, left)),
+                    stopping_criteria=StoppingCriteriaList(stopping),
+                    **({"past_key_values": cache} if cache is not None else {}),
+                )
+                new = output.sequences[:, ids.shape[1] :]
+                for row, tokens in zip(rows, new.tolist(), strict=True):
+                    written[row] += tokens
+                if sampling.logprobs:
+                    for row, values in zip(rows, _logprobs(output), strict=True):
+                        logprobs[row] += values
+                if new.shape[1] >= left:
+                    break
+                goes_on = [i for i, row in enumerate(rows) if not self._has_ended(written[row], sampling)]
+                rows = [rows[i] for i in goes_on]
+                ids, mask, cache = output.sequences, torch.cat([mask, torch.ones_like(new)], 1), output.past_key_values
+                if rows and len(rows) < len(ids):
+                    index = torch.tensor(goes_on, device=ids.device)
+                    ids, mask = ids[index], mask[index]
+                    cache.batch_select_indices(index)
+        return [
+            complete(ids, sampling, self.tokenizer, self.eos_ids, values if sampling.logprobs else None)
+            for ids, values in zip(written, logprobs, strict=True)
+        ]
 
-    def _generation_config(self, sampling: Sampling) -> GenerationConfig:
+    def _has_ended(self, written: list[int], sampling: Sampling) -> bool:
+        return complete(written, sampling, self.tokenizer, self.eos_ids).stop_reason != "length"
+
+    def _generation_config(self, sampling: Sampling, new_tokens: int) -> GenerationConfig:
         options: dict[str, Any] = {
-            "max_new_tokens": sampling.max_new_tokens,
+            "max_new_tokens": new_tokens,
             "eos_token_id": self.eos_ids,
             "pad_token_id": self.pad_id,
             "do_sample": sampling.temperature > 0,

@@ -32,9 +32,7 @@ def roll_out_with(trainer: Any, engine: SyncedEngine) -> None:
     Raises:
         `ValueError`: if the trainer changes its sampling distribution: the ratio would be wrong.
     """
-    args = trainer.args
-    plain = {"top_p": (1.0, None), "top_k": (0, None), "min_p": (None, 0.0), "repetition_penalty": (1.0, None)}
-    if changed := [name for name, values in plain.items() if getattr(args, name) not in values]:
+    if changed := changed_sampling(trainer.args):
         raise ValueError(
             f"{', '.join(changed)} would change the distribution that rollouts are sampled from, so the importance "
             f"ratio between engine and trainer would be wrong. Leave them out, or use rollout.engine transformers."
@@ -42,6 +40,18 @@ def roll_out_with(trainer: Any, engine: SyncedEngine) -> None:
     trainer.vllm_generation = _EngineRollouts(trainer, engine)
     trainer.use_vllm, trainer.vllm_mode = True, "server"
     trainer._last_loaded_step = -1
+
+
+def changed_sampling(args: Any) -> list[str]:
+    """Return the options of a `GRPOConfig` that change the distribution that rollouts are sampled from."""
+    plain: dict[str, tuple[Any, ...]] = {
+        "top_p": (1.0, None),
+        "top_k": (0, None),
+        "min_p": (None, 0.0),
+        "repetition_penalty": (1.0, None),
+        "generation_kwargs": (None, {}),
+    }
+    return [name for name, values in plain.items() if getattr(args, name) not in values]
 
 
 def share_clipped(ratio: torch.Tensor, mask: torch.Tensor, args: Any) -> torch.Tensor:

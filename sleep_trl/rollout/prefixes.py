@@ -7,13 +7,19 @@ positions, including those of sliding windows, are what they are without sharing
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from sleep_trl.models.head import backbone
+
+logger = logging.getLogger(__name__)
+
+CPU_CACHE_GIB = 2.0  # for the KV cache of a batch
 SHORTEST = 8  # tokens; reading a shorter prefix by itself saves less than the forward pass costs
 
 
@@ -156,19 +162,136 @@ def read_prefixes(
     owners: Sequence[int] = (),
 ) -> Prefixes:
     """Read prefixes, in which others that are known already may come first (`owners` names them), without a head."""
+    return _read(model, texts, pad_id, known, owners)[0]
+
+
+def _read(
+    model: PreTrainedModel, texts: Sequence[list[int]], pad_id: int, known: Prefixes | None, owners: Sequence[int]
+) -> tuple[Prefixes, torch.Tensor]:
+    """Read texts behind their known prefixes, and return them with their hidden states, padded on the left."""
     ids, mask = left_padded(texts, pad_id, model.device)
     cache = known.begin(owners, [len(text) for text in texts]) if known else None
     cache = DynamicCache() if cache is None else cache
     begun = cache.get_seq_length()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    model.base_model(
+    hidden = backbone(model)(
         input_ids=ids[:, begun:],
         attention_mask=mask,
         position_ids=positions[:, begun:],
         past_key_values=cache,
         use_cache=True,
-    )
-    return Prefixes(cache, [len(text) for text in texts])
+    ).last_hidden_state
+    return Prefixes(cache, [len(text) for text in texts]), hidden
+
+
+def read_prompts(model: PreTrainedModel, prompts: Sequence[list[int]], pad_id: int) -> Prefixes:
+    """Read distinct prompts, sorted, but for the last token of each. What several begin with is read once."""
+    common = [_common(one, other) for one, other in itertools.pairwise(prompts)]
+    runs = _runs(common, 0, len(prompts))
+    heads = [prompts[start][: max(shared, 1)] for start, _, shared in runs]
+    known = read_prefixes(model, heads, pad_id)
+    owners = [place for place, (start, end, _) in enumerate(runs) for _ in range(start, end)]
+    for place in range(len(heads)):
+        known.lengths[place] = runs[place][2]
+    read = read_prefixes(model, [prompt[: max(1, len(prompt) - 1)] for prompt in prompts], pad_id, known, owners)
+    return Prefixes(read.cache, [len(prompt) - 1 for prompt in prompts])
+
+
+@torch.no_grad()
+def hidden_behind(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    continuations: Sequence[list[int]],
+    pad_id: int,
+    most_tokens: float,
+) -> list[torch.Tensor]:
+    """
+    Last hidden states from which continuations of prompts are predicted, without gradient. Each prompt is read once
+    for all its continuations, and what prompts begin with is read once as well.
+
+    Args:
+        model (`PreTrainedModel`):
+            The model.
+        prompts (`Sequence[list[int]]`):
+            The prompt of each row, of at least one token.
+        continuations (`Sequence[list[int]]`):
+            The continuation of each row. Of an empty one nothing is read.
+        pad_id (`int`):
+            Token to pad with.
+        most_tokens (`float`):
+            Most tokens in the KV cache of a batch, see [`CacheRoom`]. A batch has at least one row.
+
+    Returns:
+        `list[torch.Tensor]`: for each row, of shape `(length of its continuation, hidden)`.
+    """
+    hidden = [torch.empty(0, model.config.get_text_config().hidden_size, device=model.device) for _ in prompts]
+    rows = sorted((i for i, continuation in enumerate(continuations) if continuation), key=lambda i: prompts[i])
+    for batch in _by_prompt(rows, prompts, continuations, most_tokens):
+        distinct = [prompt for prompt, _ in itertools.groupby(prompts[i] for i in batch)]
+        place = {tuple(prompt): n for n, prompt in enumerate(distinct)}
+        owners = [place[tuple(prompts[i])] for i in batch]
+        texts = [prompts[i] + continuations[i][:-1] for i in batch]
+        _, read = _read(model, texts, pad_id, read_prompts(model, distinct, pad_id), owners)
+        for row, states in zip(batch, read, strict=True):
+            hidden[row] = states[-len(continuations[row]) :]
+    return hidden
+
+
+def _by_prompt(
+    rows: Sequence[int], prompts: Sequence[list[int]], continuations: Sequence[list[int]], most_tokens: float
+) -> Iterator[list[int]]:
+    """Cut rows, sorted by prompt, into batches whose cache has room for them and for their prompts."""
+    batch: list[int] = []
+    width = held = 0
+    for row in rows:
+        is_new = not batch or prompts[batch[-1]] != prompts[row]
+        longest = max(width, len(prompts[row]) + len(continuations[row]))
+        if batch and (len(batch) + 1 + held + is_new) * longest > most_tokens:
+            yield batch
+            batch, held, is_new, longest = [], 0, True, len(prompts[row]) + len(continuations[row])
+        batch.append(row)
+        width, held = longest, held + is_new
+    if batch:
+        yield batch
+
+
+class CacheRoom:
+    """How many tokens a KV cache may hold in this process, and whether rows can take a prefix from another cache.
+
+    Args:
+        model (`PreTrainedModel`):
+            The model.
+        token (`int`):
+            Any token of its vocabulary, which is read once to measure.
+        gib (`float`, *optional*):
+            Most memory for the cache, in GiB. By default half of an accelerator's free memory, and 2 GiB on a CPU.
+    """
+
+    def __init__(self, model: PreTrainedModel, token: int, gib: float | None = None) -> None:
+        self.model, self.token, self.gib = model, token, gib
+        self._token_bytes: int | None = 0  # measured when first needed
+
+    @torch.no_grad()
+    def tokens(self) -> float | None:
+        """Return the number of tokens for which there is room, or `None` if rows cannot take a prefix from another
+        cache, which is logged."""
+        if self._token_bytes == 0:
+            self._token_bytes = cache_bytes_per_token(self.model, self.token)
+            if self._token_bytes is None:
+                logger.warning(
+                    "Shared prefixes are read once for each prompt: rows of a %s cannot share its cache "
+                    "(sharded weights, linear attention or a cache of its own).",
+                    type(self.model).__name__,
+                )
+        if self._token_bytes is None:
+            return None
+        if self.gib is not None:
+            room = self.gib * 2**30
+        elif self.model.device.type == "cpu":
+            room = CPU_CACHE_GIB * 2**30
+        else:
+            room = torch.accelerator.get_memory_info(self.model.device)[0] / 2
+        return room / self._token_bytes
 
 
 def cache_bytes_per_token(model: PreTrainedModel, token: int) -> int | None:

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sleep_trl.rollout import Sampling, TransformersEngine
-from sleep_trl.rollout.prefixes import SHORTEST, plan_batches
+from sleep_trl.rollout.in_process import ROUND
+from sleep_trl.rollout.prefixes import SHORTEST, hidden_behind, plan_batches
 from tests.tiny import FORMS, tiny_model, tiny_tokenizer
 
 EXAMPLES = [1, *(4 + (7 * j) % 90 for j in range(20))]  # what every prompt begins with
@@ -64,7 +65,7 @@ def test_greedy_tokens_are_those_of_each_prompt_alone(form) -> None:
     prompts, sampling = [*windows(), *UNRELATED], Sampling(6, temperature=0.0, logprobs=True)
     engine = TransformersEngine(model, tiny_tokenizer(), batch_size=8)
     assert_the_same(engine.generate(prompts, sampling), plainly(model, prompts, sampling))
-    assert engine._room()[1], "nothing was shared"
+    assert engine.room.tokens(), "nothing was shared"
 
 
 def test_each_shared_token_is_read_once() -> None:
@@ -126,7 +127,7 @@ def test_a_batch_fits_the_memory_that_its_cache_may_take() -> None:
     with patch.object(small, "generate_batch", wraps=small.generate_batch) as generate_batch:
         found = small.generate(prompts, sampling)
     seen = [call.args[0] for call in generate_batch.call_args_list]
-    assert small._room() == (300, True)
+    assert small.room.tokens() == 300
     assert len(seen) > 4 and all(len(texts) * (max(map(len, texts)) + 4) <= 300 for texts in seen)
     assert_the_same(found, TransformersEngine(tiny_model(), tiny_tokenizer()).generate(prompts, sampling))
 
@@ -153,3 +154,65 @@ def test_the_plan_prefers_the_longer_prefix() -> None:
     (batch,) = plan_batches(prompts, 64, 1e9, 1)[1]
     assert batch.shared == [50] * 10
     assert plan_batches([[1, 2, 3], [1, 2, 3]], 64, 1e9, 1)[1][0].shared == [0, 0]  # too short to be read alone
+
+
+@pytest.mark.parametrize("form", [*FORMS, "mistral window"])
+def test_completions_that_ended_leave_the_batch_and_the_others_go_on(form) -> None:
+    """The tokens of each prompt alone, and no forward pass for completions that have ended since the last round."""
+    name, *window = form.split()
+    model = tiny_model(name, **({"sliding_window": 7} if window else {}))
+    prompts = [*windows(), *UNRELATED]
+    longest = [c.ids for c in plainly(model, prompts, Sampling(2 * ROUND, temperature=0.0))]
+    ends = {ids[min(place, len(ids) - 1)] for ids, place in zip(longest, (1, 5, 9), strict=False)}
+    engine = Counting(model, tiny_tokenizer(), batch_size=len(prompts))
+    engine.eos_ids = sorted(ends)
+    sampling = Sampling(3 * ROUND, temperature=0.0, logprobs=True)
+    found = engine.generate(prompts, sampling)
+    alone = TransformersEngine(model, tiny_tokenizer())
+    alone.eos_ids = engine.eos_ids
+    assert_the_same(found, [alone.generate_batch([prompt], sampling)[0] for prompt in prompts])
+    assert any(c.stop_reason == "eos" and len(c.ids) <= ROUND for c in found)
+
+
+def test_no_forward_pass_is_made_for_completions_that_have_ended() -> None:
+    engine = Counting(tiny_model(), tiny_tokenizer())
+    prompts = [[1, 4 + i] for i in range(12)]
+    first = engine.generate_batch(prompts, Sampling(1, temperature=0.0))
+    engine.eos_ids = sorted({c.ids[0] for c in first} - {first[0].ids[0]})
+    on = sum(c.ids[0] == first[0].ids[0] for c in first)
+    assert on < len(prompts), "every completion begins alike"
+    before = engine.read
+    found = engine.generate_batch(prompts, Sampling(4 * ROUND, temperature=0.0))
+    longer = sum(len(c.ids) > ROUND for c in found)
+    assert longer < len(prompts)
+    assert engine.read - before <= 2 * 12 + 12 * (ROUND - 1) + longer * 3 * ROUND
+
+
+def texts_behind_prompts() -> tuple[list[list[int]], list[list[int]]]:
+    """Three windows behind common examples, three texts behind each, and prompts that share nothing."""
+    rng = random.Random(0)
+    behind = [[*EXAMPLES, *(rng.randrange(4, 97) for _ in range(10 + i))] for i in range(3)]
+    prompts = [*(behind[i % 3] for i in range(9)), [5], [7, 8, 9], UNRELATED[1], [5]]
+    return prompts, [[rng.randrange(4, 97) for _ in range(i % 7)] for i in range(len(prompts))]
+
+
+@pytest.mark.parametrize("most_tokens", [1e9, 150, 1])
+@pytest.mark.parametrize("form", [*FORMS, "gemma2 window", "mistral window"])
+def test_hidden_states_behind_a_prompt_are_those_of_the_whole_text(form, most_tokens) -> None:
+    name, *window = form.split()
+    model = tiny_model(name, **({"sliding_window": 7} if window else {})).eval()
+    prompts, texts = texts_behind_prompts()
+    found = hidden_behind(model, prompts, texts, 0, most_tokens)
+    for prompt, text, states in zip(prompts, texts, found, strict=True):
+        with torch.no_grad():
+            whole = model.base_model(input_ids=torch.tensor([prompt + text])).last_hidden_state[0]
+        expected = whole[len(prompt) - 1 : len(prompt) + len(text) - 1]
+        torch.testing.assert_close(states, expected.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_each_prompt_is_read_once_for_all_texts_behind_it() -> None:
+    """The examples, what follows them in each prompt, and for each text as many tokens as the longest has."""
+    engine = Counting(tiny_model(), tiny_tokenizer())
+    prompts, _ = texts_behind_prompts()
+    hidden_behind(engine.model, prompts[:9], [[4] * 6] * 9, 0, 1e9)
+    assert engine.read == len(EXAMPLES) + 3 * 11 + 9 * 6

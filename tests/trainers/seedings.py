@@ -56,6 +56,8 @@ def student(form: str = "llama"):
 
 def trainer(tmp_path, cls=KnowledgeSeedingTrainer, config=KnowledgeSeedingConfig, model=None, data=None, **options):
     processing_class = options.pop("processing_class", None)
+    if config is KnowledgeSeedingConfig:
+        options.setdefault("rollout_start", 0.0)
     return cls(
         model or student(),
         options.pop("reward_funcs", length_reward),

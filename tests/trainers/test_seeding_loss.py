@@ -8,6 +8,7 @@ from trl.experimental.gkd import GKDTrainer
 
 from sleep_trl.data.parts import PARTS
 from sleep_trl.memory import Memory, MemorySpec, attach
+from sleep_trl.rollout import TransformersEngine
 from tests.tiny import tiny_model
 from tests.trainers.seedings import first_batch, logged, of_memories, rows, student, trainer
 
@@ -93,30 +94,63 @@ def test_divergence_is_the_plain_formula(tmp_path, form, passes):
     }
 
 
-def test_general_rows_are_not_rolled_out(tmp_path, monkeypatch):
-    """Neither alone nor next to others, and not if all of a batch are general; with alpha 0 it is plain GRPO."""
-    asked = []
-    generate = GRPOTrainer._generate_single_turn
+def count_rollouts(monkeypatch, owner, method) -> list[int]:
+    """Collect how many prompts each call of a method generates for."""
+    asked, generate = [], getattr(owner, method)
 
     def count(self, prompt_ids, *args, **kwargs):
         asked.append(len(prompt_ids))
         return generate(self, prompt_ids, *args, **kwargs)
 
-    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", count)
+    monkeypatch.setattr(owner, method, count)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("sampling", "owner", "method", "of_general"),
+    [({}, TransformersEngine, "generate_share", []), ({"top_k": 90}, GRPOTrainer, "_generate_single_turn", [4])],
+)
+def test_general_rows_are_not_rolled_out(tmp_path, monkeypatch, sampling, owner, method, of_general):
+    """Neither alone nor next to others, and not if all of a batch are general: by our engine, or by TRL, which has to
+    generate something."""
+    asked = count_rollouts(monkeypatch, owner, method)
     data = rows(2)
     assert data["part"] == ["memory", "general"]
-    t = trainer(tmp_path / "a", data=data, max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    sizes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    t = trainer(tmp_path / "a", data=data, max_steps=1, **sizes, **sampling)
     t.train()
     assert asked == [4] and logged(t, "divergence/general/reference")[0] >= 0
     asked.clear()
-    trainer(tmp_path / "b", data=data, max_steps=1, alpha=0.0).train()
-    assert asked == [8]
-    asked.clear()
-    t = trainer(tmp_path / "c", data=data.map(lambda row: {"part": "general"}), max_steps=3, alpha=1.0)
+    data = data.map(lambda row: {"part": "general"})
+    t = trainer(tmp_path / "c", data=data, max_steps=3, alpha=1.0, **sampling)
     t.train()
-    assert set(asked) == {t.num_generations}
+    assert asked == of_general * 3
     learned = logged(t, "divergence/general/reference")
     assert 0 < learned[-1] < learned[0] and not logged(t, "divergence/general/rollout")
+
+
+def test_alpha_zero_rolls_out_every_row_as_grpo_does(tmp_path, monkeypatch):
+    asked = count_rollouts(monkeypatch, GRPOTrainer, "_generate_single_turn")
+    trainer(tmp_path, data=rows(2), max_steps=1, alpha=0.0, rollout_start=1.0).train()
+    assert asked == [8]
+
+
+@pytest.mark.parametrize(
+    ("options", "rolled_out"),
+    [
+        ({"rollout_start": 0.5}, [0, 0, 1, 1]),
+        ({"rollout_start": 1.0}, [0] * 4),
+        ({"alpha": 1.0, "lmbda": 0.0}, [0] * 4),
+    ],
+)
+def test_rollouts_begin_when_they_should(tmp_path, monkeypatch, options, rolled_out):
+    """And before it the loss is alpha times the divergence on the references, whatever lmbda is."""
+    asked = count_rollouts(monkeypatch, TransformersEngine, "generate_share")
+    t = trainer(tmp_path, data=of_memories(rows(2)), max_steps=4, **options)
+    t.train()
+    assert len(asked) == sum(rolled_out)
+    assert [("reward" in entry) for entry in t.state.log_history[:4]] == [bool(each) for each in rolled_out]
+    assert logged(t, "loss")[0] == pytest.approx(t.args.alpha * logged(t, "divergence/memory/reference")[0], rel=1e-4)
 
 
 def test_accumulation_gives_the_same_expert(tmp_path):

@@ -25,6 +25,9 @@ class KnowledgeSeedingConfig(GRPOConfig):
         lmbda (`float`, *optional*, defaults to `0.5`):
             Weight of the divergence on the student's rollouts, in [0, 1]; `1 - lmbda` is its weight on the references
             (GKD's λ, taken as a weight instead of a probability, which has the same mean and less variance).
+        rollout_start (`float`, *optional*, defaults to `0.5`):
+            Share of the steps before rollouts begin, in [0, 1]. Until then the loss is `alpha` times the divergence on
+            the references, and no reward is computed (ours: a student that knows nothing has little to say).
         divergence_beta (`float`, *optional*, defaults to `0.0`):
             Generalized Jensen-Shannon coefficient, in [0, 1]: `0` is forward KL(teacher ‖ student), `1` reverse KL. GKD
             calls it `beta`, which in GRPO is the weight of the KL to a reference model.
@@ -59,6 +62,7 @@ class KnowledgeSeedingConfig(GRPOConfig):
 
     alpha: float = run_option(SeedingConfig, "alpha")
     lmbda: float = run_option(SeedingConfig, "lmbda")
+    rollout_start: float = run_option(SeedingConfig, "rollout_start")
     divergence_beta: float = run_option(SeedingConfig, "divergence_beta")
     gamma: float = run_option(SeedingConfig, "gamma")
     z0: float | None = run_option(SeedingConfig, "z0")

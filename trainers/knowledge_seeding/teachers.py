@@ -92,8 +92,10 @@ class TeacherOutput:
                 1 where a token counts.
         """
         [(states, _)] = self.states
-        distance = (student[self.rows].float() - states.float()).square().sum(-1)
-        return self._by_row(distance / states.float().square().sum(-1) * mask[self.rows], mask)
+        counts = mask[self.rows].bool()
+        mine, theirs = student[self.rows][counts].float(), states[counts].float()
+        distance = (mine - theirs).square().sum(-1) / theirs.square().sum(-1)
+        return self._by_row(distance.new_zeros(counts.shape).masked_scatter(counts, distance), mask)
 
     def _by_row(self, per_token: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         sums = per_token.sum(1) * float(self.is_present)

@@ -18,20 +18,21 @@ from sleep_trl.memory import Memory, MemorySpec, attach
 from sleep_trl.models.head import Head
 from sleep_trl.rewards import resolve
 from sleep_trl.rollout.in_trl import share_clipped
-from sleep_trl.rollout.stopping import tokens_before
 
-from ..expert_checkpoints import ExpertCheckpoints
 from ..log_filter import without_row_dump
 from .config import KnowledgeSeedingConfig
-from .hidden import CapturedHidden, concat_padded, last_hidden, predicting
+from .hidden import CapturedHidden, Padded, concat_padded, last_hidden, predicting, read_behind
 from .loss import log_probs_per_token
 from .parts import Tensors, count_copies, is_replay, spread_references, weigh_rows, written_mask
 from .privileged_context import with_teacher_prompt
+from .rollouts import Rollouts
 from .rows import Rows, check_arguments, check_data, normalize, require, text_of_reference
 from .teachers import Teacher, TeacherOutput, as_base, assign_teachers, find_rows, prepare_teachers
 
+Text = tuple[Tensors, torch.Tensor, torch.Tensor]  # a batch, and ids and mask of a continuation of each row
 
-class KnowledgeSeedingTrainer(ExpertCheckpoints):
+
+class KnowledgeSeedingTrainer(Rollouts):
     """
     Trainer for Knowledge Seeding (arXiv 2606.03979, section 3.3): upward distillation on the student's own rollouts,
     and GRPO on a reward for imitating the teacher. It minimizes
@@ -122,9 +123,6 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         if not self.teachers:
             _ensure_learning_expert(self.model, args)
         self._forward_redirection = _ForwardRedirection()
-        self._given_prompt_ids: list[list[int]] | None = None
-        self._stops: list[Sequence[str]] | None = None
-        self._general: list[bool] = []
 
     def release(self) -> None:
         super().release()
@@ -136,6 +134,8 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
 
     def _generate_and_score_completions(self, inputs: Rows) -> Tensors:
         rows = self._with_token_ids(inputs)
+        if self._learns_from_references():
+            return self._text_inputs(rows, "prompt", "left") | self._teacher_inputs(rows, None)
         self._given_prompt_ids = [row["prompt_ids"] for row in rows] if "prompt_ids" in rows[0] else None
         self._stops = [row["stop"] or () for row in rows] if "stop" in rows[0] else None
         self._general = [self.args.alpha > 0 and row.get("part") == "general" for row in rows]
@@ -150,38 +150,11 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
             self._metrics[mode]["sampling/importance_sampling_ratio/clipped"].append(share)
         return output | self._teacher_inputs(rows, written_mask(output)) if self.args.alpha > 0 else output
 
-    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
-        if self._given_prompt_ids is None:
-            return super()._tokenize_prompts(prompts)
-        return self._given_prompt_ids, None, {}
-
-    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        completion_ids, logprobs = self._roll_out(prompt_ids, *args, **kwargs)
-        if self._stops is None:
-            return completion_ids, logprobs
-        kept = [
-            max(1, tokens_before(ids, stop, self._tokenizer))
-            for ids, stop in zip(completion_ids, self._stops, strict=True)
-        ]
-        completion_ids = [ids[:n] for ids, n in zip(completion_ids, kept, strict=True)]
-        return completion_ids, logprobs and [values[:n] for values, n in zip(logprobs, kept, strict=True)]
-
-    def _roll_out(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        """Generate the completions of all rows but general ones, which are taught by their references alone (ours):
-        they are long, have no reward, and would take most of a step. An end-of-sequence token stands for theirs."""
-        rows = [i for i, is_general in enumerate(self._general) if not is_general]
-        if len(rows) == len(self._general):
-            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
-        # Every process generates something: engines and sharded weights want all of them.
-        asked = rows or range(min(self.num_generations, len(prompt_ids)))
-        generated, drawn = super()._generate_single_turn([prompt_ids[i] for i in asked], *args, **kwargs)
-        completion_ids = [[self._tokenizer.eos_token_id] for _ in prompt_ids]
-        logprobs = drawn and [[0.0] for _ in prompt_ids]
-        for place, row in enumerate(rows):
-            completion_ids[row] = generated[place]
-            if logprobs:
-                logprobs[row] = drawn[place]
-        return completion_ids, logprobs
+    def _learns_from_references(self) -> bool:
+        """Whether this batch is not rolled out: at the beginning of training, or because no rollout has a weight."""
+        args, state = self.args, self.state
+        has_begun = not self.model.training or state.global_step >= args.rollout_start * state.max_steps
+        return (args.alpha > 0 and not has_begun) or (args.alpha == 1 and args.lmbda == 0)
 
     def _with_token_ids(self, rows: Rows) -> Rows:
         """Fill in texts where a row has only token ids, and the other way round. A reference ends with the
@@ -198,7 +171,7 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
 
         ways: dict[str, Callable[[list[Any]], list[list[int]]]]
         ways = {"teacher_prompt": tokenize_prompt, "reference": self._tokenize_references}
-        if "prompt_ids" in rows[0]:
+        if "prompt_ids" in rows[0] or self._learns_from_references():
             ways["prompt"] = tokenize_prompt
         for name, tokenize in ways.items():
             lacking = [row for row in rows if row.get(name) is not None and row.get(f"{name}_ids") is None]
@@ -219,21 +192,28 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
             texts["reference"] = text_of_reference(row["reference"])
         return row | texts
 
-    def _teacher_inputs(self, rows: Rows, rollout_mask: torch.Tensor) -> Tensors:
-        """Pad the teacher's prompts (left) and references (right), and weight the rows. Shapes `(batch, ...)`."""
+    def _text_inputs(self, rows: Rows, name: str, side: str) -> Tensors:
+        """Pad the ids of a column. Shapes `(batch, length)`."""
+        require(rows, name)
+        tensors = [torch.tensor(row[f"{name}_ids"], dtype=torch.long) for row in rows]
+        padded = pad(tensors, padding_value=self._tokenizer.pad_token_id, padding_side=side)
+        mask = pad([torch.ones_like(t) for t in tensors], padding_value=0, padding_side=side)
+        device = self.accelerator.device
+        return {f"{name}_ids": padded.to(device), f"{name}_mask": mask.to(device)}
+
+    def _teacher_inputs(self, rows: Rows, rollout_mask: torch.Tensor | None) -> Tensors:
+        """Pad the teacher's prompts (left) and references (right), and weight the rows: references alone if nothing is
+        rolled out. Shapes `(batch, ...)`."""
         device = self.accelerator.device
         part = torch.tensor([PARTS.index(row.get("part", "memory")) for row in rows], device=device)
-        inputs = {"part": part}
-        for name, side in (("teacher_prompt", "left"), ("reference", "right")):
-            require(rows, name)
-            tensors = [torch.tensor(row[f"{name}_ids"], dtype=torch.long) for row in rows]
-            padded = pad(tensors, padding_value=self._tokenizer.pad_token_id, padding_side=side)
-            masks = pad([torch.ones_like(t) for t in tensors], padding_value=0, padding_side=side)
-            inputs |= {f"{name}_ids": padded.to(device), f"{name}_mask": masks.to(device)}
+        inputs = {"part": part} | self._text_inputs(rows, "teacher_prompt", "left")
+        inputs |= self._text_inputs(rows, "reference", "right")
         copies = torch.tensor(count_copies(rows), device=device)
         weigh, others = weigh_rows, (self.args.replay_weight, self.accelerator)
-        inputs["rollout_weight"] = weigh(part, torch.ones_like(part), rollout_mask, *others)
-        from_references = torch.where(part == PARTS.index("general"), 1.0, 1.0 - self.args.lmbda)
+        lmbda = 0.0 if rollout_mask is None else self.args.lmbda
+        if rollout_mask is not None:
+            inputs["rollout_weight"] = weigh(part, torch.ones_like(part), rollout_mask, *others)
+        from_references = torch.where(part == PARTS.index("general"), 1.0, 1.0 - lmbda)
         inputs["reference_weight"] = weigh(part, copies, inputs["reference_mask"], *others) * from_references
         return inputs
 
@@ -256,23 +236,32 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         if alpha == 0:
             return super()._compute_loss(model, inputs)
 
-        completion = inputs["completion_ids"], inputs["completion_mask"]
         references = spread_references(inputs, self.args.reference_passes)
+        texts = [(batch, batch["reference_ids"], batch["reference_mask"]) for batch in references]
+        is_rolled_out = "completion_ids" in inputs
+        if is_rolled_out and lmbda > 0:
+            texts.append((inputs, inputs["completion_ids"], inputs["completion_mask"]))
         # The teacher runs first, while no graph of the student is held: their memory use does not add up.
-        on_rollout = self._teacher_outputs(inputs, *completion) if lmbda > 0 else None
-        on_references = [self._teacher_outputs(b, b["reference_ids"], b["reference_mask"]) for b in references]
-
-        student = self.accelerator.unwrap_model(model)
-        with CapturedHidden(student) as seen:  # the policy's forward pass also serves the divergence
-            policy_loss = super()._compute_loss(model, inputs)
-        loss = (1 - alpha) * policy_loss if alpha < 1 else policy_loss.detach() * 0.0
-        if on_rollout is not None:
-            sums = self._divergence(predicting(seen.value, completion[0]), on_rollout, written_mask(inputs))
-            loss = loss + alpha * lmbda * self._mean("rollout", sums, inputs)
-        pairs = zip(references, on_references, strict=True)
-        sums = torch.cat([self._reference_divergence(model, batch, outputs) for batch, outputs in pairs], dim=1)
+        outputs = self._teacher_outputs(texts)
+        loss: torch.Tensor | float = (
+            self._rollout_loss(model, inputs, outputs[len(references) :]) if is_rolled_out else 0.0
+        )
+        pairs = zip(references, outputs, strict=False)
+        sums = torch.cat([self._reference_divergence(model, batch, output) for batch, output in pairs], dim=1)
         rows = {name: torch.cat([b[name] for b in references]) for name in ("part", "reference_weight")}
         return loss + alpha * self._mean("reference", sums, rows)
+
+    def _rollout_loss(self, model: nn.Module, inputs: Tensors, outputs: list[list[TeacherOutput]]) -> torch.Tensor:
+        """Return the policy loss and, with `lmbda > 0`, the divergence on the rollouts, each with its weight."""
+        alpha, lmbda = self.args.alpha, self.args.lmbda
+        with CapturedHidden(self.accelerator.unwrap_model(model)) as seen:  # one forward pass serves both
+            policy_loss = super()._compute_loss(model, inputs)
+        loss: torch.Tensor = (1 - alpha) * policy_loss if alpha < 1 else policy_loss.detach() * 0.0
+        for on_rollout in outputs:
+            hidden = predicting(seen.value, inputs["completion_ids"])
+            sums = self._divergence(hidden, on_rollout, written_mask(inputs))
+            loss = loss + alpha * lmbda * self._mean("rollout", sums, inputs)
+        return loss
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -307,24 +296,52 @@ class KnowledgeSeedingTrainer(ExpertCheckpoints):
         with self.accelerator.autocast():
             return self._forward_redirection(model, student, last_hidden, student, ids, mask)
 
-    def _teacher_outputs(self, inputs: Tensors, ids: torch.Tensor, mask: torch.Tensor) -> list[TeacherOutput]:
-        """Run the teachers on `ids` behind the teacher's prompt, each on the rows that are assigned to it."""
+    def _teacher_outputs(self, texts: list[Text]) -> list[list[TeacherOutput]]:
+        """Run the teachers on texts behind the teacher's prompts, each on the rows that are assigned to it.
+
+        Args:
+            texts (`list[tuple[dict, torch.Tensor, torch.Tensor]]`):
+                Batches with their teacher prompts, and ids and mask of a continuation of each row.
+
+        Returns:
+            `list[list[TeacherOutput]]`: for each batch, the outputs of its groups of rows.
+        """
         student = self.accelerator.unwrap_model(self.model)
-        joined = concat_padded((inputs["teacher_prompt_ids"], inputs["teacher_prompt_mask"]), (ids, mask))
 
-        def read(teacher: Teacher, rows: torch.Tensor) -> torch.Tensor:
-            chosen = (teacher.model, *(tensor[rows] for tensor in joined))
-            return predicting(self._forward_redirection(teacher.wrapped, teacher.model, last_hidden, *chosen), ids)
-
-        def run(parts: list[str], teachers: list[Teacher], is_base: bool) -> TeacherOutput:
-            rows, is_present = find_rows(inputs["part"], parts)
+        def run(parts: list[str], teachers: list[Teacher], is_base: bool) -> list[TeacherOutput]:
+            found = [find_rows(batch["part"], parts) for batch, _, _ in texts]
+            chosen = [
+                ((batch["teacher_prompt_ids"][rows], batch["teacher_prompt_mask"][rows]), (ids[rows], mask[rows]))
+                for (rows, _), (batch, ids, mask) in zip(found, texts, strict=True)
+            ]
             with as_base(student) if is_base else nullcontext():
-                states = [(read(teacher, rows), Head.of(teacher.model)) for teacher in teachers]
-            return TeacherOutput(rows, states, is_present, is_student=teachers is not self.teachers)
+                read = [self._read_behind(teacher, chosen) for teacher in teachers]
+            heads = [Head.of(teacher.model) for teacher in teachers]
+            is_student = teachers is not self.teachers
+            return [
+                TeacherOutput(rows, list(zip(states, heads, strict=True)), is_present, is_student)
+                for (rows, is_present), states in zip(found, zip(*read, strict=True), strict=True)
+            ]
 
         with torch.no_grad(), self.accelerator.autocast(), _as_teacher(student):
             assignments = assign_teachers(student, Teacher(student, self.model_wrapped), self.teachers)
-            return [run(*assignment) for assignment in assignments]
+            groups = [run(*assignment) for assignment in assignments]
+        return [list(outputs) for outputs in zip(*groups, strict=True)]
+
+    def _read_behind(self, teacher: Teacher, texts: list[tuple[Padded, Padded]]) -> list[torch.Tensor]:
+        """Return a teacher's last hidden states on texts behind their prompts. Each is of shape `(rows, length,
+        hidden)`. Where the teacher can, it reads a prompt once for all texts behind it."""
+        if self._is_whole and (room := self._room(teacher.model).tokens()) is not None:
+            return read_behind(teacher.model, texts, self._tokenizer.pad_token_id, room)
+        return [
+            predicting(
+                self._forward_redirection(
+                    teacher.wrapped, teacher.model, last_hidden, teacher.model, *concat_padded(*text)
+                ),
+                text[1][0],
+            )
+            for text in texts
+        ]
 
     def _reference_divergence(self, model: nn.Module, batch: Tensors, outputs: list[TeacherOutput]) -> torch.Tensor:
         ids, mask = batch["reference_ids"], batch["reference_mask"]
