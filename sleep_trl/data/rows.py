@@ -28,7 +28,9 @@ COLUMNS = (
     "memory_id",
     "template",
     "stop",
+    "max_completion_length",
 )
+MARGIN = 8  # tokens by which a rollout may be longer than its reference; what goes on imitates nothing (ours)
 
 
 def split_shares(per_step: int, shares: dict[Part, float]) -> dict[Part, int]:
@@ -196,4 +198,5 @@ def _row(
         "memory_id": sample.memory_id,
         "template": sample.template,
         "stop": sample.stop,
+        "max_completion_length": len(rest) + MARGIN,
     }

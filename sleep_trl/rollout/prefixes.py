@@ -197,7 +197,6 @@ def read_prompts(model: PreTrainedModel, prompts: Sequence[list[int]], pad_id: i
     return Prefixes(read.cache, [len(prompt) - 1 for prompt in prompts])
 
 
-@torch.no_grad()
 def hidden_behind(
     model: PreTrainedModel,
     prompts: Sequence[list[int]],
@@ -206,8 +205,8 @@ def hidden_behind(
     most_tokens: float,
 ) -> list[torch.Tensor]:
     """
-    Last hidden states from which continuations of prompts are predicted, without gradient. Each prompt is read once
-    for all its continuations, and what prompts begin with is read once as well.
+    Last hidden states from which continuations of prompts are predicted. Each prompt is read once for all its
+    continuations, and what prompts begin with is read once as well; gradients flow through both.
 
     Args:
         model (`PreTrainedModel`):

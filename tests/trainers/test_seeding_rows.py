@@ -51,6 +51,25 @@ def test_rows_of_token_ids_or_messages_need_no_text(tmp_path):
     assert losses[0] == losses[1] == losses[2]
 
 
+@pytest.mark.parametrize("sampling", [{}, {"top_k": 90}], ids=["engine", "trl"])
+def test_rollouts_are_no_longer_than_their_rows_allow(tmp_path, sampling):
+    """By our engine and by TRL; a row that says nothing has the argument's length, and none gets more."""
+    seen = {}
+
+    def keep(prompts, completion_ids, **kwargs):
+        for prompt, ids in zip(prompts, completion_ids, strict=True):
+            seen.setdefault(prompt, []).append(len(ids))
+        return [0.0] * len(prompts)
+
+    data = of_memories(rows(4))
+    limits = dict(zip(data["prompt"], [3, None, 5, 100], strict=True))
+    data = data.map(lambda row: {"max_completion_length": limits[row["prompt"]]})
+    trainer(tmp_path, data=data, reward_funcs=keep, max_steps=6, temperature=3.0, **sampling).train()
+    assert {prompt: max(lengths) for prompt, lengths in seen.items()} == {
+        prompt: min(limit or 8, 8) for prompt, limit in limits.items()
+    }
+
+
 def test_rollouts_end_at_the_rows_stop_strings(tmp_path):
     seen = []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,24 +13,6 @@ from sleep_trl.models.head import backbone
 from sleep_trl.rollout.prefixes import hidden_behind
 
 Padded = tuple[torch.Tensor, torch.Tensor]  # ids and mask, both (batch, length)
-
-
-class CapturedHidden:
-    """Context manager that captures the last hidden states of a forward pass through the backbone."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._backbone = backbone(model)
-        self.value = torch.empty(0)
-
-    def __enter__(self) -> CapturedHidden:
-        self._hook = self._backbone.register_forward_hook(self._keep)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._hook.remove()
-
-    def _keep(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        self.value = output.last_hidden_state
 
 
 def last_hidden(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,8 @@ from ..expert_checkpoints import ExpertCheckpoints
 
 class Rollouts(ExpertCheckpoints):
     """A [`~trl.GRPOTrainer`] that generates with what is set for each batch: `_given_prompt_ids`, token ids that are
-    used as they are; `_stops`, the stop strings of each row; `_general`, the rows that are not rolled out.
+    used as they are; `_stops` and `_limits`, the stop strings and the most tokens of each row; `_general`, the rows
+    that are not rolled out.
 
     With unsharded weights and TRL's sampling, rollouts come from [`TransformersEngine`]: a prompt is read once for all
     its rollouts, and those that have ended leave the batch. Anything else is left to TRL.
@@ -27,7 +28,8 @@ class Rollouts(ExpertCheckpoints):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._given_prompt_ids: list[list[int]] | None = None
-        self._stops: list[Sequence[str]] | None = None
+        self._stops: list[Sequence[str]] = []
+        self._limits: list[int] = []
         self._general: list[bool] = []
         self._rooms: dict[int, CacheRoom] = {}
         super().__init__(*args, **kwargs)
@@ -39,11 +41,11 @@ class Rollouts(ExpertCheckpoints):
 
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
         completion_ids, logprobs = self._roll_out(prompt_ids, *args, **kwargs)
-        if self._stops is None:
-            return completion_ids, logprobs
+        if not any(self._stops) and all(limit == self.max_completion_length for limit in self._limits):
+            return completion_ids, logprobs  # with tools, TRL calls this for some of the rows
         kept = [
-            max(1, tokens_before(ids, stop, self._tokenizer))
-            for ids, stop in zip(completion_ids, self._stops, strict=True)
+            max(1, tokens_before(ids[:limit], stop, self._tokenizer) if stop else limit)
+            for ids, stop, limit in zip(completion_ids, self._stops, self._limits, strict=True)
         ]
         completion_ids = [ids[:n] for ids, n in zip(completion_ids, kept, strict=True)]
         return completion_ids, logprobs and [values[:n] for values, n in zip(logprobs, kept, strict=True)]
@@ -53,7 +55,7 @@ class Rollouts(ExpertCheckpoints):
         they are long, have no reward, and would take most of a step. An end-of-sequence token stands for theirs."""
         rows = [i for i, is_general in enumerate(self._general) if not is_general]
         if self._rolls_out_itself:
-            generated, drawn = self._roll_out_itself([prompt_ids[i] for i in rows], [self._stops_of(i) for i in rows])
+            generated, drawn = self._roll_out_itself([prompt_ids[i] for i in rows], rows), None
         elif len(rows) == len(self._general):
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         else:
@@ -61,15 +63,12 @@ class Rollouts(ExpertCheckpoints):
             asked = rows or range(min(self.num_generations, len(prompt_ids)))
             generated, drawn = super()._generate_single_turn([prompt_ids[i] for i in asked], *args, **kwargs)
         completion_ids = [[self._tokenizer.eos_token_id] for _ in prompt_ids]
-        logprobs = drawn and [[0.0] for _ in prompt_ids]
+        logprobs: Any = drawn and [[0.0] for _ in prompt_ids]
         for place, row in enumerate(rows):
             completion_ids[row] = generated[place]
             if drawn:
                 logprobs[row] = drawn[place]
         return completion_ids, logprobs
-
-    def _stops_of(self, row: int) -> tuple[str, ...]:
-        return tuple(self._stops[row]) if self._stops else ()
 
     @property
     def _rolls_out_itself(self) -> bool:
@@ -82,24 +81,25 @@ class Rollouts(ExpertCheckpoints):
         """Whether this process can run the model by itself: its weights are not sharded."""
         return self.accelerator.distributed_type not in (DistributedType.DEEPSPEED, DistributedType.FSDP)
 
-    def _roll_out_itself(
-        self, prompt_ids: list[list[int]], stops: list[tuple[str, ...]]
-    ) -> tuple[list[list[int]], None]:
+    def _roll_out_itself(self, prompt_ids: list[list[int]], rows: list[int]) -> list[list[int]]:
         model, args = self.accelerator.unwrap_model(self.model), self.args
-        engine = TransformersEngine(model, self._tokenizer, batch_size=max(1, len(prompt_ids)), room=self._room(model))
-        completion_ids: list[list[int]] = [[] for _ in prompt_ids]
+        engine = TransformersEngine(model, self._tokenizer, batch_size=max(1, len(rows)), room=self._room(model))
+        completion_ids: list[list[int]] = [[] for _ in rows]
+        by_stop: dict[tuple[str, ...], list[int]] = {}
+        for place, row in enumerate(rows):
+            by_stop.setdefault(tuple(self._stops[row]), []).append(place)
         was_training = model.training
         with unwrap_model_for_generation(
             self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs
         ):
             model.eval()
-            for stop in sorted(set(stops)):
-                rows = [i for i, each in enumerate(stops) if each == stop]
-                sampling = Sampling(self.max_completion_length, temperature=self.temperature, stop=stop)
-                for place, completion in engine.generate_share([prompt_ids[i] for i in rows], sampling):
-                    completion_ids[rows[place]] = completion.ids or [self._tokenizer.eos_token_id]
+            for stop, places in by_stop.items():
+                longest = max(self._limits[rows[place]] for place in places)
+                sampling = Sampling(longest, temperature=self.temperature, stop=stop)
+                for n, completion in engine.generate_share([prompt_ids[place] for place in places], sampling):
+                    completion_ids[places[n]] = completion.ids or [self._tokenizer.eos_token_id]
             model.train(was_training)
-        return completion_ids, None
+        return completion_ids
 
     def _room(self, model: PreTrainedModel) -> CacheRoom:
         return self._rooms.setdefault(id(model), CacheRoom(model, self._tokenizer.pad_token_id))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from sleep_trl.rollout.in_trl import share_clipped
 
 from ..log_filter import without_row_dump
 from .config import KnowledgeSeedingConfig
-from .hidden import CapturedHidden, Padded, concat_padded, last_hidden, predicting, read_behind
+from .hidden import Padded, concat_padded, last_hidden, predicting, read_behind
 from .loss import log_probs_per_token
 from .parts import Tensors, count_copies, is_replay, spread_references, weigh_rows, written_mask
 from .privileged_context import with_teacher_prompt
@@ -46,8 +47,8 @@ class KnowledgeSeedingTrainer(Rollouts):
     and `reference` (what the teacher wrote there). Each may be text or messages, or come as token ids in `prompt_ids`,
     `teacher_prompt_ids`, `reference_ids`, which are used as they are. Instead of `teacher_prompt` a row may have
     `privileged_context`, as in TRL's self-distillation trainers; see `teacher_prompt_template`. Optional columns are
-    `part`, what a row is for (`"memory"`, `"dream"`, `"general"` or `"earlier"`), and `stop`, strings before which a
-    rollout of the row ends. The divergence is logged for each part; the last two parts are weighted by `replay_weight`,
+    `part`, what a row is for (`"memory"`, `"dream"`, `"general"` or `"earlier"`), `stop`, strings before which a
+    rollout of the row ends, and `max_completion_length`, its most tokens if fewer than the argument allows. The divergence is logged for each part; the last two parts are weighted by `replay_weight`,
     and if the memory has other experts, `"general"` is taught by the pretrained model without any of them. `"general"`
     rows are not rolled out: their divergence is that on the reference, with weight 1.
 
@@ -123,6 +124,7 @@ class KnowledgeSeedingTrainer(Rollouts):
         if not self.teachers:
             _ensure_learning_expert(self.model, args)
         self._forward_redirection = _ForwardRedirection()
+        self._rollout_hidden: torch.Tensor | None = None
 
     def release(self) -> None:
         super().release()
@@ -137,13 +139,15 @@ class KnowledgeSeedingTrainer(Rollouts):
         if self._learns_from_references():
             return self._text_inputs(rows, "prompt", "left") | self._teacher_inputs(rows, None)
         self._given_prompt_ids = [row["prompt_ids"] for row in rows] if "prompt_ids" in rows[0] else None
-        self._stops = [row["stop"] or () for row in rows] if "stop" in rows[0] else None
+        self._stops = [row.get("stop") or () for row in rows]
+        most = self.max_completion_length
+        self._limits = [min(most, row.get("max_completion_length") or most) for row in rows]
         self._general = [self.args.alpha > 0 and row.get("part") == "general" for row in rows]
         with without_row_dump():
             output: Tensors = super()._generate_and_score_completions(rows)
         output["completion_mask"][self._general] = 0
-        self._given_prompt_ids = self._stops = None
-        self._general = []
+        self._given_prompt_ids = None
+        self._stops, self._limits, self._general = [], [], []
         if (ratio := output.get("importance_sampling_ratio")) is not None:
             share = self.accelerator.gather(share_clipped(ratio, written_mask(output), self.args)).nanmean().item()
             mode = "train" if self.model.training else "eval"
@@ -236,29 +240,33 @@ class KnowledgeSeedingTrainer(Rollouts):
         if alpha == 0:
             return super()._compute_loss(model, inputs)
 
-        references = spread_references(inputs, self.args.reference_passes)
-        texts = [(batch, batch["reference_ids"], batch["reference_mask"]) for batch in references]
+        texts = [
+            (batch, batch["reference_ids"], batch["reference_mask"])
+            for batch in spread_references(inputs, self.args.reference_passes)
+        ]
         is_rolled_out = "completion_ids" in inputs
-        if is_rolled_out and lmbda > 0:
-            texts.append((inputs, inputs["completion_ids"], inputs["completion_mask"]))
+        rollout = [(inputs, inputs["completion_ids"], inputs["completion_mask"])] if is_rolled_out else []
         # The teacher runs first, while no graph of the student is held: their memory use does not add up.
-        outputs = self._teacher_outputs(texts)
-        loss: torch.Tensor | float = (
-            self._rollout_loss(model, inputs, outputs[len(references) :]) if is_rolled_out else 0.0
-        )
-        pairs = zip(references, outputs, strict=False)
-        sums = torch.cat([self._reference_divergence(model, batch, output) for batch, output in pairs], dim=1)
-        rows = {name: torch.cat([b[name] for b in references]) for name in ("part", "reference_weight")}
+        outputs = self._teacher_outputs(texts + (rollout if lmbda > 0 else []))
+        hidden = self._student_hidden(model, texts + rollout)
+        loss: Any = 0.0
+        if is_rolled_out:
+            loss = self._rollout_loss(model, inputs, hidden[len(texts)], outputs[len(texts) :])
+        parts = zip(hidden, outputs, texts, strict=False)
+        sums = torch.cat([self._divergence(states, output, mask) for states, output, (_, _, mask) in parts], dim=1)
+        rows = {name: torch.cat([batch[name] for batch, _, _ in texts]) for name in ("part", "reference_weight")}
         return loss + alpha * self._mean("reference", sums, rows)
 
-    def _rollout_loss(self, model: nn.Module, inputs: Tensors, outputs: list[list[TeacherOutput]]) -> torch.Tensor:
+    def _rollout_loss(
+        self, model: nn.Module, inputs: Tensors, hidden: torch.Tensor, outputs: list[list[TeacherOutput]]
+    ) -> torch.Tensor:
         """Return the policy loss and, with `lmbda > 0`, the divergence on the rollouts, each with its weight."""
         alpha, lmbda = self.args.alpha, self.args.lmbda
-        with CapturedHidden(self.accelerator.unwrap_model(model)) as seen:  # one forward pass serves both
-            policy_loss = super()._compute_loss(model, inputs)
+        self._rollout_hidden = hidden  # one forward pass serves both
+        policy_loss = super()._compute_loss(model, inputs)
+        self._rollout_hidden = None
         loss: torch.Tensor = (1 - alpha) * policy_loss if alpha < 1 else policy_loss.detach() * 0.0
         for on_rollout in outputs:
-            hidden = predicting(seen.value, inputs["completion_ids"])
             sums = self._divergence(hidden, on_rollout, written_mask(inputs))
             loss = loss + alpha * lmbda * self._mean("rollout", sums, inputs)
         return loss
@@ -280,21 +288,22 @@ class KnowledgeSeedingTrainer(Rollouts):
             )
             return log_probs.masked_fill(torch.tensor(self._general, device=log_probs.device)[:, None], 0.0), *rest
         has_others = any(value is not None and value is not False for value in others.values())
-        if self.args.alpha == 0 or not compute_entropy or has_others or self.args.cast_lm_head_to_fp32:
+        hidden = self._rollout_hidden
+        if hidden is None or not compute_entropy or has_others or self.args.cast_lm_head_to_fp32:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
             )
         ids, mask = input_ids[:, -logits_to_keep:], attention_mask[:, -logits_to_keep:]
-        hidden = predicting(self._student_hidden(model, input_ids, attention_mask), ids)
         head = Head.of(self.accelerator.unwrap_model(model))
         with self.accelerator.autocast():
             return *log_probs_per_token(hidden, head, ids, mask, self.temperature), None
 
-    def _student_hidden(self, model: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the student's last hidden states, by way of the wrapped model. Shape `(batch, length, hidden)`."""
-        student = self.accelerator.unwrap_model(model)
+    def _student_hidden(self, model: nn.Module, texts: list[Text]) -> list[torch.Tensor]:
+        """Return the student's hidden states from which texts behind its prompts are predicted. Each is of shape
+        `(rows, length, hidden)`."""
+        behind = [((batch["prompt_ids"], batch["prompt_mask"]), (ids, mask)) for batch, ids, mask in texts]
         with self.accelerator.autocast():
-            return self._forward_redirection(model, student, last_hidden, student, ids, mask)
+            return self._read_behind(Teacher(self.accelerator.unwrap_model(model), model), behind)
 
     def _teacher_outputs(self, texts: list[Text]) -> list[list[TeacherOutput]]:
         """Run the teachers on texts behind the teacher's prompts, each on the rows that are assigned to it.
@@ -328,25 +337,15 @@ class KnowledgeSeedingTrainer(Rollouts):
             groups = [run(*assignment) for assignment in assignments]
         return [list(outputs) for outputs in zip(*groups, strict=True)]
 
-    def _read_behind(self, teacher: Teacher, texts: list[tuple[Padded, Padded]]) -> list[torch.Tensor]:
-        """Return a teacher's last hidden states on texts behind their prompts. Each is of shape `(rows, length,
-        hidden)`. Where the teacher can, it reads a prompt once for all texts behind it."""
-        if self._is_whole and (room := self._room(teacher.model).tokens()) is not None:
-            return read_behind(teacher.model, texts, self._tokenizer.pad_token_id, room)
-        return [
-            predicting(
-                self._forward_redirection(
-                    teacher.wrapped, teacher.model, last_hidden, teacher.model, *concat_padded(*text)
-                ),
-                text[1][0],
-            )
-            for text in texts
-        ]
-
-    def _reference_divergence(self, model: nn.Module, batch: Tensors, outputs: list[TeacherOutput]) -> torch.Tensor:
-        ids, mask = batch["reference_ids"], batch["reference_mask"]
-        hidden = self._student_hidden(model, *concat_padded((batch["prompt_ids"], batch["prompt_mask"]), (ids, mask)))
-        return self._divergence(predicting(hidden, ids), outputs, mask)
+    def _read_behind(self, reader: Teacher, texts: list[tuple[Padded, Padded]]) -> list[torch.Tensor]:
+        """Return a model's hidden states from which texts behind prompts are predicted, by way of the wrapped model.
+        Each is of shape `(rows, length, hidden)`. Where the model can, it reads a prompt once for all its texts."""
+        model, forward = reader.model, partial(self._forward_redirection, reader.wrapped, reader.model)
+        has_cache = self._is_whole and not (model.is_gradient_checkpointing and model.training)
+        if has_cache and (room := self._room(model).tokens()) is not None:
+            read: list[torch.Tensor] = forward(read_behind, model, texts, self._tokenizer.pad_token_id, room)
+            return read
+        return [predicting(forward(last_hidden, model, *concat_padded(*text)), text[1][0]) for text in texts]
 
     def _divergence(self, student: torch.Tensor, outputs: list[TeacherOutput], mask: torch.Tensor) -> torch.Tensor:
         """Return each row's divergence, number of tokens, and drift of hidden states. Shape `(3, batch)`."""
