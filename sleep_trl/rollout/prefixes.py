@@ -224,28 +224,42 @@ def hidden_behind(
         `list[torch.Tensor]`: for each row, of shape `(length of its continuation, hidden)`.
     """
     hidden = [torch.empty(0, model.config.get_text_config().hidden_size, device=model.device) for _ in prompts]
-    rows = sorted((i for i, continuation in enumerate(continuations) if continuation), key=lambda i: prompts[i])
+    rows = [i for i, continuation in enumerate(continuations) if continuation]
+    rows.sort(key=lambda i: (len(prompts[i]).bit_length(), prompts[i]))
     for batch in _by_prompt(rows, prompts, continuations, most_tokens):
         distinct = [prompt for prompt, _ in itertools.groupby(prompts[i] for i in batch)]
         place = {tuple(prompt): n for n, prompt in enumerate(distinct)}
-        owners = [place[tuple(prompts[i])] for i in batch]
-        texts = [prompts[i] + continuations[i][:-1] for i in batch]
-        _, read = _read(model, texts, pad_id, read_prompts(model, distinct, pad_id), owners)
-        for row, states in zip(batch, read, strict=True):
-            hidden[row] = states[-len(continuations[row]) :]
+        known = read_prompts(model, distinct, pad_id)
+        for group in _by_length(batch, continuations):
+            owners = [place[tuple(prompts[i])] for i in group]
+            _, read = _read(model, [prompts[i] + continuations[i][:-1] for i in group], pad_id, known, owners)
+            for row, states in zip(group, read, strict=True):
+                hidden[row] = states[-len(continuations[row]) :]
     return hidden
+
+
+def _by_length(rows: Sequence[int], texts: Sequence[list[int]]) -> list[list[int]]:
+    """Divide rows into groups whose longest text is at most twice as long as the shortest."""
+    groups: list[list[int]] = []
+    for row in sorted(rows, key=lambda i: -len(texts[i])):
+        if not groups or len(texts[groups[-1][0]]) > 2 * len(texts[row]):
+            groups.append([])
+        groups[-1].append(row)
+    return groups
 
 
 def _by_prompt(
     rows: Sequence[int], prompts: Sequence[list[int]], continuations: Sequence[list[int]], most_tokens: float
 ) -> Iterator[list[int]]:
-    """Cut rows, sorted by prompt, into batches whose cache has room for them and for their prompts."""
+    """Cut rows, sorted by prompt, into batches whose cache has room for them and for their prompts, and whose prompts
+    are of similar length: short ones would be padded to long ones."""
     batch: list[int] = []
     width = held = 0
     for row in rows:
         is_new = not batch or prompts[batch[-1]] != prompts[row]
         longest = max(width, len(prompts[row]) + len(continuations[row]))
-        if batch and (len(batch) + 1 + held + is_new) * longest > most_tokens:
+        is_similar = not batch or len(prompts[batch[-1]]).bit_length() == len(prompts[row]).bit_length()
+        if batch and (not is_similar or (len(batch) + 1 + held + is_new) * longest > most_tokens):
             yield batch
             batch, held, is_new, longest = [], 0, True, len(prompts[row]) + len(continuations[row])
         batch.append(row)

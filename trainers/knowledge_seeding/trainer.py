@@ -48,9 +48,10 @@ class KnowledgeSeedingTrainer(Rollouts):
     `teacher_prompt_ids`, `reference_ids`, which are used as they are. Instead of `teacher_prompt` a row may have
     `privileged_context`, as in TRL's self-distillation trainers; see `teacher_prompt_template`. Optional columns are
     `part`, what a row is for (`"memory"`, `"dream"`, `"general"` or `"earlier"`), `stop`, strings before which a
-    rollout of the row ends, and `max_completion_length`, its most tokens if fewer than the argument allows. The divergence is logged for each part; the last two parts are weighted by `replay_weight`,
-    and if the memory has other experts, `"general"` is taught by the pretrained model without any of them. `"general"`
-    rows are not rolled out: their divergence is that on the reference, with weight 1.
+    rollout of the row ends, and `max_completion_length`, its most tokens if fewer than the argument allows. The
+    divergence is logged for each part; the last two parts are weighted by `replay_weight`, and if the memory has other
+    experts, `"general"` is taught by the pretrained model without any of them. `"general"` rows are not rolled out:
+    their divergence is that on the reference, with weight 1.
 
     Changes with respect to [`~trl.GRPOTrainer`]: `_compute_loss` (adds the divergence),
     `_generate_and_score_completions` (adds teacher prompts and references to the batch), `_tokenize_prompts` (uses
