@@ -191,7 +191,7 @@ def test_no_forward_pass_is_made_for_completions_that_have_ended() -> None:
 def texts_behind_prompts() -> tuple[list[list[int]], list[list[int]]]:
     """Three windows behind common examples, three texts behind each, and prompts that share nothing."""
     rng = random.Random(0)
-    behind = [[*EXAMPLES, *(rng.randrange(4, 97) for _ in range(10 + i))] for i in range(3)]
+    behind = [[*EXAMPLES, *(rng.randrange(4, 97) for _ in range(13 + i))] for i in range(3)]
     prompts = [*(behind[i % 3] for i in range(9)), [5], [7, 8, 9], UNRELATED[1], [5]]
     return prompts, [[rng.randrange(4, 97) for _ in range(i % 7)] for i in range(len(prompts))]
 
@@ -215,4 +215,4 @@ def test_each_prompt_is_read_once_for_all_texts_behind_it() -> None:
     engine = Counting(tiny_model(), tiny_tokenizer())
     prompts, _ = texts_behind_prompts()
     hidden_behind(engine.model, prompts[:9], [[4] * 6] * 9, 0, 1e9)
-    assert engine.read == len(EXAMPLES) + 3 * 11 + 9 * 6
+    assert engine.read == len(EXAMPLES) + 3 * 14 + 9 * 6
