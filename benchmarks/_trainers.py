@@ -146,7 +146,9 @@ def seeding(args: argparse.Namespace, folder: str, lmbda: float = 1.0, beta: flo
     return KnowledgeSeedingTrainer(
         model,
         reward,
-        args=KnowledgeSeedingConfig(**policy_arguments(args, folder), lmbda=lmbda, divergence_beta=beta),
+        args=KnowledgeSeedingConfig(
+            **policy_arguments(args, folder), lmbda=lmbda, divergence_beta=beta, rollout_start=0.0
+        ),
         train_dataset=make_rows(args),
         processing_class=make_tokenizer(args),
     )

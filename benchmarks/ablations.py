@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no self-replay": {"dataset.general_share": 0.0, "dataset.earlier_share": 0.0},
     "references only (lambda = 0)": {"seeding.lmbda": 0.0},
     "rollouts only (lambda = 1)": {"seeding.lmbda": 1.0},
+    "rollouts from the first step": {"seeding.rollout_start": 0.0},
     "no expansion, learning rate 3e-4": {"expand": False, "seeding.learning_rate": 3e-4},
 }
 

@@ -27,7 +27,8 @@ class KnowledgeSeedingConfig(GRPOConfig):
             (GKD's λ, taken as a weight instead of a probability, which has the same mean and less variance).
         rollout_start (`float`, *optional*, defaults to `0.5`):
             Share of the steps before rollouts begin, in [0, 1]. Until then the loss is `alpha` times the divergence on
-            the references, and no reward is computed (ours: a student that knows nothing has little to say).
+            the references, and no reward is computed (ours: a student that knows nothing has little to say). With
+            `lmbda=1` rollouts begin at once.
         divergence_beta (`float`, *optional*, defaults to `0.0`):
             Generalized Jensen-Shannon coefficient, in [0, 1]: `0` is forward KL(teacher ‖ student), `1` reverse KL. GKD
             calls it `beta`, which in GRPO is the weight of the KL to a reference model.

@@ -156,10 +156,13 @@ class KnowledgeSeedingTrainer(Rollouts):
         return output | self._teacher_inputs(rows, written_mask(output)) if self.args.alpha > 0 else output
 
     def _learns_from_references(self) -> bool:
-        """Whether this batch is not rolled out: at the beginning of training, or because no rollout has a weight."""
+        """Whether this batch is not rolled out: because no rollout has a weight, or at the beginning of training, unless
+        no reference has one."""
         args, state = self.args, self.state
-        has_begun = not self.model.training or state.global_step >= args.rollout_start * state.max_steps
-        return (args.alpha > 0 and not has_begun) or (args.alpha == 1 and args.lmbda == 0)
+        if args.alpha == 0 or args.lmbda == 1:
+            return False
+        is_early = self.model.training and state.global_step < args.rollout_start * state.max_steps
+        return is_early or (args.alpha == 1 and args.lmbda == 0)
 
     def _with_token_ids(self, rows: Rows) -> Rows:
         """Fill in texts where a row has only token ids, and the other way round. A reference ends with the
