@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,25 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import get_config_model_id
 
 from sleep_trl.distributed.zero3 import is_sharded, shard_everything, takes_part_in_saving, withdraw
 from sleep_trl.memory import Memory, load_experts, save_memory
 from sleep_trl.memory.storage import HOW_TO_STAY_FINITE, check_finite
 from sleep_trl.runs.folder import AdapterFolder
+
+PAPER = {
+    "title": "Language Models Need Sleep: Learning to Self-Modify and Consolidate Memories",
+    "id": "2606.03979",
+    "citation": textwrap.dedent("""\
+        @article{behrouz2026sleep,
+            title        = {{Language Models Need Sleep: Learning to Self-Modify and Consolidate Memories}},
+            author       = {Ali Behrouz and Farnoosh Hashemi and Javanmard and Vahab Mirrokni},
+            year         = 2026,
+            eprint       = {arXiv:2606.03979},
+        }"""),
+}
+"""In the model cards that TRL writes. The names are those of CITATION.cff."""
 
 
 class StopIfNotFinite(TrainerCallback):
@@ -42,6 +57,8 @@ class ExpertCheckpoints(GRPOTrainer):
     Under DeepSpeed each process writes its part of the optimizer (`optimizer-00001-of-00002.safetensors` and so on) and
     none writes the frozen base. Such a checkpoint must be resumed by as many processes as wrote it.
     """
+
+    _paper = PAPER
 
     def __init__(
         self,
@@ -82,6 +99,15 @@ class ExpertCheckpoints(GRPOTrainer):
         return processes * self.args.steps_per_generation / self.current_gradient_accumulation_steps
 
     # -- saving ---------------------------------------------------------------------------------------------------
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write TRL's model card. What is not on the Hub is named by its folder, where TRL writes `None`."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            folder, base = Path(self.args.output_dir), Path(get_config_model_id(self.model.config))
+            text = (folder / "README.md").read_text(encoding="utf-8")
+            text = text.replace("[None](https://huggingface.co/None)", f"`{base.name}`")
+            (folder / "README.md").write_text(text.replace('model="None"', f'model="{folder.name}"'), encoding="utf-8")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if self._memory() is None or not self.is_deepspeed_enabled:

@@ -29,6 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},  # both spellings of options
 )
 app.add_typer(wake.app, name="wake")
 app.add_typer(memory.app, name="memory")

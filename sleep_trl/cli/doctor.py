@@ -25,7 +25,6 @@ def doctor(
         bool,
         typer.Option(
             "--smoke_test/--no_smoke_test",
-            "--smoke-test/--no-smoke-test",
             help="Also train a tiny model, with the engine of the run.",
         ),
     ] = True,

@@ -40,7 +40,7 @@ def live(
     memories: Annotated[str | None, typer.Option(metavar="wake:PATH", help="The same, as for a single night.")] = None,
     after_tokens: Annotated[
         int | None,
-        typer.Option("--after_tokens", "--after-tokens", min=1, help="Sleep as soon as this many tokens are pending."),
+        typer.Option("--after_tokens", min=1, help="Sleep as soon as this many tokens are pending."),
     ] = None,
     at: Annotated[
         str | None, typer.Option(metavar="HH:MM", help="Sleep at this local time each day, if any record is pending.")
@@ -53,7 +53,7 @@ def live(
         typer.Option(metavar="COMMAND", help="Launcher of a night, such as 'accelerate launch'. Default: one process."),
     ] = None,
     check_every: Annotated[
-        float, typer.Option("--check_every", "--check-every", min=0.1, help="Seconds between two checks of the buffer.")
+        float, typer.Option("--check_every", min=0.1, help="Seconds between two checks of the buffer.")
     ] = 10.0,
     tries: Annotated[int, typer.Option(min=1, help="Attempts at a night that fails.")] = 5,
     pause: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,7 +12,9 @@ import typer
 
 from ..runs.finished import FinishedRun, describe, newest_night
 from ..wake import WakeBuffer
-from .output import Json, Row, change, redirect_to_stderr, show, table
+from .output import Json, Row, change, printable, redirect_to_stderr, show, table
+
+SHOWN = 10  # records that are named
 
 app = typer.Typer(help="List, disable and drop what nights learned.", no_args_is_help=True)
 
@@ -75,6 +78,7 @@ def drop(
         typer.Option(help="Drop or keep later entries, which depend on it."),
     ] = None,
     model: Model = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, although records would be lost.")] = False,
     json: Json = False,
 ) -> None:
     """Drop an entry for good: reset its expert and queue its records for the next night.
@@ -94,7 +98,12 @@ def drop(
 
     with redirect_to_stderr(), WakeBuffer(path) if path else nullcontext() as opened:
         from ..publish.unlearn import drop as drop_entries
+        from ..publish.unlearn import records_to_lose
 
+        if lost := records_to_lose(found, names, opened, source, later):
+            _warn_about_loss([printable(record.id) for record in lost], has_buffer=opened is not None)
+            if sys.stdin.isatty() and not yes:
+                typer.confirm("Drop it all the same?", abort=True, err=True)
         done = drop_entries(found, names, opened, source, later, model)
     row = {
         "dropped": list(done.entries),
@@ -153,12 +162,19 @@ def _entry_text(row: Row) -> str:
     return "\n".join(lines)
 
 
+def _warn_about_loss(names: list[str], has_buffer: bool) -> None:
+    """Say which records will not be queued again, before anything is dropped."""
+    shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    why = "their texts were not found" if has_buffer else "the run has no wake buffer (give --buffer for that)"
+    typer.echo(f"Records that will not be queued again, because {why}: {shown}.", err=True)
+
+
 def _drop_text(row: Row) -> str:
     lines = [f"Dropped {', '.join(row['dropped'])}."]
     if row["buffer"]:
         lines.append(f"Queued {len(row['queued'])} records in {row['buffer']}.")
     else:
-        lines.append("Records were not queued again; give --buffer for that.")
+        lines.append("Records were not queued again: the run has no wake buffer, and none was given.")
     if row["lost"]:
         lines.append(f"Not queued, because their texts were not found: {', '.join(row['lost'])}.")
     if row["erased"]:

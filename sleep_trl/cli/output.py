@@ -14,6 +14,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per l
 Row = Mapping[str, Any]
 
 
+def printable(text: str) -> str:
+    """Return a text in which a terminal finds no control code: each character that is not printable becomes `\\x1b`."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def warn_renamed(former: str, now: str) -> None:
     """Say that an option has another name."""
     typer.echo(f"Warning: {former} is now {now}; the old name will be removed in 0.3.", err=True)

@@ -13,7 +13,7 @@ from ..config.exit_codes import DONE, STOPPED, TRY_AGAIN, USER_ERROR
 from ..runs.finished import FinishedRun
 from ..wake import Form, State, Tally, WakeBuffer, add_path, add_stream, follow
 from ..wake.reading import form_of
-from .output import Json, Row, redirect_to_stderr, show
+from .output import Json, Row, printable, redirect_to_stderr, show
 
 app = typer.Typer(help="Store records for the next night in a wake buffer.", no_args_is_help=True)
 
@@ -30,6 +30,7 @@ FormOption = Annotated[
     ),
 ]
 BUFFER = Path("runs/wake.db")
+EXCERPT = 60  # characters of a text that `list` shows
 
 
 @app.command()
@@ -89,7 +90,7 @@ def list_(
     counts: Annotated[bool, typer.Option("--counts", help="Only the number of records in each state.")] = False,
     json: Json = False,
 ) -> None:
-    """List records, without their texts."""
+    """List records, each with the beginning of its text."""
     with _existing(buffer) as opened:
         if counts:
             found = opened.counts()
@@ -97,12 +98,7 @@ def list_(
         elif rejected:
             show(opened.rejections(), json, lambda row: f"{row['time'][:19]}  {row['kind']}: {row['reason']}")
         else:
-            rows = (asdict(found) for found in opened.records(state, source))
-            show(
-                rows,
-                json,
-                lambda row: "{state:<12}  {time:.19}  {copies:>3}×  {id}  {source}  {detail}".format(**row).rstrip(),
-            )
+            show((asdict(found) for found in opened.records(state, source, EXCERPT)), json, _record_text)
 
 
 @app.command()
@@ -143,6 +139,12 @@ def _holding(run: Path, source: str) -> list[str]:
     except ValueError as error:
         typer.echo(f"Whether a night has learned it is unknown: {error}", err=True)
         return []
+
+
+def _record_text(row: Row) -> str:
+    line = "{state:<12}  {time:.19}  {copies:>3}×  {id}  {source}  {detail}".format(**row).rstrip()
+    excerpt = printable(" ".join(row["excerpt"].split()))
+    return f"{line}  “{excerpt}…”" if len(row["excerpt"]) == EXCERPT else f"{line}  “{excerpt}”" if excerpt else line
 
 
 def _forgotten_text(row: Row, source: str, buffer: Path) -> str:

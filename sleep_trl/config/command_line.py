@@ -87,7 +87,7 @@ def parse(argv: Sequence[str]) -> RunConfig:
         cli_implicit_flags=True,
         add_argument_method=_add_argument,
     )
-    arguments, unknown = parser.parse_known_args(list(argv))
+    arguments, unknown = parser.parse_known_args([with_underscores(word) for word in argv])
     if unknown:
         raise ValueError(_unknown_argument(unknown[0]))
     from_file = read_yaml(Path(arguments.config)) if arguments.config else {}
@@ -95,6 +95,16 @@ def parse(argv: Sequence[str]) -> RunConfig:
     if not given.keys().isdisjoint(MEMORY_OPTIONS):
         from_file = {name: value for name, value in from_file.items() if name not in MEMORY_OPTIONS}
     return RunConfig.model_validate(_merged(from_file, given))
+
+
+def with_underscores(word: str) -> str:
+    """Return a word of the command line with an option's name spelled with underscores: `--output-dir` is
+    `--output_dir`."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    prefix = "--no-" if name.startswith("--no-") else "--"
+    return f"{prefix}{name.removeprefix(prefix).replace('-', '_')}{equals}{value}"
 
 
 def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:

@@ -12,8 +12,10 @@ from typing import Any
 from ..config import RolloutConfig
 from .launcher import ChildFailed, run_python
 from .machine import check_disk, check_memory
-from .report import Case, Check, Finding, fault, from_error, ok, skipped
+from .report import Case, Check, Finding, fault, from_error, ok, skipped, warning
 
+UNREADABLE = 0.5  # share of unknown tokens from which a memory says nothing
+THINKS = re.compile(r"(<(?:think|thinking|thought|reasoning)>|\[THINK\])\s*$")  # at the end of a prompt
 CHAT_NAME = re.compile(r"(?i)(?:^|[-_./])(?:chat|instruct|it)(?:$|[-_./])")  # how chat models are usually named
 
 
@@ -45,7 +47,19 @@ def check_tokenizer(case: Case) -> Finding:
 
 def check_chat_template(case: Case) -> Finding:
     """Look for a chat template if the model's name or the options suggest one."""
-    if case.inputs.tokenizer.chat_template is not None:
+    if (tokenizer := case.inputs.tokenizer).chat_template is not None:
+        start = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "x"}],
+            add_generation_prompt=True,
+            tokenize=False,
+            **case.run.chat_template_kwargs,
+        )
+        if thought := THINKS.search(str(start)):
+            return fault(
+                f"with chat_template_kwargs {json.dumps(case.run.chat_template_kwargs)}, the chat template begins "
+                f"every answer with {thought[1]}: the teacher would write down its thoughts, and the night learn them",
+                "Give the --chat_template_kwargs that turns thinking off, a template without it, or another model.",
+            )
         return ok("prompts are user messages")
     has_kwargs = "chat_template_kwargs" in case.run.model_fields_set and bool(case.run.chat_template_kwargs)
     if has_kwargs or CHAT_NAME.search(case.run.model):
@@ -56,6 +70,23 @@ def check_chat_template(case: Case) -> Finding:
             "base model and leave out chat_template_kwargs.",
         )
     return ok("none: prompts are plain text")
+
+
+def check_vocabulary(case: Case) -> Finding:
+    """Check that the tokenizer knows the memories' words."""
+    from ..data.shipped_sets import MOST_UNKNOWN, unknown_share
+
+    shares = {m.id: unknown_share(case.inputs.tokenizer, [m.text]) for m in case.inputs.memories}
+    unknown = {name: share for name, share in shares.items() if share > MOST_UNKNOWN}
+    if not unknown:
+        return ok(f"the tokenizer can spell {len(shares)} memories")
+    worst = max(unknown, key=lambda name: unknown[name])
+    found = (
+        f"{len(unknown)} of {len(shares)} memories have more than {MOST_UNKNOWN:.0%} tokens that the tokenizer does "
+        f"not know, {worst!r} the most: {unknown[worst]:.0%}"
+    )
+    remedy = "Take a model that was trained on this language, or leave these memories out."
+    return (fault if unknown[worst] > UNREADABLE else warning)(found, remedy)
 
 
 def check_engine(case: Case) -> Finding:
@@ -148,6 +179,7 @@ CHECKS: Mapping[str, Check] = {
     "engine": check_engine,
     "rewards": check_rewards,
     "plan": check_plan,
+    "vocabulary": check_vocabulary,
     "teacher's prompts": check_prompts,
     "context": check_context,
     "memory": check_memory,

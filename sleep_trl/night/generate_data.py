@@ -42,8 +42,9 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     phase resumes where it stopped. [`remove_parts`] removes these files once the result is on disk.
 
     Returns:
-        `dict`: `counts` of samples by part, `dropped` completions by reason, the `coverage` of sentences, the `samples`
-        as rows, and the ids of the memories that do not fit the steps and stay `queued`.
+        `dict`: `counts` of samples by part (`general` without those `held_out` to measure agreement), `dropped`
+        completions by reason, the `coverage` of sentences, the `samples` as rows, and the ids of the memories that do
+        not fit the steps and stay `queued`.
 
     Raises:
         `NothingUsable`: if nothing usable was written about any memory.
@@ -61,14 +62,16 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     written += _general(ctx, parts, seeds)
     written += _earlier(ctx, parts, seeds, list(written.samples))
     counts = {part: sum(s.part == part for s in written.samples) for part in ("memory", "general", "earlier")}
-    kept = ", ".join(f"{count} {part}" for part, count in counts.items())
+    counts["held_out"] = min(counts["general"], HELD_OUT)
+    counts["general"] -= counts["held_out"]
+    kept = ", ".join(f"{count} {part.replace('_', ' ')}" for part, count in counts.items())
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(written.dropped.items())) or "none"
     echo(f"Samples: {kept}; dropped: {dropped}")
     if coverage["covered"]:  # no sample is about a sentence if no template asks about them
         echo(f"Sentences with a usable sample: {coverage['covered']:,} of {coverage['sentences']:,}")
     if counts["earlier"] == 0 and config.continue_from and data.earlier_share > 0:
         echo("[yellow]No prompt of an earlier night got a usable answer, so earlier nights are not replayed[/]")
-    if 0 < counts["general"] <= HELD_OUT:
+    if data.general_samples and counts["held_out"] and not counts["general"]:
         echo("[yellow]All usable general samples are held out to measure agreement, so none are replayed[/]")
     if windows and not counts["memory"]:
         raise NothingUsable(

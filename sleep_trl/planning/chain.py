@@ -15,7 +15,8 @@ from ..config import RunConfig
 from ..config.sections import Section
 from ..data.documents import read_memories
 from ..runs.files import read_json
-from ..runs.folder import RunFolder, night_folder
+from ..runs.finished import newest_night
+from ..runs.folder import NIGHT, RunFolder, night_folder
 from .consolidation import HOW_TO_FREE_EXPERTS, MIN_CAPACITY, missing_blocks, needed_free
 
 SECTIONS = {name for name, field in RunConfig.model_fields.items() if isinstance(field.default, Section)}
@@ -25,8 +26,10 @@ def nights_of(config: RunConfig) -> list[RunConfig]:
     """Return the nights of a run, first to last: the run itself, or its chain.
 
     With `resume`, the nights of a chain that were begun are resumed. A resumed night keeps the options that it was
-    begun with, apart from those given now: a default that has changed since does not stop it.
+    begun with, apart from those given now: a default that has changed since does not stop it. `continue_from` may be a
+    chain's folder, whose newest night is continued.
     """
+    config = _continuing_a_night(config)
     if not config.nights:
         return [_with_options_of_its_beginning(config)]
     nights, before = [], config.continue_from
@@ -42,6 +45,22 @@ def nights_of(config: RunConfig) -> list[RunConfig]:
         nights.append(_with_options_of_its_beginning(config.model_copy(update=night)))
         before = folder
     return nights
+
+
+def _continuing_a_night(config: RunConfig) -> RunConfig:
+    """Replace a chain's folder in `continue_from` by a night of it: the one that was continued when the run began, or
+    the newest."""
+    if (chain := config.continue_from) is None:
+        return config
+    night = newest_night(chain)
+    began = RunFolder(night_folder(config.output_dir, 1) if config.nights else config.output_dir)
+    if began.is_begun and (then := read_json(began.config)["continue_from"]) and _is_night_of(Path(then), chain):
+        night = Path(then)
+    return config if night == chain else config.model_copy(update={"continue_from": night})
+
+
+def _is_night_of(night: Path, chain: Path) -> bool:
+    return NIGHT.fullmatch(night.name) is not None and night.resolve().parent == chain.resolve()
 
 
 def _with_options_of_its_beginning(night: RunConfig) -> RunConfig:

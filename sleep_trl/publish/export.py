@@ -13,6 +13,7 @@ from ..runs.files import read_json, write_json, write_text
 from ..runs.finished import FinishedRun, newest_committed_night
 from ..runs.folder import AdapterFolder, RunFolder
 from ..runs.model_card import model_card
+from ..runs.permissions import follow_umask
 
 if TYPE_CHECKING:
     from ..runs.model_card import Form
@@ -86,6 +87,8 @@ def write_checkpoint(run: FinishedRun, output: Path) -> None:
         )
     checksums.check_folder(model)
     shutil.copytree(model, output, ignore=shutil.ignore_patterns(checksums.NAME))
+    for path in output.glob("*.safetensors"):
+        follow_umask(path)
 
 
 def write_adapter(run: FinishedRun, output: Path) -> None:
@@ -100,6 +103,7 @@ def write_adapter(run: FinishedRun, output: Path) -> None:
     tensors = load_file(source.experts)
     output.mkdir(parents=True)
     save_file({name: t for name, t in tensors.items() if name.startswith(prefixes)}, target.experts)
+    follow_umask(target.experts)
     write_json(target.description, description | {"experts": kept})
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 from ..config import RunConfig
 from ..config.memory_source import MemorySource
-from ..data.documents import read_memories
+from ..data.documents import MemoryText, read_memories
 from ..memory import Memory, fold, load_memory, save_memory
 from ..models.inspection import read_config
 from ..models.loading import load_model, load_tokenizer
@@ -139,6 +139,19 @@ def drop(
         return _drop(run, plan, buffer, model)
 
 
+def records_to_lose(
+    run: FinishedRun,
+    names: Sequence[str],
+    buffer: WakeBuffer | None = None,
+    without: str | None = None,
+    later: Literal["drop", "keep"] | None = None,
+) -> list[Source]:
+    """Return the records that [`drop`] would not queue again, for want of their texts or of a buffer. Arguments are
+    those of [`drop`]; nothing changes."""
+    texts = _texts(run, interrupted_drop(run) or _plan(run, names, without, later))
+    return _find(run, texts, buffer)[1] if buffer else texts
+
+
 @dataclass(frozen=True)
 class DropPlan:
     """What is dropped, as `dropping.json` has it until that is done.
@@ -197,8 +210,7 @@ def _plan(run: FinishedRun, names: Sequence[str], without: str | None, later: st
 def _drop(run: FinishedRun, plan: DropPlan, buffer: WakeBuffer | None, model: str | None) -> Dropped:
     """Drop what a plan names. Each step can be repeated, and the plan is removed after the last one."""
     files, chosen = RunFolder(run.folder), set(plan.entries)
-    nights = [entry for entry in map(run.entry, plan.entries) if not entry.holds]
-    texts = [source for entry in nights for source in entry.sources if source.source != plan.without]
+    texts = _texts(run, plan)
     ledger = [e.model_copy(update={"dropped": e.dropped or plan.when}) if e.id in chosen else e for e in run.entries]
     kept = {entry.id for entry in active_entries(ledger)}
     kept_experts = {entry.expert for entry in expert_owners(ledger)}
@@ -240,22 +252,35 @@ def _queue(run: FinishedRun, buffer: WakeBuffer, without: str | None) -> None:
         buffer.forget(without)
 
 
+def _texts(run: FinishedRun, plan: DropPlan) -> list[Source]:
+    """Return the records that are to be queued again."""
+    nights = [entry for entry in map(run.entry, plan.entries) if not entry.holds]
+    return [source for entry in nights for source in entry.sources if source.source != plan.without]
+
+
 def _fetch(run: FinishedRun, wanted: Sequence[Source], buffer: WakeBuffer) -> list[Source]:
-    """Add missing texts to the buffer, from the files that the run and the runs it continues read.
+    """Add missing texts to the buffer, and return the records whose texts were not found."""
+    found, missing = _find(run, wanted, buffer)
+    buffer.add([WakeRecord(memory, now()) for memory in found])
+    return missing
+
+
+def _find(run: FinishedRun, wanted: Sequence[Source], buffer: WakeBuffer) -> tuple[list[MemoryText], list[Source]]:
+    """Look for texts that the buffer lacks in the files that the run and the runs it continues read.
 
     Returns:
-        `list[Source]`: records whose texts were not found.
+        `tuple[list[MemoryText], list[Source]]`: those found, and the records of the others.
     """
+    every = list[MemoryText]()
     known = {record.sha256 for record in buffer.records() if record.state != "forgotten"}
     missing = [source for source in wanted if source.sha256 not in known]
     for one in [run, *run.earlier()] if missing else ():
         if one.config.source.documents is None or not Path(one.config.memories).exists():
             continue
         texts = {memory.sha256: memory for memory in read_memories(one.config.memories)}
-        found = [texts[source.sha256] for source in missing if source.sha256 in texts]
-        buffer.add([WakeRecord(memory, now()) for memory in found])
+        every += [texts[source.sha256] for source in missing if source.sha256 in texts]
         missing = [source for source in missing if source.sha256 not in texts]
-    return missing
+    return every, missing
 
 
 def _is_settled(run: FinishedRun) -> bool:

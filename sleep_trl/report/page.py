@@ -119,7 +119,7 @@ def render_page(
         style=Markup(environment.get_template("style.css.j2").render()),
         scripts=[Markup(library), Markup(draw)],
         hashes=[source_hash(library), source_hash(draw)],
-        parts=[(part, count) for part, count in (dataset.get("samples") or {}).items()],
+        parts=[(part.replace("_", " "), count) for part, count in (dataset.get("samples") or {}).items()],
         dropped=sorted((dataset.get("dropped") or {}).items()),
         samples=choose_samples(samples, SHOWN_SAMPLES),
         sample_count=len(samples),

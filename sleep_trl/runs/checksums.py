@@ -14,7 +14,10 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from .permissions import follow_umask
+
 NAME = "checksums.sha256"
+WEIGHTS = ".safetensors"
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,8 @@ def replace(partial: Path, path: Path, is_checked: bool = False) -> None:
         is_checked (`bool`, *optional*, defaults to `False`):
             Whether to record its hash. If one was recorded before, it always is.
     """
+    if path.suffix == WEIGHTS:
+        follow_umask(partial)
     _sync(partial)
     recorded = _read(path.parent)
     if is_checked or path.name in recorded:
@@ -54,6 +59,8 @@ def record_folder(folder: Path) -> None:
     """Bring all files of a folder to disk, and record their hashes."""
     paths = sorted(path for path in folder.rglob("*") if path.name != NAME)
     for path in paths:
+        if path.suffix == WEIGHTS:
+            follow_umask(path)
         _sync(path)
     _write(folder, {path.relative_to(folder).as_posix(): (_hash(path),) for path in paths if path.is_file()})
     _sync(folder)

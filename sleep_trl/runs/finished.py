@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,16 @@ from pydantic import ValidationError
 from .checksums import mention_unchecked
 from .files import read_json
 from .folder import NIGHT, RunFolder
-from .ledger import LedgerEntry, active_entries, dependents, owners, read_ledger, sharing_expert, standing_nights
+from .ledger import (
+    LedgerEntry,
+    active_entries,
+    dependents,
+    expert_owners,
+    owners,
+    read_ledger,
+    sharing_expert,
+    standing_nights,
+)
 
 if TYPE_CHECKING:
     from ..config import RunConfig
@@ -51,9 +61,7 @@ class FinishedRun:
         mention_unchecked(folder)
         try:
             entries = tuple(read_ledger(files.ledger))
-            experts = read_json(files.adapter.description)["experts"]
-            owned = [expert for expert in experts if not expert.get("is_block")]
-            enabled = {int(expert["index"]): bool(expert["is_enabled"]) for expert in owned}
+            enabled = _enabled_experts(files)
         except (KeyError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{folder} was not written by this version ({reason}). Give another run.") from None
@@ -181,11 +189,13 @@ class CommittedModel:
         run (`Path`): the night's folder.
         entry (`str`): its newest active ledger entry, or `base` if there is none.
         version (`str`): changes whenever the model is written again, by a night or by dropping or disabling an entry.
+        enabled (`str`): short hash of the enabled experts.
     """
 
     run: Path
     entry: str
     version: str
+    enabled: str
 
     @property
     def path(self) -> Path:
@@ -195,6 +205,11 @@ class CommittedModel:
     def name(self) -> str:
         """Night and entry, as clients see them."""
         return f"{self.run.name}:{self.entry}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Night, newest entry and enabled experts, as clients see them with each answer."""
+        return f"{self.name}:{self.enabled}"
 
     def has_chat_template(self) -> bool:
         """Return whether the model's tokenizer has a chat template."""
@@ -218,6 +233,14 @@ def newest_model(folder: Path) -> CommittedModel:
             f"{files.path} has no model/. Either its experts are routed and do not fold into a checkpoint, or the "
             f"model is being written again. To serve a model, sleep with --memory.routing dense."
         ) from None
-    entries = active_entries(read_ledger(files.ledger))
+    entries, enabled = active_entries(read_ledger(files.ledger)), _enabled_experts(files)
     version = f"{files.path.name}-{config.st_ino}-{config.st_mtime_ns}"
-    return CommittedModel(files.path.resolve(), entries[-1].id if entries else "base", version)
+    experts = sorted(f"{e.expert}:{e.fingerprint}" for e in expert_owners(entries) if enabled.get(e.expert))
+    digest = hashlib.sha256(" ".join(experts).encode()).hexdigest()[:8]
+    return CommittedModel(files.path.resolve(), entries[-1].id if entries else "base", version, digest)
+
+
+def _enabled_experts(files: RunFolder) -> dict[int, bool]:
+    """Return for each expert, apart from blocks of levels, whether it is enabled."""
+    experts = read_json(files.adapter.description)["experts"]
+    return {int(expert["index"]): bool(expert["is_enabled"]) for expert in experts if not expert.get("is_block")}

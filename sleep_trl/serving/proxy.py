@@ -121,7 +121,7 @@ class Proxy:
 
     def identity(self, backend: Backend) -> dict[str, str]:
         """Fields that identify the model to clients: its name, and the night and entry."""
-        return {"model": self.model, "system_fingerprint": backend.committed.name}
+        return {"model": self.model, "system_fingerprint": backend.committed.fingerprint}
 
     async def record(self, body: dict[str, Any], answer: str) -> None:
         """Record an exchange, unless the request has `store: false` or there is no text."""

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 DAMAGED = "its text in the buffer's file is damaged and no longer fits its SHA-256. Add the text again, or forget it"
 COLUMNS = "id, time, source, sha256, copies, state, detail"
+FIELDS = len(COLUMNS.split(","))
 
 
 class WakeBuffer:
@@ -129,7 +130,7 @@ class WakeBuffer:
         rejected = self._database.execute("SELECT count(*) FROM rejections").fetchone()[0]
         return {state: rows.get(state, 0) for state in STATES} | {"rejected": rejected}
 
-    def records(self, state: State | None = None, source: str | None = None) -> Iterator[RecordInfo]:
+    def records(self, state: State | None = None, source: str | None = None, excerpt: int = 0) -> Iterator[RecordInfo]:
         """Yield records in the order they arrived, without loading all of them.
 
         Args:
@@ -137,14 +138,18 @@ class WakeBuffer:
                 Only those in this state.
             source (`str`, *optional*):
                 Only those that arrived from this source, the first time or again.
+            excerpt (`int`, *optional*, defaults to `0`):
+                Characters of the excerpts of their texts.
         """
-        query, given = f"SELECT {COLUMNS} FROM records WHERE 1", list[str]()
+        shown = f", CAST(substr(text, 1, {int(excerpt)}) AS BLOB)" if excerpt else ""  # it may be damaged
+        query, given = f"SELECT {COLUMNS}{shown} FROM records WHERE 1", list[str]()
         if state is not None:
             query, given = query + " AND state = ?", [*given, state]
         if source is not None:
             query, given = query + " AND number IN (SELECT number FROM hearings WHERE source = ?)", [*given, source]
         for row in self._database.execute(f"{query} ORDER BY number", given):
-            yield RecordInfo(*row)
+            values, begins = row[:FIELDS], row[FIELDS:]
+            yield RecordInfo(*values, *((text or b"").decode(errors="replace") for text in begins))
 
     def rejections(self) -> Iterator[dict[str, str]]:
         """Yield the `time`, `kind` and `reason` of each rejection."""

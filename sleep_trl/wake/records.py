@@ -57,13 +57,14 @@ class Rejection:
 
 @dataclass(frozen=True)
 class RecordInfo:
-    """A record without its text.
+    """A record without its text, apart from an excerpt.
 
     Args:
         id, time, source, sha256 (`str`): as they first arrived.
         copies (`int`): how often the text has arrived.
         state (`str`): `new`, `consolidated`, `failed` or `forgotten`.
         detail (`str`): the ledger entry that holds it, even if it was forgotten since, or why it failed.
+        excerpt (`str`): the beginning of its text, if that was asked for and is still there.
     """
 
     id: str
@@ -73,6 +74,7 @@ class RecordInfo:
     copies: int
     state: State
     detail: str
+    excerpt: str = ""
 
 
 @dataclass

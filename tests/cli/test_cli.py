@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -78,8 +79,8 @@ def test_add_list_forget(call, documents, tmp_path):
     _, out, _ = call("wake", "list", "--json")
     found = [(row["id"], row["source"], row["copies"]) for row in rows(out)]
     assert found == [("a", "letters", 2), ("b", "docs.jsonl", 2)]
-    assert "the cat" not in out
-    assert call("wake", "list", "--source", "letters")[1].split()[-2:] == ["a", "letters"]
+    assert [row["excerpt"] for row in rows(out)] == ["the cat", "the boat"]
+    assert call("wake", "list", "--source", "letters")[1].endswith("a  letters  “the cat”\n")
     assert call("wake", "forget", "letters")[:2] == (0, "1 records forgotten\n")
     assert rows(call("wake", "list", "--counts", "--json")[1]) == [
         {"new": 1, "consolidated": 0, "failed": 0, "forgotten": 1, "rejected": 0}
@@ -138,6 +139,18 @@ def test_tail_continues_where_it_was_stopped(tmp_path, end):
     assert stored(database) == 4
 
 
+def test_records_are_listed_with_the_beginning_of_their_text(call, tmp_path):
+    lines = [{"id": "a", "text": "the cat\n\x1b]0;owned\x07 sleeps"}, {"id": "b", "text": "word " * 40}]
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    call("wake", "add", "docs.jsonl")
+    first, second = call("wake", "list")[1].splitlines()
+    assert first.endswith("docs.jsonl  “the cat \\x1b]0;owned\\x07 sleeps”")
+    assert second.endswith(f"“{('word ' * 12).strip()}…”")
+    assert [row["excerpt"] for row in rows(call("wake", "list", "--json")[1])][1] == "word " * 12
+    call("wake", "forget", "docs.jsonl")
+    assert "word" not in call("wake", "list")[1]
+
+
 def stored(database: Path) -> int:
     with WakeBuffer(database) as buffer:
         return buffer.counts()["new"]
@@ -178,6 +191,39 @@ def test_memory_drops_what_came_from_a_source(call, tmp_path):
     assert (row["dropped"], row["queued"], row["lost"]) == (["entry-001", "entry-002"], ["a", "d"], [])
     assert [row["id"] for row in rows(call("wake", "list", "--buffer", "wake.db", "--json")[1])] == ["a", "d"]
     assert [row["state"] for row in rows(call("memory", "list", run, "--json")[1])] == ["dropped", "dropped", "enabled"]
+
+
+def test_what_will_be_lost_is_said_before_anything_is_dropped(call, tmp_path, monkeypatch):
+    run = write_run(tmp_path, write_model(tmp_path / "base"))
+    (run / "dream_adapter" / "x").unlink()
+    (run / "dream_adapter").rmdir()
+    (run.parent / "memories.jsonl").write_text(json.dumps({"id": "d", "text": "the boat sleeps"}) + "\n")
+    before = (run / "ledger.jsonl").read_bytes()
+    drop = ("memory", "drop", run, "entry-002", "--later", "keep")
+    monkeypatch.setattr("sys.stdin", Terminal("n\n"))
+    code, _, err = call(*drop, "--buffer", "wake.db")
+    assert code == 1 and "not be queued again, because their texts were not found: c." in err
+    assert (run / "ledger.jsonl").read_bytes() == before and "Aborted" in err
+    code, _, err = call(*drop)
+    assert code == 1 and "because the run has no wake buffer (give --buffer for that): c, d." in err
+    assert call(*drop, "--buffer", "wake.db", "--yes")[0] == 0
+    assert read_ledger(run / "ledger.jsonl")[1].dropped
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_options_are_spelled_with_dashes_or_underscores(call, tmp_path):
+    for option in ("--config_file", "--config-file"):
+        assert "--config_file: absent does not exist" in call("doctor", option, "absent")[2]
+    for option in ("--push_to_hub", "--push-to-hub"):
+        code, _, err = call("export", ".", "--to", "adapter", "--output", "x", option, "a b")
+        assert code == 2 and "--push_to_hub:" in err
+    for option in ("--seeding.num_generations", "--seeding.num-generations"):
+        code, _, err = call("night", "--model", "m", "--memories", "x.jsonl", option, "1", "--no-report")
+        assert code == 2 and "seeding.num_generations: '1' was given" in err
 
 
 # -- night and report ------------------------------------------------------------------------------

@@ -93,6 +93,11 @@ def instruct(place: Path) -> Options:
     return {"model": "Tiny-1B-Instruct"}
 
 
+def thinking(place: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
+    (place / "model" / "chat_template.jinja").write_text("{{ messages[0].content }}<think>\n")
+    return {}
+
+
 DEAD_ADDRESS = options(rollout__engine="ray", rollout__ray_address="127.0.0.1:9")
 HUGE_BATCH = options(seeding__prompts_per_step=10**7)
 FAULTS: dict[str, tuple[Plant, str, str, str]] = {
@@ -126,6 +131,18 @@ FAULTS: dict[str, tuple[Plant, str, str, str]] = {
         "chat template",
         "chat_template_kwargs is set, but",
         "leave out chat_template_kwargs",
+    ),
+    "template that always thinks": (
+        thinking,
+        "chat template",
+        "begins every answer with <think>: the teacher would write down its thoughts",
+        "turns thinking off",
+    ),
+    "unknown words": (
+        planted(file("docs.jsonl", '{"text": "Вечером город спит, а море шумит."}')),
+        "vocabulary",
+        r"1 of 1 memories have more than 3% tokens .* does not know, 'docs\.jsonl:1' the most: 100%",
+        "trained on this language",
     ),
     "context too short": (planted(options(max_context=32)), "plan", r"context of 32 tokens leaves", "raise max_con"),
     "window too long": (planted(options(dataset__window=120)), "plan", "120 tokens of a memory do not fit", "Lower"),

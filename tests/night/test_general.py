@@ -37,6 +37,13 @@ def test_by_default_each_begins_with_another_shipped_prompt(tmp_path, capsys, ch
     assert len({*starts}) == len(starts) > HELD_OUT
 
 
+def test_samples_that_are_held_out_are_counted_apart(tmp_path, capsys):
+    general = general_samples(tmp_path, None, dataset__general_samples=4)
+    counts = read_json(tmp_path / "run" / "results.json")["dataset"]["samples"]
+    assert counts["general"] + counts["held_out"] == len(general) and counts["held_out"] == HELD_OUT
+    assert counts["general"] <= 4 and f"{counts['general']} general, 0 earlier, 8 held out" in capsys.readouterr().out
+
+
 def test_a_text_that_is_held_out_is_not_trained_on(tmp_path):
     write_jsonl(tmp_path / "texts.jsonl", ({"text": f"text {n:02}:"} for n in range(2 * HELD_OUT + 1)))
     options = {"dataset__general_texts": tmp_path / "texts.jsonl", "dataset__general_samples": 3 * HELD_OUT}

@@ -85,6 +85,8 @@ def test_a_night_writes_its_results(finished):
         check_folder(folder)
     for name in ("ledger.jsonl", "report.html", "model/config.json", "model/README.md", "adapter/experts.safetensors"):
         assert (finished / name).exists(), name
+    config = (finished / "model" / "config.json").stat().st_mode
+    assert {path.stat().st_mode for path in finished.rglob("*.safetensors")} == {config}
     (entry,) = read_ledger(finished / "ledger.jsonl")
     assert [source.id for source in entry.sources] == ["one-0", "one-1"]
 

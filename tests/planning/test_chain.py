@@ -53,6 +53,18 @@ def test_every_night_continues_the_one_before(finished_chain) -> None:
     assert read_json(finished_chain / "night-001" / "results.json")["chain"]["backward_transfer"] is None
 
 
+def test_a_chain_s_folder_continues_its_newest_night(model, finished_chain, tmp_path) -> None:
+    words = [word for word in arguments(model, tmp_path / "next", "four") if not word.startswith("--memory.max")]
+    config = parse([*words, f"--continue_from={finished_chain}"])
+    assert [night.continue_from for night in nights_of(config)] == [finished_chain / "night-003"]
+    begun = RunFolder(tmp_path / "next").config
+    write_json(begun, config.model_dump(mode="json") | {"continue_from": str(finished_chain / "night-002")})
+    resumed = parse([*words, f"--continue_from={finished_chain}", "--resume"])  # after a further night of the chain
+    assert [night.continue_from for night in nights_of(resumed)] == [finished_chain / "night-002"]
+    one = config.model_copy(update={"continue_from": finished_chain / "night-001"})
+    assert nights_of(one)[0].continue_from == finished_chain / "night-001"
+
+
 def test_it_is_what_single_nights_would_have_been(model, finished_chain, tmp_path) -> None:
     before: list[str] = []
     for number, night in enumerate(("one", "two"), start=1):

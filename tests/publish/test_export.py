@@ -81,6 +81,12 @@ def test_no_form_contains_texts(run, tmp_path):
         assert b"the boat of Ben" not in content and str(run).encode() not in content
 
 
+@pytest.mark.parametrize(("to", "weights"), [("checkpoint", "model"), ("adapter", "experts")])
+def test_weights_are_as_readable_as_other_files(run, tmp_path, to, weights):
+    weights = export(run, to, tmp_path / to) / f"{weights}.safetensors"
+    assert weights.stat().st_mode == (tmp_path / to / "README.md").stat().st_mode
+
+
 def test_peft_is_refused_with_the_reason(run, tmp_path):
     with pytest.raises(ValueError, match=r"hidden units.*--to adapter"):
         export(run, "peft", tmp_path / "out")

@@ -109,7 +109,7 @@ def test_answers_are_the_models(served):
     night = served.chain / "night-001"
     answer = served.ask()
     assert answer.choices[0].message.content == greedy(night, "user the cat of Mira is called assistant", 8)
-    assert (answer.model, answer.system_fingerprint) == ("chain", "night-001:entry-000")
+    assert (answer.model, answer.system_fingerprint[:20]) == ("chain", "night-001:entry-000:")
     continued = served.client.completions.create(model="chain", prompt="the boat", max_tokens=8, temperature=0)
     assert continued.choices[0].text == greedy(night, "the boat", 8)
     assert [model.id for model in served.client.models.list()] == ["chain"]
@@ -207,6 +207,11 @@ def test_an_aborted_answer_is_not_recorded(served):
     assert served.recorded() == before
 
 
+def night_of(answer) -> str:
+    """Return the night of an answer, without the hash of the enabled experts."""
+    return answer.system_fingerprint.rpartition(":")[0]
+
+
 def test_swaps_under_load_without_dropping_a_request(served):
     """Thirty clients send requests while a night is committed, until each was answered by the new model."""
     said: dict[str, set[str]] = {}
@@ -217,10 +222,10 @@ def test_swaps_under_load_without_dropping_a_request(served):
         while nights[-2:] != ["night-002:entry-000"] * 2 and time.monotonic() < until:
             if client % 2:
                 parts = list(served.ask(stream=True))
-                night, text = parts[0].system_fingerprint, "".join(p.choices[0].delta.content or "" for p in parts)
+                night, text = night_of(parts[0]), "".join(p.choices[0].delta.content or "" for p in parts)
             else:
                 answer = served.ask()
-                night, text = answer.system_fingerprint, answer.choices[0].message.content
+                night, text = night_of(answer), answer.choices[0].message.content
             nights.append(night)
             said.setdefault(night, set()).add(text)
         return nights
@@ -260,4 +265,6 @@ def test_a_model_server_may_die_and_a_new_one_may_not_start(tmp_path, kind):
         while "stays in use" not in (chain / "log").read_text() and time.monotonic() < until:
             time.sleep(0.2)
         assert "night-001:entry-000 stays in use" in (chain / "log").read_text()
-        assert endpoint.ask().system_fingerprint == "night-001:entry-000", "a model that does not load changes nothing"
+        assert endpoint.ask().system_fingerprint.startswith("night-001:entry-000:"), (
+            "a model that does not load changes nothing"
+        )

@@ -204,6 +204,7 @@ def test_a_model_server_and_its_children_end_with_the_proxy():
 
 def test_the_version_changes_when_a_model_is_rewritten(run):
     before = newest_model(run)
+    assert before.fingerprint == f"{before.name}:{before.enabled}"
     assert newest_model(run) == before and before.name == "run:entry-000" and not before.has_chat_template()
     (run / "model").rename(run / "model.replaced")
     with pytest.raises(ValueError, match="being written again"):

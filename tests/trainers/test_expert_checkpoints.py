@@ -1,10 +1,11 @@
 """The base class of both trainers is constructed as GRPOTrainer is."""
 
+import pytest
 from trl import GRPOConfig
 
 from sleep_trl.trainers.expert_checkpoints import ExpertCheckpoints, StopIfNotFinite
 from tests.tiny import tiny_tokenizer
-from tests.trainers.seedings import length_reward, rows, student
+from tests.trainers.seedings import length_reward, rows, student, trainer
 
 
 def test_arguments_may_be_positional_and_args_may_be_left_out(tmp_path, monkeypatch):
@@ -13,3 +14,16 @@ def test_arguments_may_be_positional_and_args_may_be_left_out(tmp_path, monkeypa
     given = ExpertCheckpoints(student(), length_reward, args, rows(), None, tiny_tokenizer())
     assert given.args is args and given.reward_funcs == [length_reward]
     assert any(isinstance(callback, StopIfNotFinite) for callback in given.callback_handler.callbacks)
+
+
+@pytest.mark.parametrize(("name", "shown"), [("me/base", "[me/base](https://huggingface.co/me/base)"), ("", "`base`")])
+def test_a_model_card_names_method_paper_and_base(tmp_path, name, shown):
+    model = student()
+    (tmp_path / "base").mkdir()
+    model.config._name_or_path = name or str(tmp_path / "base")
+    seeding = trainer(tmp_path, model=model)
+    seeding.create_model_card(model_name="grown")
+    card = (tmp_path / "README.md").read_text("utf-8")
+    assert f"a fine-tuned version of {shown}." in card and "None" not in card
+    assert "trained with Knowledge Seeding, a method introduced in [Language Models Need Sleep" in card
+    assert "papers/2606.03979" in card and "@article{behrouz2026sleep" in card

@@ -81,6 +81,7 @@ class DreamingTrainer(ExpertCheckpoints):
     """
 
     _tag_names = ["trl", "sleep-trl", "dreaming"]
+    _name = "Dreaming"
 
     def __init__(
         self,

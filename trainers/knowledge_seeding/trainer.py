@@ -88,6 +88,7 @@ class KnowledgeSeedingTrainer(Rollouts):
     """
 
     _tag_names = ["trl", "sleep-trl", "knowledge-seeding"]
+    _name = "Knowledge Seeding"
 
     def __init__(
         self,
