@@ -13,6 +13,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from ..planning.shape import GIB, MIB
 from .launcher import ChildFailed, import_error, run_python
 from .report import Case, Check, Finding, fault, from_error, ok, skipped, warning
 
@@ -72,7 +73,6 @@ def _installed_version(package: str) -> Version | None:
 
 # -- devices, memory and disk ----------------------------------------------------------------------
 
-MIB, GIB = 2**20, 2**30
 NEARLY_FULL = 0.8  # of the free memory: above it there is a warning, since the estimate is not a bound
 DISK_MARGIN = 2  # times what the plan needs, since a run rarely has a disk to itself
 CGROUP = Path("/sys/fs/cgroup")

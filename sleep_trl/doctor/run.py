@@ -135,25 +135,15 @@ def check_prompts(case: Case) -> Finding:
 
 def check_context(case: Case) -> Finding:
     """Check that the windows cover all memories, and that every prompt fits the context with its answer."""
-    from ..data.templates import Template
-
-    config, inputs = case.run, case.inputs
+    inputs = case.inputs
     if not inputs.memories:
         return skipped("the night removes entries and reads no memories")
     for memory, pieces in zip(inputs.memories, inputs.windows, strict=True):
         if not covers(memory.text, pieces):
             return fault(f"the windows of memory {memory.id!r} leave something out", "Change --dataset.window.")
     windows = [window for pieces in inputs.windows for window in pieces]
-    longest_window = max(windows, key=inputs.prompter.count_tokens)
-    prompts = [
-        inputs.prompter(template, context=longest_window, request="x", source="x")[0]
-        for loaded in map(Template.load, config.dataset.templates)
-        for template in (loaded.respond, loaded.ask)
-        if template is not None
-    ]
-    request = max(config.dataset.max_new_tokens, config.evaluation.max_new_tokens)
-    answer = max(config.dataset.max_new_tokens, config.seeding.max_completion_length)
-    longest = max(map(len, prompts)) + request
+    longest = inputs.lengths.teacher_prompt(max(map(inputs.prompter.count_tokens, windows)))
+    answer = inputs.lengths.answer
     sizes = f"prompts of at most {longest} and answers of at most {answer}"
     message = f"{len(windows)} windows of at most {inputs.window} tokens; {sizes}"
     if longest + answer > inputs.context:

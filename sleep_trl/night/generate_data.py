@@ -18,6 +18,7 @@ from ..data.templates import Template
 from ..data.writing import Writing, drop_collisions, generations_of, measure_coverage, tasks_of, write_about
 from ..distributed.progress import bar, echo
 from ..evaluation.metrics import contains
+from ..planning.inputs import SEEDS_APART
 from ..planning.plan import describe_fit
 from ..planning.relearning import prompts_without
 from ..planning.selection import divide
@@ -50,7 +51,7 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
         `NothingUsable`: if nothing usable was written about any memory.
     """
     config, data = ctx.config, ctx.config.dataset
-    seeds = iter(range(config.seed + 1, config.seed + 1000, 4))
+    seeds = iter(range(config.seed + 1, config.seed + 1000, SEEDS_APART))
     windows = ctx.inputs.reading
     queued = [memory.id for memory in ctx.inputs.queued]
     if queued:
@@ -156,6 +157,7 @@ def _general(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> WrittenS
     if not (data.general_share > 0 and data.general_samples):
         return WrittenSamples()
     count, tokens, seed = data.general_samples + HELD_OUT, data.general_max_new_tokens, next(seeds)
+    assert seed == ctx.inputs.general_seed, "the plan knows which texts are taken"
     spare = 2 * HELD_OUT  # so that a text is not both held out and trained on, even if some samples are dropped
     texts = take(_general_texts(ctx, seed), count, once=spare)
 

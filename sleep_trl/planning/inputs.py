@@ -18,7 +18,7 @@ from ..config import RunConfig
 from ..config.sections import Batches
 from ..data.columns import ExtraColumns, extra_columns
 from ..data.documents import MemoryText, read_memories, read_skill
-from ..data.fit import window_size
+from ..data.fit import Lengths
 from ..data.parts import Part
 from ..data.prompts import Prompter
 from ..data.rows import count_steps, split_shares
@@ -44,6 +44,7 @@ from .run_dtype import choose_run_dtype
 from .selection import apportion, select_memories
 
 MAX_EXAMPLES = 1024  # tokens of worked examples in a prompt; at most a quarter of the context
+SEEDS_APART = 4  # generations of a sample
 WINDOW = 256  # tokens of a memory that the teacher sees at once, by default (ours)
 
 
@@ -171,22 +172,33 @@ class RunInputs:
         """The user's texts with which general samples begin."""
         return read_memories(str(self.config.dataset.general_texts)) if self.config.dataset.general_texts else []
 
+    @property
+    def general_seed(self) -> int:
+        """Seed of the general samples: each teacher has one for each template, and theirs come first."""
+        data, teachers = self.config.dataset, max(1, len(self.config.teacher_model))
+        return self.config.seed + 1 + SEEDS_APART * (len(data.templates) * teachers if self.windows else 0)
+
     @cached_property
     def tokens(self) -> int:
         """Tokens of all memories."""
         return sum(self.prompter.count_tokens(memory.text) for memory in self.memories)
 
     @cached_property
-    def largest_window(self) -> int:
-        """The most tokens of a memory that fit the context along with prompt, request and answer."""
+    def lengths(self) -> Lengths:
+        """The most tokens that the texts of the run have."""
         try:
             title = max(map(self.prompter.count_tokens, self.titles.values()), default=0)
-            return window_size(self.config, self.prompter, self.context, title)
+            return Lengths.of(self.config, self.prompter, self.context, title)
         except (jinja2.TemplateError, TypeError) as error:
             raise ValueError(
                 f"A prompt cannot be made from dataset.templates or the model's chat template: {error}. "
                 f"Check the templates and --chat_template_kwargs."
             ) from None
+
+    @cached_property
+    def largest_window(self) -> int:
+        """The most tokens of a memory that fit the context along with prompt, request and answer."""
+        return self.lengths.largest_window(self.context)
 
     @cached_property
     def window(self) -> int:

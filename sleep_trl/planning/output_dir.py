@@ -15,8 +15,8 @@ from ..config import RunConfig
 from ..runs import checksums
 from ..runs.files import read_json
 from ..runs.folder import RunFolder
-from .plan import MIB
 from .run_dtype import recorded_dtype
+from .shape import MIB
 
 MAY_CHANGE = {"resume", "dry_run", "output_dir", "report", "seeding.logging_steps"}
 """Options that may differ when a run is resumed, since they do not change any result."""

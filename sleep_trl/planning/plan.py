@@ -2,71 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from ..config import RunConfig
+from .peak_memory import Peak
+from .shape import FLOAT32, MIB, Shape
 
-if TYPE_CHECKING:
-    from ..memory.hosts import Host
-
-MIB = 2**20
-FLOAT32 = 4  # bytes
 NOT_CONVERTED = "not converted yet: the night does that first, and then checks that it predicts plain English"
-SLACK = 1.2  # other buffers, and what the allocator keeps
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Model dimensions used by the estimates, read from a model on the meta device."""
-
-    architecture: str
-    layers: int
-    hidden_size: int
-    intermediate_size: int
-    vocabulary: int
-    parameters: int
-    is_gated: bool
-    bytes_per_weight: int
-    is_routed: bool = False
-
-    @staticmethod
-    def of(
-        architecture: str,
-        hosts: Sequence[Host],
-        vocabulary: int,
-        parameters: int,
-        bytes_per_weight: int,
-        is_routed: bool = False,
-    ) -> Shape:
-        """Read the dimensions from the MLPs that host experts."""
-        first = hosts[0]
-        return Shape(
-            architecture=architecture,
-            layers=len(hosts),
-            hidden_size=first.hidden_size,
-            intermediate_size=first.intermediate_size,
-            vocabulary=vocabulary,
-            parameters=parameters,
-            is_gated=first.form.is_gated,
-            bytes_per_weight=bytes_per_weight,
-            is_routed=is_routed,
-        )
-
-    def expert_parameters(self, width: int) -> int:
-        """Return the parameters of one expert in all layers: gate (if gated), up and down, its row of the router."""
-        router = self.hidden_size + 1 if self.is_routed else 0
-        return self.layers * ((3 if self.is_gated else 2) * self.hidden_size * width + router)
 
 
 @dataclass(frozen=True)
 class Plan:
     """A night that was checked and has not begun.
 
-    Parameter counts are numbers of values; `peak_memory_mib` is in MiB per process, sizes on disk are in bytes.
+    Parameter counts are numbers of values; sizes on disk are in bytes, and so is `peak`, the memory of a process.
     `samples` is the maximum that the teacher writes, `rows` are training prompts; `context`, `window` and
     `memory_tokens` are in tokens. `dtype` is that of the frozen base, `dtype_reason` says why. `queued` counts the
     memories that do not fit the steps. If `passes` is not `None`, `steps`, `rows` and `rollouts` follow from it and are
@@ -100,58 +50,20 @@ class Plan:
     rows: int
     steps: int
     rollouts: int
-    peak_memory_mib: float
+    peak: Peak
     adapter_bytes: int
     disk_bytes: int
     is_converted: bool
 
     @property
+    def peak_memory_mib(self) -> float:
+        """Peak memory of a process in MiB; an estimate, not a bound."""
+        return self.peak.total / MIB
+
+    @property
     def trainable_share(self) -> float:
         """Fraction of the grown model's parameters that this night trains, in [0, 1]."""
         return self.added_parameters / (self.base_parameters + self.experts * self.added_parameters)
-
-
-def estimate_memory(
-    shape: Shape, config: RunConfig, width: int, max_experts: int, context: int, shards: int = 1
-) -> float:
-    """Estimate the peak memory of training on one device, in MiB (ours; an estimate, not a bound).
-
-    1.2 x (base weights at their dtype + all allocated experts in float32 + gradient and two Adam
-    moments of the one that learns, in float32 + activations). Activations, for a forward pass of
-    b rollouts of T = min(context, 2 x max_completion_length) tokens: each layer keeps
-    8 hidden + 5 intermediate + 5 width values a token at the base's dtype (with gradient
-    checkpointing hidden values, and one layer whole), and logits of the completions are held three
-    times in float32.
-
-    Args:
-        shape (`Shape`):
-            The base model.
-        config (`RunConfig`):
-            The run.
-        width (`int`):
-            Hidden units of an expert.
-        max_experts (`int`):
-            Experts allocated in each layer.
-        context (`int`):
-            Tokens of context in use.
-        shards (`int`, *optional*, defaults to `1`):
-            Processes over which the weights are sharded. TRL gathers them for rollouts unless configured not to.
-    """
-    if config.seeding.extra.get("ds3_gather_for_generation", True):
-        shards = 1
-    seeding = config.seeding
-    batch = seeding.per_device_batch_size or seeding.rollouts_per_step  # more than a process has, if there are several
-    expert = shape.expert_parameters(width)
-    weights = (shape.parameters * shape.bytes_per_weight + max_experts * expert * FLOAT32) / shards
-    training = 3 * expert * FLOAT32
-    tokens = batch * min(context, 2 * seeding.max_completion_length)
-    layer = 8 * shape.hidden_size + 5 * shape.intermediate_size + 5 * width
-    kept = shape.layers * layer
-    if seeding.gradient_checkpointing:
-        kept = shape.layers * shape.hidden_size + layer
-    logits = 3 * batch * seeding.max_completion_length * shape.vocabulary * FLOAT32
-    activations = tokens * kept * shape.bytes_per_weight + logits
-    return SLACK * (weights + training + activations) / MIB
 
 
 def estimate_disk(shape: Shape, width: int, experts: int) -> tuple[int, int]:
@@ -188,7 +100,7 @@ def render(plan: Plan) -> Table:
         "windows": f"{plan.windows} of at most {plan.window} of {plan.context} tokens of context",
         "teacher's samples": f"at most {plan.samples:,}",
         "training": f"{steps} steps, {plan.rows:,} prompts, {plan.rollouts:,} rollouts",
-        "peak memory": f"about {plan.peak_memory_mib:,.0f} MiB per process",
+        "peak memory": str(plan.peak),
         "on disk": f"about {plan.disk_bytes / MIB:,.1f} MiB, adapter {plan.adapter_bytes / MIB:,.1f}",
         "the grown model": f"{plan.output_dir}/model" if plan.top_k is None else where_routed(plan.output_dir),
     }.items():

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from operator import attrgetter
 
+import torch
+
 from ..distributed.zero3 import count_shards
 from ..models.gguf import unconverted
+from ..models.inspection import build_without_weights
+from ..rollout.prefixes import CPU_CACHE_GIB
 from . import checks
+from .askings import find_askings, find_texts
 from .growth import check_growth
 from .grpo_arguments import check_grpo_arguments
 from .inputs import RunInputs
 from .output_dir import check_disk
-from .plan import Plan, Shape, estimate_disk, estimate_memory, render
+from .peak_memory import Peak, estimate_peak
+from .plan import Plan, estimate_disk, render
+from .shape import GIB, Shape
 
 __all__ = ["Plan", "preflight", "render"]
 
@@ -80,7 +87,7 @@ def make_plan(inputs: RunInputs) -> Plan:
     shape = Shape.of(
         architecture=type(inputs.meta_model).__name__,
         hosts=inputs.hosts,
-        vocabulary=inputs.vocabulary,
+        config=inputs.model_config,
         parameters=sum(parameter.numel() for parameter in inputs.meta_model.parameters()),
         bytes_per_weight=inputs.dtype.dtype.itemsize,
         is_routed=capacity.is_routed,
@@ -115,10 +122,44 @@ def make_plan(inputs: RunInputs) -> Plan:
         rows=steps * seeding.prompts_per_step,
         steps=steps,
         rollouts=steps * seeding.rollouts_per_step,
-        peak_memory_mib=estimate_memory(
-            shape, config, capacity.width, capacity.max_experts, inputs.context, count_shards()
-        ),
+        peak=plan_peak(inputs, shape),
         adapter_bytes=adapter_bytes,
         disk_bytes=disk_bytes,
         is_converted=unconverted(config.model) is None,
     )
+
+
+def plan_peak(inputs: RunInputs, shape: Shape) -> Peak:
+    """Estimate the peak memory of a run."""
+    config, capacity, engine = inputs.config, inputs.capacity, inputs.engine.engine
+    named = zip(config.teacher_model, inputs.teacher_configs, strict=True)
+    teachers = [build_without_weights(name, teacher) for name, teacher in named]
+    parameters = sum(parameter.numel() for model in teachers for parameter in model.parameters())
+    others = {
+        "dreaming": config.dream.rounds > 0,
+        f"the engine ({engine})": engine != "transformers",
+        "models of rewards": any(reward.name != "imitation" or reward.params for reward in config.rewards),
+    }
+    askings = find_askings(inputs)
+    return estimate_peak(
+        shape,
+        config,
+        width=capacity.width,
+        experts=capacity.experts,
+        max_experts=capacity.max_experts,
+        askings=askings if engine == "transformers" else [],
+        texts=find_texts(inputs, askings),
+        accumulation=inputs.batches.accumulation,
+        cache_room=_cache_room((shape.parameters + parameters) * shape.bytes_per_weight),
+        is_cpu=not torch.accelerator.is_available(),
+        teacher_parameters=parameters,
+        shards=count_shards(),
+        not_counted=tuple(name for name, counts in others.items() if counts),
+    )
+
+
+def _cache_room(weights: int) -> int:
+    """Return the bytes that `TransformersEngine` allows for the KV cache of a batch once `weights` bytes are loaded."""
+    if not torch.accelerator.is_available():
+        return int(CPU_CACHE_GIB * GIB)
+    return max(0, torch.accelerator.get_memory_info()[0] - weights) // 2

@@ -76,6 +76,14 @@ def test_dream_farm():
     assert result["adapters_gradients_moments_mib"] == pytest.approx(2 * 4 * 4 * adapter / 2**20, rel=1e-3)
 
 
+@pytest.mark.slow
+def test_plan_accuracy():
+    result = answer("plan_accuracy.py", "--contexts", "250")
+    [row] = result["contexts"].values()
+    assert abs(row["ratio"] - 1) <= result["allowed"] and result["is_met"]
+    assert row["measured_mib"] > 640 and row["planned_mib"] > max(row["phases_mib"].values())
+
+
 def test_startup():
     result = answer("startup.py", "--rounds", "1")
     assert set(result) == {"python_seconds", "import_seconds", "help_seconds", "cli_help_seconds"}

@@ -17,22 +17,11 @@ from sleep_trl.memory import MemorySpec, attach
 from sleep_trl.models.inspection import read_header
 from sleep_trl.planning.inputs import RunInputs
 from sleep_trl.planning.output_dir import changed_options
-from sleep_trl.planning.plan import Shape, estimate_memory, render
+from sleep_trl.planning.plan import render
 from sleep_trl.planning.preflight import preflight
 from sleep_trl.runs.files import write_json
 from tests.tiny import tiny_model
 from tests.tiny_runs import arguments, write_finished_run, write_memories, write_model
-
-SHAPE = Shape(
-    architecture="",
-    layers=2,
-    hidden_size=32,
-    intermediate_size=48,
-    vocabulary=97,
-    parameters=10**6,
-    is_gated=True,
-    bytes_per_weight=4,
-)
 
 
 @pytest.fixture(autouse=True)
@@ -95,31 +84,6 @@ def test_a_night_of_0_1_is_resumed_with_its_steps(model: Path, tmp_path: Path) -
     path.write_text(json.dumps(begun), "utf-8")
     plan = preflight(RunInputs(config_of(model, tmp_path, resume=True, dry_run=True)))
     assert (plan.steps, plan.passes) == (100, None)
-
-
-def test_estimate_of_memory_is_its_formula() -> None:
-    config = RunConfig.model_validate(
-        {
-            "model": "m",
-            "memories": "d",
-            "seeding": {"prompts_per_step": 2, "num_generations": 2, "max_completion_length": 10},
-        }
-    )
-    expert = 2 * 3 * 32 * 8  # layers x maps x hidden x width
-    kept = 4 * 20 * 2 * (8 * 32 + 5 * 48 + 5 * 8)  # rollouts x tokens x layers x values
-    logits = 3 * 4 * 10 * 97
-    values = 10**6 + 5 * expert + 3 * expert + kept + logits
-    estimate = estimate_memory(SHAPE, config, width=8, max_experts=5, context=128)
-    assert estimate == pytest.approx(1.2 * 4 * values / 2**20)
-    seeding = config.seeding.model_copy(update={"gradient_checkpointing": True})
-    saving = config.model_copy(update={"seeding": seeding})
-    assert estimate_memory(SHAPE, saving, 8, 5, 128) < estimate
-    assert estimate_memory(SHAPE, config, 8, 5, 128, shards=2) == estimate  # TRL puts the model together for rollouts
-    apart = config.seeding.model_copy(update={"extra": {"ds3_gather_for_generation": False}})
-    spread = estimate_memory(SHAPE, config.model_copy(update={"seeding": apart}), 8, 5, 128, shards=2)
-    expert = SHAPE.expert_parameters(8)
-    held = SHAPE.parameters * SHAPE.bytes_per_weight + 5 * expert * 4
-    assert estimate - spread == pytest.approx(1.2 * held / 2 / 2**20)
 
 
 def test_a_routed_plan_counts_the_router_and_names_the_folder_of_the_experts(model: Path, tmp_path: Path) -> None:

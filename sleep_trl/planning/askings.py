@@ -1,0 +1,112 @@
+"""What a night will ask its model outside of training: the prompts, as far as they are known before it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TypeVar
+
+from ..data.rows import MARGIN
+from ..data.samples import Window
+from ..data.shipped_sets import readable_prompts
+from ..data.templates import PromptTemplate, Template
+from ..data.writing import tasks_of
+from ..evaluation.probes import reading_probe
+from ..evaluation.recall import QAItem, window_with_answer
+from .inputs import RunInputs
+from .peak_memory import Asking, Texts
+
+T = TypeVar("T")
+
+
+def find_askings(inputs: RunInputs) -> list[Asking]:
+    """Return the longest prompts of each kind, as many as make a batch: questions with and without their text, reading
+    questions, windows to write about, and the beginnings of general samples."""
+    data, evaluation = inputs.config.dataset, inputs.config.evaluation
+    question = Template.load("question_answer").respond
+
+    def asked(items: Sequence[QAItem], with_context: bool) -> Asking:
+        chosen = _longest(items, lambda item: len(item.question) + with_context * len(item.context or ""), inputs)
+        context = [item.context if with_context else None for item in chosen]
+        prompts = [
+            inputs.prompter(question, request=item.question, context=text)[0]
+            for item, text in zip(chosen, context, strict=True)
+        ]
+        return Asking(prompts, evaluation.max_new_tokens)
+
+    items = [
+        QAItem(q.question, q.answers, window_with_answer(pieces, q.answers))
+        for memory, pieces in zip(inputs.memories, inputs.contexts, strict=True)
+        for q in memory.questions
+    ]
+    reading = reading_probe(inputs.skill, str(evaluation.skill), inputs.prompter, inputs.largest_window)
+    askings = [asked(items, False), asked(items, True), asked(reading.items, True)]
+    askings += [Asking(prompts, data.max_new_tokens + inputs.lengths.request) for prompts in _about_windows(inputs)]
+    if data.general_share > 0 and data.general_samples:
+        askings.append(Asking(_general(inputs), data.general_max_new_tokens))
+    return askings
+
+
+def find_texts(inputs: RunInputs, askings: Sequence[Asking]) -> list[Texts]:
+    """Return what a forward pass of training reads: rows about memories and earlier nights, and general ones. Requests,
+    samples and prefixes about memories count together as much as the longest sentence: what a model asks and answers
+    about a sentence is seldom longer."""
+    data, seeding, lengths = inputs.config.dataset, inputs.config.seeding, inputs.lengths
+    count, parts = inputs.prompter.count_tokens, inputs.rows_by_part
+    sentences = {sentence for window in inputs.reading for sentence in window.sentences}
+    sample = min(data.max_new_tokens, max(map(count, _longest(sentences, len, inputs)), default=data.max_new_tokens))
+    window = max((count(window.text) for window in _longest(inputs.reading, lambda w: len(w.text), inputs)), default=0)
+    share = inputs.batches.per_device / seeding.rollouts_per_step
+    learned, general = (math.ceil(share * n) for n in (parts["memory"] + parts["earlier"], parts["general"]))
+    texts = [
+        Texts(
+            prompts=learned,
+            student=lengths.student + lengths.title + sample,
+            teacher=lengths.teacher + lengths.title + window + sample,
+            reference=sample,
+            rollouts=0 if seeding.rollout_start == 1 else seeding.num_generations,
+            rollout=min(seeding.max_completion_length, sample + MARGIN),
+        )
+    ]
+    if general:
+        prefix = min(lengths.rollout, max(0, data.general_max_new_tokens - lengths.rollout))
+        longest = max(map(len, askings[-1].prompts)) + prefix
+        texts.append(Texts(general, longest, longest, data.general_max_new_tokens))
+    return texts
+
+
+def _longest(items: Collection[T], length: Callable[[T], int], inputs: RunInputs) -> list[T]:
+    return sorted(items, key=length, reverse=True)[: inputs.config.evaluation.batch_size]
+
+
+def _about_windows(inputs: RunInputs) -> Iterator[list[list[int]]]:
+    """Yield the prompts about windows by each template, those of its requests and those of its samples."""
+    windows: list[Window] = _longest(inputs.reading, lambda window: len(window.text), inputs)
+    for template in map(Template.load, inputs.config.dataset.templates):
+        if template.is_given:
+            continue
+        counts = [max(1, len(window.sentences)) if template.is_per_sentence else 1 for window in windows]
+        tasks = tasks_of(windows, counts, template)[: inputs.config.evaluation.batch_size]
+        sides: list[PromptTemplate] = [side for side in (template.ask, template.respond) if side is not None]
+        for side in sides:
+            yield [
+                inputs.prompter(
+                    side,
+                    context=task.window.text,
+                    source=task.window.source,
+                    request=task.sentence or "",
+                    sentence=task.sentence,
+                )[0]
+                for task in tasks
+            ]
+
+
+def _general(inputs: RunInputs) -> list[list[int]]:
+    """Return the prompts of the general samples, each with the beginning that it is given."""
+    data = inputs.config.dataset
+    room = inputs.context - data.general_max_new_tokens
+    given = [memory.text for memory in inputs.general]
+    texts = given or readable_prompts(inputs.prompter, room, inputs.general_seed)[0]
+    chosen = _longest(texts[: data.general_samples], len, inputs)
+    prompts = map(inputs.prompter.general, chosen) if chosen else [inputs.prompter.general()]
+    return [prompt + beginning for prompt, _, beginning in prompts]

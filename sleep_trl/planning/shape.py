@@ -1,0 +1,79 @@
+"""Dimensions of a model, which every estimate of a plan is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from ..memory.hosts import Host
+
+MIB, GIB = 2**20, 2**30
+FLOAT32 = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Model dimensions used by the estimates, read from a model on the meta device."""
+
+    architecture: str
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    vocabulary: int
+    parameters: int
+    is_gated: bool
+    bytes_per_weight: int
+    key_values: int
+    """Keys and values of a token in one layer."""
+    is_routed: bool = False
+
+    @staticmethod
+    def of(
+        architecture: str,
+        hosts: Sequence[Host],
+        config: PretrainedConfig,
+        parameters: int,
+        bytes_per_weight: int,
+        is_routed: bool = False,
+    ) -> Shape:
+        """Read the dimensions from the MLPs that host experts, and from the model's config."""
+        first = hosts[0]
+        return Shape(
+            architecture=architecture,
+            layers=len(hosts),
+            hidden_size=first.hidden_size,
+            intermediate_size=first.intermediate_size,
+            vocabulary=int(config.get_text_config().vocab_size),
+            parameters=parameters,
+            is_gated=first.form.is_gated,
+            bytes_per_weight=bytes_per_weight,
+            key_values=count_key_values(config),
+            is_routed=is_routed,
+        )
+
+    def expert_parameters(self, width: int) -> int:
+        """Return the parameters of one expert in all layers: gate (if gated), up and down, its row of the router."""
+        router = self.hidden_size + 1 if self.is_routed else 0
+        return self.layers * ((3 if self.is_gated else 2) * self.hidden_size * width + router)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of a token in the KV cache."""
+        return self.layers * self.key_values * self.bytes_per_weight
+
+
+def count_key_values(config: PretrainedConfig) -> int:
+    """Return the number of keys and values that a layer keeps of each token: twice the heads that have them, times the
+    size of a head. Models that keep less, such as those with linear or latent attention, are overestimated."""
+    text = config.get_text_config()
+    heads = int(text.num_attention_heads)
+    size = getattr(text, "head_dim", None) or int(text.hidden_size) // heads
+    if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):  # Falcon
+        heads = 1
+    else:
+        heads = next((n for name in ("num_key_value_heads", "num_kv_heads") if (n := getattr(text, name, None))), heads)
+    return 2 * int(heads) * int(size)
