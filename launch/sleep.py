@@ -25,6 +25,7 @@ if importlib.util.find_spec("sleep_trl") is None:  # run as a file from a clone,
 from sleep_trl.config import RunConfig
 from sleep_trl.config.command_line import explain, parse
 from sleep_trl.config.exit_codes import DONE, FAILURE, STOPPED, TRY_AGAIN, USER_ERROR
+from sleep_trl.config.visible import show_warnings_visibly, visible
 
 WAIT_FOR_POOL = timedelta(days=1)  # generation can take longer than the default of ten minutes on GPUs
 NOTHING_BEGUN = "Stopped before the run began."
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: the exit code.
     """
+    show_warnings_visibly()
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
         _init_processes(config)  # first import of torch and transformers
@@ -110,10 +112,9 @@ def _sleep_alone(config: RunConfig, is_in_chain: bool) -> int:
         _print_error(NOTHING_BEGUN)
         return STOPPED
     if config.dry_run:
-        from rich import print as show
+        from sleep_trl.distributed.progress import echo
 
-        if _is_first_process():
-            show(render(plan))
+        echo(render(plan))
         return DONE
 
     _check_processes()
@@ -248,12 +249,13 @@ def _rank() -> int:
 def _print_night_error(error: Exception) -> None:
     """Print an error raised during the night, on every process: it may concern only this one."""
     where = "" if _is_first_process() else f"Process {_rank()}: "
-    print(f"{where}Error: {explain(error)}\nSet PYTHONDEVMODE=1 to see the traceback.", file=sys.stderr)
+    message = f"{where}Error: {explain(error)}\nSet PYTHONDEVMODE=1 to see the traceback."
+    print(visible(message), file=sys.stderr)
 
 
 def _print_error(message: str) -> None:
     if _is_first_process():
-        print(message, file=sys.stderr)
+        print(visible(message), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ class RewardError(RuntimeError):
     """
 
 
-def describe_error(error: Exception, call: Mapping[str, Any]) -> str:
+def describe_error(error: Exception | SystemExit, call: Mapping[str, Any]) -> str:
     """Describe an exception of a reward function: its kind, where it was raised, and its message without text of the
     batch.
 
     Args:
-        error (`Exception`):
+        error (`Exception` or `SystemExit`):
             What the function raised.
         call (`Mapping[str, Any]`):
             The keywords that it was called with.

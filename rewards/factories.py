@@ -88,7 +88,10 @@ def make_from(
     given = {key: value for key, value in (defaults or {}).items() if key in names} | dict(params)
     if missing := [key for key in names if key not in given and parameters[key].default is inspect.Parameter.empty]:
         raise ValueError(f"{what} needs {', '.join(missing)}; set it in params.")
-    return factory(**given)
+    try:
+        return factory(**given)
+    except SystemExit as error:
+        raise ValueError(f"{what} ended the program as it was made: {error}. Let it raise an exception.") from None
 
 
 def parameter_names(func: Callable[..., Any]) -> list[str]:

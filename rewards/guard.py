@@ -25,9 +25,12 @@ RewardFunc = Callable[..., Any]
 
 OnError = Literal["raise", "abstain"]
 
+MOST_LEFT_BEHIND = 4  # threads of calls that took too long
 LARGEST = 3.4028234663852886e38  # of float32, in which TRL holds rewards
 
 logger = logging.getLogger(__name__)
+
+_left_behind: list[threading.Thread] = []
 
 
 class GuardedReward:
@@ -80,7 +83,10 @@ class GuardedReward:
         """
         load = getattr(unwrap(self.func), "load", None)
         if load is not None:
-            load()
+            try:
+                load()
+            except SystemExit as error:
+                raise RewardError(f"Reward {self.__name__!r} ended the program as it was loaded: {error}.") from None
 
     def __call__(self, **call: Any) -> list[float | None]:
         """Call the function with TRL's keywords and return one checked reward for each prompt."""
@@ -90,7 +96,7 @@ class GuardedReward:
         try:
             self._require_columns(call)
             rewards = self._run(scored) if scored["prompts"] else []
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return spread(self._fail(error, scored), rows, len(call["prompts"]))
         return spread(self._check(rewards, scored), rows, len(call["prompts"]))
 
@@ -149,7 +155,7 @@ class GuardedReward:
         self._abstain(message, len(faults), call)
         return values
 
-    def _fail(self, error: Exception, call: Mapping[str, Any]) -> list[float | None]:
+    def _fail(self, error: Exception | SystemExit, call: Mapping[str, Any]) -> list[float | None]:
         message = describe_error(error, call)
         if self.on_error == "raise":
             raise RewardError(f"Reward {self.__name__!r} failed: {message}.") from None
@@ -190,20 +196,26 @@ class AsyncGuardedReward(GuardedReward):
         try:
             self._require_columns(call)
             rewards = await self._await(scored) if scored["prompts"] else []
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return spread(self._fail(error, scored), rows, len(call["prompts"]))
         return spread(self._check(rewards, scored), rows, len(call["prompts"]))
 
     async def _await(self, call: Mapping[str, Any]) -> Any:
         if self.timeout_s is None:
-            return await self.func(**call)
+            return await self._outcome(call)
         start = time.monotonic()
         try:
-            return await asyncio.wait_for(self.func(**call), self.timeout_s)
+            return await asyncio.wait_for(self._outcome(call), self.timeout_s)
         except TimeoutError:
             if time.monotonic() - start < self.timeout_s:
                 raise  # the function's own
             raise RewardError(f"it took longer than timeout_s ({self.timeout_s:g} s)") from None
+
+    async def _outcome(self, call: Mapping[str, Any]) -> Any:
+        try:
+            return await self.func(**call)
+        except SystemExit as error:  # in a task, it would end the event loop
+            raise RewardError(describe_error(error, call)) from None
 
 
 def guard(
@@ -283,9 +295,13 @@ def call_within(func: Callable[[], Any], timeout_s: float) -> Any:
         `Any`: what it returned.
 
     Raises:
-        `RewardError`: at the deadline. The thread keeps running, since Python cannot stop it.
+        `RewardError`: at the deadline. The thread keeps running, since Python cannot stop it; if four of them do, no
+            further one is started.
         `BaseException`: whatever the function raised.
     """
+    _left_behind[:] = [thread for thread in _left_behind if thread.is_alive()]
+    if len(_left_behind) >= MOST_LEFT_BEHIND:
+        raise RewardError(f"{len(_left_behind)} earlier calls took longer than timeout_s and are still running")
     outcome: dict[str, Any] = {}
 
     def work() -> None:
@@ -300,6 +316,7 @@ def call_within(func: Callable[[], Any], timeout_s: float) -> Any:
     if "error" in outcome:
         raise outcome["error"]
     if "value" not in outcome:
+        _left_behind.append(thread)
         raise RewardError(f"it took longer than timeout_s ({timeout_s:g} s)")
     return outcome["value"]
 

@@ -149,9 +149,10 @@ def read_template(text: str) -> Any:
     """
     from jinja2 import StrictUndefined, TemplateSyntaxError
     from jinja2.meta import find_undeclared_variables
-    from jinja2.sandbox import SandboxedEnvironment
 
-    environment = SandboxedEnvironment(undefined=StrictUndefined)
+    from sleep_trl.data.sandbox import LimitedEnvironment
+
+    environment = LimitedEnvironment(undefined=StrictUndefined)
     try:
         used = find_undeclared_variables(environment.parse(text))
     except TemplateSyntaxError as error:

@@ -14,13 +14,14 @@ import typer
 
 from ..config.exit_codes import DONE, FAILURE, USER_ERROR
 from ..config.schedule import LADDER, Schedule
+from ..config.visible import show_warnings_visibly
 from ..runs.files import read_json
 from ..runs.finished import newest_night
 from ..runs.folder import RunFolder
 from . import memory, share, wake
 from .doctor import SETTINGS, doctor
 from .live import live
-from .output import Json, Row, redirect_to_stderr, show, warn_renamed
+from .output import Json, Row, redirect_to_stderr, say, show, warn_renamed
 
 LONG_FIELDS = ("history", "config")  # of results.json, left out of `night --json`
 
@@ -66,13 +67,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         `SystemExit`: always, with the exit code.
     """
+    show_warnings_visibly()
     try:
         app(args=None if argv is None else list(argv), prog_name="sleep-trl")
     except ValueError as error:
-        typer.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}")
         sys.exit(USER_ERROR)
     except (RuntimeError, OSError) as error:
-        typer.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}")
         sys.exit(FAILURE)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsons
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..config.exit_codes import DONE, USER_ERROR
-from .output import redirect_to_stderr, table, warn_renamed
+from .output import as_line, redirect_to_stderr, table, warn_renamed
 
 if TYPE_CHECKING:
     from ..doctor import Case, Finding
@@ -43,18 +42,17 @@ def doctor(
         warn_renamed("--prove" if prove else "--no-prove", "--smoke_test" if prove else "--no_smoke_test")
         smoke_test = prove
     with redirect_to_stderr():
-        from rich.console import Console
-
+        from ..config.console import PlainConsole
         from ..doctor import Launch, diagnose
 
         case = _case(context.args)
         case.launch = Launch.read(config_file) if config_file else case.launch
         case.port = port
-        with Console(stderr=True).status("Checking"):
+        with PlainConsole(stderr=True).status("Checking"):
             findings = list(diagnose(case, smoke_test))
     is_go = all(finding.state != "fault" for finding in findings)
     if json:
-        typer.echo(jsons.dumps({"go": is_go, "findings": [asdict(f) for f in findings]}, ensure_ascii=False))
+        typer.echo(as_line({"go": is_go, "findings": [asdict(f) for f in findings]}))
     else:
         _print(findings, is_go)
     raise typer.Exit(DONE if is_go else USER_ERROR)

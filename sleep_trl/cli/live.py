@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsons
 import signal
 import sys
 from datetime import datetime, time
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..config.exit_codes import STOPPED
+from ..config.visible import visible
+from .output import as_line
 
 if TYPE_CHECKING:
     from ..config import RunConfig
@@ -77,7 +78,7 @@ def live(
     def report(event: str, fields: dict[str, Any]) -> None:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         row = {"time": now, "event": event} | fields
-        typer.echo(jsons.dumps(row, ensure_ascii=False) if json else f"{now}  {_message(event, fields)}")
+        typer.echo(as_line(row) if json else visible(f"{now}  {_message(event, fields)}"))
 
     policy = SleepPolicy(after_tokens, _time_of_day(at), nights, check_every, tries, pause)
     launcher = Launcher.parse(launch, sys.stderr if json else None)

@@ -12,7 +12,7 @@ import typer
 
 from ..runs.finished import FinishedRun, describe, newest_night
 from ..wake import WakeBuffer
-from .output import Json, Row, change, printable, redirect_to_stderr, show, table
+from .output import Json, Row, change, redirect_to_stderr, say, show, table
 
 SHOWN = 10  # records that are named
 
@@ -101,7 +101,7 @@ def drop(
         from ..publish.unlearn import records_to_lose
 
         if lost := records_to_lose(found, names, opened, source, later):
-            _warn_about_loss([printable(record.id) for record in lost], has_buffer=opened is not None)
+            _warn_about_loss([record.id for record in lost], has_buffer=opened is not None)
             if sys.stdin.isatty() and not yes:
                 typer.confirm("Drop it all the same?", abort=True, err=True)
         done = drop_entries(found, names, opened, source, later, model)
@@ -130,13 +130,13 @@ def _enable(run: Path, name: str, is_enabled: bool, model: str | None, as_json: 
     entry = found.entry(name)
     if together := [other for other in found.sharing_expert_with([name]) if other != name]:
         done = "enabled" if is_enabled else "disabled"
-        typer.echo(f"Also {done}, because they share an expert with {name}: {', '.join(together)}.", err=True)
+        say(f"Also {done}, because they share an expert with {name}: {', '.join(together)}.")
     with redirect_to_stderr():
         from ..publish.unlearn import set_enabled
 
         set_enabled(found, entry, is_enabled, model)
     if not is_enabled and (dependents := found.dependents_of([name, *together])):
-        typer.echo(f"Entries that depend on {name} and may answer worse: {', '.join(dependents)}.", err=True)
+        say(f"Entries that depend on {name} and may answer worse: {', '.join(dependents)}.")
     after = FinishedRun.read(found.folder)
     owner = after.owners[name]
     row = {"entry": owner.id, "state": after.state(owner)}
@@ -166,7 +166,7 @@ def _warn_about_loss(names: list[str], has_buffer: bool) -> None:
     """Say which records will not be queued again, before anything is dropped."""
     shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
     why = "their texts were not found" if has_buffer else "the run has no wake buffer (give --buffer for that)"
-    typer.echo(f"Records that will not be queued again, because {why}: {shown}.", err=True)
+    say(f"Records that will not be queued again, because {why}: {shown}.")
 
 
 def _drop_text(row: Row) -> str:

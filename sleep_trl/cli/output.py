@@ -10,24 +10,31 @@ from typing import IO, Annotated, Any
 
 import typer
 
+from ..config.visible import visible, visible_json
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 Row = Mapping[str, Any]
 
 
-def printable(text: str) -> str:
-    """Return a text in which a terminal finds no control code: each character that is not printable becomes `\\x1b`."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def say(message: str) -> None:
+    """Print a message on standard error."""
+    typer.echo(visible(message), err=True)
 
 
 def warn_renamed(former: str, now: str) -> None:
     """Say that an option has another name."""
-    typer.echo(f"Warning: {former} is now {now}; the old name will be removed in 0.3.", err=True)
+    say(f"Warning: {former} is now {now}; the old name will be removed in 0.3.")
 
 
 def show(rows: Iterable[Row], as_json: bool, line: Callable[[Row], str]) -> None:
     """Print each row at once, as JSON or as formatted by `line`."""
     for row in rows:
-        typer.echo(json.dumps(row, ensure_ascii=False) if as_json else line(row))
+        typer.echo(as_line(row) if as_json else visible(line(row)))
+
+
+def as_line(value: Any) -> str:
+    """Return a value as JSON on one line."""
+    return visible_json(json.dumps(value, ensure_ascii=False))
 
 
 def table(rows: Sequence[Row], as_json: bool, columns: Mapping[str, Callable[[Row], object]]) -> None:
@@ -45,16 +52,16 @@ def table(rows: Sequence[Row], as_json: bool, columns: Mapping[str, Callable[[Ro
         show(rows, True, str)
         return
     from rich import box
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
+
+    from ..config.console import PlainConsole
 
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, head in enumerate(columns, 1):
         grid.add_column(head, no_wrap=number < len(columns), overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(str(cell(row))) for cell in columns.values()))
-    Console(highlight=False).print(grid)
+        grid.add_row(*(str(cell(row)) for cell in columns.values()))
+    PlainConsole().print(grid)
 
 
 def redirect_to_stderr() -> AbstractContextManager[IO[str]]:

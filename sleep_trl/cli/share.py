@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..config.visible import VisibleFormatter
 from .output import Json, redirect_to_stderr, show
 
 Run = Annotated[Path, typer.Argument(help="Folder of a finished run, or of a chain of nights.")]
@@ -42,7 +43,9 @@ def serve(
     from ..serving.server import Endpoint, ServeOptions
     from ..serving.server import serve as run_server
 
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("sleep_trl.serving").setLevel(logging.INFO)
 
     def print_endpoint(endpoint: Endpoint) -> None:

@@ -13,7 +13,7 @@ from ..config.exit_codes import DONE, STOPPED, TRY_AGAIN, USER_ERROR
 from ..runs.finished import FinishedRun
 from ..wake import Form, State, Tally, WakeBuffer, add_path, add_stream, follow
 from ..wake.reading import form_of
-from .output import Json, Row, printable, redirect_to_stderr, show
+from .output import Json, Row, redirect_to_stderr, say, show
 
 app = typer.Typer(help="Store records for the next night in a wake buffer.", no_args_is_help=True)
 
@@ -74,7 +74,7 @@ def tail(
             for tally in follow(opened, path, form, source, idle=idle):
                 total += tally
                 for reason in tally.reasons:
-                    typer.echo(reason, err=True)
+                    say(reason)
         except KeyboardInterrupt:
             _print_tally(total, json, with_reasons=False)
             raise typer.Exit(STOPPED) from None
@@ -129,7 +129,7 @@ def forget(
     }
     show([row], json, lambda row: _forgotten_text(row, source, buffer))
     for reason in copies.in_use.values():
-        typer.echo(reason, err=True)
+        say(reason)
     raise typer.Exit(TRY_AGAIN if copies.in_use else DONE)
 
 
@@ -137,13 +137,13 @@ def _holding(run: Path, source: str) -> list[str]:
     try:
         return [entry.id for entry in FinishedRun.read(run).holding(source)]
     except ValueError as error:
-        typer.echo(f"Whether a night has learned it is unknown: {error}", err=True)
+        say(f"Whether a night has learned it is unknown: {error}")
         return []
 
 
 def _record_text(row: Row) -> str:
     line = "{state:<12}  {time:.19}  {copies:>3}×  {id}  {source}  {detail}".format(**row).rstrip()
-    excerpt = printable(" ".join(row["excerpt"].split()))
+    excerpt = " ".join(row["excerpt"].split())
     return f"{line}  “{excerpt}…”" if len(row["excerpt"]) == EXCERPT else f"{line}  “{excerpt}”" if excerpt else line
 
 
@@ -173,9 +173,9 @@ def _print_tally(tally: Tally, as_json: bool, with_reasons: bool = True) -> None
     """Print the counts, and on standard error the reasons of rejections."""
     row = asdict(tally) | {"rejected": dict(tally.rejected)}
     for reason in tally.reasons if with_reasons else ():
-        typer.echo(reason, err=True)
+        say(reason)
     if (more := tally.rejected.total() - len(tally.reasons)) > 0:
-        typer.echo(f"and {more:,} more; see `sleep-trl wake list --rejected`.", err=True)
+        say(f"and {more:,} more; see `sleep-trl wake list --rejected`.")
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in tally.rejected.most_common())
     words = f"{tally.added:,} added, {tally.duplicates:,} duplicates, {tally.forgotten:,} already forgotten"
     show([row], as_json, lambda _: words + (f", rejected: {kinds}" if kinds else ""))

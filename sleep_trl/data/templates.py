@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import jinja2.meta
 import jinja2.nodes
-from jinja2.sandbox import SandboxedEnvironment
+
+from .sandbox import LimitedEnvironment, try_out
 
 FOLDER = Path(__file__).parent / "templates"
 VARIABLES = ("context", "request", "source", "sentence")
@@ -137,12 +138,17 @@ def _examples(rows: list[dict[str, str]], reply: str) -> tuple[Example, ...]:
 
 
 def _compile(path: Path, examples: tuple[Example, ...] = ()) -> PromptTemplate:
-    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
+    environment = LimitedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
     try:
         text = path.read_text(encoding="utf-8")
         tree = environment.parse(text)
         names = frozenset(jinja2.meta.find_undeclared_variables(tree))
         assigned = {node.target.name for node in tree.find_all(jinja2.nodes.Assign) if hasattr(node.target, "name")}
-        return PromptTemplate(environment.from_string(text), examples, names, "reference" in assigned)
+        template = PromptTemplate(environment.from_string(text), examples, names, "reference" in assigned)
     except (jinja2.TemplateSyntaxError, UnicodeDecodeError) as error:
         raise ValueError(f"The template {path} cannot be read: {error}. Correct its Jinja syntax.") from None
+    if path.parent != FOLDER:
+        for context in ("x", None):
+            values = {**dict.fromkeys(VARIABLES, "x"), "context": context}
+            try_out(partial(template.render, **values), str(path))
+    return template

@@ -7,20 +7,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from accelerate import PartialState
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-console = Console(stderr=False, highlight=False)
+from ..config.console import PlainConsole
+from ..config.visible import visible
+
+console = PlainConsole()
 
 Advance = Callable[[float], None]
 """Called with the units of work done since the last call."""
 
 
-def echo(message: RenderableType) -> None:
-    """Print a line or a table, on the main process only."""
+def echo(message: RenderableType, style: str | None = None) -> None:
+    """Print a line or a table, on the main process only.
+
+    Args:
+        message (`str` or `rich.console.RenderableType`):
+            What to print. Markup in it is text.
+        style (`str`, *optional*):
+            The style of a line: `"yellow"` for a warning.
+    """
     if PartialState().is_main_process:
-        console.print(message)
+        console.print(message, style=style)
 
 
 @contextmanager
@@ -35,16 +45,16 @@ def bar(description: str, total: int) -> Iterator[Advance]:
     """
     state = PartialState()
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("left", markup=False),
         TimeRemainingColumn(),
     )
     is_seen = state.is_main_process and console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=not is_seen) as progress:
-        task = progress.add_task(description, total=total)
+        task = progress.add_task(visible(description), total=total)
         yield lambda done: progress.update(task, advance=done * state.num_processes)
 
 

@@ -54,7 +54,7 @@ def consolidate_levels(
         echo(f"Consolidating: {consolidation}")
         owned = {name: owner for name, owner in owners(ctx.earlier).items() if owner.expert in consolidation.senders}
         if not (to_learn := _samples_of(ctx, samples, set(owned))):
-            echo("[yellow]Skipping this consolidation: none of these entries' prompts got a usable answer[/]")
+            echo("Skipping this consolidation: none of these entries' prompts got a usable answer", style="yellow")
             continue
         blocks = prospective(ctx, updates.pop(0)) if level in updates else ()
         expert = ctx.memory.activate(consolidation.receiver, (*consolidation.senders, *blocks[:1]), blocks[1:])

@@ -78,7 +78,7 @@ def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
                 f"texts that it knows (evaluation.perplexity)"
             )
         for name, reason in result["left_out"].items():
-            echo(f"[yellow]The base skill is measured without {MEASURES[name]}: {reason}[/]")
+            echo(f"The base skill is measured without {MEASURES[name]}: {reason}", style="yellow")
         result["with_context"] = score("with context", items, True)
         if ctx.earlier:
             with ctx.memory.as_base():

@@ -55,7 +55,7 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     windows = ctx.inputs.reading
     queued = [memory.id for memory in ctx.inputs.queued]
     if queued:
-        echo(f"[yellow]{describe_fit(len(ctx.memories), len(queued))}[/]")
+        echo(describe_fit(len(ctx.memories), len(queued)), style="yellow")
     parts = Phases(_parts_of(ctx))
     written = _about_memories(ctx, parts, seeds) if windows else WrittenSamples()
     written = drop_collisions(written, ctx.inputs.titles)
@@ -71,16 +71,16 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     if coverage["covered"]:  # no sample is about a sentence if no template asks about them
         echo(f"Sentences with a usable sample: {coverage['covered']:,} of {coverage['sentences']:,}")
     if counts["earlier"] == 0 and config.continue_from and data.earlier_share > 0:
-        echo("[yellow]No prompt of an earlier night got a usable answer, so earlier nights are not replayed[/]")
+        echo("No prompt of an earlier night got a usable answer, so earlier nights are not replayed", style="yellow")
     if data.general_samples and counts["held_out"] and not counts["general"]:
-        echo("[yellow]All usable general samples are held out to measure agreement, so none are replayed[/]")
+        echo("All usable general samples are held out to measure agreement, so none are replayed", style="yellow")
     if windows and not counts["memory"]:
         raise NothingUsable(
             "The teacher wrote nothing usable about the memories. See the counts of dropped samples above: raise "
             "dataset.max_new_tokens if they were truncated, dataset.samples_per_window if there were few."
         )
     if unused := sorted({memory.id for memory in ctx.memories} - {s.memory_id for s in written.samples}):
-        echo(f"[yellow]Nothing usable was written about {len(unused)} memories: {', '.join(unused[:5])}[/]")
+        echo(f"Nothing usable was written about {len(unused)} memories: {', '.join(unused[:5])}", style="yellow")
     samples = [sample.as_row() for sample in written.samples]
     return {
         "counts": counts,
@@ -180,8 +180,9 @@ def _general_texts(ctx: NightContext, seed: int) -> list[str]:
         echo(f"For self-replay the model {how} shipped prompts: {len(texts)} to choose from ({reasons or 'all'})")
     else:
         echo(
-            f"[yellow]The model can read none of the shipped prompts ({reasons}), so general self-replay starts from "
-            f"nothing and protects little. Give texts that the model knows (dataset.general_texts)[/]"
+            f"The model can read none of the shipped prompts ({reasons}), so general self-replay starts from "
+            f"nothing and protects little. Give texts that the model knows (dataset.general_texts)",
+            style="yellow",
         )
     return texts
 

@@ -104,7 +104,7 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
     committed = phases.once("commit", work)
     if failure:
         then = f"{', '.join(forgotten)} is still there" if forgotten else "its memories wait for another night"
-        echo(f"[red]This night is rolled back, and {then}: {failure}[/]")
+        echo(f"This night is rolled back, and {then}: {failure}", style="red")
         forgotten = ()
         ctx.restore()
     else:
@@ -146,6 +146,7 @@ def _warn_about_weak_teacher(recall: float | None) -> None:
     """Warn if the teacher cannot answer the questions even with the text in its context."""
     if recall is not None and recall < WEAK_TEACHER:
         echo(
-            f"[yellow]With the text in its context, the teacher answers only {recall:.0%} of the questions, and it can "
-            f"only teach what it can read. Check that the questions are about the memories, or use a stronger model.[/]"
+            f"With the text in its context, the teacher answers only {recall:.0%} of the questions, and it can "
+            f"only teach what it can read. Check that the questions are about the memories, or use a stronger model.",
+            style="yellow",
         )

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import RunConfig
@@ -83,7 +82,7 @@ def seed(
     extra = ctx.inputs.columns
     add_columns(rows, ctx.memories, extra.names)
     for column, reason in extra.left_out.items():
-        echo(f"[yellow]Rewards do not get the column {escape(column)} of the memories: {reason}[/]")
+        echo(f"Rewards do not get the column {column} of the memories: {reason}", style="yellow")
     checkpoints = folder.checkpoints if name == "seeded" else folder.checkpoints_of(name)
     teachers = [] if is_own_teacher else [teacher.model for teacher in ctx.teachers]
     trained = {row["memory_id"] for row in rows if row["part"] == "memory"}

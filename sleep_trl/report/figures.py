@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .words import finite, percent, visible
+from ..config.visible import visible
+from .words import finite, percent
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..config.visible import visible
 from ..evaluation.retention import describe_chain
 from ..runs.files import read_json, write_text
 from ..runs.folder import RunFolder
@@ -20,7 +21,7 @@ from .dreams import browse
 from .figures import PARTS, Chart, charts
 from .levels import capacity_charts, count_experts
 from .retention import chain_charts
-from .words import clip, duration, finite, moment, number, outcome, percent, verdict, visible
+from .words import clip, duration, finite, moment, number, outcome, percent, verdict
 
 SHOWN_SAMPLES = 12
 SHOWN_SOURCES = 4  # of a ledger entry

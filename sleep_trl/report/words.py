@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -13,19 +12,6 @@ from ..runs.ledger import LedgerEntry, active_entries, removed_by
 SKILL_KEPT = 0.005  # a smaller change of the base skill, half a point, is not reported
 PERPLEXITY_KEPT = 0.005  # a smaller relative change of the perplexity, half a percent, is not reported
 RECALL_KEPT = 0.02  # earlier nights must keep at least 98 % of their recall
-HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories of invisible characters and of those that move others
-JOINERS = "\u200c\u200d"  # hidden characters that are ordinary spelling in Persian, Hindi and emoji
-
-
-def visible(text: str) -> str:
-    """Replace control, formatting and unpaired surrogate characters by their code points, such as ⟨U+202E⟩.
-
-    Line breaks and tabs stay. The result can neither reorder the text around it nor break the page's encoding.
-    """
-    text = text.replace("\r\n", "\n")
-    return "".join(
-        f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in HIDDEN and c not in "\n\t" + JOINERS else c for c in text
-    )
 
 
 def clip(text: str, limit: int) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from sleep_trl.config.visible import visible
 from sleep_trl.launch import sleep
 from sleep_trl.report import write_report
-from sleep_trl.report.words import visible
 from tests.planning.test_chain import chain
 from tests.report.pages import HOSTILE, make_entry, make_results, make_sample, write_run
 from tests.tiny_runs import write_model

@@ -144,7 +144,7 @@ def test_records_are_listed_with_the_beginning_of_their_text(call, tmp_path):
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     call("wake", "add", "docs.jsonl")
     first, second = call("wake", "list")[1].splitlines()
-    assert first.endswith("docs.jsonl  “the cat \\x1b]0;owned\\x07 sleeps”")
+    assert first.endswith("docs.jsonl  “the cat ⟨U+001B⟩]0;owned⟨U+0007⟩ sleeps”")
     assert second.endswith(f"“{('word ' * 12).strip()}…”")
     assert [row["excerpt"] for row in rows(call("wake", "list", "--json")[1])][1] == "word " * 12
     call("wake", "forget", "docs.jsonl")

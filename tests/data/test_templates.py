@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from sleep_trl.data.prompts import Prompter
@@ -123,3 +125,26 @@ def test_a_base_model_continues_the_text_and_a_chat_model_answers_it():
     prompt, text, prefix = Prompter(tokenizer).general("the cat")
     assert text == "<user>the cat<assistant>" and prefix == []
     assert prompt == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes longer than 0.5 s"),
+        ("{{ context }}{{ 'x' * 10**9 }}", "a value of 1,000,000,000 elements, of at most 1,000,000"),
+        ("{{ 2 ** 1000000 }}", "an exponent of 1,000,000, of at most 64"),
+        ("{{ '%2000000000d' % 1 }}", "a field of millions of characters"),
+        ("{% for i in range(99999) %}xxxxxxxxxxxx{% endfor %}", "writes 1,199,988 characters. At most 1,000,000"),
+        ("{{ nobody }}", "'nobody' is undefined"),
+    ],
+)
+def test_hanging_and_huge_templates_are_refused(tmp_path, monkeypatch, text, message):
+    monkeypatch.setattr("sleep_trl.data.sandbox.TIME", 0.5)
+    (tmp_path / "mine.j2").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Template.load(str(tmp_path / "mine.j2"))
+
+
+def test_ordinary_operators_still_work(tmp_path):
+    (tmp_path / "mine.j2").write_text("{{ 3 * 4 }} {{ '-' * 3 }} {{ 2 ** 8 }} {{ '%05.1f' % 2.5 }} {{ context }}")
+    assert Template.load(str(tmp_path / "mine.j2")).respond.render(context="x").text == "12 --- 256 002.5 x"

@@ -1,6 +1,7 @@
 """Rewards in a whole night: columns of the memories, reward models, and all of `trl.rewards` by name."""
 
 import json
+import shutil
 from importlib.util import find_spec
 
 import pytest
@@ -41,7 +42,7 @@ def test_columns_of_the_memories_reach_rewards_as_in_trl(model, tmp_path, capsys
     rewards = ["imitation", f"{plugin}:fitting", f"{plugin}:anything"]
     columns = {"level": 0.25, "tags": ["a", "b"], "stop": "taken"}
     assert sleep.main(night(model, tmp_path, rewards, columns)) == 0
-    assert means(tmp_path, "fitting") == pytest.approx([0.25] * 2) and means(tmp_path, "anything") == [0.0] * 2
+    assert {*means(tmp_path, "fitting")} == {0.25} and {*means(tmp_path, "anything")} == {0.0}
     assert "Rewards do not get the column stop of the memories" in " ".join(capsys.readouterr().out.split())
 
 
@@ -49,8 +50,8 @@ def test_a_column_that_is_missing_is_named_before_anything_begins(model, tmp_pat
     (tmp_path / "mine.py").write_text(PLUGIN)
     assert sleep.main(night(model, tmp_path, [f"{tmp_path / 'mine.py'}:fitting"], {"tags": ["a"]})) == 2
     shown = capsys.readouterr().err
-    assert "needs level, which the rows do not have" in shown and "memory_id, template, stop, tags" in shown
-    assert "Add it as a key to the memories" in shown and not (tmp_path / "run").exists()
+    assert "needs level, which the rows do not have" in shown and ", tags. Add it as a key to the memories" in shown
+    assert not (tmp_path / "run").exists()
 
 
 def test_columns_come_through_a_wake_buffer(model, tmp_path) -> None:
@@ -63,7 +64,7 @@ def test_columns_come_through_a_wake_buffer(model, tmp_path) -> None:
         add_path(buffer, tmp_path / "one.jsonl")
     words = [word for word in words if not word.startswith("--memories")]
     assert sleep.main([*words, f"--memories=wake:{tmp_path / 'wake.db'}"]) == 0
-    assert means(tmp_path, "fitting") == pytest.approx([0.5] * 2)
+    assert {*means(tmp_path, "fitting")} == {0.5}
     [ingested] = (tmp_path / "run" / "phases").glob("ingested.jsonl")
     assert [memory.columns for memory in read_memories(str(ingested))] == [{"level": 0.5, "tags": ["a"]}] * 2
 
@@ -73,7 +74,7 @@ def test_a_reward_model_by_name(model, tmp_path) -> None:
     config = read_json(folder / "config.json")
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 256}))
     assert sleep.main(night(model, tmp_path, ["imitation", {"name": str(folder), "weight": 0.1}])) == 0
-    assert all(mean != 0 for mean in means(tmp_path, "scorer"))
+    assert means(tmp_path, "scorer") and all(mean != 0 for mean in means(tmp_path, "scorer"))
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -90,4 +91,29 @@ def test_every_reward_of_trl_runs_by_name(model, tmp_path, capsys, name) -> None
     [logged] = {key for row in results_of(tmp_path / "run")["history"] for key in row if key.endswith("/mean")} - {
         "rewards/imitation/mean"
     } & {key for row in results_of(tmp_path / "run")["history"] for key in row if key.startswith("rewards/")}
-    assert len(means(tmp_path, logged.split("/")[1])) == 2
+    assert means(tmp_path, logged.split("/")[1])
+
+
+def test_a_reward_that_calls_sys_exit_does_not_end_the_night_as_done(model, tmp_path, capsys) -> None:
+    (tmp_path / "mine.py").write_text("import sys\ndef leaving(completions, **columns):\n    sys.exit(0)\n")
+    assert sleep.main(night(model, tmp_path, [f"{tmp_path / 'mine.py'}:leaving"])) == 2
+    shown = capsys.readouterr().err
+    assert "Reward 'leaving' failed: it raised SystemExit at" in shown and "resume with the same command" in shown
+
+
+NAME = "[/x] [red]\x1b]0;owned\x07\u202e"
+
+
+def test_names_are_data_in_a_terminal(model, tmp_path, capsys) -> None:
+    """Markup and control codes in ids, sources, folders and files: before, during and after a night."""
+    shutil.copytree(model, tmp_path / NAME / "model")
+    words = arguments(tmp_path / NAME / "model", tmp_path / NAME / "run", **{"seeding.steps": 1})
+    memories = tmp_path / NAME / "one.jsonl"
+    rows = [row | {"id": f"{NAME} {number}", "source": NAME} for number, row in enumerate(read_jsonl(memories))]
+    write_jsonl(memories, [*rows, {"id": NAME, "text": "?", "[/y]": 1}])  # nothing can be written about the last
+    assert sleep.main([*words, "--dry_run"]) == 0 and sleep.main(words) == 0
+    assert sleep.main(words) == 2  # the folder is taken
+    seen = capsys.readouterr()
+    shown = seen.out + seen.err
+    assert "[/x] [red]⟨U+001B⟩]0;owned⟨U+0007⟩⟨U+202E⟩" in "".join(shown.split("\n"))
+    assert not any(code in shown for code in ("\x1b]", "\x07", "\u202e"))

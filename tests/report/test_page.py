@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
+from sleep_trl.config.visible import visible
 from sleep_trl.report import write_report
 from sleep_trl.report.figures import label
 from sleep_trl.report.page import choose_samples, facts
-from sleep_trl.report.words import outcome, verdict, visible
+from sleep_trl.report.words import outcome, verdict
 from sleep_trl.runs.ledger import LedgerEntry
 from tests.report.pages import HOSTILE, Page, make_entry, make_results, make_sample, write_run
 

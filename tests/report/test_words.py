@@ -4,8 +4,9 @@ import math
 
 import pytest
 
+from sleep_trl.config.visible import visible
 from sleep_trl.report.page import flatten
-from sleep_trl.report.words import clip, duration, moment, percent, verdict, visible
+from sleep_trl.report.words import clip, duration, moment, percent, verdict
 from tests.report.pages import make_results
 
 

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import math
+import sys
 import threading
 import time
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from trl.trainer.utils import get_callable_name, is_async_callable
 
-from sleep_trl.rewards import RewardError, guard
+from sleep_trl.rewards import RewardError, guard, resolve
 
 SECRET = "Mira's cat is called Tolu"
 CALL = {"prompts": [SECRET] * 3, "completions": [SECRET] * 3, "completion_ids": [[1]] * 3}
@@ -233,3 +234,56 @@ def test_load_comes_before_the_clock_and_is_not_forgiven() -> None:
 def test_on_error_must_be_known() -> None:
     with pytest.raises(ValueError, match="on_error is 'ignore'"):
         guard(raising, on_error="ignore")
+
+
+@pytest.mark.parametrize("timeout_s", [None, 5.0])
+@pytest.mark.parametrize("is_awaited", [False, True])
+def test_a_reward_that_ends_the_program_is_an_error(timeout_s, is_awaited) -> None:
+    def leaving(completions, **columns):
+        sys.exit(0)
+
+    async def leaving_later(completions, **columns):
+        sys.exit(0)
+
+    func = guard(leaving_later if is_awaited else leaving, timeout_s=timeout_s)
+    call = {"prompts": ["a"], "completions": ["b"], "completion_ids": [[1]]}
+    with pytest.raises(RewardError, match=r"it raised SystemExit at .*test_guard.py:\d+ in leaving"):
+        asyncio.run(func(**call)) if is_awaited else func(**call)
+
+
+def test_a_reward_that_ends_the_program_as_it_is_made_or_loaded_is_an_error(tmp_path) -> None:
+    path = tmp_path / "leaving.py"
+    path.write_text(
+        "import sys\nfrom collections.abc import Callable\ndef make(x=1) -> Callable:\n    sys.exit('no GPU')\n"
+    )
+    with pytest.raises(ValueError, match="ended the program as it was made: no GPU"):
+        resolve(f"{path}:make")
+
+    class Loading:
+        def load(self):
+            sys.exit(3)
+
+        def __call__(self, completions, **columns):
+            return [1.0] * len(completions)
+
+    with pytest.raises(RewardError, match="ended the program as it was loaded: 3"):
+        guard(Loading()).load()
+
+
+def test_threads_that_are_left_behind_are_few(monkeypatch) -> None:
+    ending, started = threading.Event(), []
+    monkeypatch.setattr(sys.modules["sleep_trl.rewards.guard"], "_left_behind", [])
+
+    def hanging(completions, **columns):
+        started.append(1)
+        ending.wait(60)
+        return [1.0] * len(completions)
+
+    reward = guard(hanging, timeout_s=0.05, on_error="abstain")
+    call = {"prompts": ["a"], "completions": ["b"], "completion_ids": [[1]]}
+    assert [reward(**call) for _ in range(7)] == [[None]] * 7 and len(started) == 4
+    with pytest.raises(RewardError, match="4 earlier calls took longer than timeout_s and are still running"):
+        guard(hanging, timeout_s=0.05)(**call)
+    ending.set()
+    time.sleep(0.2)
+    assert guard(lambda completions, **columns: [2.0], timeout_s=5)(**call) == [2.0]

@@ -143,7 +143,7 @@ def seed_expert(
 def remove_incomplete(folder: str | Path) -> None:
     """Remove incomplete and damaged checkpoints, from the newest back to the last whole one."""
     while (last := _last_checkpoint(folder)) is not None and not is_complete(last):
-        echo(f"[yellow]Removing {last}: an interruption left it incomplete, or it is damaged[/]")
+        echo(f"Removing {last}: an interruption left it incomplete, or it is damaged", style="yellow")
         shutil.rmtree(last)
 
 
