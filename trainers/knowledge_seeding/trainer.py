@@ -157,8 +157,8 @@ class KnowledgeSeedingTrainer(Rollouts):
         return output | self._teacher_inputs(rows, written_mask(output)) if self.args.alpha > 0 else output
 
     def _learns_from_references(self) -> bool:
-        """Whether this batch is not rolled out: because no rollout has a weight, or at the beginning of training, unless
-        no reference has one."""
+        """Whether this batch is not rolled out: at the beginning of training, unless no reference has a weight, or
+        because no rollout has one."""
         args, state = self.args, self.state
         if args.alpha == 0 or args.lmbda == 1:
             return False
