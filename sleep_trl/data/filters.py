@@ -17,6 +17,7 @@ from ..rollout import Completion
 
 Item = TypeVar("Item")
 NGRAM = 4  # words
+QUESTION_MARKS = ("?", "？", "؟", "՞", "⸮")
 _WORD = regex.compile(r"[\p{L}\p{N}]+")
 MAX_REPEATED = 0.5  # share of repeated 4-grams above which a text is a loop
 
@@ -101,6 +102,11 @@ def is_unsupported(candidate: Candidate) -> bool:
     return 2 * sum(word in text for word in words) < len(words)
 
 
+def is_question(candidate: Candidate) -> bool:
+    """The answer asks something: small models repeat the request."""
+    return candidate.check is not None and candidate.text.rstrip().endswith(QUESTION_MARKS)
+
+
 def is_known(candidate: Candidate) -> bool:
     """The student gives the answer without the text: there is nothing to learn."""
     return candidate.check is not None and candidate.check.agree(candidate.text, candidate.check.without_text)
@@ -113,6 +119,7 @@ FILTERS: Mapping[str, Callable[[Candidate], bool]] = {
     "duplicate": is_duplicate,
     "inconsistent": is_inconsistent,
     "unsupported": is_unsupported,
+    "question": is_question,
     "known": is_known,
 }
 """Filters by reason, in order: a completion counts for the first one that drops it."""

@@ -24,6 +24,7 @@ DROPPED = {
         candidate("Ada Finch", check=check("Ada Finch", "Ben", "Ben has a boat.")),
         candidate("the red boat", check=check("the red boat", "Ben", "Ben has a boat.")),
     ],
+    "question": [candidate(f"Ben{mark}", check=check("Ben", "Mira")) for mark in ("?", "？", "؟")],
     "known": [candidate("Ben", check=check("Ben", "Ben"))],
 }
 KEPT = {
@@ -39,6 +40,7 @@ KEPT = {
         candidate("A boat!", check=check("A boat!", "Ben", "Ben has a boat.")),
         candidate("小舟", check=check("小舟", "Ben", "本有一条小舟。")),
     ],
+    "question": [candidate("Who?"), candidate("Ben", check=check("Ben", "Mira", "Who? Ben."))],
     "known": [candidate("Ben"), candidate("Ben", check=check("Ben", "Mira"))],
 }
 
