@@ -18,7 +18,7 @@ from sleep_trl.trainers.options import shared_options
 SEEDING = """alpha divergence_beta drift_weight expert_dropout gamma gradient_checkpointing learning_rate lmbda
 logging_steps lr_scheduler_type max_completion_length max_grad_norm num_generations reference_passes replay_weight
 rollout_start
-save_steps warmup_steps z0"""
+save_steps sft_weight warmup_steps z0"""
 DREAMING = """chunk confidence em_epochs gpus_per_worker improvement learning_rate lora_alpha lora_learning_rate
 lora_rank lora_steps measure random_expert repeats rounds select_random_k select_top_k selection test workers"""
 RENAMED = {"top_k": "select_top_k", "random_k": "select_random_k"}

@@ -157,6 +157,31 @@ def test_rollouts_begin_when_they_should(tmp_path, monkeypatch, options, rolled_
         )
 
 
+@pytest.mark.parametrize("weight", [0.25, 1.0])
+def test_the_sft_weight_moves_the_loss_on_memories_to_their_cross_entropy(tmp_path, weight):
+    """The plain formula, from the logits of each row; self-replay keeps its divergence."""
+    options = {"data": rows(4), "alpha": 1.0, "lmbda": 0.0, "replay_weight": 0.5}
+    without = trainer(tmp_path / "a", **options)
+    batch = first_batch(without)
+    t = trainer(tmp_path / "b", sft_weight=weight, **options)
+    difference = t._compute_loss(t.model, first_batch(t)) - without._compute_loss(without.model, batch)
+    expected = 0.0
+    for row in range(len(batch["part"])):
+        if batch["part"][row] != PARTS.index("memory") or batch["reference_weight"][row] == 0:
+            continue
+        prompts, ids = (batch[f"{name}_ids"][row][batch[f"{name}_mask"][row] == 1] for name in ("prompt", "reference"))
+        teacher = batch["teacher_prompt_ids"][row][batch["teacher_prompt_mask"][row] == 1]
+        with torch.no_grad():
+            mine, theirs = (
+                t.model(torch.cat([p, ids])[None]).logits[0, len(p) - 1 : -1].log_softmax(-1)
+                for p in (prompts, teacher)
+            )
+        divergence = (theirs.exp() * (theirs - mine)).sum()
+        cross_entropy = -mine.gather(1, ids[:, None]).sum()
+        expected += weight * (cross_entropy - divergence) * batch["reference_weight"][row]
+    assert difference.item() == pytest.approx(expected.item(), rel=1e-3) and abs(expected) > 0.1
+
+
 def test_accumulation_gives_the_same_expert(tmp_path):
     """One batch of eight rollouts and two of four, whose references are read at once, add up to the same gradient."""
     data = rows(2)

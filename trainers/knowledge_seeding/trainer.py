@@ -41,7 +41,8 @@ class KnowledgeSeedingTrainer(Rollouts):
         (1 - alpha) * policy loss + alpha * (lmbda * D(rollout) + (1 - lmbda) * D(reference))
 
     where D is a token-level divergence between teacher and student. The teacher is the same set of weights: it reads
-    the privileged context and lacks the expert that is learning. Only that expert is trained.
+    the privileged context and lacks the expert that is learning. Only that expert is trained. With `sft_weight` w, the
+    references of memories and dreams have `(1 - w) * D + w * cross-entropy`.
 
     Rows of the dataset have `prompt` (what the student sees), `teacher_prompt` (the same with the privileged context)
     and `reference` (what the teacher wrote there). Each may be text or messages, or come as token ids in `prompt_ids`,
@@ -257,10 +258,26 @@ class KnowledgeSeedingTrainer(Rollouts):
         loss: Any = 0.0
         if is_rolled_out:
             loss = self._rollout_loss(model, inputs, hidden[len(texts)], outputs[len(texts) :])
-        parts = zip(hidden, outputs, texts, strict=False)
+        parts = list(zip(hidden, outputs, texts, strict=False))
         sums = torch.cat([self._divergence(states, output, mask) for states, output, (_, _, mask) in parts], dim=1)
         rows = {name: torch.cat([batch[name] for batch, _, _ in texts]) for name in ("part", "reference_weight")}
-        return loss + alpha * self._mean("reference", sums, rows)
+        loss = loss + alpha * self._mean("reference", sums, rows)
+        if self.args.sft_weight == 0:
+            return loss
+        losses = torch.cat([self._cross_entropy(states, ids, mask) for states, _, (_, ids, mask) in parts])
+        share = self.args.sft_weight * ~is_replay(rows["part"])
+        self._log_parts(
+            "reference", rows["part"], torch.stack([losses.detach(), sums[1], sums[1] * 0]) * (share > 0), "sft"
+        )
+        return loss + alpha * ((losses - sums[0]) * share * rows["reference_weight"]).sum() * self._loss_scale()
+
+    def _cross_entropy(self, hidden: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return each row's cross-entropy, summed over its tokens. Shape `(batch,)`."""
+        with self.accelerator.autocast():
+            log_probs, _ = log_probs_per_token(
+                hidden, Head.of(self.accelerator.unwrap_model(self.model)), ids, mask, 1.0
+            )
+        return -log_probs.sum(1)
 
     def _rollout_loss(
         self, model: nn.Module, inputs: Tensors, hidden: torch.Tensor, outputs: list[list[TeacherOutput]]
@@ -370,12 +387,12 @@ class KnowledgeSeedingTrainer(Rollouts):
         per_row = divergence + self.args.drift_weight * drift * is_replay(rows["part"])
         return (per_row * weight).sum() * self._loss_scale()
 
-    def _log_parts(self, kind: str, part: torch.Tensor, sums: torch.Tensor) -> None:
+    def _log_parts(self, kind: str, part: torch.Tensor, sums: torch.Tensor, name_of: str = "divergence") -> None:
         totals = torch.zeros(len(PARTS), 3, device=sums.device).index_add_(0, part, sums.T)
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, (divergence, count, drift) in zip(PARTS, self.accelerator.reduce(totals).tolist(), strict=True):
             if count:
-                metrics[f"divergence/{name}/{kind}"].append(divergence / count)
+                metrics[f"{name_of}/{name}/{kind}"].append(divergence / count)
                 if drift:
                     metrics[f"drift/{name}/{kind}"].append(drift / count)
 
