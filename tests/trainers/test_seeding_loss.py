@@ -165,7 +165,7 @@ def test_the_sft_weight_moves_the_loss_on_memories_to_their_cross_entropy(tmp_pa
     batch = first_batch(without)
     t = trainer(tmp_path / "b", sft_weight=weight, **options)
     difference = t._compute_loss(t.model, first_batch(t)) - without._compute_loss(without.model, batch)
-    expected = 0.0
+    expected = torch.zeros(())
     for row in range(len(batch["part"])):
         if batch["part"][row] != PARTS.index("memory") or batch["reference_weight"][row] == 0:
             continue
