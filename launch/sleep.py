@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from sleep_trl.distributed.ray import prepare
 
             prepare()  # before TRL imports what imports Ray
-        from sleep_trl.planning.chain import nights_of, unfinished
+        from sleep_trl.planning.chain import is_auto, nights_of, unfinished
 
         nights = nights_of(config)
         waiting = unfinished(nights) if config.nights else nights
@@ -63,9 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_error(f"{night.output_dir} is finished, skipping.")
     if len(waiting) < len(nights):
         _write_missing_report(nights[len(nights) - len(waiting) - 1])
-    for night in waiting:
-        if (code := _sleep(night, is_in_chain=bool(config.nights))) != DONE or config.dry_run:
-            return code
+    while waiting:
+        for night in waiting:
+            if (code := _sleep(night, is_in_chain=bool(config.nights))) != DONE or config.dry_run:
+                return code
+        try:
+            nights = nights_of(config)  # with auto there may be another
+            waiting = unfinished(nights) if is_auto(config) else []
+        except ValueError as error:
+            _print_error(f"Error: {explain(error)}")
+            return USER_ERROR
     if config.nights and _is_first_process():
         from sleep_trl.distributed.progress import echo
         from sleep_trl.evaluation.retention import describe_chain, render_chain

@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 from .. import __version__
 from . import RunConfig
 from .reward import RewardSpec
+from .run import AUTO
 
 USAGE = "sleep.py [--config FILE.yaml] --model MODEL --memories MEMORIES [--SECTION.OPTION VALUE ...]"
 EPILOG = """\
@@ -93,7 +94,8 @@ def parse(argv: Sequence[str]) -> RunConfig:
     from_file = read_yaml(Path(arguments.config)) if arguments.config else {}
     given = _given(source, arguments)
     if not given.keys().isdisjoint(MEMORY_OPTIONS):
-        from_file = {name: value for name, value in from_file.items() if name not in MEMORY_OPTIONS}
+        replaced = ("nights",) if tuple(given.get("nights", ())) == AUTO else MEMORY_OPTIONS
+        from_file = {name: value for name, value in from_file.items() if name not in replaced}
     return RunConfig.model_validate(_merged(from_file, given))
 
 

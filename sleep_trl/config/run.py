@@ -21,6 +21,9 @@ from .sections import (
     SeedingConfig,
 )
 
+AUTO = ("auto",)
+"""`nights` that are as many as it takes."""
+
 
 class RunConfig(Section):
     """One night of a language model: takes memories, returns a larger model that knows them."""
@@ -46,7 +49,8 @@ class RunConfig(Section):
 
     nights: tuple[str, ...] = ()
     """Memories of several nights, instead of memories: one item per night, in the same form. Each night continues the
-    one before, in output_dir/night-001 and so on; finished nights are skipped."""
+    one before, in output_dir/night-001 and so on; finished nights are skipped. auto: as many nights of seeding.steps as
+    it takes to learn all memories."""
 
     continue_from: Path | None = None
     """Folder of an earlier run to build on: its experts are kept, its prompts replayed, its recall measured again."""
@@ -119,7 +123,7 @@ class RunConfig(Section):
     @classmethod
     def _take_memories_from_nights(cls, values: Any) -> Any:
         nights = values.get("nights") if isinstance(values, dict) else None
-        if not nights or not isinstance(nights, list | tuple):
+        if not nights or not isinstance(nights, list | tuple) or tuple(nights) == AUTO:
             return values
         if (memories := values.get("memories", nights[0])) != nights[0]:
             raise ValueError(
@@ -134,6 +138,15 @@ class RunConfig(Section):
         if value.is_file():
             raise ValueError(f"{value} is a file; give a folder that exists or can be created")
         return value
+
+    @model_validator(mode="after")
+    def _check_nights(self) -> Self:
+        if self.nights == AUTO and self.seeding.steps is None:
+            raise ValueError(
+                "nights auto divides memories by the steps of a night; give --seeding.steps. Without them one night is "
+                "as long as what there is to learn"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_continue_from(self) -> Self:

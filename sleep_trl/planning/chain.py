@@ -12,11 +12,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..config import RunConfig
+from ..config.run import AUTO
 from ..config.sections import Section
 from ..data.documents import read_memories
 from ..runs.files import read_json
 from ..runs.finished import newest_night
 from ..runs.folder import NIGHT, RunFolder, night_folder
+from ..runs.ledger import read_ledger
 from .consolidation import HOW_TO_FREE_EXPERTS, MIN_CAPACITY, missing_blocks, needed_free
 
 SECTIONS = {name for name, field in RunConfig.model_fields.items() if isinstance(field.default, Section)}
@@ -33,11 +35,11 @@ def nights_of(config: RunConfig) -> list[RunConfig]:
     if not config.nights:
         return [_with_options_of_its_beginning(config)]
     nights, before = [], config.continue_from
-    for number, memories in enumerate(config.nights, start=1):
+    for number, memories in enumerate(_divided(config) if is_auto(config) else config.nights, start=1):
         folder = night_folder(config.output_dir, number)
         night = {
             "memories": memories,
-            "nights": (),
+            "nights": AUTO if is_auto(config) else (),
             "output_dir": folder,
             "continue_from": before,
             "resume": config.resume and RunFolder(folder).is_begun,
@@ -45,6 +47,28 @@ def nights_of(config: RunConfig) -> list[RunConfig]:
         nights.append(_with_options_of_its_beginning(config.model_copy(update=night)))
         before = folder
     return nights
+
+
+def is_auto(config: RunConfig) -> bool:
+    """Whether the nights of a chain are as many as it takes to learn its memories."""
+    return config.nights == AUTO
+
+
+def _divided(config: RunConfig) -> list[str]:
+    """Return the memories of each night so far, and once more for the next one, if there is something left for it."""
+    count = 0
+    while is_finished(night_folder(config.output_dir, count + 1)):
+        count += 1
+    is_next = count == 0 or _leaves_a_rest(RunFolder(night_folder(config.output_dir, count)))
+    return [config.memories] * (count + is_next)
+
+
+def _leaves_a_rest(run: RunFolder) -> bool:
+    """Whether memories wait for another night because they did not fit this one. If it learned nothing or was rolled
+    back, another would end the same way."""
+    last = read_ledger(run.ledger)[-1]
+    is_learned = bool(last.sources) and not last.rolled_back
+    return is_learned and read_json(run.results).get("not_trained", {}).get("queued", 0) > 0
 
 
 def _continuing_a_night(config: RunConfig) -> RunConfig:

@@ -125,6 +125,20 @@ def check_consolidations(inputs: RunInputs) -> None:
     check_blocks(inputs.config.levels, needed, capacity.max_experts, capacity.is_routed, count_shards() > 1)
 
 
+def check_nights(inputs: RunInputs) -> None:
+    """Raise if the memory has not room for the nights that `nights auto` takes."""
+    config, capacity = inputs.config, inputs.capacity
+    if not config.nights or config.levels.when_full != "stop" or config.levels.chunks:
+        return
+    needed = capacity.experts + (inputs.nights_after if inputs.queued else 0)
+    if needed > capacity.max_experts:
+        raise ValueError(
+            f"nights auto: {len(inputs.available):,} memories take {needed} nights of {config.seeding.steps} steps, "
+            f"but the memory has room for {capacity.max_experts} experts. Raise --seeding.steps, give "
+            f"--memory.max_experts {needed} or more, or let --levels.when_full merge them."
+        )
+
+
 # -- texts ---------------------------------------------------------------------------------------------------------
 
 

@@ -41,7 +41,7 @@ from .former_runs import began_in_0_1, with_former_defaults
 from .night_source import night_memories, waiting_since_it_began
 from .relearning import Relearning, plan_relearning, prompts_without
 from .run_dtype import choose_run_dtype
-from .selection import apportion, select_memories
+from .selection import apportion, count_nights, select_memories
 
 MAX_EXAMPLES = 1024  # tokens of worked examples in a prompt; at most a quarter of the context
 SEEDS_APART = 4  # generations of a sample
@@ -138,6 +138,13 @@ class RunInputs:
         if self.config.seeding.steps is None:
             return []
         return self._selection[1] or waiting_since_it_began(self.config)
+
+    @cached_property
+    def nights_after(self) -> int:
+        """Nights of the same steps that it takes to learn what is queued, if each window gets its row."""
+        shares = {**self._shares, "earlier": self.config.dataset.earlier_share}
+        rows = (self.config.seeding.steps or 0) * split_shares(self.config.seeding.prompts_per_step, shares)["memory"]
+        return count_nights([len(self._all_windows[memory.id]) for memory in self._selection[1]], rows)
 
     @cached_property
     def _selection(self) -> tuple[list[MemoryText], list[MemoryText]]:
@@ -257,12 +264,15 @@ class RunInputs:
     @cached_property
     def rows_by_part(self) -> dict[Part, int]:
         """Prompts of each part in a step, if every part of the data set has samples."""
+        return split_shares(self.config.seeding.prompts_per_step, self._shares)
+
+    @property
+    def _shares(self) -> dict[Part, float]:
         data, continued = self.config.dataset, self.config.continue_from is not None
-        shares: dict[Part, float] = {
+        return {
             "general": data.general_share if data.general_samples else 0.0,
             "earlier": data.earlier_share if continued else 0.0,
         }
-        return split_shares(self.config.seeding.prompts_per_step, shares)
 
     @property
     def expected_rows(self) -> int:

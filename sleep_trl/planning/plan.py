@@ -19,9 +19,10 @@ class Plan:
     Parameter counts are numbers of values; sizes on disk are in bytes, and so is `peak`, the memory of a process.
     `samples` is the maximum that the teacher writes, `rows` are training prompts; `context`, `window` and
     `memory_tokens` are in tokens. `dtype` is that of the frozen base, `dtype_reason` says why. `queued` counts the
-    memories that do not fit the steps. If `passes` is not `None`, `steps`, `rows` and `rollouts` follow from it and are
-    estimates: the most, if all samples are usable. `top_k` is `None` if every expert takes part in every token.
-    `consolidations` describes which experts are consolidated before the night learns anything.
+    memories that do not fit the steps, `nights_after` the nights of these steps that learn them. If `passes` is not
+    `None`, `steps`, `rows` and `rollouts` follow from it and are estimates: the most, if all samples are usable.
+    `top_k` is `None` if every expert takes part in every token. `consolidations` describes which experts are
+    consolidated before the night learns anything.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Plan:
     output_dir: str
     memories: int
     queued: int
+    nights_after: int
     memory_tokens: int
     questions: int
     window: int
@@ -84,7 +86,10 @@ def render(plan: Plan) -> Table:
     table.add_column(no_wrap=True)
     table.add_column()
     share = f"{plan.trainable_share:.2%} of the grown model"
-    memories = describe_fit(plan.memories, plan.queued) if plan.queued else f"{plan.memories:,}"
+    memories = f"{plan.memories:,}"
+    if plan.queued:
+        more = f"{plan.nights_after} more night{'s' * (plan.nights_after != 1)} of these steps (--nights auto)"
+        memories = f"{describe_fit(plan.memories, plan.queued)}, for {more}"
     steps = f"{plan.steps:,}" if plan.passes is None else f"about {plan.steps:,} ({plan.passes:g} passes):"
     routing = "all" if plan.top_k is None else f"{plan.top_k} chosen by a router, plus the one that learns"
     for name, value in {

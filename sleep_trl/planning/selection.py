@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ..data.documents import MemoryText
 from ..runs.ledger import LedgerEntry, active_entries
@@ -45,6 +45,17 @@ def select_memories(
             break
         taken.add(memory.id)
     return [m for m in memories if m.id in taken], [m for m in waiting if m.id not in taken]
+
+
+def count_nights(windows: Iterable[int], rows: int) -> int:
+    """Return in how many nights memories with so many windows are learned in turn, each with `rows` rows about them and
+    with one memory at least."""
+    nights = left = 0
+    for count in windows:
+        if not nights or count > left:
+            nights, left = nights + 1, rows
+        left -= count
+    return nights
 
 
 def divide(count: int, parts: int, turn: int) -> list[int]:

@@ -157,3 +157,39 @@ def test_earlier_prompts_are_answered_as_far_as_they_are_replayed(model, tmp_pat
     assert len(chosen) == expected and chosen == [row for row in prompts if row in chosen]
     assert len({row["memory_id"] for row in chosen}) == min(20, expected)
     assert len(set(Counter(row["entry"] for row in chosen).values())) == 1
+
+
+def test_nights_auto_learns_all_documents_in_as_many_nights_as_it_takes(model, tmp_path, capsys):
+    chain, file = tmp_path / "chain", tmp_path / "many.jsonl"
+    write_jsonl(file, ({"id": str(n), "text": text} for n, text in enumerate(texts(40))))
+    options = SHORT | {"seeding.steps": 2, "seeding.prompts_per_step": 10, "memory.max_experts": 4}
+    kept = [word for word in arguments(model, chain, **options) if not word.startswith("--memories=")]
+    words = [*kept, "--no-report", "--nights=auto", f"--memories={file}"]
+    assert sleep.main([*words, "--dry_run"]) == 0
+    planned = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "18 of 40 documents fit in these steps; the rest stays queued, for 2 more nights of these steps" in planned
+    assert sleep.main(words) == 0
+    nights = sorted(path.name for path in chain.glob("night-*"))
+    learned = ids(chain / nights[-1])
+    assert len(nights) == len(learned) >= 3
+    assert sum(map(len, learned)) == len(set.union(*learned))  # each document in one night
+    left = {str(n) for n in range(40)} - set.union(*learned)
+    assert "not_trained" not in read_json(chain / nights[-1] / "results.json") or left
+    assert read_json(chain / nights[-1] / "results.json").get("not_trained", {}).get("queued", 0) == 0
+    capsys.readouterr()
+    assert sleep.main(words) == 0  # all finished: nothing runs again
+    assert capsys.readouterr().err.count("is finished, skipping") == len(nights)
+
+
+def test_nights_auto_says_before_that_the_memory_has_no_room(model, tmp_path, capsys):
+    file = tmp_path / "many.jsonl"
+    write_jsonl(file, ({"id": str(n), "text": text} for n, text in enumerate(texts(40))))
+    options = SHORT | {"seeding.steps": 2, "seeding.prompts_per_step": 10, "memory.max_experts": 2}
+    kept = [word for word in arguments(model, tmp_path / "c", **options) if not word.startswith("--memories=")]
+    assert sleep.main([*kept, "--nights=auto", f"--memories={file}"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "40 memories take 3 nights of 2 steps, but the memory has room for 2 experts" in message
+    without = [word for word in kept if not word.startswith("--seeding.steps=")]
+    assert sleep.main([*without, "--nights=auto", f"--memories={file}"]) == 2
+    assert "give --seeding.steps" in capsys.readouterr().err
+    assert not list(tmp_path.glob("c/night-*/phases"))

@@ -1,8 +1,10 @@
 """What fits a night, and how it is divided."""
 
+import pytest
+
 from sleep_trl.data.documents import MemoryText
 from sleep_trl.data.rows import count_steps, take_turns
-from sleep_trl.planning.selection import apportion, divide, select_memories
+from sleep_trl.planning.selection import apportion, count_nights, divide, select_memories
 from sleep_trl.runs.ledger import LedgerEntry, Source
 
 MEMORIES = [MemoryText(name, "in", f"text {name}") for name in "abcd"]
@@ -50,3 +52,11 @@ def test_windows_and_documents_take_turns() -> None:
 def test_passes_become_steps() -> None:
     assert count_steps(1, 4, 6) == 1 and count_steps(100, 4, 6) == 67 and count_steps(0, 4, 6) == 1
     assert apportion([8, 1], 9, 0) == [8, 1] and apportion([8, 1], 4, 1) == [3, 1] and apportion([3, 3], 3, 0) == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("windows", "rows", "nights"),
+    [([], 5, 0), ([1] * 10, 5, 2), ([3, 3, 3], 5, 3), ([9, 1], 5, 2), ([2, 2, 1, 4], 5, 2)],
+)
+def test_nights_are_counted_as_they_are_filled(windows, rows, nights):
+    assert count_nights(windows, rows) == nights
