@@ -148,7 +148,7 @@ class TransformersEngine:
         """
         ids, mask = left_padded(prompts, self.pad_id, self.model.device)
         width = ids.shape[1]
-        stopping = [_StopStrings(self.tokenizer, sampling.stop, width)] if sampling.stop else []
+        stopping = [StopStrings(self.tokenizer, sampling.stop, width)] if sampling.stop else []
         cache: Any = prefixes.begin(owners, [len(prompt) for prompt in prompts]) if prefixes else None
         step = sampling.max_new_tokens if keep_rows or self.room.tokens() is None else ROUND
         written: list[list[int]] = [[] for _ in prompts]
@@ -223,7 +223,7 @@ def _logprobs(output: Any) -> list[list[float]]:
     return values
 
 
-class _StopStrings(StoppingCriteria):
+class StopStrings(StoppingCriteria):
     """End each row once its last tokens contain one of the strings."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: tuple[str, ...], prompt_width: int) -> None:

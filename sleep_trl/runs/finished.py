@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -211,12 +212,15 @@ class CommittedModel:
         """Night, newest entry and enabled experts, as clients see them with each answer."""
         return f"{self.name}:{self.enabled}"
 
-    def has_chat_template(self) -> bool:
-        """Return whether the model's tokenizer has a chat template."""
-        if (self.path / "chat_template.jinja").is_file() or (self.path / "chat_templates").is_dir():
-            return True
+    def chat_template(self) -> str:
+        """Return the chat templates of the model's tokenizer, or an empty string if it has none."""
+        folder = self.path / "chat_templates"
+        files = [self.path / "chat_template.jinja", *(sorted(folder.glob("*.jinja")) if folder.is_dir() else ())]
+        if found := [path.read_text(encoding="utf-8") for path in files if path.is_file()]:
+            return "\n".join(found)
         config = self.path / "tokenizer_config.json"
-        return config.is_file() and bool(read_json(config).get("chat_template"))
+        template = read_json(config).get("chat_template") if config.is_file() else None
+        return template if isinstance(template, str) else json.dumps(template) if template else ""
 
 
 def newest_model(folder: Path) -> CommittedModel:

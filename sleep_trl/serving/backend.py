@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -64,7 +65,8 @@ class Backend:
     def __init__(self, committed: CommittedModel, kind: Kind, name: str, options: Sequence[str]) -> None:
         self.committed, self.kind = committed, kind
         self.model = name if kind == "vllm" else committed.path.name  # its name at the model server
-        self.is_chat = committed.has_chat_template()
+        template = committed.chat_template()
+        self.is_chat, self.has_tools = bool(template), "tools" in template
         self.idle = asyncio.Event()
         self.idle.set()
         self._in_flight = 0
@@ -78,6 +80,12 @@ class Backend:
             timeout=TIMEOUT,
             trust_env=False,
         )
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """The number of tokens of the model."""
+        config = read_json(self.committed.path / "config.json")
+        return int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or 2**31)
 
     @property
     def _socket(self) -> Path:

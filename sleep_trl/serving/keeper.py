@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 RESTART_TIMEOUT = 300.0  # seconds a request waits for a server that restarts, which takes vLLM a minute or two
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts to restart a server
+RETRY_PAUSE, LONGEST_RETRY_PAUSE = 30.0, 900.0  # seconds between two attempts to start the server of a new night
 
 
 class NoBackend(RuntimeError):
@@ -49,7 +51,8 @@ class Keeper:
         self._current: Backend | None = None
         self._is_available = asyncio.Event()
         self._retiring: set[asyncio.Task[None]] = set()
-        self._refused = ""  # version whose server did not start
+        self._failed = ""  # version whose server did not start
+        self._retry_at, self._pause = 0.0, RETRY_PAUSE  # when it is tried again
 
     async def __aenter__(self) -> Self:
         """Start the server of the newest model.
@@ -130,20 +133,25 @@ class Keeper:
                 await self._check_for_new_night()
 
     async def _check_for_new_night(self) -> None:
-        """Switch to a new night's model if there is one. If its server does not start, the old one stays in use."""
+        """Switch to a new night's model if there is one. If its server does not start, the old one stays in use, and it
+        is tried again later: it may still be copied, or the memory be needed elsewhere."""
         try:
             found = await asyncio.to_thread(newest_model, self._folder)
         except (ValueError, OSError) as error:
             logger.debug("%s", error)  # a model is being written, which takes a moment
             return
-        if not self._current or found.version in (self._current.committed.version, self._refused):
+        if not self._current or found.version == self._current.committed.version:
+            return
+        if found.version == self._failed and time.monotonic() < self._retry_at:
             return
         logger.info("%s was committed; starting its model server", found.name)
         try:
             self._use(await self._start(found))
         except (RuntimeError, ValueError, OSError) as error:
-            self._refused = found.version
-            logger.error("%s stays in use. %s", self._current.committed.name, error)
+            self._pause = min(2 * self._pause, LONGEST_RETRY_PAUSE) if found.version == self._failed else RETRY_PAUSE
+            self._failed, self._retry_at = found.version, time.monotonic() + self._pause
+            name = self._current.committed.name
+            logger.error("%s stays in use, and the next attempt is in %g seconds. %s", name, self._pause, error)
 
     async def _restart(self) -> None:
         pause = FIRST_PAUSE

@@ -14,13 +14,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 STOP_TIMEOUT = 10.0  # seconds between terminating a process and killing it
+asked: ContextVar[int | None] = ContextVar("asked", default=None)
+"""`max_tokens` of the request that a task answers."""
+
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # the model is on disk; names in requests are not looked up
     "VLLM_NO_USAGE_STATS": "1",
@@ -52,10 +56,77 @@ def serve_transformers(model: Path, socket: str, name: str, options: Sequence[st
 
     os.chdir(model.parent)  # transformers would read an @ in a path as a revision
     models, state = ModelManager(force_model=model.name), GenerationState()
-    chat, completion = ChatCompletionHandler(models, state), CompletionHandler(models, state)
-    sample_by_default(models.load_model_and_processor(models.process_model_name(model.name))[0])
+
+    class Chat(WithinContext, ChatCompletionHandler):
+        pass
+
+    class Completion(WithinContext, CompletionHandler):
+        pass
+
+    chat, completion = Chat(models, state), Completion(models, state)
+    loaded, tokenizer = models.load_model_and_processor(models.process_model_name(model.name))
+    sample_by_default(loaded)
+    stop_at_strings(loaded, tokenizer)
     app = build_server(models, chat, completion, None, None, state)
     uvicorn.run(app, uds=socket, access_log=False)
+
+
+def stop_at_strings(model: PreTrainedModel, tokenizer: Any) -> None:
+    """Let a model's `generate` look for stop strings in the text. The criterion of transformers looks for them in the
+    vocabulary, which it cannot read for every tokenizer."""
+    from ..rollout.in_process import StopStrings
+
+    generate = model.generate
+
+    def generate_until_a_string(input_ids: Any, generation_config: GenerationConfig, **options: Any) -> Any:
+        if stops := generation_config.stop_strings:
+            generation_config.stop_strings = None
+            found = StopStrings(tokenizer, (stops,) if isinstance(stops, str) else tuple(stops), input_ids.shape[1])
+            options["stopping_criteria"] = [found]
+        return generate(input_ids=input_ids, generation_config=generation_config, **options)
+
+    model.generate = generate_until_a_string
+
+
+class WithinContext:
+    """Lets a handler of `transformers serve` refuse prompts that the model cannot read, and end answers at the end of
+    its context; beyond, a model writes garbage."""
+
+    async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
+        asked.set(body.get("max_tokens"))
+        return await super().handle_request(body, request_id)  # type: ignore[misc]
+
+    def _streaming(
+        self, request_id: str, model: Any, processor: Any, name: str, inputs: Any, *args: Any, **kw: Any
+    ) -> Any:
+        fit(model, inputs, args[0])
+        return super()._streaming(request_id, model, processor, name, inputs, *args, **kw)  # type: ignore[misc]
+
+    async def _non_streaming(
+        self, request_id: str, model: Any, processor: Any, name: str, inputs: Any, *args: Any, **kw: Any
+    ) -> Any:
+        fit(model, inputs, args[0])
+        return await super()._non_streaming(request_id, model, processor, name, inputs, *args, **kw)  # type: ignore[misc]
+
+
+def fit(model: PreTrainedModel, inputs: Any, generation: GenerationConfig) -> None:
+    """Limit an answer to what is left of the model's context.
+
+    Raises:
+        `fastapi.HTTPException`: with status 400, if nothing is left, or less than `max_tokens`.
+    """
+    from fastapi import HTTPException
+
+    from ..models.loading import context_limit
+
+    limit, length = context_limit(model.config), len(inputs["input_ids"][0])
+    most = asked.get()
+    if length + (most or 1) > limit:
+        answer = f" and `max_tokens` is {most}" if most else ""
+        message = f"The prompt has {length} tokens{answer}, but the model's context is {limit} tokens. Shorten it."
+        detail = {"message": message, "param": "max_tokens" if most and length < limit else "messages"}
+        raise HTTPException(400, detail | {"code": "context_length_exceeded"})
+    generation.max_new_tokens = min(generation.max_new_tokens or limit, limit - length)
 
 
 def sample_by_default(model: PreTrainedModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -11,25 +12,10 @@ from starlette.responses import JSONResponse
 
 from ..wake.records import MAX_BYTES
 from .backend import Backend
+from .fields import IGNORED_BY_TRANSFORMERS, WITHOUT_EFFECT, ChatFields, CompletionFields, find_fault
 
+BODY_TIMEOUT = 60.0  # seconds for the body of a request
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-
-IGNORED_BY_TRANSFORMERS: dict[str, Any] = {
-    "audio": None,
-    "best_of": 1,
-    "echo": False,
-    "function_call": None,
-    "functions": None,
-    "logprobs": False,
-    "modalities": ["text"],
-    "n": 1,
-    "presence_penalty": 0,
-    "response_format": {"type": "text"},
-    "tool_choice": "auto",
-    "top_logprobs": 0,
-    "web_search_options": None,
-}
-"""Fields that `transformers serve` accepts and silently ignores, with their neutral values."""
 
 
 class ApiError(Exception):
@@ -51,7 +37,11 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "5"}}.get(self.status)
+        headers = {
+            401: {"WWW-Authenticate": "Bearer", "Connection": "close"},
+            408: {"Connection": "close"},
+            503: {"Retry-After": "5"},
+        }.get(self.status)
         return JSONResponse(self.body(), self.status, headers)
 
 
@@ -65,13 +55,19 @@ async def read_request(request: Request, model: str) -> dict[str, Any]:
             Name of the served model.
 
     Raises:
-        `ApiError`: if it is too long, not a JSON object, for another model, or lacks a required field.
+        `ApiError`: if it is too long, not a JSON object, for another model, or a field is missing, of a wrong type or
+            out of range.
     """
     content = bytearray()
-    async for piece in request.stream():
-        content += piece
-        if len(content) > MAX_BYTES:
-            raise ApiError(413, f"The request is longer than {MAX_BYTES / 2**20:g} MiB. Shorten it.", "too_long")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            async for piece in request.stream():
+                content += piece
+                if len(content) > MAX_BYTES:
+                    size = f"{MAX_BYTES / 2**20:g} MiB"
+                    raise ApiError(413, f"The request is longer than {size}. Shorten it.", "too_long")
+    except TimeoutError:
+        raise ApiError(408, f"The request's body did not arrive within {BODY_TIMEOUT:g} seconds.") from None
     try:
         body = json.loads(content)
         json.dumps(body, ensure_ascii=False, allow_nan=False).encode()  # no unpaired surrogate, no NaN
@@ -84,8 +80,11 @@ async def read_request(request: Request, model: str) -> dict[str, Any]:
     check_model(body.get("model"), model)
     if request.url.path == CHAT:
         _check_messages(body.get("messages"))
-    elif not isinstance(body.get("prompt"), str | list):
-        raise ApiError(400, "`prompt` must be a string.", param="prompt")
+    if fault := find_fault(body, ChatFields if request.url.path == CHAT else CompletionFields):
+        field, reason = fault
+        raise ApiError(400, f"`{field}`: {reason}.", param=field)
+    if body.get("stream_options") is not None and not body.get("stream"):
+        raise ApiError(400, "`stream_options` needs `stream: true`.", param="stream_options")
     return body
 
 
@@ -127,12 +126,37 @@ def for_backend(body: dict[str, Any], backend: Backend, path: str) -> dict[str, 
     sent = {key: value for key, value in body.items() if key != "store"} | {"model": backend.model}
     if backend.kind != "transformers":
         return sent
-    for name, neutral in IGNORED_BY_TRANSFORMERS.items():
+    sent = {key: value for key, value in sent.items() if key not in WITHOUT_EFFECT}
+    ignored = IGNORED_BY_TRANSFORMERS if path == CHAT else {**IGNORED_BY_TRANSFORMERS, "logit_bias": {}}
+    for name, neutral in ignored.items():
         if (value := sent.pop(name, None)) is not None and value != neutral:
             raise ApiError(400, f"`{name}` needs vLLM; this endpoint runs on transformers. Leave it out.", param=name)
+    _check_for_transformers(sent, backend)
+    if bias := sent.get("logit_bias"):
+        sent["logit_bias"] = {token: float(value) for token, value in bias.items()}  # it fails at integers
     if (most := sent.pop("max_completion_tokens", None)) is not None:
         sent["max_tokens"] = most
     return sent
+
+
+def _check_for_transformers(sent: dict[str, Any], backend: Backend) -> None:
+    """Raise `ApiError` for values that the transformers server would fail at or ignore."""
+    if "prompt" in sent and not isinstance(sent["prompt"], str):
+        raise ApiError(400, "`prompt` must be a string; this endpoint runs on transformers.", param="prompt")
+    if sent.get("tools") and not backend.has_tools:
+        raise ApiError(400, "`tools`: the model's chat template has no place for tools. Leave it out.", param="tools")
+    if (sent.get("frequency_penalty") or 0) <= -1:
+        raise ApiError(
+            400,
+            "`frequency_penalty` must be above -1; this endpoint runs on transformers.",
+            param="frequency_penalty",
+        )
+    if beyond := [key for key in sent.get("logit_bias") or () if int(key) >= backend.vocabulary]:
+        raise ApiError(
+            400,
+            f"`logit_bias`: the model has {backend.vocabulary} tokens, not a token {beyond[0]}.",
+            param="logit_bias",
+        )
 
 
 def error_of(answer: httpx.Response) -> ApiError:

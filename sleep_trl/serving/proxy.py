@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -22,6 +23,7 @@ from .backend import Backend
 from .keeper import Keeper, NoBackend
 from .protocol import CHAT, COMPLETIONS, ApiError, check_model, error_of, for_backend, read_request
 from .recording import Recorder
+from .stopping import StopCutter, cut, stops_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class Proxy:
         handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
             ApiError: _api_error,
             HTTPException: _http_error,
+            ClientGone: _nobody,
             Exception: _internal_error,
         }
         return KeyRequired(Starlette(routes=routes, exception_handlers=handlers), api_key)
@@ -82,12 +85,17 @@ class Proxy:
             except NoBackend:
                 raise ApiError(503, "The model server is restarting. Try again.", "no_model_server") from None
             sent = for_backend(body, backend, request.url.path)
-            try:
+
+            async def ask() -> httpx.Response:
                 forwarded = backend.client.build_request("POST", request.url.path, json=sent)
                 answer = await backend.client.send(forwarded, stream=True)
                 stack.push_async_callback(answer.aclose)
                 if not answer.is_success or not body.get("stream"):
                     await answer.aread()
+                return answer
+
+            try:
+                answer = await unless_gone(request, ask())
             except httpx.TransportError:
                 raise _incomplete() from None
             if not answer.is_success:
@@ -95,12 +103,16 @@ class Proxy:
             if body.get("stream"):
                 return Relay(self.relay(body, answer, backend), stack.pop_all())
             found = answer.json() | self.identity(backend)
+            if backend.kind == "transformers" and (stops := stops_of(body.get("stop"))):
+                _put_text(found, cut(_text_of(found), stops))
             await self.record(body, _text_of(found))
             return JSONResponse(found)
 
     async def relay(self, body: dict[str, Any], answer: httpx.Response, backend: Backend) -> AsyncIterator[str]:
         """Forward the parts of a streamed answer, and record the answer if it is complete."""
         text, is_complete = "", False
+        cutter = StopCutter(stops_of(body.get("stop")) if backend.kind == "transformers" else ())
+        has_usage = backend.kind != "transformers" or bool((body.get("stream_options") or {}).get("include_usage"))
         try:
             async for data in events(answer):
                 if data == "[DONE]":
@@ -108,9 +120,16 @@ class Proxy:
                 part = json.loads(data)
                 if "error" in part:
                     raise ValueError
-                text += _text_of(part)
-                is_complete |= bool(_first_choice(part).get("finish_reason"))
+                is_last = bool(_first_choice(part).get("finish_reason"))
+                shown = cutter.feed(_text_of(part)) + (cutter.end() if is_last else "")
+                if cutter.stops and shown != _text_of(part):
+                    _put_text(part, shown)
+                text, is_complete = text + shown, is_complete or is_last
+                usage = part.pop("usage", None) if backend.kind == "transformers" else None
                 yield f"data: {json.dumps(part | self.identity(backend))}\n\n"
+                if usage and has_usage:
+                    part = {**part, "choices": [], "usage": usage}
+                    yield f"data: {json.dumps(part | self.identity(backend))}\n\n"
         except (httpx.TransportError, ValueError):
             is_complete = False
         if not is_complete:
@@ -128,6 +147,33 @@ class Proxy:
         is_text = "messages" in body or isinstance(body.get("prompt"), str)
         if self.recorder and body.get("store") is not False and is_text and answer.strip():
             await self.recorder.record(body, answer)
+
+
+class ClientGone(Exception):
+    """The client has closed its connection."""
+
+
+async def unless_gone(request: Request, answer: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
+    """Wait for an answer as long as the client does.
+
+    Raises:
+        `ClientGone`: if the client has left; then the model server is asked to stop.
+    """
+    asked, gone = asyncio.create_task(answer), asyncio.create_task(_until_gone(request))
+    try:
+        await asyncio.wait([asked, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise ClientGone
+        return asked.result()
+    finally:
+        for task in (asked, gone):
+            task.cancel()
+        await asyncio.gather(asked, gone, return_exceptions=True)
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 class Relay(StreamingResponse):
@@ -191,6 +237,15 @@ def _text_of(answer: dict[str, Any]) -> str:
     return message.get("content") or ""
 
 
+def _put_text(answer: dict[str, Any], text: str) -> None:
+    """Replace the text of the first choice of an answer, or of a part of an answer."""
+    choice = _first_choice(answer)
+    if "text" in choice:
+        choice["text"] = text
+    elif choice:
+        choice.setdefault("message" if "message" in choice else "delta", {})["content"] = text
+
+
 def _incomplete() -> ApiError:
     return ApiError(502, "The model server ended before its answer was complete. Try again.", "model_server_failed")
 
@@ -198,6 +253,10 @@ def _incomplete() -> ApiError:
 async def _api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error.response()
+
+
+async def _nobody(_: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # as nginx logs it; nobody reads it
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from ..wake import WakeBuffer, record_of_line
 logger = logging.getLogger(__name__)
 
 SOURCE = "chat"
+PATIENCE = 2.0  # seconds that an answer waits for its recording
+MOST_WAITING = 1000  # exchanges that wait for the buffer; further ones are not recorded
 
 
 class Recorder:
@@ -30,20 +32,31 @@ class Recorder:
 
     def __init__(self, path: Path) -> None:
         self._thread = ThreadPoolExecutor(1, "recorder")  # an SQLite connection must stay in its thread
+        self._waiting = 0
         self._buffer = self._thread.submit(WakeBuffer, path).result()
 
     async def record(self, request: dict[str, Any], answer: str) -> None:
-        """Store an exchange, which is on disk when this returns. A failure is logged without the text and does not
-        affect the request."""
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._add, as_row(request, answer))
-        except (sqlite3.Error, OSError, ValueError) as error:
-            logger.error("A conversation was not recorded: %s", error)
+        """Store an exchange. It is on disk when this returns, unless the buffer is busy: then it is stored a little
+        later. Whatever fails, such as a full disk, is logged without the text and does not affect the request."""
+        if self._waiting >= MOST_WAITING:
+            logger.error("A conversation was not recorded: %d others wait for the wake buffer", self._waiting)
+            return
+        self._waiting += 1
+        stored = asyncio.get_running_loop().run_in_executor(self._thread, self._add, as_row(request, answer))
+        stored.add_done_callback(self._count_done)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(stored), PATIENCE)
 
     def _add(self, row: dict[str, Any]) -> None:
-        tally = self._buffer.add([record_of_line("serve", json.dumps(row).encode(), row["source"])])
-        for reason in tally.reasons:
-            logger.warning("A conversation was not recorded: %s", reason)
+        try:
+            tally = self._buffer.add([record_of_line("serve", json.dumps(row).encode(), row["source"])])
+            for reason in tally.reasons:
+                logger.warning("A conversation was not recorded: %s", reason)
+        except Exception as error:  # recording must not harm a request, whatever happens
+            logger.error("A conversation was not recorded: %s", error)
+
+    def _count_done(self, _: asyncio.Future[None]) -> None:
+        self._waiting -= 1
 
     def close(self) -> None:
         """Close the buffer after all writes."""

@@ -16,6 +16,7 @@ import uvicorn
 
 from ..runs.finished import newest_model
 from .backend import POLL, Kind, choose_kind
+from .connections import DeadlineProtocol
 from .keeper import Keeper
 from .proxy import Proxy
 from .recording import Recorder
@@ -23,6 +24,7 @@ from .recording import Recorder
 logger = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+BACKLOG = 2048  # connections that wait to be accepted, as in uvicorn
 DRAIN_TIMEOUT = 30  # seconds for requests in flight when the endpoint stops
 
 
@@ -125,7 +127,12 @@ async def _serve(
         app = Proxy(keeper, name, recorder).app(key)
         server = _Server(
             uvicorn.Config(
-                app, access_log=False, log_config=None, lifespan="off", timeout_graceful_shutdown=DRAIN_TIMEOUT
+                app,
+                http=DeadlineProtocol,
+                access_log=False,
+                log_config=None,
+                lifespan="off",
+                timeout_graceful_shutdown=DRAIN_TIMEOUT,
             )
         )
         serving = asyncio.create_task(server.serve(sockets=[bound]))
@@ -162,10 +169,12 @@ class _Server(uvicorn.Server):
 
 def _bind(host: str, port: int) -> socket.socket:
     """Bind the address before anything is started."""
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # else asyncio leaves out TCP_NODELAY
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen(BACKLOG)  # now, or a second endpoint could bind the same port
     except OSError as error:
         bound.close()
         raise ValueError(f"--host {host} --port {port} is not available: {error.strerror}. Give another.") from None

@@ -32,6 +32,7 @@ TEMPLATE = (
     "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
 )
 ASKED = [{"role": "user", "content": "the cat of Mira is called"}]
+CONTEXT = 2048
 WORDS_OF_TESTS = ("Mira", "Tolu", "boat")
 
 
@@ -100,7 +101,7 @@ def serving(chain: Path, *options: str) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
     chain = tmp_path_factory.mktemp("chains") / "chain"
-    write_night(chain, 1)
+    write_night(chain, 1, max_position_embeddings=CONTEXT)
     with serving(chain, "--backend", "transformers", "--record", str(chain / "wake.db")) as endpoint:
         yield endpoint
 
@@ -130,6 +131,47 @@ def test_streams(served):
     assert len(parts) > 8 and {part.model for part in parts} == {"chain"}
     raw = served.post("/chat/completions", {"model": "chain", "messages": ASKED, "stream": True, "max_tokens": 2})
     assert raw.headers["content-type"].startswith("text/event-stream") and raw.text.endswith("data: [DONE]\n\n")
+
+
+def test_a_bad_completion_is_refused_too(served):
+    for wrong, field in (
+        ({"prompt": 5}, "prompt"),
+        ({"prompt": ["a"]}, "prompt"),
+        ({"logit_bias": {"3": 1}}, "logit_bias"),
+    ):
+        answer = served.post("/completions", {"model": "chain", "prompt": "a"} | wrong)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+
+
+def test_answers_end_before_a_stop_string(served):
+    whole = served.ask(max_tokens=30).choices[0].message.content
+    stop = whole.split()[4]
+    before = whole[: whole.index(stop)]
+    assert before and served.ask(max_tokens=30, stop=stop).choices[0].message.content == before
+    parts = list(served.ask(max_tokens=30, stop=["never said", stop], stream=True))
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == before
+    assert parts[-1].choices[0].finish_reason == "stop"
+    text = (
+        served.client.completions.create(model="chain", prompt="the boat", max_tokens=8, temperature=0).choices[0].text
+    )
+    stop = text.split()[-1]
+    asked = {"model": "chain", "prompt": "the boat", "max_tokens": 8, "temperature": 0, "stop": [stop]}
+    assert served.client.completions.create(**asked).choices[0].text == text[: text.index(stop)]
+
+
+def test_usage_of_a_stream_comes_if_asked_for(served):
+    usage = served.ask().usage
+    parts = list(served.ask(stream=True, stream_options={"include_usage": True}))
+    assert parts[-1].choices == [] and parts[-1].usage == usage
+    assert all(part.usage is None and part.choices for part in parts[:-1])
+    assert all(part.usage is None for part in served.ask(stream=True))
+
+
+def test_an_answer_ends_with_the_context(served):
+    """Without `max_tokens`, the server would write 1,024 tokens, wherever the context ends."""
+    long = [{"role": "user", "content": "boat " * (CONTEXT - 50)}]
+    answer = served.ask(messages=long, max_tokens=openai.omit, logit_bias={"2": -100}, store=False)
+    assert answer.usage.total_tokens == CONTEXT and answer.choices[0].finish_reason == "length"
 
 
 @pytest.mark.parametrize("key", ["none", "wrong", KEY + "x", KEY[:-1]])
@@ -166,6 +208,16 @@ CHAT = {"model": "chain", "messages": ASKED}
         (CHAT | {"messages": ["the boat"]}, 400, "messages[0]"),
         (CHAT | {"messages": [{"role": "user", "content": 5}]}, 400, "messages[0]"),
         (CHAT | {"n": 2}, 400, "`n`"),
+        (CHAT | {"temperature": "1"}, 400, "`temperature`: should be a valid number"),
+        (CHAT | {"temperature": 2.5}, 400, "`temperature`: should be less than or equal to 2"),
+        (CHAT | {"max_tokens": 0}, 400, "`max_tokens`: should be greater than or equal to 1"),
+        (CHAT | {"stop": ["a", ""]}, 400, "`stop`: "),
+        (CHAT | {"logit_bias": {"500": 1}}, 400, "`logit_bias`: the model has"),
+        (CHAT | {"frequency_penalty": -1}, 400, "`frequency_penalty` must be above -1"),
+        (CHAT | {"tools": [{"type": "function"}]}, 400, "`tools`: the model's chat template has no place"),
+        (CHAT | {"stream_options": {"include_usage": True}}, 400, "`stream_options` needs `stream: true`"),
+        (CHAT | {"messages": [{"role": "user", "content": "boat " * CONTEXT}]}, 400, "the model's context is 2048"),
+        (CHAT | {"max_tokens": CONTEXT}, 400, "`max_tokens` is 2048, but the model's context is 2048 tokens"),
         (CHAT | {"not_a_field": 2}, 422, "not_a_field"),
         (CHAT | {"messages": [{"role": "user", "content": "boat " * 2_000_000}]}, 413, "8 MiB"),
     ],
@@ -200,10 +252,24 @@ def test_records_new_messages(served):
 def test_an_aborted_answer_is_not_recorded(served):
     before = served.recorded()
     asked = [{"role": "user", "content": "Ben sleeps"}]
-    stream = served.ask(messages=asked, stream=True, max_tokens=2000, logit_bias={"2": -100})  # 2 would end it early
+    stream = served.ask(messages=asked, stream=True, max_tokens=1500, logit_bias={"2": -100})  # 2 would end it early
     next(stream)
     stream.close()
     served.ask(store=False)  # waits for the other one, since the model server answers one at a time
+    assert served.recorded() == before
+
+
+def test_a_client_that_left_is_not_recorded(served):
+    before = served.recorded()
+    body = {"model": "chain", "messages": [{"role": "user", "content": "Ben sleeps"}], "max_tokens": 1500}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{served.url}/chat/completions",
+            json=body | {"logit_bias": {"2": -100}},
+            headers={"Authorization": f"Bearer {KEY}"},
+            timeout=0.05,
+        )
+    served.ask(store=False)
     assert served.recorded() == before
 
 
