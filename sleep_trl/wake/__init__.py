@@ -1,7 +1,8 @@
 """Wake: records are checked, stored at once, and wait for a night."""
 
 from .buffer import WakeBuffer
-from .reading import Form, add_path, add_stream, follow
+from .following import follow
+from .reading import Form, add_path, add_stream
 from .records import (
     MAX_BYTES,
     STATES,

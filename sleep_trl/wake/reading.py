@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,6 @@ from ..data.documents import TEXT_SUFFIXES, text_files
 from .buffer import WakeBuffer
 from .records import (
     MAX_BYTES,
-    Position,
     Rejection,
     Tally,
     WakeRecord,
@@ -139,66 +137,6 @@ def add_stream(buffer: WakeBuffer, descriptor: int, name: str, form: Form, sourc
         tally += buffer.add(list(lines.feed(block)))
     tally += buffer.add(list(lines.finish()))
     return tally
-
-
-def follow(
-    buffer: WakeBuffer,
-    path: Path,
-    form: Form | None = None,
-    source: str | None = None,
-    poll: float = 0.5,
-    idle: float | None = None,
-) -> Iterator[Tally]:
-    """Store the lines of a growing file as they arrive, and yield the counts of each batch.
-
-    The position in the file is stored with each batch. A later call, even after a kill, continues after the last stored
-    line, so that no line is lost or read twice. A file that was replaced or truncated is read from its start. A line is
-    read once its line break is written.
-
-    Args:
-        buffer (`WakeBuffer`):
-            Buffer to store records in.
-        path (`Path`):
-            File to follow.
-        form (`str`, *optional*):
-            `jsonl` or `lines`. Default: `jsonl` for a .jsonl file, else `lines`.
-        source (`str`, *optional*):
-            Source of records that name none. Default: the file's name.
-        poll (`float`, *optional*, defaults to `0.5`):
-            Seconds between two checks of a file that does not grow.
-        idle (`float`, *optional*):
-            Seconds without growth after which to stop. Default: never.
-
-    Raises:
-        `ValueError`: if the file cannot be read.
-    """
-    read = READERS[form or ("jsonl" if path.suffix.lower() == ".jsonl" else "lines")]
-    quiet = 0.0
-    while idle is None or quiet <= idle:
-        try:
-            with path.open("rb", buffering=0) as file:
-                for tally in _new_lines(buffer, file.fileno(), path, source or path.name, read):
-                    quiet = 0.0
-                    yield tally
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}. Check the path and its permissions.") from None
-        time.sleep(poll)
-        quiet += poll
-
-
-def _new_lines(buffer: WakeBuffer, descriptor: int, path: Path, source: str, read: Read) -> Iterator[Tally]:
-    """Store the complete lines after the last stored one."""
-    status, name = os.fstat(descriptor), str(path.resolve())
-    file = f"{status.st_dev}:{status.st_ino}"
-    known = buffer.position(name)
-    is_same = known is not None and known.file == file and known.offset <= status.st_size
-    lines = Lines(str(path), source, read, known.offset if known and is_same else 0)
-    os.lseek(descriptor, lines.offset, os.SEEK_SET)
-    while block := os.read(descriptor, BLOCK):
-        before = lines.offset
-        batch = list(lines.feed(block))
-        if lines.offset > before:
-            yield buffer.add(batch, Position(name, file, lines.offset))
 
 
 def _add_documents(buffer: WakeBuffer, folder: Path, source: str | None) -> Tally:
