@@ -14,10 +14,7 @@ import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from sleep_trl.planning.inputs import RunInputs
+from typing import Any
 
 if importlib.util.find_spec("sleep_trl") is None:  # run as a file from a clone, not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,6 +23,7 @@ from sleep_trl.config import RunConfig
 from sleep_trl.config.command_line import explain, parse
 from sleep_trl.config.exit_codes import DONE, FAILURE, STOPPED, TRY_AGAIN, USER_ERROR
 from sleep_trl.config.visible import show_warnings_visibly, visible
+from sleep_trl.launch.checks import check_trainer
 
 WAIT_FOR_POOL = timedelta(days=1)  # generation can take longer than the default of ten minutes on GPUs
 NOTHING_BEGUN = "Stopped before the run began."
@@ -111,7 +109,7 @@ def _sleep_alone(config: RunConfig, is_in_chain: bool) -> int:
             for name in (config.model, *config.teacher_model):
                 local_checkpoint(name)
         inputs = RunInputs(config)
-        plan = preflight(inputs, check_rewards)
+        plan = preflight(inputs, check_trainer)
     except ValueError as error:
         _print_error(f"Error: {explain(error)}")
         return USER_ERROR
@@ -190,23 +188,6 @@ def _write_missing_report(config: RunConfig) -> bool:
         except ValueError as error:  # plotly is not installed, or a file is broken; the night itself is complete
             _print_error(f"{config.output_dir} is finished, but its report cannot be written: {error}")
     return True
-
-
-def check_rewards(inputs: RunInputs) -> None:
-    """Raise `ValueError` for a reward that cannot be created or called. Loads no weights."""
-    from sleep_trl.data import rows
-    from sleep_trl.night import dream_tasks
-    from sleep_trl.rewards import check
-
-    config = inputs.config
-
-    def memories() -> tuple[str, ...]:
-        return inputs.columns.names
-
-    for reward in config.rewards:
-        check(reward, rows.COLUMNS, memories, gamma=config.seeding.gamma, z0=config.seeding.z0)
-    for reward in config.dream.rewards if config.dream.rounds else ():
-        check(reward, dream_tasks.COLUMNS, memories)
 
 
 def _init_processes(config: RunConfig) -> None:

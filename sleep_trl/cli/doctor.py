@@ -62,7 +62,7 @@ def _case(arguments: list[str]) -> Case:
     """Return what to check. For a chain it is the next night."""
     from ..config.command_line import explain, parse
     from ..doctor import Case
-    from ..launch import sleep
+    from ..launch.checks import check_trainer
 
     if not arguments:
         return Case()
@@ -74,7 +74,7 @@ def _case(arguments: list[str]) -> Case:
         config = (unfinished(nights) or nights)[0] if config.nights else nights[0]
     except ValueError as error:
         return Case(config_error=explain(error))
-    return Case(config=config, check_rewards=sleep.check_rewards)
+    return Case(config=config, check_rewards=check_trainer)
 
 
 def _print(findings: list[Finding], is_go: bool) -> None:

@@ -167,8 +167,8 @@ CHECKS: Mapping[str, Check] = {
     "tokenizer": check_tokenizer,
     "chat template": check_chat_template,
     "engine": check_engine,
-    "rewards": check_rewards,
     "plan": check_plan,
+    "rewards": check_rewards,  # tried on the memories, so these are checked first
     "vocabulary": check_vocabulary,
     "teacher's prompts": check_prompts,
     "context": check_context,

@@ -56,15 +56,15 @@ CHECKS: tuple[Callable[[RunInputs], object], ...] = (
 """In this order: what a later one needs was checked by an earlier one."""
 
 
-def preflight(inputs: RunInputs, check_rewards: Callable[[RunInputs], object] | None = None) -> Plan:
+def preflight(inputs: RunInputs, check_trainer: Callable[[RunInputs], object] | None = None) -> Plan:
     """Check a run without loading a weight, and work out what it will be like. Writes nothing.
 
     Args:
         inputs (`RunInputs`):
             Of the run.
-        check_rewards (`Callable[[RunInputs], object]`, *optional*):
-            Raises `ValueError` for a reward that cannot be made, see `sleep_trl.rewards.check`. Without it rewards are
-            not checked.
+        check_trainer (`Callable[[RunInputs], object]`, *optional*):
+            Raises `ValueError` for trainer arguments or rewards that cannot be used, see `sleep_trl.launch.checks`.
+            Without it they are not checked.
 
     Returns:
         `Plan`: the run in numbers.
@@ -74,8 +74,8 @@ def preflight(inputs: RunInputs, check_rewards: Callable[[RunInputs], object] | 
     """
     for check in CHECKS:
         check(inputs)
-    if check_rewards:
-        check_rewards(inputs)
+    if check_trainer:
+        check_trainer(inputs)
     plan = make_plan(inputs)
     check_disk(inputs.config.output_dir, plan.disk_bytes)
     return plan

@@ -95,7 +95,8 @@ def test_every_reward_of_trl_runs_by_name(model, tmp_path, capsys, name) -> None
 
 
 def test_a_reward_that_calls_sys_exit_does_not_end_the_night_as_done(model, tmp_path, capsys) -> None:
-    (tmp_path / "mine.py").write_text("import sys\ndef leaving(completions, **columns):\n    sys.exit(0)\n")
+    leaving = "def leaving(completions, **columns):\n    return [0, 0] if len(completions) == 2 else sys.exit(0)\n"
+    (tmp_path / "mine.py").write_text(f"import sys\n{leaving}")  # not when it is tried before the night
     assert sleep.main(night(model, tmp_path, [f"{tmp_path / 'mine.py'}:leaving"])) == 2
     shown = capsys.readouterr().err
     assert "Reward 'leaving' failed: it raised SystemExit at" in shown and "resume with the same command" in shown

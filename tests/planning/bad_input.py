@@ -96,7 +96,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     "template with an unknown variable": (
         file("my.j2", "{{ contxt }}", dataset__templates='["my.j2"]'),
-        r"'contxt' is undefined\. Check the templates",
+        r"'contxt' is undefined\. Correct it",
     ),
     "extra that trl lacks": (
         options(seeding__extra='{"top_kk": 5}'),

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from sleep_trl.config import RunConfig
 from sleep_trl.config.command_line import parse
 from sleep_trl.launch import sleep
-from sleep_trl.launch.sleep import check_rewards
+from sleep_trl.launch.checks import check_rewards
 from sleep_trl.memory import MemorySpec, attach
 from sleep_trl.models.inspection import read_header
 from sleep_trl.planning.inputs import RunInputs

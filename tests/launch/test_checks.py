@@ -1,0 +1,79 @@
+"""What the trainer and the rewards would refuse is refused before any weight is loaded."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from sleep_trl.launch import sleep
+from tests.tiny_runs import arguments, write_model
+
+PLUGIN = """
+def fine(completions, reference, part, level, **columns):
+    assert reference == ["the cat sleeps while it eats hats."] * 2 and part == ["memory"] * 2, "unlike a night's rows"
+    return [float(text == given) * of for text, given, of in zip(completions, reference, level)]
+
+async def fine_async(completions, completion_ids, trainer_state, **columns):
+    return [float(len(ids)) + trainer_state.global_step for ids in completion_ids]
+
+def broken(completions, **columns):
+    return [float(len(text) / 0) for text in completions]
+
+def too_few(completions, **columns):
+    return [1.0]
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
+
+
+def refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str], **options: object) -> tuple[int, str]:
+    memories = tmp_path / "docs.jsonl"
+    memories.write_text(json.dumps({"text": "the cat sleeps while it eats hats.", "level": 0.5}))
+    given = {"model": write_model(tmp_path / "model"), "memories": memories, "output_dir": tmp_path / "run", **options}
+    code = sleep.main([*arguments(**given), "--dry_run"])
+    assert not (tmp_path / "run").exists()
+    return code, " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        ({"optim": "adam_w"}, "adam_w"),
+        ({"report_to": "wandbb"}, "wandbb"),
+        ({"lr_scheduler_kwargs": {"min_rate": 1}}, "min_rate"),
+    ],
+)
+def test_arguments_of_the_trainer_are_made_before_the_model_is_loaded(tmp_path, capsys, extra, reason):
+    code, shown = refuse(tmp_path, capsys, seeding__extra=json.dumps(extra))
+    assert code == 2 and "seeding: the trainer cannot be configured" in shown and reason in shown
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, capsys):
+    code, shown = refuse(tmp_path, capsys, seeding__extra='{"report_to": "wandb"}')
+    assert code == 2 and "wandb" in shown and "install what it needs" in shown
+
+
+def test_arguments_that_work_are_taken(tmp_path, capsys):
+    extra = {"optim": "sgd", "adam_beta2": 0.9, "report_to": "none"}
+    assert refuse(tmp_path, capsys, seeding__extra=json.dumps(extra))[0] == 0
+
+
+@pytest.mark.parametrize(("name", "reason"), [("broken", "ZeroDivisionError"), ("too_few", "1 rewards for 2")])
+def test_a_reward_that_fails_is_refused(tmp_path, capsys, name, reason):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    code, shown = refuse(tmp_path, capsys, rewards=json.dumps([f"{tmp_path}/mine.py:{name}"]))
+    assert code == 2 and "tried on two made-up rows" in shown and reason in shown
+    abstaining = [{"name": f"{tmp_path}/mine.py:{name}", "on_error": "abstain"}]
+    assert refuse(tmp_path, capsys, rewards=json.dumps(abstaining))[0] == 0
+
+
+@pytest.mark.parametrize("name", ["fine", "fine_async"])
+def test_a_reward_gets_rows_like_those_of_the_night(tmp_path, capsys, name):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    assert refuse(tmp_path, capsys, rewards=json.dumps(["imitation", f"{tmp_path}/mine.py:{name}"])) == (0, "")
