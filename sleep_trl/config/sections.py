@@ -78,6 +78,10 @@ class DatasetConfig(Section):
     max_new_tokens: int = Field(64, ge=1)
     """Maximum length of a teacher sample, in tokens."""
 
+    keep_thoughts: bool = False
+    """Also learn what a reasoning model writes between <think> and </think>. Otherwise samples and replies begin after
+    it, and a completion that ends inside it is empty."""
+
     keep_truncated: bool = False
     """Keep samples that were cut off at max_new_tokens. Otherwise they are dropped and counted."""
 

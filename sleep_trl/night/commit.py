@@ -84,7 +84,9 @@ def commit(
         write_jsonl(path, [*_earlier_rows(ctx, path.name, failure), *own], is_checked=True)
     if difference is not None:
         ctx.tokenizer.save_pretrained(folder.model)
-        write_text(folder.model / "README.md", model_card(config.model, ledger, ctx.memory.active, "checkpoint"))
+        variables = config.chat_template_kwargs if ctx.prompter.has_chat else {}
+        card = model_card(config.model, ledger, ctx.memory.active, "checkpoint", variables)
+        write_text(folder.model / "README.md", card)
         record_folder(folder.model)  # all of it is on disk before the ledger names it
     write_ledger(folder.ledger, ledger)
     fail_unused(config, [memory for memory in ctx.memories if memory.id not in written_ids])

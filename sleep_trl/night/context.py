@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..config import RunConfig
 from ..data.documents import MemoryText
 from ..data.prompts import Prompter
+from ..data.thoughts import WithoutThoughts
 from ..distributed.progress import echo
 from ..distributed.zero3 import serve
 from ..memory import Memory, MemorySpec, attach, load_experts, load_memory
@@ -80,6 +81,10 @@ class NightContext:
         for level in missing_blocks(self.config.levels, self.memory.describe()["experts"]):
             self.memory.add_block(level)
         self.accumulated = Accumulated()
+
+    def answering(self, engine: Engine) -> Engine:
+        """Return an engine without the thoughts in what it writes, unless `dataset.keep_thoughts` is on."""
+        return engine if self.config.dataset.keep_thoughts else WithoutThoughts(engine, self.tokenizer)
 
     def serve(self) -> None:
         """Let the models write, also if their weights are sharded."""

@@ -46,7 +46,7 @@ def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
         with bar(f"Asking {name}", len(chosen)) as progress:
             return ask(
                 chosen,
-                ctx.teachers[0] if ctx.teachers and name == "with context" else ctx.engine,
+                ctx.answering(ctx.teachers[0] if ctx.teachers and name == "with context" else ctx.engine),
                 ctx.prompter,
                 with_context=with_context,
                 metric=config.evaluation.metric,

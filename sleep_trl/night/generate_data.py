@@ -115,7 +115,8 @@ def _once(parts: Phases, name: str, write: Callable[[], WrittenSamples]) -> Writ
 def _about_memories(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> WrittenSamples:
     """Let the teachers write about each window; teachers share the samples of a window."""
     data, windows, written = ctx.config.dataset, ctx.inputs.reading, WrittenSamples()
-    writers: Sequence[Engine] = ctx.teachers or [ctx.engine]
+    models: Sequence[Engine] = ctx.teachers or [ctx.engine]
+    writers = [ctx.answering(model) for model in models]
     agree = _agree if data.check_answers else None
     for number, template in enumerate(map(Template.load, data.templates)):
         counts = ctx.inputs.sample_counts[number]
@@ -138,7 +139,7 @@ def _about_memories(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> W
                         sentence_tokens=sentence_size(ctx.inputs.context),
                     ),
                     agree=agree,
-                    student=ctx.engine,
+                    student=ctx.answering(ctx.engine),
                     progress=progress,
                 )
                 if any(own):
@@ -163,7 +164,7 @@ def _general(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> WrittenS
 
     def write() -> WrittenSamples:
         with bar("Writing general self-replay", count) as progress, ctx.memory.as_base():
-            return write_general(ctx.engine, ctx.prompter, count, tokens, seed, texts, progress)
+            return write_general(ctx.answering(ctx.engine), ctx.prompter, count, tokens, seed, texts, progress)
 
     return _once(parts, "general", write)
 
@@ -201,6 +202,6 @@ def _earlier(ctx: NightContext, parts: Phases, seeds: Iterator[int], samples: li
     def write() -> WrittenSamples:
         with bar("Answering earlier prompts", len(prompts)) as progress:
             options = (data.max_new_tokens, data.temperature, seed, data.keep_truncated)
-            return write_earlier(prompts, ctx.engine, *options, progress)
+            return write_earlier(prompts, ctx.answering(ctx.engine), *options, progress)
 
     return _once(parts, "earlier", write)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..runs import checksums
 from ..runs.files import read_json, write_json, write_text
-from ..runs.finished import FinishedRun, newest_committed_night
+from ..runs.finished import FinishedRun, chat_variables, newest_committed_night
 from ..runs.folder import AdapterFolder, RunFolder
 from ..runs.model_card import model_card
 from ..runs.permissions import follow_umask
@@ -70,7 +70,7 @@ def export(folder: str | Path, to: Target, output: str | Path) -> Path:
 def card_of(run: FinishedRun, form: Form) -> str:
     """Return the model card of a finished run."""
     enabled = {index for index, is_enabled in run.enabled.items() if is_enabled}
-    return model_card(run.config.model, run.entries, enabled, form)
+    return model_card(run.config.model, run.entries, enabled, form, chat_variables(run.folder))
 
 
 def write_checkpoint(run: FinishedRun, output: Path) -> None:

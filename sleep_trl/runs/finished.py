@@ -212,15 +212,32 @@ class CommittedModel:
         """Night, newest entry and enabled experts, as clients see them with each answer."""
         return f"{self.name}:{self.enabled}"
 
+    @property
+    def chat_template_kwargs(self) -> dict[str, Any]:
+        """Variables for the chat template with which the night's prompts were made."""
+        return chat_variables(self.run)
+
     def chat_template(self) -> str:
         """Return the chat templates of the model's tokenizer, or an empty string if it has none."""
-        folder = self.path / "chat_templates"
-        files = [self.path / "chat_template.jinja", *(sorted(folder.glob("*.jinja")) if folder.is_dir() else ())]
-        if found := [path.read_text(encoding="utf-8") for path in files if path.is_file()]:
-            return "\n".join(found)
-        config = self.path / "tokenizer_config.json"
-        template = read_json(config).get("chat_template") if config.is_file() else None
-        return template if isinstance(template, str) else json.dumps(template) if template else ""
+        return read_chat_template(self.path)
+
+
+def read_chat_template(model: Path) -> str:
+    """Return the chat templates of the tokenizer in a model's folder, or an empty string if it has none."""
+    folder = model / "chat_templates"
+    files = [model / "chat_template.jinja", *(sorted(folder.glob("*.jinja")) if folder.is_dir() else ())]
+    if found := [path.read_text(encoding="utf-8") for path in files if path.is_file()]:
+        return "\n".join(found)
+    config = model / "tokenizer_config.json"
+    template = read_json(config).get("chat_template") if config.is_file() else None
+    return template if isinstance(template, str) else json.dumps(template) if template else ""
+
+
+def chat_variables(run: Path) -> dict[str, Any]:
+    """Return the variables for the chat template with which a night's prompts were made; none if its folded model has
+    no chat template."""
+    files = RunFolder(run)
+    return dict(read_json(files.config).get("chat_template_kwargs") or {}) if read_chat_template(files.model) else {}
 
 
 def newest_model(folder: Path) -> CommittedModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,22 @@ load_memory(model, "FOLDER")
 }
 
 
-def model_card(base: str, entries: Sequence[LedgerEntry], enabled: Collection[int], form: Form) -> str:
+HOW_TO_CHAT = """
+
+Its prompts were made with these variables of the chat template, and answers are best with the same:
+
+```python
+ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **{variables})
+```"""
+
+
+def model_card(
+    base: str,
+    entries: Sequence[LedgerEntry],
+    enabled: Collection[int],
+    form: Form,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> str:
     """Write the card.
 
     Args:
@@ -52,6 +67,8 @@ def model_card(base: str, entries: Sequence[LedgerEntry], enabled: Collection[in
             Indices of the enabled experts. Entries of other experts are counted but not listed.
         form (`str`):
             What the card describes: `checkpoint` or `adapter`.
+        chat_template_kwargs (`Mapping`, *optional*):
+            Variables for the chat template with which the nights' prompts were made.
 
     Returns:
         `str`: Markdown. Labels from outside are escaped.
@@ -73,12 +90,16 @@ def model_card(base: str, entries: Sequence[LedgerEntry], enabled: Collection[in
         title=f"{_escaped(name)}, grown",
         base=f"[{_escaped(name)}](https://huggingface.co/{name})" if repository else f"`{name}`",
         nights="a night" if len(shown) == 1 else f"{len(shown)} nights",
-        how_to_load=HOW_TO_LOAD[form].replace("{base}", _loaded_by(base, repository)),
+        how_to_load=HOW_TO_LOAD[form].replace("{base}", _loaded_by(base, repository)) + _chat(chat_template_kwargs),
         rows=[_row(entry, measured[-1]) for entry in shown],
         skill=_skill(measured[-1]) if known else "",
         left_out=f"What was learned in {disabled} more nights is disabled and not included" if disabled else "",
     )
     return str(card)
+
+
+def _chat(variables: Mapping[str, Any] | None) -> str:
+    return HOW_TO_CHAT.replace("{variables}", repr(dict(variables))) if variables else ""
 
 
 def _loaded_by(base: str, repository: str | None) -> str:

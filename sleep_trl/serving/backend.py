@@ -67,6 +67,7 @@ class Backend:
         self.model = name if kind == "vllm" else committed.path.name  # its name at the model server
         template = committed.chat_template()
         self.is_chat, self.has_tools = bool(template), "tools" in template
+        self.chat_template_kwargs = committed.chat_template_kwargs
         self.idle = asyncio.Event()
         self.idle.set()
         self._in_flight = 0

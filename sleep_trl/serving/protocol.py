@@ -110,7 +110,8 @@ def _check_messages(messages: Any) -> None:
 
 
 def for_backend(body: dict[str, Any], backend: Backend, path: str) -> dict[str, Any]:
-    """Convert a request for a model server.
+    """Convert a request for a model server. Chats get the night's variables for the chat template, such as
+    `enable_thinking`, where the request does not set them: the model was taught with these.
 
     Raises:
         `ApiError`: if it uses a field that the server would silently ignore, brings its own chat template, or is a
@@ -124,6 +125,8 @@ def for_backend(body: dict[str, Any], backend: Backend, path: str) -> dict[str, 
     if template is not None and (not isinstance(template, dict) or "chat_template" in template):
         raise ApiError(400, "`chat_template_kwargs` must be an object without `chat_template`.")
     sent = {key: value for key, value in body.items() if key != "store"} | {"model": backend.model}
+    if path == CHAT and (variables := {**backend.chat_template_kwargs, **(template or {})}):
+        sent["chat_template_kwargs"] = variables
     if backend.kind != "transformers":
         return sent
     sent = {key: value for key, value in sent.items() if key not in WITHOUT_EFFECT}

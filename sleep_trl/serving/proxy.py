@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..data.thoughts import without_thoughts
 from .backend import Backend
 from .keeper import Keeper, NoBackend
 from .protocol import CHAT, COMPLETIONS, ApiError, check_model, error_of, for_backend, read_request
@@ -145,7 +146,7 @@ class Proxy:
     async def record(self, body: dict[str, Any], answer: str) -> None:
         """Record an exchange, unless the request has `store: false` or there is no text."""
         is_text = "messages" in body or isinstance(body.get("prompt"), str)
-        if self.recorder and body.get("store") is not False and is_text and answer.strip():
+        if self.recorder and body.get("store") is not False and is_text and without_thoughts(answer).strip():
             await self.recorder.record(body, answer)
 
 

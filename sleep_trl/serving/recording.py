@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..data.thoughts import without_thoughts
 from ..wake import WakeBuffer, record_of_line
 
 logger = logging.getLogger(__name__)
@@ -75,8 +76,9 @@ def as_row(request: dict[str, Any], answer: str) -> dict[str, Any]:
         request (`dict`):
             Body of a request to `/v1/chat/completions` (`messages`) or `/v1/completions` (`prompt`).
         answer (`str`):
-            The model's answer.
+            The model's answer, which is kept without its thoughts.
     """
+    answer = without_thoughts(answer)
     user = request.get("user")
     row = {"source": f"{SOURCE}/{user}" if isinstance(user, str) and user else SOURCE}
     if "messages" not in request:

@@ -148,7 +148,9 @@ def test_card_lists_what_was_learned():
         entry(3, ("a", "b", "c", "d", "e"), {"recall": 1.0}),
         entry(4, ("disabled",), {"recall": 0.5, "skill": 0.895, "earlier": {"entry-001": 0.975}}),
     ]
-    card = model_card("Qwen/Qwen3-0.6B", entries, {0, 2}, "checkpoint")
+    card = model_card("Qwen/Qwen3-0.6B", entries, {0, 2}, "checkpoint", {"enable_thinking": False})
+    assert "apply_chat_template(messages, add_generation_prompt=True, **{'enable_thinking': False})" in card
+    assert "chat template" not in model_card("Qwen/Qwen3-0.6B", entries, {0, 2}, "checkpoint")
     _, head, body = card.split("---\n", 2)
     assert yaml.safe_load(head) == {
         "base_model": "Qwen/Qwen3-0.6B",

@@ -66,6 +66,12 @@ def test_a_row_holds_only_new_messages(messages, new):
     assert row == {"source": "chat", "messages": [*new, {"role": "assistant", "content": "said"}]}
 
 
+def test_a_row_has_no_thoughts():
+    thought = "<think>Hm?</think>\n\nsaid"
+    assert as_row({"messages": [USER]}, thought) == as_row({"messages": [USER]}, "said")
+    assert as_row({"prompt": "a "}, thought)["text"] == "a said"
+
+
 def test_a_row_names_the_user():
     assert as_row({"prompt": "a ", "user": "Mira"}, "b") == {"source": "chat/Mira", "text": "a b"}
     assert as_row({"prompt": "a ", "user": {"not": "a name"}}, "b")["source"] == "chat"
@@ -187,8 +193,9 @@ def test_a_night_whose_server_did_not_start_is_tried_again(run, tmp_path, monkey
 # -- requests and answers --------------------------------------------------------------------------
 
 
-def server(kind: str, is_chat: bool = True) -> SimpleNamespace:
-    return SimpleNamespace(kind=kind, is_chat=is_chat, has_tools=False, vocabulary=50, model="model")
+def server(kind: str, is_chat: bool = True, variables: dict | None = None) -> SimpleNamespace:
+    given = {"has_tools": False, "vocabulary": 50, "model": "model", "chat_template_kwargs": variables or {}}
+    return SimpleNamespace(kind=kind, is_chat=is_chat, **given)
 
 
 def test_requests_are_converted_for_each_model_server():
@@ -285,6 +292,14 @@ def test_a_model_without_template_does_not_chat():
     with pytest.raises(ApiError, match="no chat template"):
         for_backend({"messages": [USER]}, server("vllm", is_chat=False), CHAT)
     assert for_backend({"prompt": "a"}, server("vllm", is_chat=False), COMPLETIONS)["prompt"] == "a"
+
+
+def test_chats_get_the_variables_that_the_night_was_taught_with():
+    taught = server("vllm", variables={"enable_thinking": False})
+    assert for_backend({"messages": [USER]}, taught, CHAT)["chat_template_kwargs"] == {"enable_thinking": False}
+    asked = {"messages": [USER], "chat_template_kwargs": {"enable_thinking": True, "other": 1}}
+    assert for_backend(asked, taught, CHAT)["chat_template_kwargs"] == {"enable_thinking": True, "other": 1}
+    assert "chat_template_kwargs" not in for_backend({"prompt": "a"}, taught, COMPLETIONS)
 
 
 def test_a_request_cannot_bring_a_template():
