@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MESSAGES = {
     "waiting_for_lock": "Waiting for another process that works on {chain}: a `sleep-trl live`, or a night it started.",
     "pending": "Pending: {records:,} records",
+    "buffer_unavailable": "The wake buffer cannot be read at the moment ({reason}); trying again.",
     "nothing_new": "Scheduled time reached; no new records, skipping.",
     "started": "Starting {night}, attempt {attempt} ({why})",
     "finished": "Finished {night}: {entry}, {records:,} records, {seconds:,.0f} s",

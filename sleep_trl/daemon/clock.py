@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, time, timedelta
 
+LONGEST = timedelta(hours=26)  # until a time of day, when clocks go back; a correction of seconds rings no second time
+
 
 def next_time(at: time, after: datetime) -> datetime:
     """Return when a local time of day is next reached. It occurs once each day, also when clocks change.
@@ -38,7 +40,10 @@ class Alarm:
 
     def rings(self, now: datetime) -> bool:
         """Return whether the scheduled time has passed since the alarm last rang. Polling instead of waiting makes it
-        ring late on a machine that was suspended, or whose clock was corrected."""
+        ring late on a machine that was suspended, or whose clock was corrected. A time that is further away than a day
+        was set by a clock that was wrong, and is set again."""
+        if self.due - now > LONGEST:
+            self.due = next_time(self.at, now)
         if now < self.due:
             return False
         self.due = next_time(self.at, now)

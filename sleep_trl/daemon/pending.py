@@ -46,15 +46,29 @@ class PendingRecords:
         self.path, self.tokenizer, self.chain = path, tokenizer, chain
         self._lengths: dict[str, int] = {}
         self._sound: set[str] = set()
+        self._counted: tuple[object, Pending] | None = None
+        self._ledger: Path | None = None
 
     def count(self) -> Pending:
-        """Return what is pending now.
+        """Return what is pending now. The buffer is only read if it, the ledger, or the quarantined nights changed.
 
         The records of a night that was rolled back or quarantined do not count, because on their own they would end in
         the same night again. They are learned together with records that arrive later. Nor do damaged records, which
         are marked as failed.
         """
+        state = self._state()  # before it is read: what arrives meanwhile is counted the next time
+        if self._counted is None or self._counted[0] != state:
+            self._counted = state, self._count()
+        return self._counted[1]
+
+    def _state(self) -> object:
+        """Return what changes with the buffer's files and what else determines the count."""
+        files = [self.path, self.path.with_name(f"{self.path.name}-wal"), *([self._ledger] if self._ledger else ())]
+        return [_stamp(file) for file in files], quarantined_nights(self.chain) if self.chain else []
+
+    def _count(self) -> Pending:
         with WakeBuffer(self.path) as buffer:
+            self._ledger = RunFolder(run).ledger if (run := buffer.run()) else None
             tried = _rolled_back(buffer.run()) | _quarantined(self.chain)
             untried = [record for record in buffer.records("new") if record.sha256 not in tried]
             records = [record for record in untried if record.sha256 in self._sound or buffer.is_sound(record)]
@@ -69,6 +83,15 @@ class PendingRecords:
             return known
         assert self.tokenizer
         return len(self.tokenizer.encode(buffer.text(record.id), add_special_tokens=False))
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """Return what changes when a file is written or replaced, or `None` if it is missing or empty."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return (status.st_ino, status.st_mtime_ns, status.st_size) if status.st_size else None
 
 
 def _rolled_back(run: Path | None) -> set[str]:

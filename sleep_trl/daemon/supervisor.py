@@ -4,6 +4,7 @@ that the loop continues where it stopped, whatever was killed."""
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ class Supervisor:
         self.launcher, self.pending, self.policy, self.report = launcher, pending, policy, report
         self._alarm = Alarm(policy.at, _now()) if policy.at else None
         self._reported: Pending | None = None
+        self._unavailable = ""  # why the buffer could not be read
 
     def run(self) -> int:
         """Run nights until all are finished and return 0, or until one fails for good and return its exit code.
@@ -124,8 +126,9 @@ class Supervisor:
         """Return the reason to sleep now, or `None`."""
         if self._finished() < len(begun(self.chain)):
             return "resuming an interrupted night"
+        if (pending := self._count()) is None:
+            return None
         is_time = self._alarm is not None and self._alarm.rings(_now())
-        pending = self.pending.count()
         if pending != self._reported:
             self.report("pending", {"records": pending.records, "tokens": pending.tokens})
             self._reported = pending
@@ -134,6 +137,20 @@ class Supervisor:
         if is_time and not pending.records:
             self.report("nothing_new", {})
         return "scheduled time" if is_time and pending.records else None
+
+    def _count(self) -> Pending | None:
+        """Return what is pending, or `None` if the buffer cannot be read for a while, such as on a full disk."""
+        try:
+            pending = self.pending.count()
+        except (OSError, RuntimeError, ValueError, sqlite3.Error) as error:
+            if self._reported is None:
+                raise  # it never could be read
+            if self._unavailable != (reason := str(error)):
+                self.report("buffer_unavailable", {"reason": reason})
+            self._unavailable = reason
+            return None
+        self._unavailable = ""
+        return pending
 
     def _sleep(self, why: str, lock: int) -> int:
         """Run a night, retrying if it fails, and return its exit code. A quarantined night counts as success, and its
@@ -150,7 +167,7 @@ class Supervisor:
             if (found := quarantined_nights(self.chain)) != quarantined:
                 self.report("quarantined", {"night": str(found[-1]), "records": len(began_with(found[-1]))})
                 return DONE
-            if code == TRY_AGAIN and not RunFolder(night).is_begun and not self.pending.count().records:
+            if code == TRY_AGAIN and not RunFolder(night).is_begun and not self._has_pending():
                 self.report("nothing_left", {"night": str(night)})
                 return DONE
             retry_in = None if code == USER_ERROR or attempt == self.policy.tries else pause
@@ -160,6 +177,10 @@ class Supervisor:
             time.sleep(retry_in)
             why, pause = "retrying after a failure", min(2 * pause, LONGEST_PAUSE)
         return code
+
+    def _has_pending(self) -> bool:
+        pending = self._count()
+        return pending is None or pending.records > 0
 
     def _arguments(self, number: int) -> list[str]:
         """Return the arguments of launch/sleep.py for the next night. Earlier nights keep their memories."""

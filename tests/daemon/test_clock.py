@@ -56,3 +56,19 @@ def test_it_rings_late_if_the_machine_was_suspended_and_then_on_time_again():
     alarm = Alarm(hour(3, 30), utc(2026, 7, 10, 0, 0))
     assert alarm.rings(utc(2026, 7, 12, 9, 0)) and not alarm.rings(utc(2026, 7, 12, 9, 1))
     assert alarm.due == utc(2026, 7, 13, 1, 30)
+
+
+def test_it_rings_after_a_clock_that_was_wrong():
+    alarm = Alarm(hour(3, 30), utc(2031, 5, 1, 12))  # years ahead
+    right = utc(2026, 7, 10, 12)
+    assert not alarm.rings(right) and not alarm.rings(right + timedelta(hours=2))
+    assert [alarm.rings(right + timedelta(hours=hours)) for hours in (24, 25, 48)] == [True, False, True]
+    behind = Alarm(hour(3, 30), utc(1970, 1, 1))
+    assert behind.rings(right) and not behind.rings(right + timedelta(hours=1))
+
+
+def test_a_correction_of_seconds_does_not_ring_twice():
+    due = next_time(hour(3, 30), utc(2026, 7, 10))
+    alarm = Alarm(hour(3, 30), due - timedelta(hours=1))
+    assert alarm.rings(due + timedelta(seconds=1))
+    assert not alarm.rings(due - timedelta(seconds=20)) and not alarm.rings(due + timedelta(seconds=5))

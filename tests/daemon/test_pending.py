@@ -99,3 +99,24 @@ def test_a_model_without_tokenizer_is_refused(tmp_path, name):
     (tmp_path / "broken" / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=rf"{name} has no tokenizer.json .* or use --at without --after_tokens"):
         load_tokenizer(str(tmp_path / name))
+
+
+def test_a_buffer_that_did_not_change_is_not_read_again(tmp_path, tokenizer, monkeypatch):
+    path = tmp_path / "wake.db"
+    ingest(path, "the cat of Mira")
+    pending, opened = PendingRecords(path, tokenizer), list[Path]()
+    count = PendingRecords._count
+
+    def counted(self: PendingRecords) -> Pending:
+        opened.append(self.path)
+        return count(self)
+
+    monkeypatch.setattr(PendingRecords, "_count", counted)
+    assert {pending.count() for _ in range(20)} == {Pending(1, 4)} and len(opened) <= 2
+    with WakeBuffer(path) as writer:  # it stays open, as that of `serve`
+        writer.add([record_of_line("in", b'{"text": "the boat"}', "s")])
+        assert pending.count() == Pending(2, 6)
+        before = len(opened)
+        assert [pending.count() for _ in range(5)] == [Pending(2, 6)] * 5 and len(opened) <= before + 1
+        writer.add([record_of_line("in", b'{"text": "Ben sleeps"}', "s")])
+        assert pending.count() == Pending(3, 8)

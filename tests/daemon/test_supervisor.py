@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -209,6 +210,26 @@ def test_no_night_at_the_scheduled_time_without_new_records(tmp_path):
     assert loop._why_now() is None
     loop._alarm.due = now - timedelta(minutes=1)
     assert loop._why_now() == "scheduled time"
+
+
+def test_a_buffer_that_cannot_be_read_for_a_while_is_outlived(tmp_path, monkeypatch):
+    """A full disk, on which SQLite cannot write what it needs to open a file."""
+    events: list[str] = []
+    loop = supervisor(tmp_path / "chain", events, after_tokens=1000)
+    assert loop._why_now() is None and events == ["pending"]
+    full = sqlite3.OperationalError("database or disk is full")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.pending, "_count", lambda: (_ for _ in ()).throw(full))
+        patch.setattr(loop.pending, "_counted", None)
+        assert [loop._why_now() for _ in range(3)] == [None] * 3
+    assert events == ["pending", "buffer_unavailable"] and loop._unavailable == "database or disk is full"
+    assert loop._why_now() is None and len(events) == 2
+
+
+def test_a_buffer_that_never_could_be_read_is_an_error(tmp_path):
+    (tmp_path / "wake.db").write_text("no database, but a text of sufficient length to be checked " * 20)
+    with pytest.raises(ValueError, match="not a wake buffer"):
+        supervisor(tmp_path / "chain", [], after_tokens=1000)._why_now()
 
 
 def test_nights_keep_their_memories_and_an_interrupted_one_is_resumed_first(tmp_path):
