@@ -138,7 +138,7 @@ def _sleep_alone(config: RunConfig, is_in_chain: bool) -> int:
 
     try:
         results = run_night(inputs, seed_expert, dream)
-        if config.report and _is_first_process():
+        if has_report := config.report and importlib.util.find_spec("plotly") is not None and _is_first_process():
             from sleep_trl.report import write_report
 
             write_report(config.output_dir)
@@ -166,8 +166,10 @@ def _sleep_alone(config: RunConfig, is_in_chain: bool) -> int:
         return FAILURE
     echo(render_results(results))
     model = "model/, " if (is_folded := results["fold_difference"] is not None) else ""
-    report = ", report.html" if config.report else ""
+    report = ", report.html" if has_report else ""
     echo(f"Written to {config.output_dir}: {model}adapter/, ledger.jsonl, results.json{report}")
+    if config.report and not has_report:
+        echo("No report.html: plotly is not installed. Run pip install 'sleep-trl[report]'", "yellow")
     if not is_folded:
         echo(f"The experts are routed and do not fold; the grown model is {where_routed(config.output_dir)}")
     return DONE

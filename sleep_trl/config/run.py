@@ -104,7 +104,7 @@ class RunConfig(Section):
     """What a night may cost."""
 
     report: bool = True
-    """Write report.html (requires the extra `report`)."""
+    """Write report.html, which requires the extra `report`. By default it is left out where that is not installed."""
 
     @model_validator(mode="before")
     @classmethod

@@ -53,8 +53,9 @@ class WithoutThoughts:
         answers = [self._answer(completion) for completion in written]
         if count := sum(not a.text and has_thoughts(c.text) for a, c in zip(answers, written, strict=True)):
             echo(
-                f"[yellow]{count} of {len(answers)} completions end inside a thought (<think>) and count as empty. "
-                f"Turn thinking off (chat_template_kwargs), or allow longer ones[/]"
+                f"{count} of {len(answers)} completions end inside a thought (<think>) and count as empty. Turn "
+                f"thinking off (chat_template_kwargs), or allow longer ones",
+                "yellow",
             )
         return answers
 

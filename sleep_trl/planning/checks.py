@@ -44,8 +44,9 @@ def check_learning_rate_schedule(inputs: RunInputs) -> None:
 
 
 def check_report(inputs: RunInputs) -> None:
-    """Raise if a report is asked for and cannot be drawn."""
-    if inputs.config.report and find_spec("plotly") is None:
+    """Raise if a report is asked for by name and cannot be drawn. By default a night without plotly writes none."""
+    is_asked = inputs.config.report and "report" in inputs.config.model_fields_set
+    if is_asked and find_spec("plotly") is None:
         raise ValueError("report: plotly is not installed. Run `pip install 'sleep-trl[report]'`, or give --no-report.")
 
 

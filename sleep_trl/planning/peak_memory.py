@@ -160,7 +160,7 @@ def asking_bytes(shape: Shape, asking: Asking, most_rows: int, cache_room: int) 
         return 0
     prompts = [list(prompt) for prompt in asking.prompts]
     everywhere, planned = plan_batches(prompts, most_rows, cache_room / shape.cache_bytes, asking.new_tokens)
-    largest = 0
+    largest = shape.cache_bytes * everywhere + reading_bytes(shape, 1, everywhere, everywhere)
     for batch in planned:
         rows = [(prompts[row], shared) for row, shared in zip(batch.rows, batch.shared, strict=True)]
         prefixes = len({tuple(ids[:shared]) for ids, shared in rows if shared})
@@ -181,7 +181,8 @@ def reading_bytes(shape: Shape, rows: int, tokens: int, width: int) -> int:
     `width` tokens: the states of one layer, twice, since an allocator does not reuse all that was freed, and the
     attention mask, as it is and as numbers."""
     states = (3 if shape.is_gated else 2) * shape.intermediate_size + 3 * shape.hidden_size
-    return rows * tokens * (2 * states * shape.bytes_per_weight + width * (1 + shape.bytes_per_weight))
+    mask = width * (1 + shape.bytes_per_weight) if rows > 1 or tokens < width else 0  # a whole row needs none
+    return rows * tokens * (2 * states * shape.bytes_per_weight + mask)
 
 
 def kept_bytes(shape: Shape, width: int, rows: int, tokens: int, before: int = 0, is_recomputed: bool = False) -> int:

@@ -1,6 +1,7 @@
 """What the trainer and the rewards would refuse is refused before any weight is loaded."""
 
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -77,3 +78,10 @@ def test_a_reward_that_fails_is_refused(tmp_path, capsys, name, reason):
 def test_a_reward_gets_rows_like_those_of_the_night(tmp_path, capsys, name):
     (tmp_path / "mine.py").write_text(PLUGIN)
     assert refuse(tmp_path, capsys, rewards=json.dumps(["imitation", f"{tmp_path}/mine.py:{name}"])) == (0, "")
+
+
+def test_only_a_report_that_is_asked_for_needs_plotly(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    assert refuse(tmp_path, capsys) == (0, "")
+    code, shown = refuse(tmp_path, capsys, report=True)
+    assert code == 2 and "pip install 'sleep-trl[report]'" in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -193,3 +194,10 @@ def test_nights_auto_says_before_that_the_memory_has_no_room(model, tmp_path, ca
     assert sleep.main([*without, "--nights=auto", f"--memories={file}"]) == 2
     assert "give --seeding.steps" in capsys.readouterr().err
     assert not list(tmp_path.glob("c/night-*/phases"))
+
+
+def test_a_night_without_plotly_says_that_it_writes_no_report(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    assert sleep.main(arguments(model, tmp_path / "run", **{"seeding.steps": 1})) == 0
+    assert "No report.html: plotly is not installed" in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "run" / "report.html").exists() and (tmp_path / "run" / "results.json").exists()
