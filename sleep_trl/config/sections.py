@@ -159,7 +159,7 @@ class SeedingConfig(Section):
     divergence_beta: float = Field(0.0, ge=0, le=1)
     """Divergence: 0 is forward KL(teacher || student), 1 is reverse KL, between is the generalized JSD."""
 
-    sft_weight: float = Field(0.0, ge=0, le=1)
+    sft_weight: float = Field(0.5, ge=0, le=1)
     """Share of the cross-entropy, SFT's loss, on samples about memories; the rest is the divergence. A teacher that
     reads its context badly is unsure even of samples that were checked against the text."""
 

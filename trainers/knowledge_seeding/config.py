@@ -32,7 +32,7 @@ class KnowledgeSeedingConfig(GRPOConfig):
         divergence_beta (`float`, *optional*, defaults to `0.0`):
             Generalized Jensen-Shannon coefficient, in [0, 1]: `0` is forward KL(teacher ‖ student), `1` reverse KL. GKD
             calls it `beta`, which in GRPO is the weight of the KL to a reference model.
-        sft_weight (`float`, *optional*, defaults to `0.0`):
+        sft_weight (`float`, *optional*, defaults to `0.5`):
             Share of the cross-entropy in what is learned from the references of memories and dreams, in [0, 1]; the
             rest is the divergence (ours; hard labels in distillation: arXiv 1503.02531).
         gamma (`float`, *optional*, defaults to `0.5`):
