@@ -16,7 +16,7 @@ SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 
 def backbone(model: PreTrainedModel) -> nn.Module:
     """Return the model without its head; of a PEFT model the inner one, whose layers hold the adapters."""
-    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "peft_config") else model
+    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
     return inner.base_model
 
 
