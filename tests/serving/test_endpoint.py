@@ -43,6 +43,7 @@ def write_night(chain: Path, number: int, **sizes: int) -> Path:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(run / "model")
+    write_json(run / "config.json", {"model": "tiny", "memories": "docs.jsonl"})
     return write_finished_run(run)
 
 
