@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from accelerate import DistributedType
-from transformers import PreTrainedModel
 from trl.models import unwrap_model_for_generation
 
 from sleep_trl.rollout import Sampling, TransformersEngine
 from sleep_trl.rollout.in_trl import changed_sampling
-from sleep_trl.rollout.prefixes import CacheRoom
 from sleep_trl.rollout.stopping import tokens_before
 
-from ..expert_checkpoints import ExpertCheckpoints
+from .shared_prompts import SharedPrompts
 
 
-class Rollouts(ExpertCheckpoints):
+class Rollouts(SharedPrompts):
     """A [`~trl.GRPOTrainer`] that generates with what is set for each batch: `_given_prompt_ids`, token ids that are
     used as they are; `_stops` and `_limits`, the stop strings and the most tokens of each row; `_general`, the rows
     that are not rolled out.
@@ -31,7 +28,6 @@ class Rollouts(ExpertCheckpoints):
         self._stops: list[Sequence[str]] = []
         self._limits: list[int] = []
         self._general: list[bool] = []
-        self._rooms: dict[int, CacheRoom] = {}
         super().__init__(*args, **kwargs)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
@@ -76,11 +72,6 @@ class Rollouts(ExpertCheckpoints):
         is_plain = not (self.use_vllm or self.use_transformers_continuous_batching or self.tools or self._is_vlm)
         return is_plain and self.args.alpha > 0 and self._is_whole and not changed_sampling(self.args)
 
-    @property
-    def _is_whole(self) -> bool:
-        """Whether this process can run the model by itself: its weights are not sharded."""
-        return self.accelerator.distributed_type not in (DistributedType.DEEPSPEED, DistributedType.FSDP)
-
     def _roll_out_itself(self, prompt_ids: list[list[int]], rows: list[int]) -> list[list[int]]:
         model, args = self.accelerator.unwrap_model(self.model), self.args
         engine = TransformersEngine(model, self._tokenizer, batch_size=max(1, len(rows)), room=self._room(model))
@@ -100,6 +91,3 @@ class Rollouts(ExpertCheckpoints):
                     completion_ids[places[n]] = completion.ids or [self._tokenizer.eos_token_id]
             model.train(was_training)
         return completion_ids
-
-    def _room(self, model: PreTrainedModel) -> CacheRoom:
-        return self._rooms.setdefault(id(model), CacheRoom(model, self._tokenizer.pad_token_id))

@@ -5,13 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import get_config_model_id, pad
 
 from sleep_trl.data.parts import PARTS
@@ -22,7 +20,6 @@ from sleep_trl.rollout.in_trl import share_clipped
 
 from ..log_filter import without_row_dump
 from .config import KnowledgeSeedingConfig
-from .hidden import Padded, concat_padded, last_hidden, predicting, read_behind
 from .loss import log_probs_per_token
 from .parts import Tensors, count_copies, is_replay, spread_references, weigh_rows, written_mask
 from .privileged_context import with_teacher_prompt
@@ -126,7 +123,6 @@ class KnowledgeSeedingTrainer(Rollouts):
         self.teachers = prepare_teachers(teacher_model, self.accelerator, init_kwargs)
         if not self.teachers:
             _ensure_learning_expert(self.model, args)
-        self._forward_redirection = _ForwardRedirection()
         self._rollout_hidden: torch.Tensor | None = None
 
     def release(self) -> None:
@@ -358,16 +354,6 @@ class KnowledgeSeedingTrainer(Rollouts):
             assignments = assign_teachers(student, Teacher(student, self.model_wrapped), self.teachers)
             groups = [run(*assignment) for assignment in assignments]
         return [list(outputs) for outputs in zip(*groups, strict=True)]
-
-    def _read_behind(self, reader: Teacher, texts: list[tuple[Padded, Padded]]) -> list[torch.Tensor]:
-        """Return a model's hidden states from which texts behind prompts are predicted, by way of the wrapped model.
-        Each is of shape `(rows, length, hidden)`. Where the model can, it reads a prompt once for all its texts."""
-        model, forward = reader.model, partial(self._forward_redirection, reader.wrapped, reader.model)
-        has_cache = self._is_whole and not (model.is_gradient_checkpointing and model.training)
-        if has_cache and (room := self._room(model).tokens()) is not None:
-            read: list[torch.Tensor] = forward(read_behind, model, texts, self._tokenizer.pad_token_id, room)
-            return read
-        return [predicting(forward(last_hidden, model, *concat_padded(*text)), text[1][0]) for text in texts]
 
     def _divergence(self, student: torch.Tensor, outputs: list[TeacherOutput], mask: torch.Tensor) -> torch.Tensor:
         """Return each row's divergence, number of tokens, and drift of hidden states. Shape `(3, batch)`."""
