@@ -48,6 +48,9 @@ OPTIONS = {
 }
 
 
+DIVERGENCE = {"rollout_start": 0.0, "sft_weight": 0.0}  # what the formulas of the method hold for
+
+
 def student(form: str = "llama"):
     model = tiny_model(form)
     attach(model, MemorySpec(width=8, max_experts=2)).activate()
@@ -57,7 +60,7 @@ def student(form: str = "llama"):
 def trainer(tmp_path, cls=KnowledgeSeedingTrainer, config=KnowledgeSeedingConfig, model=None, data=None, **options):
     processing_class = options.pop("processing_class", None)
     if config is KnowledgeSeedingConfig:
-        options.setdefault("rollout_start", 0.0)
+        options = DIVERGENCE | options
     return cls(
         model or student(),
         options.pop("reward_funcs", length_reward),

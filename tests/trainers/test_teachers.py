@@ -12,7 +12,7 @@ from sleep_trl.trainers.knowledge_seeding.ensemble import ensemble_divergence
 from sleep_trl.trainers.knowledge_seeding.loss import divergence_per_token
 from sleep_trl.trainers.knowledge_seeding.teachers import assign_teachers, find_rows
 from tests.tiny import tiny_model, tiny_tokenizer
-from tests.trainers.seedings import OPTIONS, length_reward, logged, rows
+from tests.trainers.seedings import DIVERGENCE, OPTIONS, length_reward, logged, rows
 
 LARGER = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3}
 
@@ -97,7 +97,9 @@ def seeded(tmp_path, teachers, **options):
     trainer = KnowledgeSeedingTrainer(
         larger_student(),
         length_reward,
-        args=KnowledgeSeedingConfig(str(tmp_path), **{**OPTIONS, "max_steps": 30, "alpha": 1.0, **options}),
+        args=KnowledgeSeedingConfig(
+            str(tmp_path), **{**OPTIONS, **DIVERGENCE, "max_steps": 30, "alpha": 1.0, **options}
+        ),
         train_dataset=data,
         processing_class=tiny_tokenizer(),
         teacher_model=teachers,
