@@ -178,8 +178,8 @@ def asking_bytes(shape: Shape, asking: Asking, most_rows: int, cache_room: int) 
 
 def reading_bytes(shape: Shape, rows: int, tokens: int, width: int) -> int:
     """Return the bytes that a forward pass without gradients takes, for `tokens` tokens of each row that attend to
-    `width` tokens: the states of one layer, twice, since an allocator does not reuse all that was freed; keys and values
-    repeated for all heads, if heads share them; and the attention mask, as it is and as numbers."""
+    `width` tokens: the states of one layer, twice, since an allocator does not reuse all that was freed; keys and
+    values repeated for all heads, if heads share them; and the attention mask, as it is and as numbers."""
     states = (3 if shape.is_gated else 2) * shape.intermediate_size + 3 * shape.hidden_size
     mask = width * (1 + shape.bytes_per_weight) if rows > 1 or tokens < width else 0  # a whole row needs none
     repeated = 2 * shape.hidden_size * shape.bytes_per_weight if shape.key_values < 2 * shape.hidden_size else 0
