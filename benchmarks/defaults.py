@@ -1,0 +1,153 @@
+"""What each setting of learning does to a real model: one night's samples, learned again with one thing changed.
+
+    python benchmarks/real_night.py --split choose --documents 12 --seeds 1
+    python benchmarks/defaults.py --night runs/real_night/FOLDER/seed-42/night --output runs/defaults.json
+
+The night gives model, settings, documents and samples, so that all rows learn from the same. Each trains a new expert,
+is asked the documents' questions without the text, also in other words, and reads the shipped prose. `lora` and `lora
+replay` are fine-tuned on the same samples for as many steps, see `_rivals.py`. Settings are chosen with documents of
+`--split choose` alone. Prints a table; the last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from _report import Row, Runs, cell, environment, report_study, rerun_with, run_study, study_parser
+
+# Options of `seeding` that differ from the night's.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "divergence alone": {"sft_weight": 0.0},
+    "cross-entropy alone": {"sft_weight": 1.0},
+    "rollouts from the first step": {"rollout_start": 0.0},
+    "no rollouts": {"rollout_start": 1.0},
+    "no rollouts, cross-entropy alone": {"rollout_start": 1.0, "sft_weight": 1.0},
+    "learning rate 1e-3": {"learning_rate": 1e-3},
+    "learning rate 4e-3": {"learning_rate": 4e-3},
+    "twice as many passes": {"passes": 8.0},
+}
+RIVALS = {"lora": "lora", "lora replay": "lora_replay"}
+SHORT_STEPS = 2
+FIGURES = ("after", "other_words", "perplexity", "steps", "seconds")
+
+
+def inputs_of(night: Path, seed: int, options: dict[str, Any], steps: int | None) -> Any:
+    """Return the inputs of a night with other options of `seeding`."""
+    from sleep_trl.config import RunConfig
+    from sleep_trl.planning.inputs import RunInputs
+
+    config = json.loads((night / "config.json").read_text("utf-8"))
+    config["seeding"] |= options | ({"steps": steps} if steps else {})
+    return RunInputs(RunConfig.model_validate(config | {"seed": seed, "resume": False}))
+
+
+def exam_of(inputs: Any) -> Any:
+    """Return the exam of a night without its reading questions, which take most of the time."""
+    from _rivals import Exam
+
+    lines = Path(inputs.config.memories).read_text("utf-8").splitlines()
+    return dataclasses.replace(Exam.of(inputs, [json.loads(line) for line in lines if line.strip()]), reading=[])
+
+
+def learn_again(night: Path, seed: int, options: dict[str, Any], steps: int | None) -> dict[str, Any]:
+    """Train a new expert on a night's samples and return its figures."""
+    from _rivals import samples_of
+
+    from sleep_trl.data.rows import build_rows, shares_of, steps_of
+    from sleep_trl.memory import MemorySpec, attach
+    from sleep_trl.models.loading import load_model
+    from sleep_trl.night.generate_data import HELD_OUT
+    from sleep_trl.rollout import plain_generation
+    from sleep_trl.trainers.knowledge_seeding.from_config import make_trainer
+
+    inputs = inputs_of(night, seed, options, steps)
+    config, samples = inputs.config, samples_of(night)
+    general = [sample for sample in samples if sample.part == "general"]
+    samples = [sample for sample in samples if sample.part != "general"] + general[HELD_OUT:]
+    model = load_model(config)
+    attach(model, MemorySpec(width=config.memory.width, max_experts=1, seed=seed)).activate()
+    count = steps_of(samples, config)
+    config = config.model_copy(update={"seeding": config.seeding.model_copy(update={"steps": count})})
+    rows = build_rows(
+        samples,
+        inputs.tokenizer,
+        steps=count,
+        per_step=config.seeding.prompts_per_step,
+        shares=shares_of(config),
+        prefix_share=config.dataset.prefix_share,
+        max_completion=config.seeding.max_completion_length,
+        seed=seed,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(config, model, inputs.tokenizer, rows, folder)
+        begun = time.perf_counter()
+        with plain_generation(model):
+            trainer.train()
+        seconds = time.perf_counter() - begun
+        trainer.release()
+    return exam_of(inputs).grade(model) | {"steps": count, "seconds": seconds}
+
+
+def run_one(night: Path, name: str, seed: int, steps: int | None) -> dict[str, Any]:
+    """Return the figures of a setting or a rival."""
+    if name in SETTINGS:
+        return learn_again(night, seed, SETTINGS[name], steps)
+    from _rivals import RIVALS as RECIPES
+    from _rivals import learn, samples_of
+
+    from sleep_trl.data.rows import steps_of
+
+    inputs = inputs_of(night, seed, {}, steps)
+    count, rate = steps_of(samples_of(night), inputs.config), RECIPES[RIVALS[name]].learning_rate
+    figures: dict[str, Any] = learn(RIVALS[name], exam_of(inputs), night, count, rate, "mlp")
+    return figures
+
+
+def tabulate(runs: Runs) -> list[Row]:
+    """Return the means over the seeds."""
+    table: list[Row] = [("setting", *(name.replace("_", " ") for name in FIGURES))]
+    for name, by_seed in runs.items():
+        shares = [cell([100 * run[key] for run in by_seed.values()]) for key in FIGURES[:2]]
+        others = [cell([run[key] for run in by_seed.values()], 2 if key == "perplexity" else 0) for key in FIGURES[2:]]
+        table.append((name, *shares, *others))
+    return table
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = study_parser((__doc__ or "").split("\n")[0], [*SETTINGS, *RIVALS], "settings")
+    parser.add_argument("--night", type=Path, help="folder of a night; --quick runs a short one")
+    arguments = parser.parse_args(argv)
+    if arguments.night is None and not arguments.quick:
+        parser.error("--night is missing: the folder of a night of real_night.py --split choose")
+    if arguments.quick:
+        arguments.seeds, arguments.variants = 1, ["defaults", "no rollouts, cross-entropy alone", "lora"]
+    return arguments
+
+
+def main() -> None:
+    rerun_with(environment())
+    arguments = parse_arguments()
+    if arguments.night is None:
+        from real_night import short_night
+
+        arguments.night = short_night()
+    steps = SHORT_STEPS if arguments.quick else None
+    settings = {"night": arguments.night.name, "steps": steps}
+
+    def run(name: str, seed: int) -> dict[str, Any]:
+        return run_one(arguments.night, name, seed, steps)
+
+    runs = run_study(arguments, settings, run)
+    report_study(tabulate(runs), settings, runs, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
