@@ -70,6 +70,7 @@ class ExpertCheckpoints(GRPOTrainer):
     ) -> None:
         if not isinstance(model, str):
             withdraw(model)
+        self._was_checkpointing = not isinstance(model, str) and model.is_gradient_checkpointing
         if args is not None and args.deepspeed_plugin:
             shard_everything(args.deepspeed_plugin)
         super().__init__(model, reward_funcs, args, *others, **kwargs)
@@ -81,6 +82,8 @@ class ExpertCheckpoints(GRPOTrainer):
         for owner in (self, self.callback_handler):
             owner.optimizer = owner.lr_scheduler = None
         self.model_wrapped, self.deepspeed = self.model, None
+        if self.model.is_gradient_checkpointing and not self._was_checkpointing:  # TRL leaves it on
+            self.model.gradient_checkpointing_disable()
         gc.collect()
 
     def _memory(self) -> Memory | None:

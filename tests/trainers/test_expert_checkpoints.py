@@ -27,3 +27,14 @@ def test_a_model_card_names_method_paper_and_base(tmp_path, name, shown):
     assert f"a fine-tuned version of {shown}." in card and "None" not in card
     assert "trained with Knowledge Seeding, a method introduced in [Language Models Need Sleep" in card
     assert "papers/2606.03979" in card and "@article{behrouz2026sleep" in card
+
+
+@pytest.mark.parametrize("was_on", [False, True])
+def test_a_released_model_checkpoints_its_gradients_only_if_it_did_before(tmp_path, was_on):
+    model = student()
+    if was_on:
+        model.gradient_checkpointing_enable()
+    t = trainer(tmp_path, model=model, gradient_checkpointing=True)
+    assert model.is_gradient_checkpointing
+    t.release()
+    assert model.is_gradient_checkpointing is was_on

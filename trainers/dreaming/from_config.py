@@ -113,4 +113,5 @@ def dream(
     with plain_generation(model):
         trainer.train()
     records: list[dict[str, Any]] = gather_object(trainer.trials)
+    trainer.release()
     return records
