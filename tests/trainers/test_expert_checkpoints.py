@@ -34,7 +34,8 @@ def test_a_released_model_checkpoints_its_gradients_only_if_it_did_before(tmp_pa
     model = student()
     if was_on:
         model.gradient_checkpointing_enable()
-    t = trainer(tmp_path, model=model, gradient_checkpointing=True)
+    t = trainer(tmp_path, model=model, gradient_checkpointing=True, max_steps=1)
+    t.train()
     assert model.is_gradient_checkpointing
     t.release()
     assert model.is_gradient_checkpointing is was_on
