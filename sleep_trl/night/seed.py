@@ -68,7 +68,9 @@ def seed(
     general = [s for s in samples if s.part == "general"]
     samples = [s for s in samples if s.part != "general"] + general[HELD_OUT:]
     steps = steps or steps_of(samples, config)
-    config = config.model_copy(update={"seeding": config.seeding.model_copy(update={"steps": steps})})
+    # Experts that are consolidated say what is to be learned: no sample is truer than their distribution.
+    options = {"steps": steps} | ({"sft_weight": 0.0} if is_own_teacher else {})
+    config = config.model_copy(update={"seeding": config.seeding.model_copy(update=options)})
     rows = build_rows(
         samples,
         ctx.tokenizer,

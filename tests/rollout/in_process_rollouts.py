@@ -37,6 +37,7 @@ def train(
     arguments = KnowledgeSeedingConfig(
         folder,
         max_steps=STEPS,
+        rollout_start=0.0,
         per_device_train_batch_size=8,
         num_generations=4,
         max_completion_length=12,
