@@ -61,39 +61,22 @@ def learn_again(night: Path, seed: int, options: dict[str, Any], steps: int | No
     """Train a new expert on a night's samples and return its figures."""
     from _rivals import samples_of
 
-    from sleep_trl.data.rows import build_rows, shares_of, steps_of
     from sleep_trl.memory import MemorySpec, attach
     from sleep_trl.models.loading import load_model
-    from sleep_trl.night.generate_data import HELD_OUT
-    from sleep_trl.rollout import plain_generation
-    from sleep_trl.trainers.knowledge_seeding.from_config import make_trainer
+    from sleep_trl.night.seed import lay_out
+    from sleep_trl.rollout import TransformersEngine
+    from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert
 
     inputs = inputs_of(night, seed, options, steps)
-    config, samples = inputs.config, samples_of(night)
-    general = [sample for sample in samples if sample.part == "general"]
-    samples = [sample for sample in samples if sample.part != "general"] + general[HELD_OUT:]
+    config, rows = lay_out(samples_of(night), inputs.config, inputs.tokenizer)
     model = load_model(config)
     attach(model, MemorySpec(width=config.memory.width, max_experts=1, seed=seed)).activate()
-    count = steps_of(samples, config)
-    config = config.model_copy(update={"seeding": config.seeding.model_copy(update={"steps": count})})
-    rows = build_rows(
-        samples,
-        inputs.tokenizer,
-        steps=count,
-        per_step=config.seeding.prompts_per_step,
-        shares=shares_of(config),
-        prefix_share=config.dataset.prefix_share,
-        max_completion=config.seeding.max_completion_length,
-        seed=seed,
-    )
+    engine = TransformersEngine(model, inputs.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(config, model, inputs.tokenizer, rows, folder)
         begun = time.perf_counter()
-        with plain_generation(model):
-            trainer.train()
+        seed_expert(config, model, inputs.tokenizer, rows, folder, engine)
         seconds = time.perf_counter() - begun
-        trainer.release()
-    return exam_of(inputs).grade(model) | {"steps": count, "seconds": seconds}
+    return exam_of(inputs).grade(model) | {"steps": config.seeding.steps, "seconds": seconds}
 
 
 def run_one(night: Path, name: str, seed: int, steps: int | None) -> dict[str, Any]:

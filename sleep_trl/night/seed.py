@@ -37,6 +37,36 @@ class SeedExpert(Protocol):
     ) -> list[dict[str, Any]]: ...
 
 
+def lay_out(
+    samples: Sequence[Sample],
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    steps: int | None = None,
+    **options: Any,
+) -> tuple[RunConfig, list[dict[str, Any]]]:
+    """Lay out the rows of a training on samples of all parts, but for the general ones held out to measure agreement.
+
+    Returns:
+        `tuple[RunConfig, list[dict]]`: the configuration with the number of steps and with `options` of `seeding`, and
+        the rows, in training order.
+    """
+    general = [s for s in samples if s.part == "general"]
+    samples = [s for s in samples if s.part != "general"] + general[HELD_OUT:]
+    options = {"steps": steps or steps_of(samples, config), **options}
+    config = config.model_copy(update={"seeding": config.seeding.model_copy(update=options)})
+    rows = build_rows(
+        samples,
+        tokenizer,
+        steps=options["steps"],
+        per_step=config.seeding.prompts_per_step,
+        shares=shares_of(config),
+        prefix_share=config.dataset.prefix_share,
+        max_completion=config.seeding.max_completion_length,
+        seed=config.seed,
+    )
+    return config, rows
+
+
 def seed(
     ctx: NightContext,
     samples: list[Sample],
@@ -59,28 +89,16 @@ def seed(
         name (`str`, *optional*, defaults to `"seeded"`):
             Folder under `phases/` for the weights.
         is_own_teacher (`bool`, *optional*, defaults to `False`):
-            Whether the model teaches itself even if other models teach the memories.
+            Whether the model teaches itself even if other models teach the memories, by its distribution alone.
 
     Returns:
         `dict`: the trainer's log `history`, the `steps`, and the ids of the memories that were `trained` on.
     """
     config, folder = ctx.config, RunFolder(ctx.config.output_dir)
-    general = [s for s in samples if s.part == "general"]
-    samples = [s for s in samples if s.part != "general"] + general[HELD_OUT:]
-    steps = steps or steps_of(samples, config)
     # Experts that are consolidated say what is to be learned: no sample is truer than their distribution.
-    options = {"steps": steps} | ({"sft_weight": 0.0} if is_own_teacher else {})
-    config = config.model_copy(update={"seeding": config.seeding.model_copy(update=options)})
-    rows = build_rows(
-        samples,
-        ctx.tokenizer,
-        steps=steps,
-        per_step=config.seeding.prompts_per_step,
-        shares=shares_of(config),
-        prefix_share=config.dataset.prefix_share,
-        max_completion=config.seeding.max_completion_length,
-        seed=config.seed,
-    )
+    options = {"sft_weight": 0.0} if is_own_teacher else {}
+    config, rows = lay_out(samples, config, ctx.tokenizer, steps, **options)
+    steps = len(rows) // config.seeding.prompts_per_step
     extra = ctx.inputs.columns
     add_columns(rows, ctx.memories, extra.names)
     for column, reason in extra.left_out.items():

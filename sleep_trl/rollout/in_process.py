@@ -39,9 +39,8 @@ class TransformersEngine:
             Its tokenizer.
         batch_size (`int`, *optional*, defaults to `64`):
             Most prompts in one call of `generate`.
-        cache_gib (`float`, *optional*):
-            Most memory for the KV cache of a batch, in GiB. A batch of long prompts has fewer rows, and at least one.
-            See [`CacheRoom`].
+        room (`CacheRoom`, *optional*):
+            Room for the KV cache of a batch. A batch of long prompts has fewer rows, and at least one.
     """
 
     def __init__(
@@ -49,14 +48,13 @@ class TransformersEngine:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int = 64,
-        cache_gib: float | None = None,
         room: CacheRoom | None = None,
     ) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.eos_ids = end_tokens(model, tokenizer)
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else self.eos_ids[0]
-        self.room = room or CacheRoom(model, self.pad_id, cache_gib)
+        self.room = room or CacheRoom(model, self.pad_id)
 
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress | None = None

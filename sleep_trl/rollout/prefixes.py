@@ -188,11 +188,10 @@ def read_prompts(model: PreTrainedModel, prompts: Sequence[list[int]], pad_id: i
     """Read distinct prompts, sorted, but for the last token of each. What several begin with is read once."""
     common = [_common(one, other) for one, other in itertools.pairwise(prompts)]
     runs = _runs(common, 0, len(prompts))
-    heads = [prompts[start][: max(shared, 1)] for start, _, shared in runs]
-    known = read_prefixes(model, heads, pad_id)
+    # A text that is read has a token, also where nothing of it may be used.
+    heads = read_prefixes(model, [prompts[start][: max(shared, 1)] for start, _, shared in runs], pad_id)
+    known = Prefixes(heads.cache, [shared for _, _, shared in runs])
     owners = [place for place, (start, end, _) in enumerate(runs) for _ in range(start, end)]
-    for place in range(len(heads)):
-        known.lengths[place] = runs[place][2]
     read = read_prefixes(model, [prompt[: max(1, len(prompt) - 1)] for prompt in prompts], pad_id, known, owners)
     return Prefixes(read.cache, [len(prompt) - 1 for prompt in prompts])
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sleep_trl.rollout import Sampling, TransformersEngine
 from sleep_trl.rollout.in_process import ROUND
-from sleep_trl.rollout.prefixes import SHORTEST, hidden_behind, plan_batches
+from sleep_trl.rollout.prefixes import SHORTEST, CacheRoom, hidden_behind, plan_batches
 from tests.tiny import FORMS, tiny_model, tiny_tokenizer
 
 EXAMPLES = [1, *(4 + (7 * j) % 90 for j in range(20))]  # what every prompt begins with
@@ -123,7 +123,8 @@ def test_a_model_whose_cache_cannot_be_shared_reads_each_prompt(caplog) -> None:
 def test_a_batch_fits_the_memory_that_its_cache_may_take() -> None:
     """16 values of 4 bytes in keys and values of 2 layers are 256 bytes a token: 1 KiB holds four tokens."""
     prompts, sampling = [*windows(), *UNRELATED], Sampling(4, temperature=0.0, logprobs=True)
-    small = Counting(tiny_model(), tiny_tokenizer(), cache_gib=256 * 300 / 2**30)
+    model = tiny_model()
+    small = Counting(model, tiny_tokenizer(), room=CacheRoom(model, 0, 256 * 300 / 2**30))
     with patch.object(small, "generate_batch", wraps=small.generate_batch) as generate_batch:
         found = small.generate(prompts, sampling)
     seen = [call.args[0] for call in generate_batch.call_args_list]

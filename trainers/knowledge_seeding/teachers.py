@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,6 +175,18 @@ def find_rows(part: torch.Tensor, names: list[str]) -> tuple[torch.Tensor, bool]
     """
     rows = torch.isin(part, part.new_tensor([PARTS.index(name) for name in names])).nonzero()[:, 0]
     return (rows, True) if len(rows) else (part.new_zeros(1), False)
+
+
+@contextmanager
+def as_teacher(student: PreTrainedModel) -> Iterator[None]:
+    """Turn the student into its own teacher: without the learning expert, and without dropout."""
+    memory, was_training = Memory.of(student), student.training
+    student.eval()
+    try:
+        with nullcontext() if memory is None else memory.as_teacher():
+            yield
+    finally:
+        student.train(was_training)
 
 
 def as_base(student: PreTrainedModel) -> AbstractContextManager[None]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,19 +13,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import get_config_model_id, pad
 
 from sleep_trl.data.parts import PARTS
-from sleep_trl.memory import Memory, MemorySpec, attach
+from sleep_trl.memory import Memory
 from sleep_trl.models.head import Head
 from sleep_trl.rewards import resolve
 from sleep_trl.rollout.in_trl import share_clipped
 
 from ..log_filter import without_row_dump
 from .config import KnowledgeSeedingConfig
+from .learning_expert import check_that_experts_support, ensure_learning_expert
 from .loss import log_probs_per_token
 from .parts import Tensors, count_copies, is_replay, spread_references, weigh_rows, written_mask
 from .privileged_context import with_teacher_prompt
 from .rollouts import Rollouts
 from .rows import Rows, check_arguments, check_data, normalize, require, text_of_reference
-from .teachers import Teacher, TeacherOutput, as_base, assign_teachers, find_rows, prepare_teachers
+from .teachers import Teacher, TeacherOutput, as_base, as_teacher, assign_teachers, find_rows, prepare_teachers
 
 Text = tuple[Tensors, torch.Tensor, torch.Tensor]  # a batch, and ids and mask of a continuation of each row
 
@@ -109,7 +110,7 @@ class KnowledgeSeedingTrainer(Rollouts):
         check_data(train_dataset, "train_dataset", args, reward_funcs)
         check_data(eval_dataset, "eval_dataset", args, reward_funcs)
         if teacher_model is None:
-            _check_that_experts_support(model, args, kwargs)
+            check_that_experts_support(model, args, kwargs)
         super().__init__(
             model,
             reward_funcs,
@@ -122,7 +123,7 @@ class KnowledgeSeedingTrainer(Rollouts):
         init_kwargs: Any = args.teacher_model_init_kwargs  # as text it has become a mapping
         self.teachers = prepare_teachers(teacher_model, self.accelerator, init_kwargs)
         if not self.teachers:
-            _ensure_learning_expert(self.model, args)
+            ensure_learning_expert(self.model, args)
         self._rollout_hidden: torch.Tensor | None = None
 
     def release(self) -> None:
@@ -350,7 +351,7 @@ class KnowledgeSeedingTrainer(Rollouts):
                 for (rows, is_present), states in zip(found, zip(*read, strict=True), strict=True)
             ]
 
-        with torch.no_grad(), self.accelerator.autocast(), _as_teacher(student):
+        with torch.no_grad(), self.accelerator.autocast(), as_teacher(student):
             assignments = assign_teachers(student, Teacher(student, self.model_wrapped), self.teachers)
             groups = [run(*assignment) for assignment in assignments]
         return [list(outputs) for outputs in zip(*groups, strict=True)]
@@ -381,38 +382,3 @@ class KnowledgeSeedingTrainer(Rollouts):
                 metrics[f"{name_of}/{name}/{kind}"].append(divergence / count)
                 if drift:
                     metrics[f"drift/{name}/{kind}"].append(drift / count)
-
-
-def _check_that_experts_support(model: Any, args: KnowledgeSeedingConfig, kwargs: dict[str, Any]) -> None:
-    if kwargs.get("peft_config") is not None or hasattr(model, "peft_config"):
-        raise ValueError(
-            "Knowledge Seeding trains an expert of the memory, which cannot be combined with an adapter. Leave "
-            "peft_config out, or give a teacher_model to train the adapter instead of an expert."
-        )
-    if args.use_vllm:
-        raise ValueError(
-            "use_vllm=True: vLLM cannot load the expert that TRL would send it. Leave it out to generate with "
-            "transformers, or run a night with --rollout.engine vllm (launch/sleep.py), which starts a vLLM with "
-            "room for the expert. With a teacher_model and a model without a memory, TRL's use_vllm remains possible."
-        )
-
-
-def _ensure_learning_expert(model: PreTrainedModel, args: KnowledgeSeedingConfig) -> None:
-    memory = Memory.of(model)
-    if memory is None:
-        memory = attach(model, MemorySpec(width=args.expert_width, max_experts=1, seed=args.seed))
-        memory.activate()
-    if memory.learning is None:
-        raise ValueError("The model's memory has no learning expert. Call `memory.activate()` first.")
-
-
-@contextmanager
-def _as_teacher(student: PreTrainedModel) -> Iterator[None]:
-    """Turn the student into its own teacher: without the learning expert, and without dropout."""
-    memory, was_training = Memory.of(student), student.training
-    student.eval()
-    try:
-        with nullcontext() if memory is None else memory.as_teacher():
-            yield
-    finally:
-        student.train(was_training)
