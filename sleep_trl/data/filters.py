@@ -19,6 +19,7 @@ Item = TypeVar("Item")
 NGRAM = 4  # words
 QUESTION_MARKS = ("?", "？", "؟", "՞", "⸮")
 _WORD = regex.compile(r"[\p{L}\p{N}]+")
+SHORTEST_ECHO = 4  # words: "red", asked "Is it red or green?", is an answer
 MAX_REPEATED = 0.5  # share of repeated 4-grams above which a text is a loop
 
 
@@ -35,12 +36,15 @@ class Check:
             The student's answer.
         text (`str`):
             What the teacher read.
+        request (`str`, *optional*):
+            What was asked.
     """
 
     agree: Callable[[str, str], bool]
     again: str
     without_text: str
     text: str
+    request: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,14 @@ def is_question(candidate: Candidate) -> bool:
     return candidate.check is not None and candidate.text.rstrip().endswith(QUESTION_MARKS)
 
 
+def is_echo(candidate: Candidate) -> bool:
+    """All words of an answer that is not short stand in the request: small models say it again as a statement."""
+    if candidate.check is None:
+        return False
+    words, asked = (_WORD.findall(text.casefold()) for text in (candidate.text, candidate.check.request))
+    return len(words) >= SHORTEST_ECHO and set(words).issubset(asked)
+
+
 def is_known(candidate: Candidate) -> bool:
     """The student gives the answer without the text: there is nothing to learn."""
     return candidate.check is not None and candidate.check.agree(candidate.text, candidate.check.without_text)
@@ -120,6 +132,7 @@ FILTERS: Mapping[str, Callable[[Candidate], bool]] = {
     "inconsistent": is_inconsistent,
     "unsupported": is_unsupported,
     "question": is_question,
+    "echo": is_echo,
     "known": is_known,
 }
 """Filters by reason, in order: a completion counts for the first one that drops it."""

@@ -57,6 +57,7 @@ class Sample:
     stop: list[str] = field(default_factory=list)
     window: int = 0  # index of the window it was written about
     sentence: str | None = None  # the sentence that the request was about
+    request: str = ""  # what was asked, if the template lets the teacher write requests
 
     def as_row(self) -> dict[str, Any]:
         return asdict(self)

@@ -213,6 +213,7 @@ def _answer(
             list(stop),
             task.window.index,
             task.sentence,
+            task.request,
         )
         for task, (ids, text, stop), teacher, c in zip(tasks, students, teachers, completions, strict=True)
     ]
@@ -256,7 +257,10 @@ def _check(
     again = engine.generate([s.teacher_prompt_ids for s in samples], sampling, progress)
     sampling = Sampling(length, 0.0, stop, seed)
     known = student.generate([s.prompt_ids for s in samples], sampling, progress)
-    checks = [Check(agree, a.text, k.text, text) for a, k, text in zip(again, known, texts, strict=True)]
+    checks = [
+        Check(agree, a.text, k.text, text, s.request)
+        for a, k, text, s in zip(again, known, texts, samples, strict=True)
+    ]
     kept, dropped = apply_filters(
         zip(samples, completions, strict=True),
         lambda s, _: (s.prompt, s.memory_id, s.reference.casefold()),

@@ -10,8 +10,8 @@ def candidate(text, stop_reason="eos", *, may_be_truncated=False, kept=(), check
     return Candidate(text, stop_reason, text.casefold(), may_be_truncated, set(kept), check)
 
 
-def check(again, without_text, text="Ben"):
-    return Check(str.__eq__, again, without_text, text)
+def check(again, without_text, text="Ben", request=""):
+    return Check(str.__eq__, again, without_text, text, request)
 
 
 DROPPED = {
@@ -25,6 +25,10 @@ DROPPED = {
         candidate("the red boat", check=check("the red boat", "Ben", "Ben has a boat.")),
     ],
     "question": [candidate(f"Ben{mark}", check=check("Ben", "Mira")) for mark in ("?", "？", "؟")],
+    "echo": [
+        candidate("The bench that Petra wrote.", check=check("The bench that Petra wrote.", "", request=asked))
+        for asked in ("What is the bench that Petra wrote?", "Fair: what is the bench that Petra wrote?")
+    ],
     "known": [candidate("Ben", check=check("Ben", "Ben"))],
 }
 KEPT = {
@@ -41,6 +45,12 @@ KEPT = {
         candidate("小舟", check=check("小舟", "Ben", "本有一条小舟。")),
     ],
     "question": [candidate("Who?"), candidate("Ben", check=check("Ben", "Mira", "Who? Ben."))],
+    "echo": [
+        candidate("Ben"),
+        candidate("red", check=check("red", "", request="Is it red or green?")),
+        candidate("The bench is red.", check=check("The bench is red.", "", request="What color is the bench?")),
+        candidate("The bench that Petra wrote."),
+    ],
     "known": [candidate("Ben"), candidate("Ben", check=check("Ben", "Mira"))],
 }
 
