@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from sleep_trl.data.rows import build_rows
 from sleep_trl.data.samples import Sample
+from sleep_trl.data.templates import Template
 from sleep_trl.evaluation.perplexity import mean_loss
 from sleep_trl.evaluation.probes import perplexity_probe, reading_probe
 from sleep_trl.evaluation.recall import QAItem, ask
@@ -105,7 +107,8 @@ class Exam:
         return load_model(self.inputs.config)
 
     def grade(self, model: Any) -> Grade:
-        """Return a model's recall (`after`), its recall in `other_words`, its `reading`, and its `perplexity`."""
+        """Return a model's recall (`after`), its recall in `other_words`, the mean loss of a token of the answers to
+        both in nats (`answer_loss`, finer than recall), its `reading`, and its `perplexity`."""
         config = self.inputs.config
         engine = TransformersEngine(model, self.inputs.tokenizer, config.evaluation.batch_size)
 
@@ -123,9 +126,23 @@ class Exam:
         return {
             "after": score(self.plain, False),
             "other_words": score(self.other_words, False),
+            "answer_loss": self.answer_loss(model),
             "reading": score(self.reading, True),
             "perplexity": None if loss is None else math.exp(loss),
         }
+
+    @torch.no_grad()
+    def answer_loss(self, model: Any) -> float:
+        """Return the mean loss of a token of the first accepted answers, asked without the text."""
+        template, total, count = Template.load("question_answer"), 0.0, 0
+        for item in (*self.plain, *self.other_words):
+            prompt = self.inputs.prompter.question(template, item.question)
+            answer = answer_ids(self.inputs, item.answers[0])
+            ids = torch.tensor([prompt + answer], device=model.device)
+            logits = model(input_ids=ids, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
+            total += float(cross_entropy(logits, ids[0, len(prompt) :], reduction="sum"))
+            count += len(answer)
+        return total / count
 
     def grade_base(self) -> Grade:
         """Grade the model before the night."""
@@ -138,10 +155,15 @@ class Exam:
         return self.grade(model)
 
 
+def answer_ids(inputs: RunInputs, answer: str) -> list[int]:
+    """Return the token ids of an answer and its end, as a reply of the model has them."""
+    return [*inputs.prompter.ids(answer if inputs.prompter.has_chat else f" {answer}"), inputs.tokenizer.eos_token_id]
+
+
 # -- learning ---------------------------------------------------------------------------------------------------------
 
 
-def learn(name: str, exam: Exam, night: Path, steps: int, learning_rate: float, targets: str) -> Grade:
+def learn(name: str, exam: Exam, samples: Sequence[Sample], steps: int, learning_rate: float, targets: str) -> Grade:
     """Fine-tune the model by a rival's recipe and grade it.
 
     Args:
@@ -149,8 +171,8 @@ def learn(name: str, exam: Exam, night: Path, steps: int, learning_rate: float, 
             The rival's name in [`RIVALS`].
         exam (`Exam`):
             What it is graded by.
-        night (`Path`):
-            Folder of the Sleep night, whose samples it learns.
+        samples (`Sequence[Sample]`):
+            What it learns, see [`samples_of`].
         steps (`int`):
             Optimizer steps.
         learning_rate (`float`):
@@ -161,7 +183,7 @@ def learn(name: str, exam: Exam, night: Path, steps: int, learning_rate: float, 
     Returns:
         `dict`: the grade, `steps`, `learning_rate`, and `seconds` of the training.
     """
-    rows = rival_rows(RIVALS[name], exam.inputs, samples_of(night), steps)
+    rows = rival_rows(RIVALS[name], exam.inputs, samples, steps)
     model = load_model(exam.inputs.config)
     times = fine_tune(model, exam.inputs, rows, learning_rate, targets)
     return exam.grade(model) | {"steps": steps, "learning_rate": learning_rate, "seconds": sum(times)}

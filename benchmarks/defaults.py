@@ -6,7 +6,8 @@
 The night gives model, settings, documents and samples, so that all rows learn from the same. Each trains a new expert,
 is asked the documents' questions without the text, also in other words, and reads the shipped prose. `lora` and `lora
 replay` are fine-tuned on the same samples for as many steps, see `_rivals.py`. Settings are chosen with documents of
-`--split choose` alone. Prints a table; the last line is one JSON object.
+`--split choose` alone. `--questions given` puts the documents' own questions and answers in place of those that the
+teacher wrote: what is learned from a teacher that asks well. Prints a table; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 RIVALS = {"lora": "lora", "lora replay": "lora_replay"}
 SHORT_STEPS = 2
-FIGURES = ("after", "other_words", "perplexity", "steps", "seconds")
+FIGURES = ("after", "other_words", "answer_loss", "perplexity", "steps", "seconds")
 
 
 def inputs_of(night: Path, seed: int, options: dict[str, Any], steps: int | None) -> Any:
@@ -57,10 +58,32 @@ def exam_of(inputs: Any) -> Any:
     return dataclasses.replace(Exam.of(inputs, [json.loads(line) for line in lines if line.strip()]), reading=[])
 
 
-def learn_again(night: Path, seed: int, options: dict[str, Any], steps: int | None) -> dict[str, Any]:
-    """Train a new expert on a night's samples and return its figures."""
-    from _rivals import samples_of
+def samples_of(night: Path, inputs: Any, questions: str) -> list[Any]:
+    """Return the samples of a night, with the questions that its teacher wrote or those that are given."""
+    from _rivals import answer_ids
+    from _rivals import samples_of as read
 
+    from sleep_trl.data.samples import Sample
+    from sleep_trl.data.templates import Template
+    from sleep_trl.evaluation.recall import window_with_answer
+
+    samples = read(night)
+    if questions == "written":
+        return samples
+    template, prompter = Template.load("question_answer"), inputs.prompter
+    kept = [sample for sample in samples if sample.template != template.name]
+    for memory in inputs.memories:
+        texts = [window.text for window in inputs.reading if window.memory_id == memory.id]
+        for question, answers in ((item.question, item.answers) for item in memory.questions):
+            ids, text, stop = prompter(template.respond, request=question)
+            teacher = prompter.question(template, question, window_with_answer(texts, answers))
+            ends = answer_ids(inputs, answers[0])
+            kept.append(Sample("memory", memory.id, template.name, text, ids, teacher, answers[0], ends, list(stop)))
+    return kept
+
+
+def learn_again(night: Path, seed: int, options: dict[str, Any], steps: int | None, questions: str) -> dict[str, Any]:
+    """Train a new expert on a night's samples and return its figures."""
     from sleep_trl.memory import MemorySpec, attach
     from sleep_trl.models.loading import load_model
     from sleep_trl.night.seed import lay_out
@@ -68,7 +91,7 @@ def learn_again(night: Path, seed: int, options: dict[str, Any], steps: int | No
     from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert
 
     inputs = inputs_of(night, seed, options, steps)
-    config, rows = lay_out(samples_of(night), inputs.config, inputs.tokenizer)
+    config, rows = lay_out(samples_of(night, inputs, questions), inputs.config, inputs.tokenizer)
     model = load_model(config)
     attach(model, MemorySpec(width=config.memory.width, max_experts=1, seed=seed)).activate()
     engine = TransformersEngine(model, inputs.tokenizer)
@@ -79,18 +102,19 @@ def learn_again(night: Path, seed: int, options: dict[str, Any], steps: int | No
     return exam_of(inputs).grade(model) | {"steps": config.seeding.steps, "seconds": seconds}
 
 
-def run_one(night: Path, name: str, seed: int, steps: int | None) -> dict[str, Any]:
+def run_one(night: Path, name: str, seed: int, steps: int | None, questions: str) -> dict[str, Any]:
     """Return the figures of a setting or a rival."""
     if name in SETTINGS:
-        return learn_again(night, seed, SETTINGS[name], steps)
+        return learn_again(night, seed, SETTINGS[name], steps, questions)
     from _rivals import RIVALS as RECIPES
-    from _rivals import learn, samples_of
+    from _rivals import learn
 
     from sleep_trl.data.rows import steps_of
 
     inputs = inputs_of(night, seed, {}, steps)
-    count, rate = steps_of(samples_of(night), inputs.config), RECIPES[RIVALS[name]].learning_rate
-    figures: dict[str, Any] = learn(RIVALS[name], exam_of(inputs), night, count, rate, "mlp")
+    samples, rate = samples_of(night, inputs, questions), RECIPES[RIVALS[name]].learning_rate
+    count = steps_of(samples, inputs.config)
+    figures: dict[str, Any] = learn(RIVALS[name], exam_of(inputs), samples, count, rate, "mlp")
     return figures
 
 
@@ -99,7 +123,9 @@ def tabulate(runs: Runs) -> list[Row]:
     table: list[Row] = [("setting", *(name.replace("_", " ") for name in FIGURES))]
     for name, by_seed in runs.items():
         shares = [cell([100 * run[key] for run in by_seed.values()]) for key in FIGURES[:2]]
-        others = [cell([run[key] for run in by_seed.values()], 2 if key == "perplexity" else 0) for key in FIGURES[2:]]
+        others = [
+            cell([run[key] for run in by_seed.values()], 0 if key in ("steps", "seconds") else 2) for key in FIGURES[2:]
+        ]
         table.append((name, *shares, *others))
     return table
 
@@ -107,6 +133,7 @@ def tabulate(runs: Runs) -> list[Row]:
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = study_parser((__doc__ or "").split("\n")[0], [*SETTINGS, *RIVALS], "settings")
     parser.add_argument("--night", type=Path, help="folder of a night; --quick runs a short one")
+    parser.add_argument("--questions", default="written", choices=("written", "given"), help="by the teacher, or given")
     arguments = parser.parse_args(argv)
     if arguments.night is None and not arguments.quick:
         parser.error("--night is missing: the folder of a night of real_night.py --split choose")
@@ -123,10 +150,10 @@ def main() -> None:
 
         arguments.night = short_night()
     steps = SHORT_STEPS if arguments.quick else None
-    settings = {"night": arguments.night.name, "steps": steps}
+    settings = {"night": arguments.night.name, "questions": arguments.questions, "steps": steps}
 
     def run(name: str, seed: int) -> dict[str, Any]:
-        return run_one(arguments.night, name, seed, steps)
+        return run_one(arguments.night, name, seed, steps, arguments.questions)
 
     runs = run_study(arguments, settings, run)
     report_study(tabulate(runs), settings, runs, arguments.json)

@@ -1,13 +1,15 @@
-"""Planned against measured peak resident memory of a night, by the tokens of context.
+"""Planned against measured peak resident memory of a night, by the tokens of context or the words of the document.
 
     python benchmarks/plan_accuracy.py --json
+    python benchmarks/plan_accuracy.py --words 5000 10000 20000
     python benchmarks/plan_accuracy.py --model FILE.gguf --memories docs.jsonl --contexts 8192
 
 Each night is run by its command in a process of its own, for a few steps with rollouts, and asks at most 64 questions
 of a kind, a whole batch. Without --model, the model has random weights, a Llama's form and a vocabulary of 32,768
 tokens, and the document is prose that fills the context. What such a model writes is noise, so it is kept as it is.
---window shows the teacher that many tokens at once. `ratio` is what was planned divided by what was measured. Needs
-Linux.
+--window shows the teacher that many tokens at once. With --words, the document is longer than the model's context, and
+a night goes through all of it once, so that its seconds of processor time can be compared. `ratio` is what was planned
+divided by what was measured. Needs Linux.
 """
 
 from __future__ import annotations
@@ -22,14 +24,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from _peaks import MIB
 from _report import ROOT, Row, argument_parser, environment, progress, report, rerun_with
 
-MIB = 2**20
 VOCABULARY = 32_768
 SHAPE = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8}
 HEADS = {"num_attention_heads": 6, "num_key_value_heads": 2}
 AROUND = 1_200  # tokens of prompt, question and answer around a document
 BRIEF = ["--evaluation.max_questions=64", "--seeding.rollout_start=0"]
+CONTEXT = 8_192  # tokens that the model of a document in --words can see
+ONCE = ["--seeding.passes=1", "--dataset.samples_per_sentence=1", "--dataset.max_new_tokens=32"]
 KEPT_AS_IT_IS = ["--no-dataset.check_answers", "--dataset.keep_truncated", "--dataset.general_samples=16"]
 ALLOWED = 0.2
 
@@ -63,22 +67,37 @@ def make_model(folder: Path, longest: int) -> Path:
     return folder
 
 
-def write_document(file: Path, model: Path, tokens: int) -> Path:
-    """Write a document of shipped prose with so many tokens, and eight questions about it."""
+def write_document(file: Path, model: Path, tokens: int | None, words: int | None) -> Path:
+    """Write a document of shipped texts with so many tokens or words, and eight questions about it.
+
+    Raises:
+        `ValueError`: if the texts have fewer words.
+    """
     from transformers import AutoTokenizer
 
     from sleep_trl.data.shipped_sets import read_shipped
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    prose = "\n\n".join(memory.text for memory in read_shipped("prose"))
-    text = tokenizer.decode(tokenizer(prose, verbose=False)["input_ids"][:tokens])
+    texts = [memory.text for name in ("prose", "reading") for memory in read_shipped(name)]
+    if words:
+        rows = [json.loads(line) for line in (ROOT / "examples/almanac/measure.jsonl").read_text("utf-8").splitlines()]
+        paragraphs = [text.split(" ") for text in (*texts, *(row["text"] for row in rows))]
+        text, missing = "", words
+        for paragraph in paragraphs:
+            text, missing = text + " ".join(paragraph[:missing]) + "\n\n", max(0, missing - len(paragraph))
+        if missing:
+            raise ValueError(
+                f"There are {words - missing:,} words of text, and --words asks for {words:,}. Give fewer."
+            )
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        text = tokenizer.decode(tokenizer("\n\n".join(texts), verbose=False)["input_ids"][:tokens])
     questions = [{"question": f"What is said in sentence {n}?", "answers": ["the"]} for n in range(8)]
     file.write_text(json.dumps({"text": text, "questions": questions}) + "\n", "utf-8")
     return file
 
 
-def measure(options: list[str], folder: Path) -> float:
-    """Run a night and return its peak resident memory in MiB.
+def measure(options: list[str], folder: Path) -> tuple[float, float]:
+    """Run a night and return its peak resident memory in MiB, and its seconds of processor time.
 
     Raises:
         `RuntimeError`: if the night fails, with the end of its output.
@@ -93,7 +112,7 @@ def measure(options: list[str], folder: Path) -> float:
         raise RuntimeError(
             f"The night failed: {shlex.join(command)}\n{log.read_text('utf-8', errors='replace')[-2000:]}"
         )
-    return usage.ru_maxrss / 1024
+    return usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime
 
 
 def plan(options: list[str], folder: Path) -> Any:
@@ -105,22 +124,26 @@ def plan(options: list[str], folder: Path) -> Any:
     return make_plan(RunInputs(parse([*options, "--output_dir", str(folder / "night")])))
 
 
-def compare(arguments: argparse.Namespace, context: int, folder: Path) -> dict[str, Any]:
-    """Return what was planned and measured for a context."""
+def compare(arguments: argparse.Namespace, length: int, folder: Path) -> dict[str, Any]:
+    """Return what was planned and measured for a context of so many tokens, or for a document of so many words."""
     folder.mkdir()
-    options = ["--dtype", arguments.dtype, "--no-report", f"--seeding.steps={arguments.steps}", *BRIEF]
+    by_words = bool(arguments.words)
+    options = ["--dtype", arguments.dtype, "--no-report", *BRIEF]
+    options += ONCE if by_words else [f"--seeding.steps={arguments.steps}"]
     if arguments.model:
-        options += ["--model", arguments.model, "--memories", str(arguments.memories), f"--max_context={context}"]
+        options += ["--model", arguments.model, "--memories", str(arguments.memories), f"--max_context={length}"]
     else:
-        model = make_model(folder / "model", context + AROUND)
-        document = write_document(folder / "document.jsonl", model, context)
+        model = make_model(folder / "model", CONTEXT if by_words else length + AROUND)
+        tokens, words = (None, length) if by_words else (length, None)
+        document = write_document(folder / "document.jsonl", model, tokens, words)
         options += ["--model", str(model), "--memories", str(document), *KEPT_AS_IT_IS]
     options += [f"--dataset.window={arguments.window}"] if arguments.window else []
     options += shlex.split(arguments.options)
     planned = plan(options, folder).peak
-    progress(f"{context} tokens: {planned}")
-    measured = measure(options, folder)
+    progress(f"{length:,} {'words' if by_words else 'tokens'}: {planned}")
+    measured, seconds = measure(options, folder)
     return {
+        "processor_seconds": round(seconds),
         "planned_mib": round(planned.total / MIB),
         "measured_mib": round(measured),
         "ratio": round(planned.total / MIB / measured, 3),
@@ -132,6 +155,7 @@ def compare(arguments: argparse.Namespace, context: int, folder: Path) -> dict[s
 def parse_arguments() -> argparse.Namespace:
     parser = argument_parser((__doc__ or "").split("\n")[0])
     parser.add_argument("--contexts", type=int, nargs="+", default=[250, 2_000, 8_000], help="tokens of the documents")
+    parser.add_argument("--words", type=int, nargs="+", help="words of the documents, in place of --contexts")
     parser.add_argument("--window", type=int, help="tokens that the teacher sees at once; default: the product's")
     parser.add_argument("--model", help="a model, with --memories; --contexts are then its max_context")
     parser.add_argument("--memories", type=Path, help="its documents")
@@ -141,8 +165,10 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if bool(arguments.model) != bool(arguments.memories):
         parser.error("--model and --memories go together")
+    if arguments.words and arguments.model:
+        parser.error("--words makes a model and a document of its own: leave out --model and --memories")
     if arguments.quick:
-        arguments.contexts, arguments.steps = arguments.contexts[:1], 1
+        arguments.contexts, arguments.steps, arguments.words = arguments.contexts[:1], 1, None
     return arguments
 
 
@@ -150,16 +176,18 @@ def main() -> None:
     rerun_with(environment())
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory() as folder:
-        found = {str(c): compare(arguments, c, Path(folder) / str(c)) for c in arguments.contexts}
-    table: list[Row] = [("tokens of context", "planned MiB", "measured MiB", "ratio", "at its peak while")]
-    for context, row in found.items():
-        table.append(
-            (context, f"{row['planned_mib']:,}", f"{row['measured_mib']:,}", f"{row['ratio']:.2f}", row["phase"])
-        )
+        lengths = arguments.words or arguments.contexts
+        found = {str(length): compare(arguments, length, Path(folder) / str(length)) for length in lengths}
+    name = "words" if arguments.words else "contexts"
+    first = "words of the document" if arguments.words else "tokens of context"
+    table: list[Row] = [(first, "planned MiB", "measured MiB", "ratio", "at its peak while", "processor seconds")]
+    for length, row in found.items():
+        sizes = f"{row['planned_mib']:,}", f"{row['measured_mib']:,}", f"{row['ratio']:.2f}"
+        table.append((length, *sizes, row["phase"], f"{row['processor_seconds']:,}"))
     settings = {"model": Path(arguments.model).name if arguments.model else "random", "dtype": arguments.dtype}
     settings |= {"window": arguments.window, "steps": arguments.steps, "allowed": ALLOWED}
     is_met = all(abs(row["ratio"] - 1) <= ALLOWED for row in found.values())
-    result = {**settings, "contexts": found, "is_met": is_met}
+    result = {**settings, name: found, "is_met": is_met}
     report("Peak memory of a night: planned and measured", table, result, arguments.json)
 
 

@@ -160,8 +160,9 @@ def measure(arguments: argparse.Namespace, documents: list[dict[str, Any]], seed
 def fine_tune(arguments: argparse.Namespace, exam: Any, folder: Path, budget: dict[str, int]) -> dict[str, Any]:
     """Return the figures of each rival at each number of steps, with the learning rate that is best in other words."""
     from _rivals import RIVALS as RECIPES
-    from _rivals import learn
+    from _rivals import learn, samples_of
 
+    samples = samples_of(folder / "night")
     found: dict[str, Any] = {}
     for name in arguments.compare:
         for equal, steps in budget.items():
@@ -169,7 +170,7 @@ def fine_tune(arguments: argparse.Namespace, exam: Any, folder: Path, budget: di
             for rate in arguments.learning_rates or [RECIPES[name].learning_rate]:
                 progress(f"{folder.name}: {name}, {steps} steps, learning rate {rate:g}")
                 file = folder / "rivals" / f"{name}-{arguments.targets}-{steps}-{rate:g}.json"
-                work = partial(learn, name, exam, folder / "night", steps, rate, arguments.targets)
+                work = partial(learn, name, exam, samples, steps, rate, arguments.targets)
                 tried.append(once(file, work))
             best = max(tried, key=lambda grade: (grade["other_words"], grade["after"]))
             found.setdefault(name, {})[equal] = best | ({"tried": tried} if len(tried) > 1 else {})
