@@ -7,13 +7,13 @@ answer is then checked: the teacher has to give it again, and the student must n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import regex
 
 from ..rollout import Completion, Engine, Progress, Sampling
-from .filters import Check, apply_filters
+from .filters import Check, Item, apply_filters
 from .prompts import Prompter
 from .samples import Sample, Window, WrittenSamples
 from .templates import Template
@@ -113,21 +113,20 @@ def write_about(
         `WrittenSamples`: samples of part `"memory"` and what was dropped.
     """
     report = progress or (lambda count: None)
+    writer = _Writer(template, engine, prompter, writing, report)
     dropped: Counter[str] = Counter()
     stages = generations_of(template, agree)
     if template.ask is not None:
-        asked, dropped = _ask(tasks, template, engine, prompter, writing, progress)
+        asked, dropped = writer.ask(tasks)
         report((stages - 1) * (len(tasks) - len(asked)))
         tasks = asked
-    samples, completions, unusable = _answer(tasks, template, engine, prompter, writing, progress)
+    answered, unusable = writer.answer(tasks)
     dropped += unusable
-    if agree is None or template.ask is None:
-        return WrittenSamples(samples, dropped)
-    report((stages - 2) * (len(tasks) - len(samples)))
-    read = {(task.window.memory_id, task.window.index): task.window.text for task in tasks}
-    texts = [read[sample.memory_id, sample.window] for sample in samples]
-    samples, disproved = _check(samples, completions, texts, engine, student or engine, writing, agree, progress)
-    return WrittenSamples(samples, dropped + disproved)
+    if agree is not None and template.ask is not None:
+        report((stages - 2) * (len(tasks) - len(answered)))
+        answered, disproved = writer.check(answered, tasks, student or engine, agree)
+        dropped += disproved
+    return WrittenSamples([sample for sample, _ in answered], dropped)
 
 
 def generations_of(template: Template, agree: Agree | None) -> int:
@@ -137,137 +136,126 @@ def generations_of(template: Template, agree: Agree | None) -> int:
     return 2 if agree is None else STAGES
 
 
-def _ask(
-    tasks: Sequence[Task],
-    template: Template,
-    engine: Engine,
-    prompter: Prompter,
-    writing: Writing,
-    progress: Progress | None,
-) -> tuple[list[Task], Counter[str]]:
-    """Let the teacher write the requests. One that does not name what it is about gets the title of its document."""
-    assert template.ask is not None
-    if not tasks:
-        return [], Counter()
-    prompts = [
-        prompter(
-            template.ask,
-            context=task.window.text,
-            source=task.window.source,
-            sentence=_shown(task, prompter, writing.sentence_tokens),
-        )[0]
-        for task in tasks
-    ]
-    stop = template.ask.render(chat=prompter.has_chat, context="").stop
-    sampling = Sampling(writing.max_new_tokens, writing.ask_temperature, stop, writing.seed, top_p=writing.top_p)
-    pairs = zip(tasks, engine.generate(prompts, sampling, progress), strict=True)
-    kept, dropped = apply_filters(
-        pairs, lambda t, c: (t.window.memory_id, c.text.casefold()), keep_truncated=writing.keep_truncated
-    )
-    return [replace(task, request=name_subject(c.text, task.window.source)) for task, c in kept], dropped
+@dataclass(frozen=True)
+class _Writer:
+    """A teacher that writes by one template, see [`write_about`]. Each stage returns what is kept, and counts what is
+    dropped by reason."""
 
+    template: Template
+    engine: Engine
+    prompter: Prompter
+    writing: Writing
+    progress: Progress
 
-def _shown(task: Task, prompter: Prompter, tokens: int) -> str | None:
-    """Return the sentence to ask about, or how it begins, unless it is all that the window says."""
-    if task.sentence is None or len(task.window.sentences) < 2:
-        return None
-    return prompter.begin(task.sentence, tokens)
-
-
-def _answer(
-    tasks: Sequence[Task],
-    template: Template,
-    engine: Engine,
-    prompter: Prompter,
-    writing: Writing,
-    progress: Progress | None,
-) -> tuple[list[Sample], list[Completion], Counter[str]]:
-    """Let the teacher answer each request with its window in the prompt; the student's prompt lacks the window."""
-    if not tasks:
-        return [], [], Counter()
-    shared = [{"request": task.request, "source": task.window.source} for task in tasks]
-    students = [prompter(template.respond, **variables) for variables in shared]
-    teachers = [
-        prompter(template.respond, context=task.window.text, **variables)[0]
-        for task, variables in zip(tasks, shared, strict=True)
-    ]
-    sampling = Sampling(
-        writing.max_new_tokens, writing.temperature, students[0][2], writing.seed + 1, top_p=writing.top_p
-    )
-    if template.is_given:
-        completions = [_given(template, task, prompter) for task in tasks]
-        if progress:
-            progress(len(tasks))
-    else:
-        completions = engine.generate(teachers, sampling, progress)
-    samples = [
-        Sample(
-            "memory",
-            task.window.memory_id,
-            template.name,
-            text,
-            ids,
-            teacher,
-            c.text,
-            c.ids,
-            list(stop),
-            task.window.index,
-            task.sentence,
-            task.request,
+    def ask(self, tasks: Sequence[Task]) -> tuple[list[Task], Counter[str]]:
+        """Write the requests. One that does not name what it is about gets the title of its document."""
+        assert self.template.ask is not None
+        if not tasks:
+            return [], Counter()
+        prompts = [
+            self.prompter(
+                self.template.ask, context=task.window.text, source=task.window.source, sentence=self._shown(task)
+            )[0]
+            for task in tasks
+        ]
+        stop = self.template.ask.render(chat=self.prompter.has_chat, context="").stop
+        sampling = self._sampling(self.writing.ask_temperature, stop, 0)
+        kept, dropped = self._filter(
+            zip(tasks, self.engine.generate(prompts, sampling, self.progress), strict=True),
+            lambda task, c: (task.window.memory_id, c.text.casefold()),
         )
-        for task, (ids, text, stop), teacher, c in zip(tasks, students, teachers, completions, strict=True)
-    ]
-    kept, dropped = apply_filters(
-        zip(samples, completions, strict=True),
-        lambda s, _: (s.prompt, s.memory_id, s.reference.casefold()),
-        keep_truncated=writing.keep_truncated,
-    )
-    return [sample for sample, _ in kept], [completion for _, completion in kept], dropped
+        return [replace(task, request=name_subject(c.text, task.window.source)) for task, c in kept], dropped
+
+    def answer(self, tasks: Sequence[Task]) -> tuple[list[tuple[Sample, Completion]], Counter[str]]:
+        """Answer each request with its window in the prompt; the student's prompt lacks the window."""
+        if not tasks:
+            return [], Counter()
+        respond = self.template.respond
+        shared = [{"request": task.request, "source": task.window.source} for task in tasks]
+        students = [self.prompter(respond, **variables) for variables in shared]
+        teachers = [
+            self.prompter(respond, context=task.window.text, **variables)[0]
+            for task, variables in zip(tasks, shared, strict=True)
+        ]
+        if self.template.is_given:
+            completions = [self._given(task) for task in tasks]
+            self.progress(len(tasks))
+        else:
+            sampling = self._sampling(self.writing.temperature, students[0][2], 1)
+            completions = self.engine.generate(teachers, sampling, self.progress)
+        samples = [
+            Sample(
+                "memory",
+                task.window.memory_id,
+                self.template.name,
+                text,
+                ids,
+                teacher,
+                c.text,
+                c.ids,
+                list(stop),
+                task.window.index,
+                task.sentence,
+                task.request,
+            )
+            for task, (ids, text, stop), teacher, c in zip(tasks, students, teachers, completions, strict=True)
+        ]
+        return self._filter(zip(samples, completions, strict=True), _by_prompt)
+
+    def check(
+        self, answered: Sequence[tuple[Sample, Completion]], tasks: Sequence[Task], student: Engine, agree: Agree
+    ) -> tuple[list[tuple[Sample, Completion]], Counter[str]]:
+        """Drop the samples whose answer the teacher does not give again, does not stand in the text, or is given by the
+        student without it."""
+        if not answered:
+            return [], Counter()
+        samples = [sample for sample, _ in answered]
+        texts = {(task.window.memory_id, task.window.index): task.window.text for task in tasks}
+        # Longer than any answer to agree with, no longer: what a student that knows nothing says is long.
+        longest = max(len(sample.reference_ids) for sample in samples) + CHECKED_BEYOND
+        sampling = self._sampling(self.writing.temperature, tuple(samples[0].stop), 2, longest)
+        again = self.engine.generate([s.teacher_prompt_ids for s in samples], sampling, self.progress)
+        sampling = replace(sampling, temperature=0.0, top_p=1.0)
+        known = student.generate([s.prompt_ids for s in samples], sampling, self.progress)
+        checks = [
+            Check(agree, a.text, k.text, texts[s.memory_id, s.window], s.request)
+            for a, k, s in zip(again, known, samples, strict=True)
+        ]
+        return self._filter(answered, _by_prompt, checks)
+
+    def _filter(
+        self,
+        pairs: Iterable[tuple[Item, Completion]],
+        identity: Callable[[Item, Completion], object],
+        checks: Sequence[Check] | None = None,
+    ) -> tuple[list[tuple[Item, Completion]], Counter[str]]:
+        return apply_filters(pairs, identity, checks=checks, keep_truncated=self.writing.keep_truncated)
+
+    def _sampling(self, temperature: float, stop: tuple[str, ...], turn: int, most: int | None = None) -> Sampling:
+        """Return how a stage samples: each with a seed of its own."""
+        length = min(self.writing.max_new_tokens, most or self.writing.max_new_tokens)
+        return Sampling(length, temperature, stop, self.writing.seed + turn, top_p=self.writing.top_p)
+
+    def _shown(self, task: Task) -> str | None:
+        """Return the sentence to ask about, or how it begins, unless it is all that the window says."""
+        if task.sentence is None or len(task.window.sentences) < 2:
+            return None
+        return self.prompter.begin(task.sentence, self.writing.sentence_tokens)
+
+    def _given(self, task: Task) -> Completion:
+        """Return the sample that the template gives. In a chat it ends the turn."""
+        prompter = self.prompter
+        text = self.template.respond.render(
+            chat=prompter.has_chat, source=task.window.source, context=task.window.text, sentence=task.sentence
+        ).reference
+        assert text is not None
+        end = prompter.tokenizer.eos_token_id
+        ids = prompter.ids(text if prompter.has_chat else f" {text}")
+        return Completion([*ids, end] if prompter.has_chat and end is not None else ids, text, "eos")
 
 
-def _given(template: Template, task: Task, prompter: Prompter) -> Completion:
-    """Return the sample that the template gives. In a chat it ends the turn."""
-    text = template.respond.render(
-        chat=prompter.has_chat, source=task.window.source, context=task.window.text, sentence=task.sentence
-    ).reference
-    assert text is not None
-    end = prompter.tokenizer.eos_token_id
-    ids = prompter.ids(text if prompter.has_chat else f" {text}")
-    return Completion([*ids, end] if prompter.has_chat and end is not None else ids, text, "eos")
-
-
-def _check(
-    samples: Sequence[Sample],
-    completions: Sequence[Completion],
-    texts: Sequence[str],
-    engine: Engine,
-    student: Engine,
-    writing: Writing,
-    agree: Agree,
-    progress: Progress | None,
-) -> tuple[list[Sample], Counter[str]]:
-    """Drop the samples whose answer the teacher does not give again, does not stand in the text, or is given by the
-    student without it."""
-    if not samples:
-        return [], Counter()
-    stop, seed = tuple(samples[0].stop), writing.seed + 2
-    # Longer than any answer to agree with, no longer: what a student that knows nothing says is long.
-    length = min(writing.max_new_tokens, max(len(s.reference_ids) for s in samples) + CHECKED_BEYOND)
-    sampling = Sampling(length, writing.temperature, stop, seed, top_p=writing.top_p)
-    again = engine.generate([s.teacher_prompt_ids for s in samples], sampling, progress)
-    sampling = Sampling(length, 0.0, stop, seed)
-    known = student.generate([s.prompt_ids for s in samples], sampling, progress)
-    checks = [
-        Check(agree, a.text, k.text, text, s.request)
-        for a, k, text, s in zip(again, known, texts, samples, strict=True)
-    ]
-    kept, dropped = apply_filters(
-        zip(samples, completions, strict=True),
-        lambda s, _: (s.prompt, s.memory_id, s.reference.casefold()),
-        checks=checks,
-        keep_truncated=writing.keep_truncated,
-    )
-    return [sample for sample, _ in kept], dropped
+def _by_prompt(sample: Sample, _: Completion) -> object:
+    return sample.prompt, sample.memory_id, sample.reference.casefold()
 
 
 def drop_collisions(written: WrittenSamples, titles: Mapping[str, str]) -> WrittenSamples:
