@@ -182,6 +182,14 @@ def test_the_sft_weight_moves_the_loss_on_memories_to_their_cross_entropy(tmp_pa
     assert difference.item() == pytest.approx(expected.item(), rel=1e-3) and abs(expected) > 0.1
 
 
+def test_a_short_reference_counts_as_much_as_a_long_one(tmp_path):
+    data = rows(2).map(lambda row, i: {"part": "memory", "reference": " ".join(["Tolu"] * (1 + 5 * i))}, True)
+    batch = first_batch(trainer(tmp_path, data=data, alpha=1.0, lmbda=0.0))
+    lengths, weight = batch["reference_mask"].sum(1), batch["reference_weight"]
+    torch.testing.assert_close((weight * lengths)[weight > 0], torch.full((2,), 1 / 2))
+    assert lengths.unique().numel() == 2
+
+
 def test_accumulation_gives_the_same_expert(tmp_path):
     """One batch of eight rollouts and two of four, whose references are read at once, add up to the same gradient."""
     data = rows(2)

@@ -71,7 +71,8 @@ def test_the_pretrained_model_teaches_general_samples_and_last_nights_model_the_
 
 
 def test_drift_is_the_plain_formula_and_counts_on_self_replay_alone(tmp_path):
-    """Squared distance of hidden states by squared length, the mean over all tokens, against the trainer's loss."""
+    """Squared distance of hidden states by squared length, against the trainer's loss: the mean over all tokens of
+    rollouts, and the mean over references of the mean over their tokens."""
     data = rows("memory", "general", "earlier")
     losses = {}
     for weight in (0.0, 3.0):
@@ -91,7 +92,8 @@ def test_drift_is_the_plain_formula_and_counts_on_self_replay_alone(tmp_path):
         own = torch.where((part == PARTS.index("general"))[:, None, None], base, before)
         drift = (student - own).square().sum(-1) / own.square().sum(-1) * mask * (part > 1)[:, None]
         weight = torch.where(part == PARTS.index("general"), of_general, share)  # general rows are not rolled out
-        expected += 0.5 * 3.0 * ((drift.sum(1) * weight).sum() / mask.sum()).item()
+        mean = drift.sum(1) / (mask.sum() if kind == "completion" else len(mask) * mask.sum(1))
+        expected += 0.5 * 3.0 * (mean * weight).sum().item()
     assert losses[3.0] - losses[0.0] == pytest.approx(expected, rel=1e-4) and expected > 1e-3
 
 

@@ -26,7 +26,12 @@ def count_copies(rows: list[dict[str, Any]]) -> list[int]:
 
 
 def weigh_rows(
-    part: torch.Tensor, copies: torch.Tensor, mask: torch.Tensor, replay_weight: float, accelerator: Accelerator
+    part: torch.Tensor,
+    copies: torch.Tensor,
+    mask: torch.Tensor,
+    replay_weight: float,
+    accelerator: Accelerator,
+    per_row: bool = False,
 ) -> torch.Tensor:
     """
     Weight the tokens of each row so that the weighted sum over the batch of all processes is the mean per token, with
@@ -43,12 +48,16 @@ def weigh_rows(
             Weight of self-replay, the parts `"general"` and `"earlier"`.
         accelerator (`Accelerator`):
             Sums over the processes.
+        per_row (`bool`, *optional*, defaults to `False`):
+            Whether it is the mean over rows of the mean per token, so that long rows do not outweigh short ones.
 
     Returns:
         `torch.Tensor` of shape `(batch,)`: the weight of a token in each row.
     """
-    tokens = accelerator.reduce((copies * mask.sum(1)).sum().float())
-    return copies * torch.where(is_replay(part), replay_weight, 1.0) / tokens.clamp(min=1)
+    tokens = mask.sum(1)
+    total = accelerator.reduce((copies if per_row else copies * tokens).sum().float())
+    weight = copies * torch.where(is_replay(part), replay_weight, 1.0) / total.clamp(min=1)
+    return weight / tokens.clamp(min=1) if per_row else weight
 
 
 def is_replay(part: torch.Tensor) -> torch.Tensor:

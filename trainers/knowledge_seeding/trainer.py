@@ -221,7 +221,9 @@ class KnowledgeSeedingTrainer(Rollouts):
         if rollout_mask is not None:
             inputs["rollout_weight"] = weigh(part, torch.ones_like(part), rollout_mask, *others)
         from_references = torch.where(part == PARTS.index("general"), 1.0, 1.0 - lmbda)
-        inputs["reference_weight"] = weigh(part, copies, inputs["reference_mask"], *others) * from_references
+        # A reference of three tokens teaches as much as one of sixty, or as a general one of 128 (ours).
+        reference_weight = weigh(part, copies, inputs["reference_mask"], *others, per_row=True)
+        inputs["reference_weight"] = reference_weight * from_references
         return inputs
 
     # -- the loss -------------------------------------------------------------------------------------------------
