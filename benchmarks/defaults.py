@@ -26,11 +26,13 @@ from _report import Row, Runs, cell, environment, report_study, rerun_with, run_
 # Options of `seeding` that differ from the night's.
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
+    "half divergence, half cross-entropy": {"sft_weight": 0.5},
     "divergence alone": {"sft_weight": 0.0},
-    "cross-entropy alone": {"sft_weight": 1.0},
     "rollouts from the first step": {"rollout_start": 0.0},
+    "rollouts from half of the steps": {"rollout_start": 0.5},
     "no rollouts": {"rollout_start": 1.0},
-    "no rollouts, cross-entropy alone": {"rollout_start": 1.0, "sft_weight": 1.0},
+    "no rollouts, half divergence": {"rollout_start": 1.0, "sft_weight": 0.5},
+    "no rollouts, 4 prompts a step": {"rollout_start": 1.0, "prompts_per_step": 4},
     "learning rate 1e-3": {"learning_rate": 1e-3},
     "learning rate 4e-3": {"learning_rate": 4e-3},
     "twice as many passes": {"passes": 8.0},
@@ -138,7 +140,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if arguments.night is None and not arguments.quick:
         parser.error("--night is missing: the folder of a night of real_night.py --split choose")
     if arguments.quick:
-        arguments.seeds, arguments.variants = 1, ["defaults", "no rollouts, cross-entropy alone", "lora"]
+        arguments.seeds, arguments.variants = 1, ["defaults", "no rollouts", "lora"]
     return arguments
 
 

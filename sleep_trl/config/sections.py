@@ -151,7 +151,7 @@ class SeedingConfig(Section):
     lmbda: float = Field(0.5, ge=0, le=1)
     """Weight of the divergence on the student's own rollouts; 1 - lmbda on the teacher's samples."""
 
-    rollout_start: float = Field(0.5, ge=0, le=1)
+    rollout_start: float = Field(0.75, ge=0, le=1)
     """Share of the steps before rollouts begin. Until then the expert learns from the teacher's samples alone: a
     student that knows nothing has little to say, and rollouts take most of a step. 0: from the first step, as with
     lmbda 1, which learns from rollouts alone. 1: never."""
@@ -159,9 +159,10 @@ class SeedingConfig(Section):
     divergence_beta: float = Field(0.0, ge=0, le=1)
     """Divergence: 0 is forward KL(teacher || student), 1 is reverse KL, between is the generalized JSD."""
 
-    sft_weight: float = Field(0.5, ge=0, le=1)
-    """Share of the cross-entropy, SFT's loss, on samples about memories; the rest is the divergence. A teacher that
-    reads its context badly is unsure even of samples that were checked against the text."""
+    sft_weight: float = Field(1.0, ge=0, le=1)
+    """Share of the cross-entropy, SFT's loss, on samples about memories; the rest is the divergence, which self-replay
+    and rollouts always have. A teacher that reads its context badly is unsure even of samples that were checked against
+    the text: a lower weight is for teachers that read well."""
 
     gamma: float = Field(0.5, ge=0, le=1)
     """Weight of the judge in the imitation reward; 1 - gamma is the weight of the edit distance (Eq. 3)."""

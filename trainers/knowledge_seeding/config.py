@@ -25,14 +25,14 @@ class KnowledgeSeedingConfig(GRPOConfig):
         lmbda (`float`, *optional*, defaults to `0.5`):
             Weight of the divergence on the student's rollouts, in [0, 1]; `1 - lmbda` is its weight on the references
             (GKD's λ, taken as a weight instead of a probability, which has the same mean and less variance).
-        rollout_start (`float`, *optional*, defaults to `0.5`):
+        rollout_start (`float`, *optional*, defaults to `0.75`):
             Share of the steps before rollouts begin, in [0, 1]. Until then the loss is `alpha` times the divergence on
             the references, and no reward is computed (ours: a student that knows nothing has little to say). With
             `lmbda=1` rollouts begin at once.
         divergence_beta (`float`, *optional*, defaults to `0.0`):
             Generalized Jensen-Shannon coefficient, in [0, 1]: `0` is forward KL(teacher ‖ student), `1` reverse KL. GKD
             calls it `beta`, which in GRPO is the weight of the KL to a reference model.
-        sft_weight (`float`, *optional*, defaults to `0.5`):
+        sft_weight (`float`, *optional*, defaults to `1.0`):
             Share of the cross-entropy in what is learned from the references of memories and dreams, in [0, 1]; the
             rest is the divergence (ours; hard labels in distillation: arXiv 1503.02531).
         gamma (`float`, *optional*, defaults to `0.5`):
