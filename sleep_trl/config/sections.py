@@ -159,10 +159,10 @@ class SeedingConfig(Section):
     divergence_beta: float = Field(0.0, ge=0, le=1)
     """Divergence: 0 is forward KL(teacher || student), 1 is reverse KL, between is the generalized JSD."""
 
-    sft_weight: float = Field(1.0, ge=0, le=1)
+    sft_weight: float | None = Field(None, ge=0, le=1)
     """Share of the cross-entropy, SFT's loss, on samples about memories; the rest is the divergence, which self-replay
-    and rollouts always have. A teacher that reads its context badly is unsure even of samples that were checked against
-    the text: a lower weight is for teachers that read well."""
+    and rollouts always have. Default: 1 if the model teaches itself, since one that reads badly is unsure even of
+    samples that were checked against the text; 0 if other models teach it."""
 
     gamma: float = Field(0.5, ge=0, le=1)
     """Weight of the judge in the imitation reward; 1 - gamma is the weight of the edit distance (Eq. 3)."""

@@ -153,22 +153,26 @@ def reward_chart(history: Rows) -> Chart | None:
 
 
 def divergence_chart(history: Rows) -> Chart | None:
-    """Draw the divergence from the teacher by part of the data set and kind of completion."""
+    """Draw the divergence from the teacher, and the cross-entropy on its references, by part of the data set and kind
+    of completion."""
     lines = {}
-    found = [tuple(key.split("/")) for key in _keys(history) if re.fullmatch(r"divergence/[^/]+/[^/]+", key)]
+    found = [
+        match.groups() for key in _keys(history) if (match := re.fullmatch(r"(divergence|sft)/([^/]+)/([^/]+)", key))
+    ]
     parts = [*PARTS, *sorted({part for _, part, _ in found} - set(PARTS))]
-    for _, part, kind in sorted(found, key=lambda key: (parts.index(key[1]), key[2] != "rollout", key[2])):
+    for loss, part, kind in sorted(found, key=lambda key: (parts.index(key[1]), key[2] != "rollout", key[2], key[0])):
         hue = HUES[parts.index(part) % len(HUES)]
-        lines[f"divergence/{part}/{kind}"] = (f"{part}, {kind}", hue, DASHES.get(kind, "dashdot"))
+        style = DASHES.get(kind, "dashdot") if loss == "divergence" else "dash"
+        lines[f"{loss}/{part}/{kind}"] = (f"{part}, {kind}" + ("" if loss == "divergence" else ", SFT"), hue, style)
     return _lines(
         "divergence",
         "Divergence from the teacher",
         "Memory and dream should fall, as the model without the text learns to predict what it predicts with the text. "
         "General and earlier should stay near zero; a rise there is forgetting. Solid: on the model's own rollouts. "
-        "Dotted: on the teacher's references.",
+        "Dotted: on the teacher's references. Dashed: the cross-entropy on these (SFT).",
         history,
         lines,
-        "divergence (nats per token)",
+        "nats per token",
     )
 
 

@@ -182,6 +182,24 @@ def test_the_sft_weight_moves_the_loss_on_memories_to_their_cross_entropy(tmp_pa
     assert difference.item() == pytest.approx(expected.item(), rel=1e-3) and abs(expected) > 0.1
 
 
+def test_no_teacher_reads_a_reference_that_is_learned_by_cross_entropy_alone(tmp_path, monkeypatch):
+    """By default that is how a model that teaches itself learns; self-replay keeps its teacher."""
+    t = trainer(tmp_path, data=rows(4), sft_weight=None)
+    batch, read = first_batch(t), list[int]()
+    original = t._teacher_outputs
+
+    def teacher_outputs(texts):
+        outputs = original(texts)
+        read.extend(part for output in outputs[0] for part in texts[0][0]["part"][output.rows].tolist())
+        return outputs
+
+    monkeypatch.setattr(t, "_teacher_outputs", teacher_outputs)
+    t._compute_loss(t.model, batch)
+    assert set(read) == {PARTS.index("general")}
+    logs = {name for name in t._metrics["train"] if name.startswith(("divergence/", "sft/"))}
+    assert logs == {"sft/memory/reference", "divergence/general/reference", "divergence/memory/rollout"}
+
+
 def test_a_short_reference_counts_as_much_as_a_long_one(tmp_path):
     data = rows(2).map(lambda row, i: {"part": "memory", "reference": " ".join(["Tolu"] * (1 + 5 * i))}, True)
     batch = first_batch(trainer(tmp_path, data=data, alpha=1.0, lmbda=0.0))

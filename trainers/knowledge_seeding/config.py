@@ -32,9 +32,10 @@ class KnowledgeSeedingConfig(GRPOConfig):
         divergence_beta (`float`, *optional*, defaults to `0.0`):
             Generalized Jensen-Shannon coefficient, in [0, 1]: `0` is forward KL(teacher ‖ student), `1` reverse KL. GKD
             calls it `beta`, which in GRPO is the weight of the KL to a reference model.
-        sft_weight (`float`, *optional*, defaults to `1.0`):
+        sft_weight (`float`, *optional*):
             Share of the cross-entropy in what is learned from the references of memories and dreams, in [0, 1]; the
-            rest is the divergence (ours; hard labels in distillation: arXiv 1503.02531).
+            rest is the divergence (ours; hard labels in distillation: arXiv 1503.02531). Default: 1 if the model
+            teaches itself, 0 with a `teacher_model`.
         gamma (`float`, *optional*, defaults to `0.5`):
             Weight of the judge in the default imitation reward, in [0, 1] (Eq. 3).
         z0 (`float`, *optional*):
@@ -68,7 +69,7 @@ class KnowledgeSeedingConfig(GRPOConfig):
     lmbda: float = run_option(SeedingConfig, "lmbda")
     rollout_start: float = run_option(SeedingConfig, "rollout_start")
     divergence_beta: float = run_option(SeedingConfig, "divergence_beta")
-    sft_weight: float = run_option(SeedingConfig, "sft_weight")
+    sft_weight: float | None = run_option(SeedingConfig, "sft_weight")
     gamma: float = run_option(SeedingConfig, "gamma")
     z0: float | None = run_option(SeedingConfig, "z0")
     replay_weight: float = run_option(SeedingConfig, "replay_weight")

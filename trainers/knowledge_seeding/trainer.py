@@ -122,6 +122,7 @@ class KnowledgeSeedingTrainer(Rollouts):
         )
         init_kwargs: Any = args.teacher_model_init_kwargs  # as text it has become a mapping
         self.teachers = prepare_teachers(teacher_model, self.accelerator, init_kwargs)
+        self._sft_weight = float(not self.teachers) if args.sft_weight is None else args.sft_weight
         if not self.teachers:
             ensure_learning_expert(self.model, args)
         self._rollout_hidden: torch.Tensor | None = None
@@ -252,7 +253,8 @@ class KnowledgeSeedingTrainer(Rollouts):
         is_rolled_out = "completion_ids" in inputs
         rollout = [(inputs, inputs["completion_ids"], inputs["completion_mask"])] if is_rolled_out else []
         # The teacher runs first, while no graph of the student is held: their memory use does not add up.
-        outputs = self._teacher_outputs(texts + (rollout if lmbda > 0 else []))
+        taught = [(batch | {"part": self._taught_part(batch["part"])}, ids, mask) for batch, ids, mask in texts]
+        outputs = self._teacher_outputs(taught + (rollout if lmbda > 0 else []))
         hidden = self._student_hidden(model, texts + rollout)
         loss: Any = 0.0
         if is_rolled_out:
@@ -260,15 +262,19 @@ class KnowledgeSeedingTrainer(Rollouts):
         parts = list(zip(hidden, outputs, texts, strict=False))
         sums = torch.cat([self._divergence(states, output, mask) for states, output, (_, _, mask) in parts], dim=1)
         rows = {name: torch.cat([batch[name] for batch, _, _ in texts]) for name in ("part", "reference_weight")}
-        loss = loss + alpha * self._mean("reference", sums, rows)
-        if self.args.sft_weight == 0:
+        loss = loss + alpha * self._mean("reference", sums * (self._taught_part(rows["part"]) >= 0), rows)
+        if self._sft_weight == 0:
             return loss
         losses = torch.cat([self._cross_entropy(states, ids, mask) for states, _, (_, ids, mask) in parts])
-        share = self.args.sft_weight * ~is_replay(rows["part"])
+        share = self._sft_weight * ~is_replay(rows["part"])
         self._log_parts(
             "reference", rows["part"], torch.stack([losses.detach(), sums[1], sums[1] * 0]) * (share > 0), "sft"
         )
         return loss + alpha * ((losses - sums[0]) * share * rows["reference_weight"]).sum() * self._loss_scale()
+
+    def _taught_part(self, part: torch.Tensor) -> torch.Tensor:
+        """Return the part of each reference, -1 where its divergence has no weight, so that no teacher reads it."""
+        return part if self._sft_weight < 1 else torch.where(is_replay(part), part, -1)
 
     def _cross_entropy(self, hidden: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return each row's cross-entropy, summed over its tokens. Shape `(batch,)`."""
