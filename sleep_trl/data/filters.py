@@ -14,11 +14,11 @@ from typing import TypeVar
 import regex
 
 from ..rollout import Completion
+from .words import count_words, share_in, words_of
 
 Item = TypeVar("Item")
 NGRAM = 4  # words
-QUESTION_MARKS = ("?", "？", "؟", "՞", "⸮")
-_WORD = regex.compile(r"[\p{L}\p{N}]+")
+_QUESTION = regex.compile(r"(?:[?？؟՞⸮]|(?:です|ます|でした|ました|ません|でしょう)か[。.]?)[»”’\"'」』)）]*$")
 SHORTEST_ECHO = 4  # words: "red", asked "Is it red or green?", is an answer
 MAX_REPEATED = 0.5  # share of repeated 4-grams above which a text is a loop
 
@@ -84,7 +84,7 @@ def is_truncated(candidate: Candidate) -> bool:
 
 def is_repetitive(candidate: Candidate) -> bool:
     """Most 4-grams of words occur earlier in the text (a degenerate loop)."""
-    words = candidate.text.split()
+    words = words_of(candidate.text)
     ngrams = [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
     return bool(ngrams) and 1 - len(set(ngrams)) / len(ngrams) > MAX_REPEATED
 
@@ -102,21 +102,20 @@ def is_unsupported(candidate: Candidate) -> bool:
     """Most words of the answer do not stand in the text: small models make answers up, and do so again."""
     if candidate.check is None:
         return False
-    text, words = candidate.check.text.casefold(), _WORD.findall(candidate.text.casefold())
-    return 2 * sum(word in text for word in words) < len(words)
+    return share_in(words_of(candidate.text), candidate.check.text) < 0.5
 
 
 def is_question(candidate: Candidate) -> bool:
     """The answer asks something: small models repeat the request."""
-    return candidate.check is not None and candidate.text.rstrip().endswith(QUESTION_MARKS)
+    return candidate.check is not None and bool(_QUESTION.search(candidate.text.rstrip()))
 
 
 def is_echo(candidate: Candidate) -> bool:
     """All words of an answer that is not short stand in the request: small models say it again as a statement."""
     if candidate.check is None:
         return False
-    words, asked = (_WORD.findall(text.casefold()) for text in (candidate.text, candidate.check.request))
-    return len(words) >= SHORTEST_ECHO and set(words).issubset(asked)
+    words, asked = words_of(candidate.text), words_of(candidate.check.request)
+    return count_words(candidate.text) >= SHORTEST_ECHO and set(words).issubset(asked)
 
 
 def is_known(candidate: Candidate) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import regex
+
 from .documents import MemoryText
 from .windows import split_sentences
 
 LENGTH = 80  # characters, at most
-_MARKUP = "#*_=-> \t"
+_MARKUP = "#*_=-> \t\u3000・●○■□◆◇※•"
 
 
 def find_titles(memories: Sequence[MemoryText], can_spell: Callable[[str], bool]) -> dict[str, str]:
@@ -42,7 +44,10 @@ def with_title(title: str, text: str) -> str:
 
 
 def _shorten(text: str) -> str:
-    """Cut a text at a word, or where there are none at a character."""
+    """Cut a text at a word, or where there are no spaces at a character as a reader sees it."""
     if len(text) <= LENGTH:
         return text
-    return f"{text[:LENGTH].rsplit(None, 1)[0]}…"
+    start = text[:LENGTH].rsplit(None, 1)[0]
+    if 2 * len(start) < LENGTH or start == text[:LENGTH]:
+        start = "".join(regex.findall(r"\X", text[: LENGTH + 1])[:-1])
+    return f"{start}…"

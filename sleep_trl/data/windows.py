@@ -6,16 +6,19 @@ from collections.abc import Callable, Iterable, Iterator
 
 import regex
 
+from .words import count_words
+
 CountTokens = Callable[[str], int]
 
 # A line break ends a sentence too: headings, lists, tables, chats.
 _LINE = regex.compile(r"[^\n]*\n+|[^\n]+")
 # Unicode's word boundaries (UAX #29): between any two characters of scripts without spaces, never inside a character.
 _WORD_BOUNDARY = regex.compile(r"(?w)\b")
+_QUOTE_ENDS = ("」", "』")
+_AFTER_QUOTE = regex.compile("と|って|など|を|が|も|の|は(?!い)")  # 「行こう。」と彼は言った。 is one sentence
 _CHARACTER = regex.compile(r"\X")
-_WORD = regex.compile(r"[\p{L}\p{N}]+")
 LONGEST_BLOCK = 4096  # characters; sentencex takes time in proportion to the square of a line in Chinese or Japanese
-_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
+FEWEST_WORDS = 3  # of a sentence that states something: in Japanese 8 characters, as 2.5 are a word
 
 
 def split_all(texts: Iterable[str], count_tokens: CountTokens, window: int, overlap: int) -> list[list[str]]:
@@ -78,7 +81,8 @@ def split_sentences(text: str) -> list[str]:
     sentences: list[str] = []
     for line in _LINE.findall(text):
         for i, sentence in enumerate(_segment(line)):
-            if i and not any(map(str.isalnum, sentence)):  # a bracket or a quotation mark that closes the last one
+            closes_it = not any(map(str.isalnum, sentence))  # a bracket or a quotation mark
+            if i and (closes_it or (sentences[-1].endswith(_QUOTE_ENDS) and _AFTER_QUOTE.match(sentence))):
                 sentences[-1] += sentence
             else:
                 sentences.append(sentence)
@@ -103,12 +107,8 @@ def _segment(line: str) -> Iterator[str]:
 
 def find_statements(text: str) -> list[str]:
     """Return the sentences of a text that state something, without the white space around them: those of at least
-    three words, or of eight letters in a script without spaces (ours)."""
-    return [sentence for piece in split_sentences(text) if _states_something(sentence := piece.strip())]
-
-
-def _states_something(sentence: str) -> bool:
-    return len(_WORD.findall(sentence)) >= 3 or len(_UNSPACED.findall(sentence)) >= 8
+    three words (ours)."""
+    return [sentence for piece in split_sentences(text) if count_words(sentence := piece.strip()) >= FEWEST_WORDS]
 
 
 def _fit(sentence: str, count_tokens: CountTokens, window: int) -> list[tuple[str, int]]:

@@ -17,6 +17,7 @@ from .filters import Check, Item, apply_filters
 from .prompts import Prompter
 from .samples import Sample, Window, WrittenSamples
 from .templates import Template
+from .words import forms_of, words_of
 
 Agree = Callable[[str, str], bool]
 STAGES = 4  # generations of a sample: request, answer, the answer again, the answer without the text
@@ -24,6 +25,7 @@ STAGES = 4  # generations of a sample: request, answer, the answer again, the an
 CHECKED_BEYOND = 8  # tokens by which an answer may be longer than those it is compared with
 
 _WORD = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}'’-]*")
+_PAIR = regex.compile(r"[\p{Han}\p{Katakana}ー]{2}|\p{Thai}{2}")
 _MIN_LETTERS = 4  # of a word of the title that names the document
 
 
@@ -282,16 +284,26 @@ def measure_coverage(windows: Sequence[Window], samples: Sequence[Sample]) -> di
     return {"sentences": len(stated), "covered": len(covered)}
 
 
+def _shares_a_name(title: str, request: str) -> bool:
+    titled, asked = set(words_of(title)), set(words_of(request))
+    long = [word for word in titled if len(word) >= _MIN_LETTERS]
+    forms = {form for word in asked for form in forms_of(word)}
+    if any(form in forms for word in long for form in forms_of(word)):
+        return True
+    pairs = {word for word in titled if len(word) == 2 and _PAIR.fullmatch(word)}
+    return bool(pairs) and len(pairs & asked) >= min(2, len(pairs))
+
+
 def name_subject(request: str, title: str) -> str:
     """Put the title of its document before a request that does not name what it is about (ours), so that it can be
     understood without the text and two documents do not share it.
 
     A request names something if one of its words after the first has a capital letter or a digit, or is a word of the
-    title with at least four letters.
+    title with at least four letters; in scripts without spaces, if it shares two pairs of neighboring characters with
+    the title, without Hiragana, which is mostly grammar.
     """
     words = _WORD.findall(request)
     has_name = any(word != word.lower() or any(map(str.isdigit, word)) for word in words[1:])
-    titled = {word.casefold() for word in _WORD.findall(title) if len(word) >= _MIN_LETTERS}
-    if not title or has_name or titled.intersection(word.casefold() for word in words):
+    if not title or has_name or _shares_a_name(title, request):
         return request
     return f"{title}: {request}"
