@@ -3,7 +3,7 @@
     python benchmarks/real_night.py --split choose --documents 12 --seeds 1
     python benchmarks/defaults.py --night runs/real_night/FOLDER/seed-42/night --output runs/defaults.json
 
-The night gives model, settings, documents and samples, so that all rows learn from the same. Each trains a new expert,
+The night gives model, documents and samples, so that all rows learn from the same. Each trains a new expert,
 is asked the documents' questions without the text, also in other words, and reads the shipped prose. `lora` and `lora
 replay` are fine-tuned on the same samples for as many steps, see `_rivals.py`. Settings are chosen with documents of
 `--split choose` alone. `--questions given` puts the documents' own questions and answers in place of those that the
@@ -23,7 +23,7 @@ from typing import Any
 
 from _report import Row, Runs, cell, environment, report_study, rerun_with, run_study, study_parser
 
-# Options of `seeding` that differ from the night's.
+# Options of `seeding` that differ from the defaults.
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "half divergence, half cross-entropy": {"sft_weight": 0.5},
@@ -43,12 +43,12 @@ FIGURES = ("after", "other_words", "answer_loss", "perplexity", "steps", "second
 
 
 def inputs_of(night: Path, seed: int, options: dict[str, Any], steps: int | None) -> Any:
-    """Return the inputs of a night with other options of `seeding`."""
+    """Return the inputs of a night with the default options of `seeding` but for these."""
     from sleep_trl.config import RunConfig
     from sleep_trl.planning.inputs import RunInputs
 
     config = json.loads((night / "config.json").read_text("utf-8"))
-    config["seeding"] |= options | ({"steps": steps} if steps else {})
+    config["seeding"] = options | ({"steps": steps} if steps else {})
     return RunInputs(RunConfig.model_validate(config | {"seed": seed, "resume": False}))
 
 
