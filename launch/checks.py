@@ -17,6 +17,7 @@ def check_trainer(inputs: RunInputs) -> None:
     """Raise `ValueError` for rewards or trainer arguments with which the night would stop later. Loads no weights."""
     check_arguments(inputs)
     check_rewards(inputs)
+    check_measure(inputs)
 
 
 def check_arguments(inputs: RunInputs) -> None:
@@ -70,6 +71,30 @@ def check_rewards(inputs: RunInputs) -> None:
             try_reward(reward, inputs)
     for reward in config.dream.rewards if config.dream.rounds else ():
         check(reward, dream_tasks.COLUMNS, memories)
+
+
+def check_measure(inputs: RunInputs) -> None:
+    """Raise `ValueError` if the measure of dreams is a function that cannot be imported or called, or its judge's model
+    cannot be read. Loads no weights."""
+    from sleep_trl.config.reward import names_a_function
+    from sleep_trl.rewards import make_judge
+    from sleep_trl.rewards.registry import import_function
+
+    dream = inputs.config.dream
+    if not dream.rounds:
+        return
+    if dream.judge is not None:
+        check = getattr(make_judge(dream.judge.model_dump()), "check", None)
+        if check is not None:
+            check()
+    if names_a_function(dream.measure):
+        try:
+            inspect.signature(import_function(dream.measure)).bind("task", "ask")
+        except TypeError as error:
+            raise ValueError(
+                f"dream.measure: {dream.measure} cannot be called with a task and a function that asks the model "
+                f"({error}). Write def f(task, ask) -> list[float]; ask(prompts) returns the replies."
+            ) from None
 
 
 def try_reward(reward: RewardSpec, inputs: RunInputs) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from sleep_trl.config.reward import RewardSpec
 from sleep_trl.rewards.factories import Factories, check_params, make_from
-from sleep_trl.rewards.guard import GuardedReward, RewardFunc, guard, unwrap
+from sleep_trl.rewards.guard import GuardedReward, guard, unwrap
 from sleep_trl.rewards.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def resolve(spec: RewardSpec | str | Mapping[str, Any], **defaults: Any) -> Guar
         model = make_from(partial(RewardModel, spec.name), spec.params, f"Reward {spec.name!r}")
         return guard(model, name=Path(spec.name).name, timeout_s=spec.timeout_s, on_error=spec.on_error)
     if ":" in spec.name:
-        function = _import_function(spec.name)
+        function = import_function(spec.name)
         what = f"Reward {spec.name!r}"
         if makes_reward(function):
             func = make_from(function, spec.params, what)
@@ -130,7 +130,12 @@ def makes_reward(function: Any) -> bool:
     return signature.parameters.keys().isdisjoint(BATCH) and ("Callable" in returned or "RewardFunc" in returned)
 
 
-def _import_function(name: str) -> RewardFunc:
+def import_function(name: str) -> Callable[..., Any]:
+    """Import the function that `package.module:function` or `path/to/file.py:function` names. Runs the module's code.
+
+    Raises:
+        `ValueError`: if there is no such module, file or function, or it does not import.
+    """
     place, _, attribute = name.rpartition(":")
     module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
     if not hasattr(module, attribute):
@@ -140,7 +145,7 @@ def _import_function(name: str) -> RewardFunc:
             if inspect.isfunction(value) and value.__module__ == module.__name__
         ]
         raise ValueError(f"{place} has no function {attribute!r}; its functions: {', '.join(own) or 'none'}.")
-    function: RewardFunc = getattr(module, attribute)
+    function: Callable[..., Any] = getattr(module, attribute)
     return function
 
 

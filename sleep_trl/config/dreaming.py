@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from .reward import RewardSpec
+from .reward import JudgeSpec, RewardSpec, names_a_function
 from .sections import Section
+
+MEASURES = ("quiz", "questions", "heldout_loss")
 
 
 class DreamConfig(Section):
@@ -50,12 +52,21 @@ class DreamConfig(Section):
     learning_rate: float = Field(2e-4, gt=0)
     """Learning rate of the dreamer."""
 
+    smallest_reward: float = 0.0
+    """ReST-EM learns dreams that improved their task and whose rewards add up to more than this."""
+
     batch_size: int = Field(32, ge=1)
     """Maximum dreams per step of the dreamer on one device."""
 
-    measure: Literal["quiz", "questions"] = "quiz"
+    measure: str = "quiz"
     """What a dream has to improve. quiz: answers to questions the model writes itself. questions: answers to the
-    memories' own questions, which can then no longer measure what was learned."""
+    memories' own questions, which can then no longer measure what was learned. heldout_loss: the loss on the text that
+    a memory has under the key heldout, which the dreamer does not see. Or your own: package.module:function or
+    path/to/file.py:function."""
+
+    judge: JudgeSpec | None = None
+    """Judge that scores the answers of quiz and questions: a name, or an object with name and params, such as
+    {"name": "classifier", "params": {"model": "org/name"}}. Default: evaluation.metric scores them."""
 
     questions_per_task: int = Field(8, ge=1)
     """Candidate questions per task of the quiz. Those that get the same answer three times are kept."""
@@ -105,6 +116,25 @@ class DreamConfig(Section):
 
     share: float = Field(0.4, gt=0, lt=1)
     """Share of dreams in the rows of those steps; the rest is the night's data set, in its usual shares."""
+
+    @field_validator("measure")
+    @classmethod
+    def _check_measure(cls, value: str) -> str:
+        if value not in MEASURES and not names_a_function(value):
+            raise ValueError(
+                f"{value!r} is not a measure; give one of {', '.join(MEASURES)}, or your own as "
+                f"package.module:function or path/to/file.py:function"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _check_judge(self) -> Self:
+        if self.judge is not None and self.measure not in ("quiz", "questions"):
+            raise ValueError(
+                f"judge scores answers to questions, but measure {self.measure} has none; leave it out, or give "
+                f"measure quiz or questions"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_workers(self) -> Self:

@@ -1,10 +1,33 @@
-"""A reward in YAML or on the command line. Imports pydantic only."""
+"""A reward or a judge in YAML or on the command line. Imports pydantic only."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+def names_a_function(value: str) -> bool:
+    """Return whether a name has the form package.module:function or path/to/file.py:function."""
+    place, _, function = value.rpartition(":")
+    return bool(place) and function.isidentifier()
+
+
+class JudgeSpec(BaseModel):
+    """A judge of meaning: its name and its parameters. A plain string is a name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str
+    """A registered name: auto, lexical, sentence_transformer, classifier or lm."""
+
+    params: dict[str, Any] = {}
+    """Keyword arguments of the judge."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class RewardSpec(BaseModel):
@@ -55,7 +78,7 @@ class RewardSpec(BaseModel):
             return f"{place}:{function}"
         if not colon and "/" in value:
             return value
-        if colon and place and function.isidentifier():
+        if names_a_function(value):
             return value
         if not colon and value.isidentifier():
             return value

@@ -16,6 +16,9 @@ from ..evaluation.recall import METRICS, QAItem
 from ..rollout.stopping import first_stop
 from .gradients import Text
 
+HELDOUT = "heldout"
+"""Key of a memory's text that the dreamer does not see, for the measure `heldout_loss`."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -50,6 +53,10 @@ class Answerer(Protocol):
         ...
 
 
+Judge = Callable[[list[str], list[str], list[str]], Sequence[float]]
+"""Whether replies mean the same as accepted answers, each after its question: 1 or 0."""
+
+
 class Measure(Protocol):
     """Scores tasks, task i with the model of owner i."""
 
@@ -63,10 +70,13 @@ class Questions:
         prompter (`Prompter`):
             Makes the prompts, by the `question_answer` template.
         metric (`str` or `Callable`, *optional*, defaults to `"exact"`):
-            `"exact"`, `"contains"`, `"f1"`, or a judge: a function of a reply and its accepted answers that returns a
-            score in [0, 1].
+            `"exact"`, `"contains"`, `"f1"`, or a function of a reply and its accepted answers that returns a score in
+            [0, 1].
         max_new_tokens (`int`, *optional*, defaults to `32`):
             Longest reply, in tokens.
+        judge (`Callable`, *optional*):
+            Scores replies in place of the metric: a judge of meaning, see `sleep_trl.rewards.judges`. A reply is as
+            good as the accepted answer that it matches best.
     """
 
     def __init__(
@@ -74,10 +84,11 @@ class Questions:
         prompter: Prompter,
         metric: str | Callable[[str, list[str]], float] = "exact",
         max_new_tokens: int = 32,
+        judge: Judge | None = None,
     ) -> None:
         if isinstance(metric, str) and metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(METRICS)} or a function, got {metric!r}.")
-        self.prompter, self.max_new_tokens = prompter, max_new_tokens
+        self.prompter, self.max_new_tokens, self.judge = prompter, max_new_tokens, judge
         self.metric = METRICS[metric] if isinstance(metric, str) else metric
 
     def __call__(self, tasks: Sequence[Task], answerer: Answerer) -> list[list[float]]:
@@ -85,10 +96,19 @@ class Questions:
         asked = [(owner, item) for owner, task in enumerate(tasks) for item in task.questions]
         prompts = [self.prompter(template.respond, request=item.question) for _, item in asked]
         replies = answerer.answer([ids for ids, _, _ in prompts], [owner for owner, _ in asked], self.max_new_tokens)
+        replies = [reply[: first_stop(reply, stop)] for reply, (_, _, stop) in zip(replies, prompts, strict=True)]
         scores: list[list[float]] = [[] for _ in tasks]
-        for (owner, item), (_, _, stop), reply in zip(asked, prompts, replies, strict=True):
-            scores[owner].append(float(self.metric(reply[: first_stop(reply, stop)], list(item.answers))))
+        for (owner, _), score in zip(asked, self._score(replies, [item for _, item in asked]), strict=True):
+            scores[owner].append(score)
         return scores
+
+    def _score(self, replies: Sequence[str], items: Sequence[QAItem]) -> list[float]:
+        if self.judge is None:
+            return [float(self.metric(reply, list(q.answers))) for reply, q in zip(replies, items, strict=True)]
+        pairs = [(reply, q, answer) for reply, q in zip(replies, items, strict=True) for answer in q.answers]
+        accepted, asked = [answer for *_, answer in pairs], [f"{q.question} " for _, q, _ in pairs]
+        verdicts = iter(self.judge([reply for reply, *_ in pairs], accepted, asked))
+        return [max(float(next(verdicts)) for _ in q.answers) for q in items]
 
 
 class HeldoutLoss:

@@ -30,7 +30,7 @@ def dream(
     config, folder = ctx.config, RunFolder(ctx.config.output_dir)
     rows = phases.once("write_quiz", lambda: write_quiz(ctx))
     if len(rows) < PartialState().num_processes:
-        echo("No questions could be written about these memories, so there is no dreaming", style="yellow")
+        echo(f"No window can be measured by {config.dream.measure}, so there is no dreaming", style="yellow")
         return summarize([], 0), []
 
     add_columns(rows, ctx.memories, ctx.inputs.columns.names)

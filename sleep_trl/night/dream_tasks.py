@@ -20,7 +20,7 @@ from ..data.prompts import Prompter
 from ..data.samples import Sample, Window
 from ..data.templates import Template
 from ..distributed.progress import bar, echo
-from ..dreams.measure import Task
+from ..dreams.measure import HELDOUT, Task
 from ..dreams.quiz import WrittenQuiz, write_quiz
 from ..evaluation.recall import QAItem
 from ..rollout import Engine
@@ -61,21 +61,23 @@ class Dreamer(Protocol):
 
 
 def find_tasks(memories: Sequence[MemoryText], windows: Sequence[Window]) -> list[tuple[Window, Task]]:
-    """Return a task for each window, with the questions about its memory whose answer is in the window."""
-    questions = {memory.id: memory.questions for memory in memories}
+    """Return a task for each window, with the questions about its memory whose answer is in the window, and the text
+    that its memory has under the key `heldout`."""
+    by_id = {memory.id: memory for memory in memories}
     tasks = []
     for window in windows:
-        text = window.text.casefold()
-        answerable = [q for q in questions[window.memory_id] if any(a.casefold() in text for a in q.answers)]
+        text, memory = window.text.casefold(), by_id[window.memory_id]
+        answerable = [q for q in memory.questions if any(a.casefold() in text for a in q.answers)]
         items = tuple(QAItem(q.question, q.answers, window.text) for q in answerable)
-        tasks.append((window, Task(f"{window.memory_id} {window.index + 1}", window.text, items)))
+        heldout = memory.columns.get(HELDOUT)
+        tasks.append((window, Task(f"{window.memory_id} {window.index + 1}", window.text, items, heldout)))
     return tasks
 
 
 def write_tasks(
     config: RunConfig, tasks: Sequence[tuple[Window, Task]], engine: Engine, prompter: Prompter, seed: int
 ) -> list[Row]:
-    """Write the questions of each task, and leave out tasks without any.
+    """Write the questions of each task, and leave out tasks that the measure cannot measure.
 
     Returns:
         `list[dict]`: rows for a [`Dreamer`].
@@ -105,15 +107,24 @@ def write_tasks(
             "context": task.context,
             "memory_id": window.memory_id,
             "questions": [{"question": q.question, "answers": list(q.answers)} for q in task.questions],
+            **({HELDOUT: task.heldout} if dream.measure == "heldout_loss" else {}),
             **_prompts(prompter, template, window),
         }
         for (window, _), task in zip(tasks, with_questions, strict=True)
-        if task.questions
+        if _can_be_measured(task, dream.measure)
     ]
-    count = sum(len(row["questions"]) for row in rows)
-    left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items()))
-    echo(f"Dreaming about {len(rows)} of {len(tasks)} windows, measured by {count} questions; dropped: {left_out or 0}")
+    measured = dream.measure
+    if measured in ("quiz", "questions"):
+        left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items()))
+        measured = f"{sum(len(row['questions']) for row in rows)} questions; dropped: {left_out or 0}"
+    echo(f"Dreaming about {len(rows)} of {len(tasks)} windows, measured by {measured}")
     return rows
+
+
+def _can_be_measured(task: Task, measure: str) -> bool:
+    if measure == "heldout_loss":
+        return bool(task.heldout)
+    return bool(task.questions) or measure not in ("quiz", "questions")
 
 
 def dream_prompt(prompter: Prompter, template: Template, window: Window) -> str | list[dict[str, str]]:

@@ -11,6 +11,7 @@ from transformers import SchedulerType
 from ..data.documents import MemoryText
 from ..data.templates import Template
 from ..distributed.zero3 import check_launch, count_shards
+from ..dreams.measure import HELDOUT
 from ..models.inspection import build_without_weights, read_header, read_tokenizer
 from ..models.loading import context_limit
 from ..runs.folder import RunFolder
@@ -197,6 +198,14 @@ def check_dream(inputs: RunInputs) -> None:
         raise ValueError("dream.workers: Ray is not installed: pip install 'sleep-trl[ray]'.")
     if dream.measure == "questions" and not any(memory.questions for memory in inputs.memories):
         raise ValueError("dream.measure: the memories come with no questions. Give them some, or use measure quiz.")
+    if dream.measure == "heldout_loss":
+        held_out = [memory.columns.get(HELDOUT) for memory in inputs.memories]
+        if not any(held_out) or not all(isinstance(text, str | None) for text in held_out):
+            raise ValueError(
+                "dream.measure: heldout_loss is the loss on a text that the dreamer does not see, and "
+                f"{'a memory has something else' if any(held_out) else 'no memory has one'} under the key {HELDOUT}. "
+                "Give the rows of the memories that key, or use measure quiz."
+            )
     if dream.random_expert and not inputs.capacity.is_routed:
         raise ValueError(
             f"dream.random_expert: the memory of {inputs.config.continue_from} has routing dense, so every expert "

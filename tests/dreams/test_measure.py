@@ -162,3 +162,20 @@ def test_an_unknown_metric_and_a_task_without_questions_are_refused(engine, prom
         Questions(prompter, "bleu")
     with pytest.raises(ValueError, match="nothing to measure"):
         DreamEvaluator(engine, Questions(prompter)).try_out([LoraJob("a", ((1, 4, 5),))], [Task("t", "")])
+
+
+def test_a_judge_takes_the_best_of_the_accepted_answers(prompter):
+    class Speaker:
+        def answer(self, prompts, owners, max_new_tokens):
+            return ["the inn Zora", "Mara"]
+
+    asked = []
+
+    def judge(candidates, references, contexts):
+        asked.append((candidates, references, contexts))
+        return [float(reference in candidate) for candidate, reference in zip(candidates, references, strict=True)]
+
+    tasks = [Task("a", "", (QAItem("Which inn?", ("Ben", "Zora")),)), Task("b", "", (QAItem("Who?", ("Ben",)),))]
+    assert Questions(prompter, judge=judge)(tasks, Speaker()) == [[1.0], [0.0]]
+    said = ["the inn Zora", "the inn Zora", "Mara"]
+    assert asked == [(said, ["Ben", "Zora", "Ben"], ["Which inn? ", "Which inn? ", "Who? "])]

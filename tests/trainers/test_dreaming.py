@@ -1,4 +1,5 @@
 import copy
+import pickle
 import re
 from pathlib import Path
 
@@ -8,14 +9,18 @@ from datasets import Dataset
 
 from sleep_trl.batched_lora import LoraSpec, LoraTraining
 from sleep_trl.config.command_line import parse
-from sleep_trl.dreams.evaluator import DreamEvaluator, SignificanceTest
+from sleep_trl.data.prompts import Prompter
+from sleep_trl.dreams.evaluator import DreamEvaluator, SignificanceTest, Trial
 from sleep_trl.dreams.gradients import Text
-from sleep_trl.dreams.measure import HeldoutLoss, Questions
+from sleep_trl.dreams.measure import Custom, HeldoutLoss, Questions, Task
+from sleep_trl.dreams.significance import paired_gain
 from sleep_trl.memory import Memory, MemorySpec, attach
 from sleep_trl.models.loading import load_tokenizer
+from sleep_trl.rewards import resolve
 from sleep_trl.rollout import TransformersEngine
 from sleep_trl.trainers import DreamingConfig, DreamingTrainer
 from sleep_trl.trainers.dreaming.from_config import dreaming_arguments
+from sleep_trl.trainers.dreaming.trainer import reads_trial, worth_learning
 
 TOWN = (
     ("Robbin", "inn", "Zora", "runs", "run"),
@@ -24,6 +29,7 @@ TOWN = (
     ("Jokin", "bridge", "Bora", "sweeps", "sweep"),
 )
 
+TOWN_TASK = Task("Robbin", "Robbin runs the inn Zora.")
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
 
 OPTIONS = {
@@ -100,6 +106,34 @@ def test_the_arguments_describe_the_evaluator(reader, tmp_path):
     assert t.evaluator.chunk == 3 and t.evaluator.workers is None
     assert isinstance(t.evaluator.measure, Questions) and t.evaluator.measure.max_new_tokens == 8
     assert isinstance(dreamer(reader, tmp_path, measure="heldout_loss").evaluator.measure, HeldoutLoss)
+
+
+def test_a_night_reaches_every_measure(reader, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text("def scores(task, ask):\n    return [float(len(reply) > 0) for reply in ask([task.context])]\n")
+
+    def made(*given):
+        words = [
+            "--model",
+            "m",
+            "--memories",
+            "d.jsonl",
+            "--output_dir",
+            str(tmp_path / "run"),
+            "--dream.rounds",
+            "1",
+            *given,
+        ]
+        args = dreaming_arguments(parse(words), 4, tmp_path)
+        return dreamer(reader, tmp_path, measure=args.measure, judge=args.judge).evaluator.measure
+
+    assert isinstance(made(), Questions) and made().judge is None
+    assert made("--dream.judge", '{"name": "lexical", "params": {"mode": "contains"}}').judge.mode == "contains"
+    assert isinstance(made("--dream.measure", "heldout_loss"), HeldoutLoss)
+    custom = made("--dream.measure", f"{mine}:scores")
+    assert isinstance(custom, Custom)
+    custom = pickle.loads(pickle.dumps(custom.function))  # as it is sent to a worker
+    assert custom(TOWN_TASK, lambda prompts: ["Zora" for _ in prompts]) == [1.0]
 
 
 def test_a_given_evaluator_is_used_instead(reader, tmp_path):
@@ -193,6 +227,43 @@ def test_grpo_learns_from_the_scored_dreams_alone(reader, tmp_path):
     assert unscored.sum() >= 4  # one of each four was not selected
     t.train()
     assert logged(t, "loss")
+
+
+def test_other_rewards_do_not_make_up_for_a_task_that_did_not_improve():
+    """Rows: improved, did not, uncertain, too little in sum, not tried out."""
+    nan = torch.nan
+    rewards = torch.tensor([[1.0, 0.0], [0.0, 0.9], [nan, 0.9], [1.0, -1.2], [nan, nan]])
+    improved = [True, False, False, True, False]
+    assert worth_learning(rewards, improved, [True, False], 0.0).tolist() == [True, False, False, False, False]
+    assert worth_learning(rewards, improved, [True, False], -0.5).tolist() == [True, False, False, True, False]
+    assert worth_learning(rewards[:, 1:], improved, [False], -2).tolist() == [True, False, False, True, False]
+
+
+def test_rewards_that_read_the_trial_are_told_from_others():
+    assert reads_trial(resolve("improvement")) and reads_trial(resolve("quiz_gain"))
+    assert not reads_trial(resolve("novelty")) and not reads_trial(resolve("faithfulness"))
+    assert reads_trial(lambda completions, trial_low, **columns: [])
+
+
+class Scripted(DreamEvaluator):
+    """Finds that every other dream gains or loses a third of its questions."""
+
+    def try_out(self, dreams, tasks):
+        scores = [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]
+        gains = [
+            paired_gain(scores[1 - i % 2], scores[i % 2], test="sign", confidence=0.95) for i in range(len(dreams))
+        ]
+        return [Trial(dream.id, gain) for dream, gain in zip(dreams, gains, strict=True)]
+
+
+@pytest.mark.parametrize("gain", [{"name": "improvement", "params": {"reward": "gain"}}, "quiz_gain"])
+def test_a_small_gain_as_the_reward_is_learned(reader, tmp_path, gain):
+    """The gain is below one half, the former default, and novelty adds to what did not help as well."""
+    evaluator = Scripted(TransformersEngine(*reader), Questions(Prompter(reader[1])))
+    rewards = [resolve(gain), resolve("novelty")]
+    t = dreamer(reader, tmp_path, evaluator=evaluator, reward_funcs=rewards, rounds=1, max_completion_length=8)
+    t.train()
+    assert {(record["trial_gain"] > 0, record["rewarded"]) for record in t.trials} == {(True, True), (False, False)}
 
 
 def test_users_rewards_see_the_trial(reader, tmp_path):

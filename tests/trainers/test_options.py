@@ -19,8 +19,9 @@ SEEDING = """alpha divergence_beta drift_weight expert_dropout gamma gradient_ch
 logging_steps lr_scheduler_type max_completion_length max_grad_norm num_generations reference_passes replay_weight
 rollout_start
 save_steps sft_weight warmup_steps z0"""
-DREAMING = """chunk confidence em_epochs gpus_per_worker improvement learning_rate lora_alpha lora_learning_rate
-lora_rank lora_steps measure random_expert repeats rounds select_random_k select_top_k selection test workers"""
+DREAMING = """chunk confidence em_epochs gpus_per_worker improvement judge learning_rate lora_alpha lora_learning_rate
+lora_rank lora_steps measure random_expert repeats rounds select_random_k select_top_k selection smallest_reward test
+workers"""
 RENAMED = {"top_k": "select_top_k", "random_k": "select_random_k"}
 
 

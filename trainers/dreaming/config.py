@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from trl import GRPOConfig
 
 from sleep_trl.config.dreaming import DreamConfig
+from sleep_trl.config.reward import names_a_function
 from sleep_trl.config.sections import EvaluationConfig
 
 from ..options import check_options, run_option
@@ -29,8 +31,10 @@ class DreamingConfig(GRPOConfig):
             (train on the rewarded dreams). Replaces `num_train_epochs`.
         em_epochs (`int`, *optional*, defaults to `1`):
             Epochs over a round's dreams in its M-step. Ours: the paper does not give a number.
-        smallest_reward (`float`, *optional*, defaults to `0.5`):
-            ReST-EM trains on dreams whose reward is above this.
+        smallest_reward (`float`, *optional*, defaults to `0.0`):
+            ReST-EM trains on dreams that improved their task (Eq. 5) and whose summed reward is above this. Whether the
+            task improved is decided by the rewards that read the trial, such as `improvement`: each of them has to be
+            above 0. If there are none, it is decided by `trial_reward`.
 
         > Which dreams are tried out
 
@@ -55,10 +59,14 @@ class DreamingConfig(GRPOConfig):
         lora_learning_rate (`float`, *optional*, defaults to `1e-3`):
             Learning rate of the LoRA.
         measure (`str`, *optional*, defaults to `"questions"`):
-            What the LoRA has to improve (τ): `"questions"`, the answers to the row's `questions`, or `"heldout_loss"`,
-            the loss on the row's `heldout` text.
+            What the LoRA has to improve (τ): `"questions"`, the answers to the row's `questions`, `"heldout_loss"`, the
+            loss on the row's `heldout` text, or a function by its name, `package.module:function` or
+            `path/to/file.py:function`; see [`~sleep_trl.dreams.measure.Custom`].
         metric (`str`, *optional*, defaults to `"contains"`):
             How an answer is scored: `"exact"`, `"contains"` or `"f1"`.
+        judge (`str` or `dict`, *optional*):
+            Judge that scores answers in place of the metric: a name, or `{"name": ..., "params": {...}}`; see
+            [`~sleep_trl.rewards.make_judge`].
         max_answer_length (`int`, *optional*, defaults to `32`):
             Maximum length of an answer in tokens.
         test (`str`, *optional*, defaults to `"bootstrap"`):
@@ -87,10 +95,12 @@ class DreamingConfig(GRPOConfig):
             Peak learning rate, as in a night; for an expert or a LoRA. [`~trl.GRPOConfig`]'s 1e-6 is for all weights.
     """
 
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "judge"]
+
     improvement: str = run_option(DreamConfig, "improvement")
     rounds: int = field(default=2, metadata={"help": "Rounds of ReST-EM: dream, try out, train on what helped."})
     em_epochs: int = run_option(DreamConfig, "em_epochs")
-    smallest_reward: float = field(default=0.5, metadata={"help": "Reward above which ReST-EM trains on a dream."})
+    smallest_reward: float = run_option(DreamConfig, "smallest_reward")
     selection: str = run_option(
         DreamConfig,
         "selection",
@@ -108,9 +118,13 @@ class DreamingConfig(GRPOConfig):
     lora_steps: int = run_option(DreamConfig, "lora_steps")
     lora_learning_rate: float = run_option(DreamConfig, "lora_learning_rate")
     measure: str = field(
-        default="questions", metadata={"help": f"What a dream has to improve: {' or '.join(MEASURES)}."}
+        default="questions",
+        metadata={"help": f"What a dream has to improve: {', '.join(MEASURES)}, or file.py:function."},
     )
     metric: str = run_option(EvaluationConfig, "metric")
+    judge: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Judge that scores answers in place of the metric: a name, or JSON."}
+    )
     max_answer_length: int = run_option(EvaluationConfig, "max_new_tokens")
     test: str = run_option(DreamConfig, "test")
     confidence: float = run_option(DreamConfig, "confidence")
@@ -131,10 +145,10 @@ class DreamingConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.measure not in MEASURES:
+        if self.measure not in MEASURES and not names_a_function(self.measure):
             raise ValueError(
-                f"measure must be one of {', '.join(MEASURES)}, got {self.measure!r}. For a measure of your own, give "
-                f"the trainer an `evaluator`."
+                f"measure must be one of {', '.join(MEASURES)}, got {self.measure!r}. For a measure of your own, name "
+                f"a function as file.py:function, or give the trainer an `evaluator`."
             )
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}.")

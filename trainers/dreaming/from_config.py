@@ -41,7 +41,8 @@ def dreaming_arguments(config: RunConfig, tasks: int, folder: str | Path) -> Dre
     per_device = max(n for n in range(1, dream.batch_size + 1) if dreams // processes % n == 0)
     arguments: dict[str, Any] = {
         **shared_options(dream, DreamingConfig, {"top_k": "select_top_k", "random_k": "select_random_k"}),
-        "measure": "questions",  # given or written by the model, they come with the tasks
+        "measure": "questions" if dream.measure == "quiz" else dream.measure,  # the quiz comes with the tasks
+        "judge": None if dream.judge is None else dream.judge.model_dump(),
         "metric": evaluation.metric,
         "max_answer_length": evaluation.max_new_tokens,
         "trial_batch_size": evaluation.batch_size,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -21,13 +22,15 @@ from sleep_trl.dreams.measure import Task
 from sleep_trl.dreams.select import Selected, Selection, select
 from sleep_trl.evaluation.recall import QAItem
 from sleep_trl.memory import Memory
-from sleep_trl.rewards import resolve
+from sleep_trl.rewards import GuardedReward, resolve
+from sleep_trl.rewards.guard import unwrap
 
 from ..expert_checkpoints import ExpertCheckpoints
 from ..log_filter import without_row_dump
 from .config import DreamingConfig
 from .evaluator import make_evaluator
 
+TRIAL = {"trial_reward", "trial_gain", "trial_low", "trial_high"}  # columns
 Rows = list[dict[str, Any]]
 Tensors = dict[str, torch.Tensor]
 
@@ -158,9 +161,12 @@ class DreamingTrainer(ExpertCheckpoints):
         kept = torch.tensor(selected.is_kept, device=rewards.device)
         rewards[~self.accelerator.gather(kept)] = torch.nan
         start = self.accelerator.process_index * len(inputs)
-        mine = rewards[start : start + len(inputs)]
-        total = (mine * self.reward_weights.to(mine.device)).nansum(1)  # (batch,)
-        self._rewarded = total.gt(self.args.smallest_reward) & ~mine.isnan().all(1)
+        mine = rewards[start : start + len(inputs)] * self.reward_weights.to(rewards.device)
+        has_improved = [trial is not None and trial.reward == 1 for trial in trials]
+        deciding = [
+            reads_trial(func) and bool(w) for func, w in zip(self.reward_funcs, self.reward_weights, strict=True)
+        ]
+        self._rewarded = worth_learning(mine, has_improved, deciding, self.args.smallest_reward)
         self._keep_record(rows, completions, completion_ids_list, selected, trials)
         return rewards
 
@@ -239,6 +245,41 @@ class DreamingTrainer(ExpertCheckpoints):
         log_probs = self._get_per_token_logps_and_entropies(model, ids, mask, width)[0]  # (batch, width)
         weights = inputs["completion_mask"] * inputs["rewarded"].unsqueeze(1)
         return -(log_probs * weights).sum() / inputs["rewarded_tokens"].clamp(min=1) * self._loss_scale()
+
+
+def reads_trial(func: Any) -> bool:
+    """Whether a reward function names a column with the outcome of a dream's trial as a parameter."""
+    func = unwrap(func.func if isinstance(func, GuardedReward) else func)
+    try:
+        return not inspect.signature(func).parameters.keys().isdisjoint(TRIAL)
+    except (TypeError, ValueError):
+        return False
+
+
+def worth_learning(
+    rewards: torch.Tensor, has_improved: Sequence[bool], deciding: Sequence[bool], smallest: float
+) -> torch.Tensor:
+    """Return which dreams ReST-EM learns: those that improved their task (Eq. 5) and whose rewards add up to more than
+    `smallest`. What other rewards say cannot make up for a task that did not improve.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(dreams, functions)`):
+            Weighted rewards; NaN where a function gave none.
+        has_improved (`Sequence[bool]`):
+            Whether the trial improved each dream's task. It decides if no reward does.
+        deciding (`Sequence[bool]`):
+            Which functions decide whether the task improved: their reward has to be above 0.
+        smallest (`float`):
+            What the sum of the rewards has to exceed.
+
+    Returns:
+        `torch.Tensor` of bools and shape `(dreams,)`.
+    """
+    if any(deciding):
+        improved = rewards[:, torch.tensor(deciding, device=rewards.device)].gt(0).all(1)  # NaN is not above 0
+    else:
+        improved = torch.tensor(has_improved, device=rewards.device)
+    return improved & rewards.nansum(1).gt(smallest) & ~rewards.isnan().all(1)
 
 
 def _dream_of_all_tasks_at_once(args: DreamingConfig, tasks: int) -> None:
