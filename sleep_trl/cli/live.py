@@ -42,7 +42,11 @@ def live(
     memories: Annotated[str | None, typer.Option(metavar="wake:PATH", help="The same, as for a single night.")] = None,
     after_tokens: Annotated[
         int | None,
-        typer.Option("--after_tokens", min=1, help="Sleep as soon as this many tokens are pending."),
+        typer.Option(
+            "--after_tokens",
+            min=1,
+            help="Sleep as soon as this many tokens are pending. Default without --at: the chunk of level 0.",
+        ),
     ] = None,
     at: Annotated[
         str | None, typer.Option(metavar="HH:MM", help="Sleep at this local time each day, if any record is pending.")
@@ -81,9 +85,11 @@ def live(
         row = {"time": now, "event": event} | fields
         typer.echo(as_line(row) if json else visible(f"{now}  {_message(event, fields)}"))
 
-    policy = SleepPolicy(after_tokens, _time_of_day(at), nights, check_every, tries, pause)
-    launcher = Launcher.parse(launch, sys.stderr if json else None)
+    hour, launcher = _time_of_day(at), Launcher.parse(launch, sys.stderr if json else None)
     config = _parse(context.args, str(MemorySource(buffer=buffer)) if buffer else memories)
+    if after_tokens is None and hour is None and config.levels.chunks:
+        after_tokens = config.levels.chunks[0]
+    policy = SleepPolicy(after_tokens, hour, nights, check_every, tries, pause)
     chain, path = config.output_dir, config.source.buffer
     assert path is not None
     pending = PendingRecords(path, load_tokenizer(config.model) if after_tokens else None, chain)

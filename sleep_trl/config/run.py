@@ -49,8 +49,8 @@ class RunConfig(Section):
 
     nights: tuple[str, ...] = ()
     """Memories of several nights, instead of memories: one item per night, in the same form. Each night continues the
-    one before, in output_dir/night-001 and so on; finished nights are skipped. auto: as many nights of seeding.steps as
-    it takes to learn all memories."""
+    one before, in output_dir/night-001 and so on; finished nights are skipped. auto: as many nights as it takes to
+    learn all memories, each of seeding.steps or until the chunk of level 0 (levels.chunks) is full."""
 
     continue_from: Path | None = None
     """Folder of an earlier run to build on: its experts are kept, its prompts replayed, its recall measured again."""
@@ -141,10 +141,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_nights(self) -> Self:
-        if self.nights == AUTO and self.seeding.steps is None:
+        if self.nights == AUTO and self.seeding.steps is None and not self.levels.chunks:
             raise ValueError(
-                "nights auto divides memories by the steps of a night; give --seeding.steps. Without them one night is "
-                "as long as what there is to learn"
+                "nights auto divides memories by the steps of a night or by the chunk of level 0; give --seeding.steps "
+                "or --levels.chunks. Without them one night is as long as what there is to learn"
             )
         return self
 

@@ -319,8 +319,9 @@ class LevelsConfig(Section):
 
     chunks: tuple[int, ...] = ()
     """Chunk sizes: tokens of wake input after which a level is consolidated into the next, starting with the context
-    (level 0), such as 1000,5000,10000. Each must divide the next. Default: nights learn into level 1 and nothing is
-    consolidated."""
+    (level 0), such as 1000,5000,10000. Each must divide the next. Level 0's divides a wake buffer, or memories with
+    nights auto, into nights: each ends with the document that fills the chunk. Default: nights learn into level 1 and
+    nothing is consolidated."""
 
     when_full: Literal["stop", "promote", "merge"] = "stop"
     """What to do when a night would take the last free expert. stop: take it, and refuse the next night. promote:

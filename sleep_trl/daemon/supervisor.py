@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.exit_codes import DONE, TRY_AGAIN, USER_ERROR
-from ..planning.chain import begun, is_finished, quarantined_nights
+from ..planning.chain import begun, is_finished, leaves_a_rest, quarantined_nights
 from ..planning.night_source import began_with
 from ..runs.folder import RunFolder, night_folder
 from ..runs.ledger import read_ledger
@@ -59,7 +59,7 @@ class SleepPolicy:
 
     def __post_init__(self) -> None:
         if self.after_tokens is None and self.at is None:
-            raise ValueError("No schedule is given. Give --after_tokens N, --at HH:MM, or both.")
+            raise ValueError("No schedule is given. Give --after_tokens N, --at HH:MM, or both, or --levels.chunks.")
 
 
 class Supervisor:
@@ -96,6 +96,7 @@ class Supervisor:
         self.launcher, self.pending, self.policy, self.report = launcher, pending, policy, report
         self._alarm = Alarm(policy.at, _now()) if policy.at else None
         self._reported: Pending | None = None
+        self._is_night = False  # whether the scheduled time has come and what was pending then is not learned yet
         self._unavailable = ""  # why the buffer could not be read
 
     def run(self) -> int:
@@ -136,7 +137,14 @@ class Supervisor:
             return f"{pending.tokens:,} tokens pending"
         if is_time and not pending.records:
             self.report("nothing_new", {})
-        return "scheduled time" if is_time and pending.records else None
+        self._is_night = bool(pending.records) and (is_time or (self._is_night and self._left_a_rest()))
+        return "scheduled time" if self._is_night else None
+
+    def _left_a_rest(self) -> bool:
+        """Whether records wait because they did not fit the newest night: it is short by seeding.steps or
+        levels.chunks."""
+        count = self._finished()
+        return count > 0 and leaves_a_rest(RunFolder(night_folder(self.chain, count)))
 
     def _count(self) -> Pending | None:
         """Return what is pending, or `None` if the buffer cannot be read for a while, such as on a full disk."""

@@ -55,7 +55,7 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     windows = ctx.inputs.reading
     queued = [memory.id for memory in ctx.inputs.queued]
     if queued:
-        echo(describe_fit(len(ctx.memories), len(queued)), style="yellow")
+        echo(describe_fit(len(ctx.memories), len(queued), ctx.inputs.limit), style="yellow")
     parts = Phases(_parts_of(ctx))
     written = _about_memories(ctx, parts, seeds) if windows else WrittenSamples()
     written = drop_collisions(written, ctx.inputs.titles)

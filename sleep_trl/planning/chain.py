@@ -59,11 +59,11 @@ def _divided(config: RunConfig) -> list[str]:
     count = 0
     while is_finished(night_folder(config.output_dir, count + 1)):
         count += 1
-    is_next = count == 0 or _leaves_a_rest(RunFolder(night_folder(config.output_dir, count)))
+    is_next = count == 0 or leaves_a_rest(RunFolder(night_folder(config.output_dir, count)))
     return [config.memories] * (count + is_next)
 
 
-def _leaves_a_rest(run: RunFolder) -> bool:
+def leaves_a_rest(run: RunFolder) -> bool:
     """Whether memories wait for another night because they did not fit this one. If it learned nothing or was rolled
     back, another would end the same way."""
     last = read_ledger(run.ledger)[-1]

@@ -19,7 +19,7 @@ class Plan:
     Parameter counts are numbers of values; sizes on disk are in bytes, and so is `peak`, the memory of a process.
     `samples` is the maximum that the teacher writes, `rows` are training prompts; `context`, `window` and
     `memory_tokens` are in tokens. `dtype` is that of the frozen base, `dtype_reason` says why. `queued` counts the
-    memories that do not fit the steps, `nights_after` the nights of these steps that learn them. If `passes` is not
+    memories that do not fit the night for its `limit`, `nights_after` the nights that learn them. If `passes` is not
     `None`, `steps`, `rows` and `rollouts` follow from it and are estimates: the most, if all samples are usable.
     `top_k` is `None` if every expert takes part in every token. `consolidations` describes which experts are
     consolidated before the night learns anything.
@@ -43,6 +43,7 @@ class Plan:
     memories: int
     queued: int
     nights_after: int
+    limit: str
     memory_tokens: int
     questions: int
     window: int
@@ -88,8 +89,8 @@ def render(plan: Plan) -> Table:
     share = f"{plan.trainable_share:.2%} of the grown model"
     memories = f"{plan.memories:,}"
     if plan.queued:
-        more = f"{plan.nights_after} more night{'s' * (plan.nights_after != 1)} of these steps (--nights auto)"
-        memories = f"{describe_fit(plan.memories, plan.queued)}, for {more}"
+        more = f"{plan.nights_after} more night{'s' * (plan.nights_after != 1)} of this length (--nights auto)"
+        memories = f"{describe_fit(plan.memories, plan.queued, plan.limit)}, for {more}"
     steps = f"{plan.steps:,}" if plan.passes is None else f"about {plan.steps:,} ({plan.passes:g} passes):"
     routing = "all" if plan.top_k is None else f"{plan.top_k} chosen by a router, plus the one that learns"
     for name, value in {
@@ -113,9 +114,9 @@ def render(plan: Plan) -> Table:
     return table
 
 
-def describe_fit(fitting: int, queued: int) -> str:
-    """Return how many documents fit the steps of a night."""
-    return f"{fitting:,} of {fitting + queued:,} documents fit in these steps; the rest stays queued"
+def describe_fit(fitting: int, queued: int, limit: str) -> str:
+    """Return how many documents fit a night."""
+    return f"{fitting:,} of {fitting + queued:,} documents fit in {limit}; the rest stays queued"
 
 
 def where_routed(output_dir: object) -> str:

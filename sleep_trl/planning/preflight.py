@@ -115,6 +115,7 @@ def make_plan(inputs: RunInputs) -> Plan:
         memories=len(inputs.memories),
         queued=len(inputs.queued),
         nights_after=inputs.nights_after if inputs.queued else 0,
+        limit=inputs.limit,
         memory_tokens=inputs.tokens,
         questions=sum(len(memory.questions) for memory in inputs.memories),
         window=inputs.window,

@@ -1,8 +1,8 @@
-"""How much of what is there to learn fits a night, if `seeding.steps` limits it (ours)."""
+"""How much of what is there to learn fits a night, if `seeding.steps` or `levels.chunks` limits it (ours)."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..data.documents import MemoryText
 from ..runs.ledger import LedgerEntry, active_entries
@@ -10,11 +10,12 @@ from ..runs.ledger import LedgerEntry, active_entries
 
 def select_memories(
     memories: Sequence[MemoryText],
-    windows: Mapping[str, Collection[str]],
-    rows: int,
+    sizes: Mapping[str, int],
+    room: int,
     earlier: Sequence[LedgerEntry] = (),
+    may_exceed: bool = False,
 ) -> tuple[list[MemoryText], list[MemoryText]]:
-    """Take as many memories as get a row for each of their windows, in the order they arrived.
+    """Take as many memories as there is room for, in the order they arrived.
 
     If not all of them fit, those that the run has learned already are left out, unless there are no others, and those
     of nights that were rolled back come last. At least one memory is taken, however long it is.
@@ -22,27 +23,29 @@ def select_memories(
     Args:
         memories (`Sequence[MemoryText]`):
             What there is to learn.
-        windows (`Mapping[str, Collection[str]]`):
-            The windows of each memory, by its id.
-        rows (`int`):
-            Rows about memories in all steps of the night.
+        sizes (`Mapping[str, int]`):
+            The size of each memory by its id: its windows, or its tokens.
+        room (`int`):
+            What fits: the rows about memories in all steps of the night, or the tokens until a chunk is full.
         earlier (`Sequence[LedgerEntry]`, *optional*):
             The ledger of the run that is continued.
+        may_exceed (`bool`, *optional*, defaults to `False`):
+            Whether the last memory may exceed the room, so that a chunk becomes full.
 
     Returns:
         `tuple[list[MemoryText], list[MemoryText]]`: the memories that the night learns, in their order, and those that
         wait for another night.
     """
-    if sum(len(windows[memory.id]) for memory in memories) <= rows:
+    if sum(sizes[memory.id] for memory in memories) <= room:
         return list(memories), []
     known = {source.sha256 for entry in active_entries(earlier) for source in entry.sources}
     tried = {source.sha256 for entry in earlier if entry.rolled_back for source in entry.sources}
     waiting = [memory for memory in memories if memory.sha256 not in known] or list(memories)
     taken: set[str] = set()
     for memory in sorted(waiting, key=lambda memory: memory.sha256 in tried):
-        rows -= len(windows[memory.id])
-        if rows < 0 and taken:
+        if taken and (room <= 0 if may_exceed else sizes[memory.id] > room):
             break
+        room -= sizes[memory.id]
         taken.add(memory.id)
     return [m for m in memories if m.id in taken], [m for m in waiting if m.id not in taken]
 
@@ -55,6 +58,17 @@ def count_nights(windows: Iterable[int], rows: int) -> int:
         if not nights or count > left:
             nights, left = nights + 1, rows
         left -= count
+    return nights
+
+
+def count_sleeps(tokens: Iterable[int], ingested: int, chunk: int) -> int:
+    """Return in how many nights memories of so many tokens are learned, if a night ends with the memory that fills a
+    chunk and `ingested` tokens were learned before."""
+    nights, boundary = 0, ingested
+    for count in tokens:
+        if ingested >= boundary:
+            nights, boundary = nights + 1, (ingested // chunk + 1) * chunk
+        ingested += count
     return nights
 
 

@@ -18,6 +18,7 @@ from sleep_trl.cli import main
 from sleep_trl.daemon import Launcher, PendingRecords, SleepPolicy, Supervisor
 from sleep_trl.daemon.subprocess_night import LOCK
 from sleep_trl.runs.files import write_json
+from sleep_trl.runs.ledger import Source, read_ledger, write_ledger
 from sleep_trl.wake import WakeBuffer, record_of_text
 from tests.tiny import tiny_tokenizer
 from tests.tiny_runs import write_finished_run
@@ -212,6 +213,29 @@ def test_no_night_at_the_scheduled_time_without_new_records(tmp_path):
     assert loop._why_now() == "scheduled time"
 
 
+def test_the_scheduled_time_lasts_until_what_did_not_fit_a_night_is_learned(tmp_path):
+    chain, night = tmp_path / "chain", tmp_path / "chain" / "night-001"
+    with WakeBuffer(tmp_path / "wake.db") as buffer:
+        buffer.add([record_of_text("in", b"the cat", "s")])
+    loop = supervisor(chain, [], at=datetime.now().astimezone().time())
+    loop._alarm.due = datetime.now().astimezone() - timedelta(minutes=1)
+    assert loop._why_now() == "scheduled time"
+    write_finished_run(night)
+    source = Source(id="a", source="in", sha256="0")
+    entries = [entry.model_copy(update={"sources": (source,)}) for entry in read_ledger(night / "ledger.jsonl")]
+    write_ledger(night / "ledger.jsonl", entries)
+    write_json(night / "config.json", {"memories": "wake:b"})
+    write_json(night / "results.json", {"not_trained": {"count": 1, "of": 2, "queued": 1, "ids": ["b"]}})
+    assert loop._why_now() == "scheduled time"  # the night ended with its chunk, or its steps
+    write_json(night / "results.json", {})
+    assert loop._why_now() is None and not loop._is_night
+
+
+def test_the_chunk_of_level_0_is_a_schedule(chain):
+    code, events = live(*chain, "--levels.chunks=4,8", "--launch", "sh -c 'exit 2'")
+    assert code == 2 and kinds(events) == ["pending", "started", "failed"] and events[0]["tokens"] == 4
+
+
 def test_a_buffer_that_cannot_be_read_for_a_while_is_outlived(tmp_path, monkeypatch):
     """A full disk, on which SQLite cannot write what it needs to open a file."""
     events: list[str] = []
@@ -248,7 +272,7 @@ def test_nights_keep_their_memories_and_an_interrupted_one_is_resumed_first(tmp_
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "No schedule is given"),
+        (["--buffer", "wake.db"], "No schedule is given"),
         (["--after_tokens", "4", "--launch", "snore 8"], "there is no program 'snore'"),
         (["--after_tokens", "4", "--launch", "'"], "is not a command"),
         (["--at", "25:00"], "--at: '25:00' is not a time of day. Give, for example, 03:30."),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 
 from sleep_trl.config.command_line import parse
+from sleep_trl.config.schedule import Schedule
 from sleep_trl.data.samples import Sample
 from sleep_trl.launch import sleep
 from sleep_trl.night import generate_data
@@ -168,7 +170,7 @@ def test_nights_auto_learns_all_documents_in_as_many_nights_as_it_takes(model, t
     words = [*kept, "--no-report", "--nights=auto", f"--memories={file}"]
     assert sleep.main([*words, "--dry_run"]) == 0
     planned = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "18 of 40 documents fit in these steps; the rest stays queued, for 2 more nights of these steps" in planned
+    assert "18 of 40 documents fit in these steps; the rest stays queued, for 2 more nights of this length" in planned
     assert sleep.main(words) == 0
     nights = sorted(path.name for path in chain.glob("night-*"))
     learned = ids(chain / nights[-1])
@@ -180,6 +182,34 @@ def test_nights_auto_learns_all_documents_in_as_many_nights_as_it_takes(model, t
     capsys.readouterr()
     assert sleep.main(words) == 0  # all finished: nothing runs again
     assert capsys.readouterr().err.count("is finished, skipping") == len(nights)
+
+
+def test_the_chunk_of_level_0_divides_memories_into_nights(model, tmp_path, capsys):
+    """As `sleep-trl schedule` says: a night for each boundary that 12 documents of 7 tokens pass."""
+    chain, file = tmp_path / "chain", tmp_path / "many.jsonl"
+    write_jsonl(file, ({"id": str(n), "text": text} for n, text in enumerate(texts(12))))
+    options = SHORT | {"seeding.passes": 1, "memory.max_experts": 6, "levels.chunks": "28,280"}
+    kept = [word for word in arguments(model, chain, **options) if not word.startswith(("--memories=", "--seeding.s"))]
+    words = [*kept, "--no-report", "--nights=auto", f"--memories={file}"]
+    assert sleep.main([*words, "--dry_run"]) == 0
+    planned = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "4 of 12 documents fit in a chunk of 28 tokens; the rest stays queued, for 2 more nights" in planned
+    assert sleep.main(words) == 0
+    nights = sorted(chain.glob("night-*"))
+    learned = ids(nights[-1])
+    assert [len(night) for night in learned] == [4, 4, 4] and len(set.union(*learned)) == 12
+    tokens = [entry.tokens for entry in read_ledger(nights[-1] / "ledger.jsonl")]
+    assert [at for at, _ in Schedule((28, 280)).between(0, sum(tokens))] == [28, 56, 84] == list(accumulate(tokens))
+
+
+def test_the_chunk_of_level_0_divides_a_wake_buffer_into_nights(model, tmp_path):
+    wake = tmp_path / "wake.db"
+    lines = [json.dumps({"id": str(n), "text": text}).encode() for n, text in enumerate(texts(10))]
+    with WakeBuffer(wake) as buffer:
+        buffer.add([record_of_line("in", line, "stream") for line in lines])
+    options = SHORT | {"levels.chunks": "28,280", "memories": f"wake:{wake}"}
+    plan = preflight(RunInputs(parse(arguments(model, tmp_path / "run", **options))))
+    assert (plan.memories, plan.memory_tokens, plan.queued, plan.nights_after) == (4, 28, 6, 2)
 
 
 def test_nights_auto_says_before_that_the_memory_has_no_room(model, tmp_path, capsys):

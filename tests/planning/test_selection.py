@@ -4,11 +4,11 @@ import pytest
 
 from sleep_trl.data.documents import MemoryText
 from sleep_trl.data.rows import count_steps, take_turns
-from sleep_trl.planning.selection import apportion, count_nights, divide, select_memories
+from sleep_trl.planning.selection import apportion, count_nights, count_sleeps, divide, select_memories
 from sleep_trl.runs.ledger import LedgerEntry, Source
 
 MEMORIES = [MemoryText(name, "in", f"text {name}") for name in "abcd"]
-WINDOWS = {"a": ["1"], "b": ["1", "2"], "c": ["1"], "d": ["1"]}
+WINDOWS = {"a": 1, "b": 2, "c": 1, "d": 1}
 
 
 def entry(*memories: MemoryText, rolled_back: str | None = None) -> LedgerEntry:
@@ -60,3 +60,18 @@ def test_passes_become_steps() -> None:
 )
 def test_nights_are_counted_as_they_are_filled(windows, rows, nights):
     assert count_nights(windows, rows) == nights
+
+
+def test_a_chunk_ends_with_the_memory_that_fills_it() -> None:
+    tokens = {"a": 300, "b": 600, "c": 200, "d": 900}
+    assert ids(select_memories(MEMORIES, tokens, 1000, may_exceed=True)) == ("abc", "d")
+    assert ids(select_memories(MEMORIES, tokens, 900, may_exceed=True)) == ("ab", "cd")
+    assert ids(select_memories(MEMORIES[3:], tokens, 100, may_exceed=True)) == ("d", "")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ingested", "sleeps"),
+    [([], 0, 0), ([300, 600, 200, 900], 0, 2), ([250] * 12, 0, 3), ([250] * 12, 500, 4), ([5000, 1], 0, 2)],
+)
+def test_sleeps_are_the_boundaries_that_the_schedule_has(tokens, ingested, sleeps) -> None:
+    assert count_sleeps(tokens, ingested, 1000) == sleeps
