@@ -6,14 +6,14 @@ report, and test it in tests/data/test_filters.py.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import regex
 
 from ..rollout import Completion
+from .drops import DroppedText, Drops
 from .words import count_words, share_in, words_of
 
 Item = TypeVar("Item")
@@ -143,7 +143,8 @@ def apply_filters(
     *,
     checks: Sequence[Check] | None = None,
     keep_truncated: bool = False,
-) -> tuple[list[tuple[Item, Completion]], Counter[str]]:
+    describe: Callable[[Item, Completion], DroppedText] | None = None,
+) -> tuple[list[tuple[Item, Completion]], Drops]:
     """Drop the completions that teach nothing.
 
     Args:
@@ -155,19 +156,23 @@ def apply_filters(
             What each completion is checked against.
         keep_truncated (`bool`, *optional*, defaults to `False`):
             Whether completions that were cut at the token limit are kept.
+        describe (`Callable[[Item, Completion], DroppedText]`, *optional*):
+            What the report shows of a completion that is dropped. Default: nothing.
 
     Returns:
-        `tuple[list, Counter]`: the pairs that are kept, in order, and the number of those dropped by reason.
+        `tuple[list, Drops]`: the pairs that are kept, in order, and the number of those dropped by reason.
     """
     kept: list[tuple[Item, Completion]] = []
     identities: set[object] = set()
-    dropped: Counter[str] = Counter()
+    dropped = Drops()
     for number, (item, completion) in enumerate(pairs):
         key, check = identity(item, completion), checks[number] if checks else None
         candidate = Candidate(completion.text, completion.stop_reason, key, keep_truncated, identities, check)
         if reason := next((reason for reason, drops in FILTERS.items() if drops(candidate)), None):
             dropped[reason] += 1
+            if describe:
+                dropped.examples.append(replace(describe(item, completion), reason=reason))
         else:
             identities.add(key)
             kept.append((item, completion))
-    return kept, dropped
+    return kept, dropped + Drops()  # no more examples than are kept

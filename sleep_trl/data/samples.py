@@ -3,12 +3,12 @@ the model already knows. filters.py says which completions are dropped."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..rollout import Completion, Engine, Progress, Sampling
+from .drops import Drops
 from .filters import apply_filters
 from .parts import Part
 from .prompts import Prompter
@@ -65,10 +65,10 @@ class Sample:
 
 @dataclass
 class WrittenSamples:
-    """Samples, and the number of completions dropped by reason (see `filters.FILTERS`)."""
+    """Samples, and the number of completions dropped by reason (see `filters.FILTERS`) with examples."""
 
     samples: list[Sample] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
+    dropped: Drops = field(default_factory=Drops)
 
     def __add__(self, other: WrittenSamples) -> WrittenSamples:
         return WrittenSamples(self.samples + other.samples, self.dropped + other.dropped)

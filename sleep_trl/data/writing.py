@@ -6,13 +6,13 @@ answer is then checked: the teacher has to give it again, and the student must n
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import regex
 
 from ..rollout import Completion, Engine, Progress, Sampling
+from .drops import DroppedText, Drops
 from .filters import Check, Item, apply_filters
 from .prompts import Prompter
 from .samples import Sample, Window, WrittenSamples
@@ -116,7 +116,7 @@ def write_about(
     """
     report = progress or (lambda count: None)
     writer = _Writer(template, engine, prompter, writing, report)
-    dropped: Counter[str] = Counter()
+    dropped = Drops()
     stages = generations_of(template, agree)
     if template.ask is not None:
         asked, dropped = writer.ask(tasks)
@@ -149,11 +149,11 @@ class _Writer:
     writing: Writing
     progress: Progress
 
-    def ask(self, tasks: Sequence[Task]) -> tuple[list[Task], Counter[str]]:
+    def ask(self, tasks: Sequence[Task]) -> tuple[list[Task], Drops]:
         """Write the requests. One that does not name what it is about gets the title of its document."""
         assert self.template.ask is not None
         if not tasks:
-            return [], Counter()
+            return [], Drops()
         prompts = [
             self.prompter(
                 self.template.ask, context=task.window.text, source=task.window.source, sentence=self._shown(task)
@@ -165,13 +165,14 @@ class _Writer:
         kept, dropped = self._filter(
             zip(tasks, self.engine.generate(prompts, sampling, self.progress), strict=True),
             lambda task, c: (task.window.memory_id, c.text.casefold()),
+            lambda t, c: DroppedText(t.window.memory_id, self.template.name, t.sentence or "", c.text),
         )
         return [replace(task, request=name_subject(c.text, task.window.source)) for task, c in kept], dropped
 
-    def answer(self, tasks: Sequence[Task]) -> tuple[list[tuple[Sample, Completion]], Counter[str]]:
+    def answer(self, tasks: Sequence[Task]) -> tuple[list[tuple[Sample, Completion]], Drops]:
         """Answer each request with its window in the prompt; the student's prompt lacks the window."""
         if not tasks:
-            return [], Counter()
+            return [], Drops()
         respond = self.template.respond
         shared = [{"request": task.request, "source": task.window.source} for task in tasks]
         students = [self.prompter(respond, **variables) for variables in shared]
@@ -202,15 +203,15 @@ class _Writer:
             )
             for task, (ids, text, stop), teacher, c in zip(tasks, students, teachers, completions, strict=True)
         ]
-        return self._filter(zip(samples, completions, strict=True), _by_prompt)
+        return self._filter(zip(samples, completions, strict=True), _by_prompt, _describe)
 
     def check(
         self, answered: Sequence[tuple[Sample, Completion]], tasks: Sequence[Task], student: Engine, agree: Agree
-    ) -> tuple[list[tuple[Sample, Completion]], Counter[str]]:
+    ) -> tuple[list[tuple[Sample, Completion]], Drops]:
         """Drop the samples whose answer the teacher does not give again, does not stand in the text, or is given by the
         student without it."""
         if not answered:
-            return [], Counter()
+            return [], Drops()
         samples = [sample for sample, _ in answered]
         texts = {(task.window.memory_id, task.window.index): task.window.text for task in tasks}
         # Longer than any answer to agree with, no longer: what a student that knows nothing says is long.
@@ -223,15 +224,17 @@ class _Writer:
             Check(agree, a.text, k.text, texts[s.memory_id, s.window], s.request)
             for a, k, s in zip(again, known, samples, strict=True)
         ]
-        return self._filter(answered, _by_prompt, checks)
+        return self._filter(answered, _by_prompt, _describe, checks)
 
     def _filter(
         self,
         pairs: Iterable[tuple[Item, Completion]],
         identity: Callable[[Item, Completion], object],
+        describe: Callable[[Item, Completion], DroppedText],
         checks: Sequence[Check] | None = None,
-    ) -> tuple[list[tuple[Item, Completion]], Counter[str]]:
-        return apply_filters(pairs, identity, checks=checks, keep_truncated=self.writing.keep_truncated)
+    ) -> tuple[list[tuple[Item, Completion]], Drops]:
+        keep_truncated = self.writing.keep_truncated
+        return apply_filters(pairs, identity, checks=checks, keep_truncated=keep_truncated, describe=describe)
 
     def _sampling(self, temperature: float, stop: tuple[str, ...], turn: int, most: int | None = None) -> Sampling:
         """Return how a stage samples: each with a seed of its own."""
@@ -272,9 +275,18 @@ def drop_collisions(written: WrittenSamples, titles: Mapping[str, str]) -> Writt
         for prompt, by_memory in answers.items()
         if len(by_memory) > 1 and len(set.union(*by_memory.values())) > 1
     }
-    kept = [s for s in written.samples if s.prompt not in collide or not titles.get(s.memory_id)]
-    dropped = len(written.samples) - len(kept)
-    return WrittenSamples(kept, written.dropped + Counter(collision=dropped))  # a sum of counters keeps no zeros
+    kept, texts = [], []
+    for sample in written.samples:
+        if sample.prompt in collide and titles.get(sample.memory_id):
+            texts.append(replace(_describe(sample), reason="collision"))
+        else:
+            kept.append(sample)
+    return WrittenSamples(kept, written.dropped + Drops({"collision": len(texts)}, texts))  # a sum keeps no zeros
+
+
+def _describe(sample: Sample, _: Completion | None = None) -> DroppedText:
+    request = sample.request or sample.prompt
+    return DroppedText(sample.memory_id, sample.template, sample.sentence or "", request, sample.reference)
 
 
 def measure_coverage(windows: Sequence[Window], samples: Sequence[Sample]) -> dict[str, int]:

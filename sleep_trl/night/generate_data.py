@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 
 from accelerate import PartialState
 
+from ..data.drops import Drops, pack, unpack
 from ..data.fit import sentence_size
+from ..data.quality import find_uncovered, measure_faithfulness
 from ..data.samples import Sample, WrittenSamples, write_earlier, write_general
 from ..data.shipped_sets import readable_prompts, take
 from ..data.templates import Template
@@ -28,6 +29,7 @@ from ..runs.folder import RunFolder
 from ..runs.phases import Phases
 from .context import NightContext
 from .earlier_prompts import choose_prompts
+from .teacher_questions import hold_out_if_needed
 
 HELD_OUT = 8  # general samples held out from training, to measure agreement with the base
 
@@ -44,8 +46,9 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
 
     Returns:
         `dict`: `counts` of samples by part (`general` without those `held_out` to measure agreement), `dropped`
-        completions by reason, the `coverage` of sentences, the `samples` as rows, and the ids of the memories that do
-        not fit the steps and stay `queued`.
+        completions by reason and some of their texts (`dropped_texts`), the `coverage` of sentences and those
+        `uncovered`, how many samples are `faithful`, the `samples` as rows, those held out as `teacher_questions`, and
+        the ids of the memories that do not fit the night and stay `queued`.
 
     Raises:
         `NothingUsable`: if nothing usable was written about any memory.
@@ -60,6 +63,8 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     written = _about_memories(ctx, parts, seeds) if windows else WrittenSamples()
     written = drop_collisions(written, ctx.inputs.titles)
     coverage = measure_coverage(windows, written.samples)
+    faithful, uncovered = measure_faithfulness(windows, written.samples), find_uncovered(windows, written.samples)
+    written.samples, teacher_questions = hold_out_if_needed(ctx, written.samples)
     written += _general(ctx, parts, seeds)
     written += _earlier(ctx, parts, seeds, list(written.samples))
     counts = {part: sum(s.part == part for s in written.samples) for part in ("memory", "general", "earlier")}
@@ -85,8 +90,12 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     return {
         "counts": counts,
         "dropped": dict(written.dropped),
+        "dropped_texts": pack(written.dropped.examples),
         "coverage": coverage,
+        "uncovered": uncovered,
+        "faithful": faithful,
         "samples": samples,
+        "teacher_questions": [sample.as_row() for sample in teacher_questions],
         "queued": queued,
     }
 
@@ -106,10 +115,12 @@ def _once(parts: Phases, name: str, write: Callable[[], WrittenSamples]) -> Writ
 
     def work() -> dict[str, Any]:
         written = write()
-        return {"samples": [sample.as_row() for sample in written.samples], "dropped": dict(written.dropped)}
+        rows, dropped = [sample.as_row() for sample in written.samples], written.dropped
+        return {"samples": rows, "dropped": dict(dropped), "dropped_texts": pack(dropped.examples)}
 
     done = parts.once(name, work)
-    return WrittenSamples([Sample(**row) for row in done["samples"]], Counter(done["dropped"]))
+    dropped = Drops(done["dropped"], unpack(done.get("dropped_texts", {})))
+    return WrittenSamples([Sample(**row) for row in done["samples"]], dropped)
 
 
 def _about_memories(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> WrittenSamples:

@@ -41,8 +41,9 @@ def collect_results(
     a measure of the base skill was not taken, if one was not. `retention` is the recall of earlier entries, apart from
     those `forgotten`, which the night removed. `fold_difference` is `None` if the experts are routed;
     then `load` has the tokens by layer and expert, if the model itself answered. `dreams` is present if the night
-    dreamed, and `rolled_back`, the reason, if it was rolled back. For `capacity` see [`measure_capacity`];
-    `consolidations` are the entries that hold others.
+    dreamed, and `rolled_back`, the reason, if it was rolled back. If the memories have no questions,
+    `teacher_questions` is the recall on the `count` questions that the teacher wrote and nobody trained on. For
+    `capacity` see [`measure_capacity`]; `consolidations` are the entries that hold others.
     """
     earlier = {e: {"before": before["earlier"][e], "after": after["earlier"][e]} for e in before["earlier"]}
     has_probe = before["skill"] is not None and after["skill"] is not None
@@ -69,6 +70,8 @@ def collect_results(
             "samples": written["counts"],
             "dropped": written["dropped"],
             "coverage": written.get("coverage", {"sentences": 0, "covered": 0}),  # 0.1 did not count them
+            "faithful": written.get("faithful", {"samples": 0, "faithful": 0}),
+            "collisions": written["dropped"].get("collision", 0),
         },
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
         "entry": committed["entry"],
@@ -82,12 +85,21 @@ def collect_results(
     }
     optional = {
         "forgotten": {entry: pair for entry, pair in earlier.items() if entry in forgotten} or None,
+        "teacher_questions": _teacher_questions(before, after),
         "left_out": before.get("left_out") or None,
         "load": after.get("load"),
         "dreams": dreams,
         "rolled_back": committed.get("rolled_back"),
     }
     return results | {name: value for name, value in optional.items() if value is not None}
+
+
+def _teacher_questions(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the recall on the questions that the teacher wrote and nobody trained on, if some were held out."""
+    if not (asked := before.get("teacher_questions")):
+        return None
+    figures = {"before": asked["recall"], "with_context": asked["with_context"]}
+    return {"count": asked["count"], **figures, "after": after["teacher_questions"]["recall"]}
 
 
 def not_trained(memories: Sequence[MemoryText], queued: Sequence[str], unused: Sequence[str]) -> dict[str, Any]:
@@ -127,9 +139,13 @@ def render_results(results: dict[str, Any]) -> Table:
     recall, skill, parameters = results["recall"], results["base_skill"], results["parameters"]
     for entry, values in results.get("forgotten", {}).items():
         table.add_row(f"recall of {entry}, which was removed", _percent(values["before"]), _percent(values["after"]))
+    if held_out := results.get("teacher_questions"):
+        recall, what = held_out, f" ({held_out['count']} of the teacher's questions, not trained on)"
+    else:
+        what = ""
     if "forgotten" not in results:
-        table.add_row("recall without context", _percent(recall["before"]), _percent(recall["after"]))
-        table.add_row("recall with context", _percent(recall["with_context"]), "")
+        table.add_row(f"recall without context{what}", _percent(recall["before"]), _percent(recall["after"]))
+        table.add_row(f"recall with context{what}", _percent(recall["with_context"]), "")
     table.add_row(f"base skill ({skill['measure']})", _percent(skill["before"]), _percent(skill["after"]))
     if (perplexity := results.get("perplexity")) and perplexity["before"] is not None:
         values = (_number(perplexity[when]) for when in ("before", "after"))
@@ -149,6 +165,9 @@ def render_results(results: dict[str, Any]) -> Table:
     if (coverage := results["dataset"].get("coverage")) and coverage["covered"]:
         covered = f"{coverage['covered']:,}"
         table.add_row(f"sentences with a usable sample, of {coverage['sentences']:,}", "", covered)
+    faithful = results["dataset"].get("faithful") or {"samples": 0}
+    if faithful["samples"]:
+        table.add_row(f"samples in words of the text, of {faithful['samples']:,}", "", f"{faithful['faithful']:,}")
     if left := results.get("not_trained"):
         table.add_row(f"documents trained on, of {left['of']:,}", "", f"{left['of'] - left['count']:,}")
         table.add_row("documents that stay queued", "", f"{left['queued']:,}")

@@ -36,6 +36,7 @@ from .evaluate import evaluate, evaluate_after
 from .generate_data import HELD_OUT, NothingUsable, remove_parts, write_dataset
 from .results import collect_results, not_trained
 from .seed import SeedExpert, log_history, seed, trained_ids
+from .teacher_questions import ask_teacher_questions
 
 __all__ = ["NothingUsable", "run_night"]
 
@@ -80,6 +81,9 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
     held_out = [s.prompt_ids + s.reference_ids for s in samples if s.part == "general"][:HELD_OUT]
     before["agreement"] = phases.once("agreement_before", lambda: agreement(ctx.memory, held_out))
 
+    held_out_questions = [Sample(**row) for row in written.get("teacher_questions", [])]  # 0.1 held none out
+    before |= ask_teacher_questions(ctx, phases, held_out_questions, "before")
+
     accumulate(ctx, phases)
     promotions = consolidate_levels(ctx, phases, samples, seed_expert)
     expert, own_samples = begin_expert(ctx, samples)
@@ -95,6 +99,7 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
         ctx.begin_blocks()
 
     after = phases.once("evaluate_after", lambda: evaluate_after(ctx))
+    after |= ask_teacher_questions(ctx, phases, held_out_questions, "after")
     ctx.engine.close()
     after["agreement"] = phases.once("agreement_after", lambda: agreement(ctx.memory, held_out))
     forgotten = ctx.relearning.forgotten if ctx.relearning else ()

@@ -56,7 +56,7 @@ def charts(results: Mapping[str, Any]) -> list[Chart]:
     """
     history = results.get("history") or []
     made = [
-        recall_chart(results["recall"]),
+        recall_chart(results.get("teacher_questions") or results["recall"]),
         skill_chart(results["base_skill"], results.get("retention") or {}),
         loss_chart(history),
         reward_chart(history),
@@ -81,10 +81,13 @@ def recall_chart(recall: Mapping[str, Any]) -> Chart | None:
         plot.add_bar(x=[name], y=percents([shares[key]]), text=[percent(shares[key])], meta={"hue": hue})
     plot.update_layout(showlegend=False, barmode="overlay")
     _percent_axes(plot)
+    which = "Questions about the memories"
+    if count := recall.get("count"):
+        which = f"{count} questions that the teacher wrote about the memories and nobody trained on"
     return Chart(
         "recall",
         "Recall of the memories",
-        "Questions about the memories, answered without the text before and after the night, and with the text in the "
+        f"{which}, answered without the text before and after the night, and with the text in the "
         "context, like the teacher. The night was successful if the last bar is as high as the middle one.",
         plot,
         "; ".join(f"{name.replace('<br>', ' ')}: {percent(shares[key])}" for name, key, _ in bars),

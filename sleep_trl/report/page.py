@@ -13,14 +13,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..config.visible import visible
+from ..data.drops import MOST_EXAMPLES, unpack
 from ..evaluation.retention import describe_chain
 from ..runs.files import read_json, write_text
 from ..runs.folder import RunFolder
 from ..runs.ledger import LedgerEntry, read_ledger, removed_by
-from .dreams import browse
+from .dreams import MEASURES, browse, measure_of
 from .figures import PARTS, Chart, charts
 from .levels import capacity_charts, count_experts
 from .retention import chain_charts
+from .samples import browse_samples
 from .words import clip, duration, finite, moment, number, outcome, percent, verdict
 
 SHOWN_SAMPLES = 12
@@ -49,8 +51,11 @@ def write_report(folder: Path) -> Path:
     results = read_json(files.results)
     written = _phase(files, "write_dataset")
     entries = read_ledger(files.ledger) if files.ledger.exists() else []
-    tasks = browse(_phase(files, "dream") or [], _phase(files, "write_quiz") or [])
-    write_text(files.report, render_page(results, written["samples"] if written else [], entries, library, *tasks))
+    if written:
+        written["dropped_texts"] = unpack(written.get("dropped_texts") or {})
+    scale = MEASURES[measure_of(results)].scale
+    tasks = browse(_phase(files, "dream") or [], _phase(files, "write_quiz") or [], scale)
+    write_text(files.report, render_page(results, written or {"samples": []}, entries, library, *tasks))
     return files.report
 
 
@@ -78,7 +83,7 @@ def plotly_library() -> str:
 
 def render_page(
     results: Row,
-    samples: Sequence[Row],
+    written: Row,
     ledger: Sequence[LedgerEntry],
     library: str,
     tasks: Sequence[Row] = (),
@@ -88,7 +93,7 @@ def render_page(
 
     Args:
         results (`Mapping`): what `results.json` holds.
-        samples (`Sequence[Mapping]`): the teacher's samples, of which a few are shown.
+        written (`Mapping`): the result of `write_dataset` with `dropped_texts` unpacked; a part of it is shown.
         ledger (`Sequence[LedgerEntry]`): entries of the ledger, oldest first. What the model holds is read from them.
         library (`str`): plotly's JavaScript.
         tasks (`Sequence[Mapping]`, *optional*): windows with their dreams, see [`browse`].
@@ -103,7 +108,7 @@ def render_page(
         finalize=lambda value: visible(value) if type(value) is str else value,  # Markup is ours and is not escaped
     )
     environment.filters["clip"] = lambda text: clip(text, MAX_TEXT)
-    draw = environment.get_template("draw.js.j2").render()
+    draw, filters = (environment.get_template(f"{name}.js.j2").render() for name in ("draw", "browse"))
     results = as_of(results, ledger)
     drawn = [
         *charts(results),
@@ -111,6 +116,9 @@ def render_page(
         *capacity_charts(results.get("capacity") or {}, ledger),
     ]
     dataset = results.get("dataset") or {}
+    rows, row_count = browse_samples(written)
+    replayed = [sample for sample in written["samples"] if sample["part"] != "memory"]
+    coverage = dataset.get("coverage") or {"sentences": 0, "covered": 0}
     return environment.get_template("page.html.j2").render(
         title=f"Night report: {results.get('entry', 'unnamed')}",
         verdict=verdict(results),
@@ -118,12 +126,20 @@ def render_page(
         charts=drawn,
         plots=plot_data(drawn),
         style=Markup(environment.get_template("style.css.j2").render()),
-        scripts=[Markup(library), Markup(draw)],
-        hashes=[source_hash(library), source_hash(draw)],
+        scripts=[Markup(script) for script in (library, draw, filters)],
+        hashes=[source_hash(script) for script in (library, draw, filters)],
         parts=[(part.replace("_", " "), count) for part, count in (dataset.get("samples") or {}).items()],
         dropped=sorted((dataset.get("dropped") or {}).items()),
-        samples=choose_samples(samples, SHOWN_SAMPLES),
-        sample_count=len(samples),
+        rows=rows,
+        row_count=row_count,
+        documents=sorted({row["document"] for row in rows}),
+        outcomes=sorted({row["outcome"] for row in rows}),
+        most_examples=MOST_EXAMPLES,
+        uncovered=written.get("uncovered") or [],
+        uncovered_count=coverage["sentences"] - coverage["covered"],
+        replayed=choose_samples(replayed, SHOWN_SAMPLES),
+        replayed_count=len(replayed),
+        measured=MEASURES[measure_of(results)].change,
         tasks=tasks,
         dreams_left_out=dreams_left_out,
         ledger=ledger,
@@ -161,6 +177,8 @@ def facts(results: Row) -> Iterator[tuple[str, str, str]]:
     undone = ", which was rolled back" if "rolled_back" in results else ""
     for entry, pair in results.get("forgotten", {}).items():
         yield f"Recall of {entry}", change(pair["before"], pair["after"]), "before → after the night, which removed it"
+    if asked := results.get("teacher_questions"):
+        recall, undone = asked, f"{undone}; {asked['count']} questions of the teacher, not trained on"
     if "forgotten" not in results:
         yield "Recall without context", change(recall["before"], recall["after"]), f"before → after the night{undone}"
         yield "Recall with context", percent(recall["with_context"]), "the teacher's recall"
@@ -182,11 +200,23 @@ def facts(results: Row) -> Iterator[tuple[str, str, str]]:
         yield "Experts", f"{sum(capacity['by_level'].values())} of {size}", levels
     coverage = (results.get("dataset") or {}).get("coverage")
     if coverage and coverage["covered"]:
-        share = f"{coverage['covered']:,} of {coverage['sentences']:,}"
-        yield "Sentences covered", share, "sentences of the memories with a usable sample of the teacher"
+        share = percent(coverage["covered"] / coverage["sentences"])
+        of = f"{coverage['covered']:,} of {coverage['sentences']:,}"
+        yield "Sentences covered", share, f"{of} sentences of the memories have a usable sample of the teacher"
+    faithful = (results.get("dataset") or {}).get("faithful")
+    if faithful and faithful["samples"]:
+        share = percent(faithful["faithful"] / faithful["samples"])
+        of = f"{faithful['faithful']:,} of {faithful['samples']:,}"
+        yield "Faithful samples", share, f"{of} samples about memories have only words of the text"
+    if (collisions := (results.get("dataset") or {}).get("collisions")) is not None:
+        yield (
+            "Collisions",
+            f"{collisions:,}",
+            "samples dropped because several memories answer their prompt differently",
+        )
     if left := results.get("not_trained"):
         queued, unusable = left["queued"], left["count"] - left["queued"]
-        reasons = f"{queued:,} do not fit in the steps and stay queued" if queued else ""
+        reasons = f"{queued:,} do not fit in this night and stay queued" if queued else ""
         reasons += (", " if queued else "") + f"nothing usable was written about {unusable:,}" if unusable else ""
         yield "Documents learned", f"{left['of'] - left['count']:,} of {left['of']:,}", reasons
     if load := results.get("load"):

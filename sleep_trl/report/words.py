@@ -85,7 +85,9 @@ def verdict(results: Mapping[str, Any]) -> str:
         + _earlier_kept(results.get("retention", {}))
     )
     removed = results.get("forgotten") or {}
-    return f"{rolled_back}{_removed(removed) if removed else _learned(results['recall'])}; {kept}."
+    asked = results.get("teacher_questions")
+    learned = _learned(asked, _own_questions(asked)) if asked else _learned(results["recall"])
+    return f"{rolled_back}{_removed(removed) if removed else learned}; {kept}."
 
 
 def _removed(forgotten: Mapping[str, Mapping[str, Any]]) -> str:
@@ -100,11 +102,15 @@ def _removed(forgotten: Mapping[str, Mapping[str, Any]]) -> str:
     return f"The night removed {', '.join(parts)}"
 
 
-def _learned(recall: Mapping[str, Any]) -> str:
+def _own_questions(asked: Mapping[str, Any]) -> str:
+    return f"the {asked['count']} questions that the teacher wrote and nobody trained on"
+
+
+def _learned(recall: Mapping[str, Any], questions: str = "the questions") -> str:
     before, context, after = (finite(recall[key]) for key in ("before", "with_context", "after"))
     if before is None or after is None:
         return "The memories have no questions, so recall was not measured"
-    change = f"without the text it answers {percent(after)} of the questions ({percent(before)} before the night)"
+    change = f"without the text it answers {percent(after)} of {questions} ({percent(before)} before the night)"
     if context is None:
         return f"The model's recall was not compared with a teacher: {change}"
     if context <= before:

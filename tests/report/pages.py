@@ -68,13 +68,14 @@ def make_entry(**changes):
     return entry | changes
 
 
-def write_run(folder, results, samples=None, entries=None):
-    """Write a run's files. JSON in ASCII, so that any string can be in them."""
+def write_run(folder, results, samples=None, entries=None, **written):
+    """Write a run's files, with `written` in the result of `write_dataset`. JSON in ASCII, so that any string can be in
+    them."""
     (folder / "results.json").write_text(json.dumps(results))
     if samples is not None:
         (folder / "phases").mkdir()
-        written = {"seconds": 1.0, "result": {"counts": {}, "dropped": {}, "samples": samples}}
-        (folder / "phases" / "write_dataset.json").write_text(json.dumps(written))
+        result = {"counts": {}, "dropped": {}, "samples": samples} | written
+        (folder / "phases" / "write_dataset.json").write_text(json.dumps({"seconds": 1.0, "result": result}))
     if entries is not None:
         (folder / "ledger.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     return folder

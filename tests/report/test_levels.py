@@ -79,6 +79,6 @@ def test_the_page_shows_capacity_and_consolidations() -> None:
     assert ("Experts", "2 of 3", "1 of level 1 · 1 of level 2") in list(facts(results))
     dropped = [changed(entry, dropped=date(5)) if entry.id == "entry-004" else entry for entry in CHAIN]
     assert ("Experts", "1 of 3", "1 of level 2") in list(facts(as_of(results, dropped)))
-    page = render_page(results, [], CHAIN, "")
+    page = render_page(results, {"samples": []}, CHAIN, "")
     assert "all of entry-001, entry-002" in " ".join(page.split()) and "Capacity by level" in page
     assert page.count("no night") == 1

@@ -4,13 +4,16 @@ import base64
 import hashlib
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 
 from sleep_trl.config.visible import visible
+from sleep_trl.data.drops import DroppedText, pack
 from sleep_trl.report import write_report
-from sleep_trl.report.figures import label
+from sleep_trl.report.figures import charts, label
 from sleep_trl.report.page import choose_samples, facts
+from sleep_trl.report.samples import browse_samples
 from sleep_trl.report.words import outcome, verdict
 from sleep_trl.runs.ledger import LedgerEntry
 from tests.report.pages import HOSTILE, Page, make_entry, make_results, make_sample, write_run
@@ -60,8 +63,7 @@ def test_page_loads_nothing_and_allows_only_its_own_scripts(tmp_path) -> None:
     assert "unsafe-eval" not in policy
     admitted = re.findall(r"'sha256-([^']+)'", policy)
     assert "unsafe-inline" not in policy.split("script-src")[1]
-    _, library, draw = page.scripts
-    assert admitted == [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in (library, draw)]
+    assert admitted == [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in page.scripts[1:]]
 
 
 def test_untrusted_text_does_no_harm(tmp_path) -> None:
@@ -84,7 +86,7 @@ def test_untrusted_text_does_no_harm(tmp_path) -> None:
     entry = make_entry(id=HOSTILE, date=HOSTILE, fingerprint=HOSTILE, sources=sources)
     page = Page(write_report(write_run(tmp_path, results, [sample], [entry, make_entry()])))
     tags = [tag for tag, _ in page.elements]
-    assert tags.count("script") == len(page.scripts) == 3
+    assert tags.count("script") == len(page.scripts) == 4
     assert "img" not in tags and "a" not in tags
     assert all(not name.startswith("on") for _, attrs in page.elements for name in attrs)
     assert page.text.count(visible(HOSTILE)) >= 15  # shown as text
@@ -218,11 +220,58 @@ def test_samples_are_chosen_from_every_part_and_template() -> None:
     assert choose_samples([], 12) == []
 
 
+DROPPED = [
+    DroppedText("m2", "question_answer", "Ben sleeps.", "Who sleeps?", "Mira", "unsupported"),
+    DroppedText("m1", "question_answer", "A town.", "What is it?", "A town", "known"),
+]
+
+
+def test_kept_and_dropped_samples_of_a_sentence_stand_side_by_side(tmp_path) -> None:
+    samples = [make_sample(sentence="A town."), make_sample(memory_id="m2", sentence="Ben sleeps.", reference="Ben")]
+    samples += [make_sample(part="general", memory_id="", reference="Once upon a time")]
+    uncovered = [{"memory_id": "m2", "sentence": "The boat is new."}]
+    held_out = [make_sample(memory_id="m2", sentence="Ben sleeps.", request="Who is asleep?", reference="Ben")]
+    more = {"dropped_texts": pack(DROPPED), "uncovered": uncovered, "teacher_questions": held_out}
+    page = Page(write_report(write_run(tmp_path, make_results(), samples, **more)))
+    rows = [attrs for tag, attrs in page.elements if tag == "tr" and "data-outcome" in attrs]
+    assert [(row["data-document"], row["data-outcome"]) for row in rows] == [
+        ("1", "1"), ("1", "3"), ("2", "1"), ("2", "2"), ("2", "4"),
+    ]  # fmt: skip
+    text = " ".join(page.text.split())
+    assert "all kept kept as a question known unsupported" in text and "all m1 m2" in text
+    for words in ("Sentences without a usable sample: 6", "The boat is new.", "Who is asleep?", "Once upon a time"):
+        assert words in text
+
+
+def test_a_big_night_shows_some_samples_of_each_document_and_reason() -> None:
+    samples = [make_sample(memory_id=f"m{n % 9}", sentence=f"{n}") for n in range(900)]
+    dropped = [
+        replace(DROPPED[0], memory_id="m0", sentence=f"{n}", reason="rare" if n == 7 else "known") for n in range(500)
+    ]
+    rows, count = browse_samples({"samples": samples, "dropped_texts": dropped}, most=100)
+    assert count == 1400 and len(rows) <= 100
+    assert {row["document"] for row in rows} == {f"m{n}" for n in range(9)}
+    assert {row["outcome"] for row in rows} == {"kept", "known", "rare"}
+
+
+def test_questions_of_the_teacher_are_named_as_such() -> None:
+    nothing = {"before": None, "with_context": None, "after": None}
+    asked = {"count": 12, "before": 0.0, "with_context": 0.9, "after": 0.85}
+    results = make_results(recall=nothing, teacher_questions=asked)
+    text = verdict(results).replace("\u00a0", " ")
+    assert "answers 85.0 % of the 12 questions that the teacher wrote and nobody trained on (0.0 % before" in text
+    values = {name: (value.replace("\u00a0", " "), note) for name, value, note in facts(results)}
+    value, note = values["Recall without context"]
+    assert value == "0.0 % → 85.0 %" and "12 questions of the teacher, not trained on" in note
+    (chart,) = [chart for chart in charts(results) if chart.id == "recall"]
+    assert chart.caption.startswith("12 questions that the teacher wrote about the memories and nobody trained on")
+
+
 def test_key_figures() -> None:
     values = {name: value.replace("\u00a0", " ") for name, value, _ in facts(make_results())}
     assert values == {
         "Recall without context": "2.0 % → 96.0 %",
-        "Sentences covered": "354 of 360",
+        "Sentences covered": "98.3 %",
         "Recall with context": "98.0 %",
         "Base skill": "98.7 % → 98.6 %",
         "Parameters added": "50,000",

@@ -96,7 +96,7 @@ def test_a_thousand_hostile_records_do_no_harm(tmp_path, monkeypatch):
             {"part": "memory", "memory_id": m.id, "template": m.source, "prompt": m.text, "reference": m.text}
             for m in stored.values()
         ]
-        page = render_page(NIGHT, samples, [ledger_row(memory) for memory in stored.values()], "")
+        page = render_page(NIGHT, {"samples": samples}, [ledger_row(memory) for memory in stored.values()], "")
     assert not any(markup in page for markup in MARKUP[:2])
     assert "&lt;script&gt;" in page
     assert not list(home.iterdir()), "a source was taken for a path"
