@@ -1,12 +1,12 @@
 """`report.html` in a browser: its figures, its controls, and untrusted text."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 
 from sleep_trl.config.visible import visible
+from sleep_trl.data.drops import DroppedText, pack
 from sleep_trl.launch import sleep
 from sleep_trl.report import write_report
 from tests.planning.test_chain import chain
@@ -106,13 +106,41 @@ def test_tables_hold_the_run(finished_chain, open_tab) -> None:
     ledger = page.locator(".ledger tbody tr")
     assert [row.locator("th").inner_text() for row in ledger.all()] == ["entry-001", "entry-002"]
     assert "2: one; one" not in ledger.first.inner_text() and "one" in ledger.first.inner_text()
-    assert page.locator(".samples tbody tr").count() == 12
     written = json.loads((finished_chain.parent / "phases" / "write_dataset.json").read_text())["result"]
+    about = [sample for sample in written["samples"] if sample["part"] == "memory"]
+    shown = len(about) + len(written["dropped_texts"]["rows"])
+    assert page.locator("#samples tbody tr").count() == shown <= 300
     parts = page.locator("#dataset + .tables table").first.locator("tbody tr").all_inner_texts()
-    assert [re.split(r"\s+", row.strip()) for row in parts] == [[k, str(n)] for k, n in written["counts"].items()]
+    counts = written["counts"].items()
+    assert [row.split() for row in parts] == [[*part.split("_"), str(count)] for part, count in counts]
     settings = page.locator("details", has_text="Configuration")
     settings.locator("summary").click()
     assert settings.locator("tr", has_text="seeding.steps").locator("td").inner_text() == "3"
+
+
+def test_samples_are_filtered_by_document_and_outcome(tmp_path, open_tab) -> None:
+    dropped = [
+        DroppedText("m2", "question_answer", "Ben sleeps.", "Who?", "Mira", reason) for reason in ("known", "echo")
+    ]
+    samples = [make_sample(sentence="A town."), make_sample(memory_id="m2", sentence="Ben sleeps.")]
+    path = write_report(write_run(tmp_path, make_results(), samples, dropped_texts=pack(dropped)))
+    tab = open_tab(path.as_uri(), "phone")
+    page, rows, status = tab.page, tab.page.locator("#samples tbody tr"), tab.page.get_by_role("status")
+
+    def visible_rows() -> list[str]:
+        return [row.locator("th").inner_text() for row in rows.all() if row.is_visible()]
+
+    assert visible_rows() == ["kept", "kept", "known", "echo"]
+    page.get_by_label("Document").select_option(label="m2")
+    assert visible_rows() == ["kept", "known", "echo"] and status.inner_text() == "3 of the 4 rows on this page match"
+    page.get_by_label("Outcome").select_option(label="echo")
+    assert visible_rows() == ["echo"]
+    page.get_by_label("Document").select_option(label="m1")
+    assert visible_rows() == [] and status.inner_text() == "0 of the 4 rows on this page match"
+    page.get_by_label("Outcome").select_option(label="all")
+    assert visible_rows() == ["kept"] and page.evaluate(WIDER) == 0 and tab.errors == []
+    still = open_tab(path.as_uri(), java_script_enabled=False).page
+    assert still.locator("#samples tbody tr").count() == 4 and not still.locator("#filters").is_visible()
 
 
 def test_dreams_open_and_close_by_mouse_and_by_keyboard(hostile, open_tab) -> None:

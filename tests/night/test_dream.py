@@ -10,9 +10,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sleep_trl.config.command_line import parse
+from sleep_trl.data.documents import MemoryText, Question
+from sleep_trl.data.prompts import Prompter
+from sleep_trl.data.samples import Window
 from sleep_trl.launch import sleep
+from sleep_trl.night.dream_tasks import find_tasks, write_tasks
 from sleep_trl.runs.files import read_json, write_json
 from sleep_trl.runs.ledger import read_ledger
+from tests.tiny import tiny_tokenizer
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
 
@@ -145,6 +151,22 @@ def test_measuring_dreams_by_questions_needs_questions(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("measure", "measured"), [("heldout_loss", ["a 1"]), ("questions", ["b 1"]), ("math:hypot", ["a 1", "b 1"])]
+)
+def test_windows_are_dreamed_about_if_they_can_be_measured(measure, measured):
+    config = parse(["--model", "m", "--memories", "d.jsonl", "--output_dir", "none", "--dream.measure", measure])
+    question = Question("Who?", ("Ben",))
+    memories = [MemoryText("a", "", "the cat of Mira", columns={"heldout": "it eats hats"})]
+    memories += [MemoryText("b", "", "the boat of Ben", (question,))]
+    windows = [Window(memory.id, "", memory.text) for memory in memories]
+    rows = write_tasks(config, find_tasks(memories, windows), None, Prompter(tiny_tokenizer()), 0)
+    assert [row["task_id"] for row in rows] == measured
+    assert [row["heldout"] for row in rows if "heldout" in row] == (
+        ["it eats hats"] if measure == "heldout_loss" else []
+    )
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"dream__random_expert": True}, "dream.random_expert requires memory.routing topk"),
@@ -155,6 +177,11 @@ def test_measuring_dreams_by_questions_needs_questions(tmp_path, capsys):
         ({"dream__workers": 2}, "workers (2) require chunk"),
         ({"dream__top_k": 4}, "select 5 of 4 dreams"),
         ({"dream__rewards": '["imitation"]'}, "needs reference"),
+        ({"dream__measure": "heldout_loss"}, "no memory has one under the key heldout"),
+        ({"dream__measure": "nowhere:scores"}, "Module nowhere does not import"),
+        ({"dream__measure": "math:sqrt"}, "Write def f(task, ask) -> list[float]"),
+        ({"dream__judge": "wise"}, "There is no judge 'wise'"),
+        ({"dream__judge": "lexical", "dream__measure": "math:sqrt"}, "leave it out, or give measure quiz or questions"),
     ],
 )
 def test_mistakes_are_reported_before_anything_is_loaded(tmp_path, capsys, options, message):

@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from sleep_trl.config.command_line import parse
+from sleep_trl.data.documents import MemoryText, Question
 from sleep_trl.data.samples import Sample
 from sleep_trl.launch import sleep
-from sleep_trl.night.teacher_questions import hold_out
+from sleep_trl.night.teacher_questions import hold_out, hold_out_if_needed
 from sleep_trl.runs.files import read_json, read_jsonl, write_jsonl
 from tests.night.test_run import arguments
 
@@ -44,7 +47,7 @@ def night(model, tmp_path_factory) -> Path:
     """A night about 24 sentences without a question."""
     folder = tmp_path_factory.mktemp("unasked") / "run"
     options = {"dataset.templates": '["question_answer", "statement"]', "dataset.samples_per_window": 48}
-    words = arguments(model, folder, **options, **{"seeding.steps": 80, "seeding.save_steps": 80})
+    words = arguments(model, folder, **options, **{"seeding.steps": 4, "seeding.prompts_per_step": 60})
     sentences = [f"the {word} of {other} eats hats." for word, other in zip(WORDS[:24], WORDS[12:36], strict=True)]
     write_jsonl(folder.parent / "one.jsonl", [{"id": "one", "text": " ".join(sentences)}])
     assert sleep.main([word for word in words if word != "--no-report"]) == 0
@@ -76,7 +79,13 @@ def test_what_is_dropped_is_in_the_report_and_not_in_the_results(night):
     assert "dropped_texts" not in json.dumps(results)
 
 
-def test_questions_of_the_memories_are_asked_instead(model, tmp_path):
-    words = arguments(model, tmp_path / "run", **{"seeding.steps": 1})
-    assert sleep.main(words) == 0
-    assert "teacher_questions" not in read_json(tmp_path / "run" / "results.json")
+def test_questions_of_the_memories_are_asked_instead(capsys):
+    config = parse(["--model", "m", "--memories", "d.jsonl"])
+    samples = [sample("m", f"s{n}", f"q{n} {i}") for n in range(20) for i in range(2)]
+    asked, unasked = MemoryText("m", "", "t", (Question("Who?", ("Ben",)),)), MemoryText("m", "", "t")
+    assert hold_out_if_needed(SimpleNamespace(config=config, memories=[unasked, asked]), samples) == (samples, [])
+    assert capsys.readouterr().out == ""
+    assert len(hold_out_if_needed(SimpleNamespace(config=config, memories=[unasked]), samples)[1]) == 4
+    assert "4 of the 40 that the teacher wrote are not trained on" in " ".join(capsys.readouterr().out.split())
+    assert hold_out_if_needed(SimpleNamespace(config=config, memories=[unasked]), samples[:9])[1] == []
+    assert "too few (9) to hold some out" in " ".join(capsys.readouterr().out.split())
