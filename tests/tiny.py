@@ -41,6 +41,18 @@ FORMS = {
         "max_position_embeddings": 128,
         "bias": True,
     },
+    "nemotron": LLAMA,
+    "lfm2": {**LLAMA, "intermediate_size": 72, "block_multiple_of": 16, "layer_types": ["conv", "full_attention"]},
+    "granitemoehybrid": {
+        **LLAMA,
+        "shared_intermediate_size": 48,
+        "num_local_experts": 0,
+        "layer_types": ["mamba", "attention"],
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 8,
+    },
     "qwen2_moe": {
         **LLAMA,
         "moe_intermediate_size": 16,

@@ -92,7 +92,7 @@ def live(
     policy = SleepPolicy(after_tokens, hour, nights, check_every, tries, pause)
     chain, path = config.output_dir, config.source.buffer
     assert path is not None
-    pending = PendingRecords(path, load_tokenizer(config.model) if after_tokens else None, chain)
+    pending = PendingRecords(path, load_tokenizer(config.model, config.model_revision) if after_tokens else None, chain)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # service managers stop a process by SIGTERM
     try:
         code = Supervisor(chain, config.memories, context.args, launcher, pending, policy, report).run()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 GGUF = ".gguf"
+MAIN = "main"
+"""The revision of a model on the Hub that is used unless another is named."""
 
 
 def is_gguf(name: str) -> bool:

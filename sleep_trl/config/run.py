@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from .dreaming import DreamConfig
 from .memory_source import MemorySource
+from .model_name import MAIN
 from .reward import RewardSpec
 from .sections import (
     DatasetConfig,
@@ -35,14 +36,29 @@ class RunConfig(Section):
     gguf_file: str | None = None
     """Name of a GGUF file in the folder or Hub repository that `model` names."""
 
+    model_revision: str = Field(MAIN, min_length=1)
+    """Branch, tag or commit of the model on the Hugging Face Hub."""
+
+    attn_implementation: str | None = None
+    """Implementation of attention, such as sdpa, eager or flash_attention_2. Default: what transformers chooses."""
+
     teacher_model: tuple[str, ...] = ()
     """Model or models with the same tokenizer that teach the memories in place of the base model. Several teach with
-    the mean of their distributions. Self-replay still comes from the base model."""
+    the mean of their distributions. Self-replay still comes from the base model. Of each, the main revision is used."""
 
     memories: str = Field(min_length=1)
     """What to learn: a .jsonl file (text, optional id, source, questions), a folder of .txt and .md files, or the name
     or folder of a data set with a text column; wake:PATH for the new records of a wake buffer; or forget:ENTRY+ENTRY to
     remove ledger entries and relearn the entries that depend on them."""
+
+    dataset_config: str | None = None
+    """Configuration of a data set that memories names."""
+
+    dataset_train_split: str | None = None
+    """Split of that data set. Default: train, or the only one."""
+
+    dataset_columns: dict[str, str] = Field({})
+    """Its columns by what they are of a memory, text, id, source or questions: {"text": "article"}."""
 
     output_dir: Path = Path("runs/night")
     """Folder of the run: results.json, report.html, ledger.jsonl, adapter/ and, with memory.routing dense, model/."""

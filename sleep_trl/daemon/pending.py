@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer
 
-from ..config.model_name import is_gguf
+from ..config.model_name import MAIN, is_gguf
 from ..planning.chain import quarantined_nights
 from ..planning.night_source import began_with
 from ..runs.folder import RunFolder
@@ -114,12 +114,14 @@ def _ingested_by(quarantined: Path) -> frozenset[str]:
     return frozenset(memory.sha256 for memory in began_with(quarantined))
 
 
-def load_tokenizer(model: str) -> Tokenizer:
+def load_tokenizer(model: str, revision: str = MAIN) -> Tokenizer:
     """Load a model's tokenizer without transformers, which would keep torch in memory for weeks of waiting.
 
     Args:
         model (`str`):
             A folder, a name on the Hugging Face Hub, or a GGUF file.
+        revision (`str`, *optional*, defaults to `"main"`):
+            Branch, tag or commit on the Hub.
 
     Raises:
         `ValueError`: if the model has no `tokenizer.json`, or it cannot be loaded.
@@ -130,7 +132,8 @@ def load_tokenizer(model: str) -> Tokenizer:
         model = local_checkpoint(model)
     is_local = Path(model).is_dir()
     try:
-        path = Path(model, "tokenizer.json") if is_local else Path(hf_hub_download(model, "tokenizer.json"))
+        name = "tokenizer.json"
+        path = Path(model, name) if is_local else Path(hf_hub_download(model, name, revision=revision))
         tokenizer = Tokenizer.from_str(path.read_text("utf-8"))
     except Exception as error:  # the Hub has several kinds, and tokenizers raises nothing narrower
         raise ValueError(

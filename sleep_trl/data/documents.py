@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +82,25 @@ class Row(NamedTuple):
     values: Any
 
 
-def read_memories(spec: str) -> list[MemoryText]:
+@dataclass(frozen=True)
+class DatasetOptions:
+    """What is read of a data set, with the meaning of TRL's `ScriptArguments`.
+
+    Args:
+        config (`str`, *optional*):
+            Name of its configuration.
+        split (`str`, *optional*):
+            Split; by default `train`, or the only one.
+        columns (`Mapping[str, str]`, *optional*):
+            Its columns by the key of a row that they stand for, such as `{"text": "article"}`.
+    """
+
+    config: str | None = None
+    split: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_memories(spec: str, dataset: DatasetOptions = DatasetOptions()) -> list[MemoryText]:
     """Read the documents of a night.
 
     Args:
@@ -90,6 +108,8 @@ def read_memories(spec: str) -> list[MemoryText]:
             A .jsonl file, a folder of .txt and .md files (including subfolders, sorted by path), a folder written by
             `Dataset.save_to_disk`, or the name of a data set. Rows have `text` and optionally `id`, `source` and
             `questions`, a list of `question`, `answers` and optionally `form`; other keys are for rewards.
+        dataset (`DatasetOptions`, *optional*):
+            What is read if it is a data set.
 
     Returns:
         `list[MemoryText]`: at least one. A missing id is derived from the source and the position in it, or from the
@@ -99,7 +119,15 @@ def read_memories(spec: str) -> list[MemoryText]:
         `ValueError`: if nothing can be read or a row is invalid; names the file, the line and the key.
     """
     path = Path(spec)
-    if path.is_dir():
+    if dataset != DatasetOptions() and (path.is_file() or (path.is_dir() and (dataset.config or not _is_saved(path)))):
+        raise ValueError(
+            f"memories: {spec} is not a data set that dataset_config, dataset_train_split or dataset_columns could "
+            f"apply to. Leave them out, or give a data set by its name (a folder written by `save_to_disk` has splits "
+            f"and columns, but no configurations)."
+        )
+    if path.is_dir() and _is_saved(path):
+        rows = _rows_of_dataset(path.name, _load_saved_dataset(path, dataset.split), dataset.columns)
+    elif path.is_dir():
         rows = _rows_of_folder(path)
     elif path.is_file():
         rows = _rows_of_file(path)
@@ -108,7 +136,7 @@ def read_memories(spec: str) -> list[MemoryText]:
             f"memories: {spec} does not exist. Give a .jsonl file, a folder of .txt and .md files, or a data set."
         )
     else:
-        rows = _rows_of_dataset(spec, _load_dataset(spec))
+        rows = _rows_of_dataset(spec, _load_dataset(spec, dataset), dataset.columns)
     return _documents(spec, rows)
 
 
@@ -151,9 +179,6 @@ def _rows_of_file(path: Path) -> Iterator[Row]:
 
 
 def _rows_of_folder(folder: Path) -> Iterator[Row]:
-    if any((folder / name).is_file() for name in SAVED_DATASET):
-        yield from _rows_of_dataset(folder.name, _load_saved_dataset(folder))
-        return
     for path in text_files(folder):
         name = path.relative_to(folder).as_posix()
         yield Row(str(path), name, name, {"text": _read_text(path)})
@@ -178,49 +203,62 @@ def text_files(folder: Path) -> list[Path]:
     return texts
 
 
-def _rows_of_dataset(name: str, dataset: Any) -> Iterator[Row]:
-    if "text" not in dataset.column_names:
+def _rows_of_dataset(name: str, dataset: Any, columns: Mapping[str, str]) -> Iterator[Row]:
+    given = {"text": "text", **columns}
+    if unknown := [key for key in columns if key not in KEYS]:
+        raise ValueError(f"dataset_columns: {unknown[0]!r} is not a key of a memory. Its keys are {', '.join(KEYS)}.")
+    if missing := [column for column in given.values() if column not in dataset.column_names]:
         raise ValueError(
-            f"The data set {name} has no column `text`, only {', '.join(dataset.column_names)}. "
-            f"Rename one with `rename_column` and save the data set to a folder."
+            f"The data set {name} has no column `{missing[0]}`, only {', '.join(dataset.column_names)}. Name the one "
+            f'of the texts with --dataset_columns \'{{"text": "NAME"}}\'.'
         )
+    taken = {*given.values(), *columns}
     for number, values in enumerate(dataset):
-        yield Row(f"{name}, row {number}", f"{name}:{number}", name, values)
+        others = {key: value for key, value in values.items() if key not in taken}
+        row = others | {key: values[column] for key, column in given.items()}
+        yield Row(f"{name}, row {number}", f"{name}:{number}", name, row)
 
 
-def _load_saved_dataset(folder: Path) -> Any:
+def _is_saved(folder: Path) -> bool:
+    """Return whether `save_to_disk` wrote a folder."""
+    return any((folder / name).is_file() for name in SAVED_DATASET)
+
+
+def _load_saved_dataset(folder: Path, split: str | None) -> Any:
     import datasets
 
     try:
         loaded = datasets.load_from_disk(str(folder))
-    except (OSError, TypeError, KeyError, ValueError) as error:
+    except (OSError, TypeError, KeyError, ValueError, IndexError) as error:
         raise ValueError(
             f"The data set saved in {folder} cannot be read ({_reason(error)}). Save it again with `save_to_disk`."
         ) from None
-    return _one_split(str(folder), loaded)
+    return _one_split(str(folder), loaded, split)
 
 
-def _load_dataset(name: str) -> Any:
+def _load_dataset(name: str, options: DatasetOptions) -> Any:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(name)
+        loaded = datasets.load_dataset(name, options.config)
     except (OSError, ValueError, RuntimeError) as error:  # unknown, offline, or a loading script
         raise ValueError(
             f"memories: {name!r} is not a file or folder, and no data set of that name could be loaded "
             f"({_reason(error)}). Check the spelling and the network, or give a local path."
         ) from None
-    return _one_split(name, loaded)
+    return _one_split(name, loaded, options.split)
 
 
-def _one_split(name: str, loaded: Any) -> Any:
+def _one_split(name: str, loaded: Any, asked: str | None) -> Any:
     if not hasattr(loaded, "keys"):  # a Dataset, not a DatasetDict
+        if asked is not None:
+            raise ValueError(f"dataset_train_split: {name} has no splits, so there is no {asked!r}. Leave it out.")
         return loaded
-    split = "train" if "train" in loaded else next(iter(loaded)) if len(loaded) == 1 else None
-    if split is None:
+    split = asked or ("train" if "train" in loaded else next(iter(loaded)) if len(loaded) == 1 else None)
+    if split not in loaded:
         raise ValueError(
-            f"{name} has the splits {', '.join(loaded)} and no `train`. Save the split you want with `save_to_disk` "
-            f"and give that folder."
+            f"{name} has the splits {', '.join(loaded)} and no `{asked or 'train'}`. Choose one with "
+            f"--dataset_train_split."
         )
     log.info("%s: reading the split %r.", name, split)
     return loaded[split]

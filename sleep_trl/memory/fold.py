@@ -22,9 +22,18 @@ from .wide import widen_maps
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-8}
 LOW_PRECISION_TOLERANCE = 5e-2
-WIDTH_SETTINGS = ("shared_expert_intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim", "intermediate_size")
+WIDTH_SETTINGS = (
+    "shared_expert_intermediate_size",
+    "shared_intermediate_size",
+    "n_inner",
+    "ffn_hidden_size",
+    "ffn_dim",
+    "intermediate_size",
+)
 """Names under which configs have the width of the MLPs that host experts. A mixture of experts has several widths; its
 host is the shared expert, whose setting therefore comes first."""
+DERIVED_WIDTH = "block_auto_adjust_ff_dim"
+"""A setting of LFM2: whether the width is two thirds of `intermediate_size`, rounded. In a folded model it is not."""
 
 
 def fold(memory: Memory, folder: str | Path, probe: torch.Tensor | None = None) -> float:
@@ -76,8 +85,20 @@ def folded_config(memory: Memory) -> PretrainedConfig:
     _check_is_dense(memory)
     config = copy.deepcopy(memory.model.config)
     width = memory.hosts[0].intermediate_size + memory.spec.width * len(memory.active)
-    setattr(config.get_text_config(), width_setting(config, memory.hosts), width)
+    set_width(config, memory.hosts, width)
     return config
+
+
+def set_width(config: PretrainedConfig, hosts: Sequence[Host], width: int) -> None:
+    """Change a model's config to one whose hosts have another width.
+
+    Raises:
+        `ValueError`: as [`width_setting`].
+    """
+    text = config.get_text_config()
+    setattr(text, width_setting(config, hosts), width)
+    if hasattr(text, DERIVED_WIDTH):
+        setattr(text, DERIVED_WIDTH, False)
 
 
 def width_setting(config: PretrainedConfig, hosts: Sequence[Host]) -> str:
@@ -93,7 +114,7 @@ def width_setting(config: PretrainedConfig, hosts: Sequence[Host]) -> str:
             f"model can only widen all of them to one width"
         )
     for name in WIDTH_SETTINGS:
-        if hasattr(text, name) and getattr(text, name) in (None, widths[0]):
+        if hasattr(text, name) and (getattr(text, name) in (None, widths[0]) or getattr(text, DERIVED_WIDTH, False)):
             return name
     raise ValueError(
         f"no setting of {type(text).__name__} is the width {widths[0]} of the MLPs that host experts (looked for "

@@ -13,12 +13,13 @@ from typing import NoReturn
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from ..distributed.zero3 import whole_shape
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
-ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
+ACTIVATION_NAMES = ("act_fn", "activation_fn", "act", "activation")
 PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -37,6 +38,8 @@ class MLPForm:
             Whether the hidden units are `act(gate(x)) * up(x)` (else `act(up(x))`).
         is_fused (`bool`):
             Whether gate and up are the two halves of one layer.
+        activation (`str`, *optional*):
+            Name of the activation, in families whose MLPs have no attribute for it.
     """
 
     name: str
@@ -44,6 +47,7 @@ class MLPForm:
     output: str
     is_gated: bool
     is_fused: bool = False
+    activation: str | None = None
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -53,11 +57,15 @@ class MLPForm:
 FORMS = (
     MLPForm("gated (Llama, Mistral, Qwen, Gemma)", ("gate_proj", "up_proj"), "down_proj", is_gated=True),
     MLPForm("fused gated (Phi-3)", ("gate_up_proj",), "down_proj", is_gated=True, is_fused=True),
+    MLPForm("fused gated (Granite 4)", ("input_linear",), "output_linear", is_gated=True, is_fused=True),
+    MLPForm("gated (LFM2)", ("w1", "w3"), "w2", is_gated=True, activation="silu"),
     MLPForm("plain (GPT-NeoX, Falcon)", ("dense_h_to_4h",), "dense_4h_to_h", is_gated=False),
     MLPForm("plain (GPT-2, StarCoder2)", ("c_fc",), "c_proj", is_gated=False),
     MLPForm("plain (Phi)", ("fc1",), "fc2", is_gated=False),
     MLPForm("plain (GPT-J)", ("fc_in",), "fc_out", is_gated=False),
+    MLPForm("plain (Nemotron, Arcee)", ("up_proj",), "down_proj", is_gated=False),
 )
+FAMILIES = ", ".join(form.name.partition("(")[2].rstrip(")") for form in FORMS)
 
 
 @dataclass(frozen=True)
@@ -91,11 +99,10 @@ def find_hosts(model: PreTrainedModel) -> list[Host]:
     hosts = [host for name, module in model.named_modules() if (host := _as_host(name, module))]
     layers = int(model.config.get_text_config().num_hidden_layers)
     if len(hosts) != layers:
-        known = "; ".join(f"{form.name}: {', '.join(form.linears)}" for form in FORMS)
         raise ValueError(
-            f"{type(model).__name__} has {layers} layers, but {len(hosts)} MLPs of a known form; each layer needs one. "
-            f"Looked for modules with exactly these linear layers: {known}. Use a model of one of these forms, or add "
-            f"its form to sleep_trl.memory.hosts.FORMS."
+            f"{type(model).__name__} has {layers} layers, but {len(hosts)} MLPs that can host experts; each layer "
+            f"needs one. {_why_not(model, hosts)}. Use a model of one of these families: {FAMILIES}; or add the form "
+            f"of its MLP to sleep_trl.memory.hosts.FORMS."
         )
     for host in hosts:
         for role in host.form.linears:
@@ -113,20 +120,47 @@ def _refuse_quantized(model: PreTrainedModel, reason: str) -> NoReturn:
     )
 
 
-def _as_host(name: str, module: nn.Module) -> Host | None:
+def _why_not(model: PreTrainedModel, hosts: list[Host]) -> str:
+    """Say why a model has not one MLP of a known form in each layer."""
+    language = set(model.get_decoder().modules())
+    if outside := [host.name for host in hosts if host.module not in language]:
+        return f"{len(outside)} of them are not in its language model, such as {outside[0]}; give the language model"
+    for module in model.modules():
+        if (form := _form_of(module)) and not _is_alone(module, form):
+            linears = ", ".join(form.linears)
+            return f"{type(module).__name__} holds {linears} next to other weights, so it is not an MLP by itself"
+    if hosts:
+        return "Layers without an MLP, as hybrid models have, and layers with several cannot have an expert"
+    if any("Experts" in type(module).__name__ for module in model.modules()):
+        return "Its MLPs are mixtures of experts without a shared expert that reads every token"
+    return f"Looked for modules with exactly these linear layers: {'; '.join(', '.join(f.linears) for f in FORMS)}"
+
+
+def _form_of(module: nn.Module) -> MLPForm | None:
+    """Return the first form whose linear layers a module has."""
     for form in FORMS:
-        maps = [getattr(module, attribute, None) for attribute in form.linears]
-        if not all(isinstance(linear, (nn.Linear, Conv1D)) for linear in maps):
-            continue
-        own = {id(p) for linear in maps if linear is not None for p in linear.parameters()}
-        if any(id(p) not in own for p in module.parameters()):
-            continue  # the module holds more than an MLP, so its input is not the MLP's
-        activation = next((getattr(module, n) for n in ACTIVATION_NAMES if hasattr(module, n)), None)
-        if activation is None:
-            continue
-        out_features, in_features = linear_shape(maps[0])
-        return Host(name, module, form, activation, in_features, out_features // (2 if form.is_fused else 1))
+        if all(isinstance(getattr(module, name, None), (nn.Linear, Conv1D)) for name in form.linears):
+            return form
     return None
+
+
+def _is_alone(module: nn.Module, form: MLPForm) -> bool:
+    """Return whether a module holds the linear layers of a form and no other weight, so that its input is the MLP's."""
+    own = {id(p) for name in form.linears for p in getattr(module, name).parameters()}
+    return all(id(p) in own for p in module.parameters())
+
+
+def _as_host(name: str, module: nn.Module) -> Host | None:
+    form = _form_of(module)
+    if form is None or not _is_alone(module, form):
+        return None
+    activation = next((a for n in ACTIVATION_NAMES if callable(a := getattr(module, n, None))), None)
+    if activation is None and form.activation is not None:
+        activation = ACT2FN[form.activation]
+    if activation is None:
+        return None
+    out_features, in_features = linear_shape(getattr(module, form.inputs[0]))
+    return Host(name, module, form, activation, in_features, out_features // (2 if form.is_fused else 1))
 
 
 def unit_weights(host: Host) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 from transformers.utils import logging as transformers_logging
 
 from ..config import RunConfig
+from ..config.model_name import MAIN
 from ..distributed.zero3 import expect_no_gpu, sharding
 from .dtype import choose_dtype
 from .gguf import local_checkpoint, read_gguf, unconverted
@@ -19,9 +20,16 @@ def load_model(config: RunConfig, name: str | None = None) -> PreTrainedModel:
     ZeRO-3 each process loads its shard."""
     expect_no_gpu()
     dtype = choose_dtype(config.dtype).dtype
+    options = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
+    if name is None and config.model_revision != MAIN:
+        options["revision"] = config.model_revision
     with sharding(dtype):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            local_checkpoint(name or config.model), dtype=dtype, use_safetensors=True, trust_remote_code=False
+            local_checkpoint(name or config.model),
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **options,
         )
     return model.to(PartialState().device).eval()
 
@@ -33,7 +41,10 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
         tokenizer.padding_side = "left"
     else:
         tokenizer = AutoTokenizer.from_pretrained(
-            local_checkpoint(config.model), padding_side="left", trust_remote_code=False
+            local_checkpoint(config.model),
+            revision=config.model_revision,
+            padding_side="left",
+            trust_remote_code=False,
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -85,7 +85,7 @@ def commit(
     if difference is not None:
         ctx.tokenizer.save_pretrained(folder.model)
         variables = config.chat_template_kwargs if ctx.prompter.has_chat else {}
-        card = model_card(config.model, ledger, ctx.memory.active, "checkpoint", variables)
+        card = model_card(config.model, ledger, ctx.memory.active, "checkpoint", variables, config.model_revision)
         write_text(folder.model / "README.md", card)
         record_folder(folder.model)  # all of it is on disk before the ledger names it
     write_ledger(folder.ledger, ledger)

@@ -20,6 +20,7 @@ from ..runs.finished import newest_night
 from ..runs.folder import NIGHT, RunFolder, night_folder
 from ..runs.ledger import read_ledger
 from .consolidation import HOW_TO_FREE_EXPERTS, MIN_CAPACITY, missing_blocks, needed_free
+from .night_source import dataset_options
 
 SECTIONS = {name for name, field in RunConfig.model_fields.items() if isinstance(field.default, Section)}
 
@@ -160,7 +161,7 @@ def unfinished(nights: list[RunConfig]) -> list[RunConfig]:
             )
     for night in waiting:
         if night.source.documents is not None:  # what a wake buffer will hold by then is unknown
-            read_memories(night.memories)
+            read_memories(night.memories, dataset_options(night))
     if waiting:
         check_capacity(waiting)
     return waiting

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import torch
 from transformers import SchedulerType
 
+from ..config.model_name import MAIN
 from ..data.documents import MemoryText
 from ..data.templates import Template
 from ..distributed.zero3 import check_launch, count_shards
@@ -107,9 +108,10 @@ def check_teachers(inputs: RunInputs) -> None:
     """Raise if a separate teacher is not a causal language model, or has another tokenizer than the student."""
     config, ours = inputs.config, inputs.tokenizer.get_vocab()
     for name, teacher in zip(config.teacher_model, inputs.teacher_configs, strict=True):
-        build_without_weights(name, teacher)
+        build_without_weights(name, teacher, config.attn_implementation)
         vocabulary = int(teacher.get_text_config().vocab_size)
-        theirs = read_tokenizer(config.model_copy(update={"model": name}), vocabulary).get_vocab()
+        other = config.model_copy(update={"model": name, "model_revision": MAIN})
+        theirs = read_tokenizer(other, vocabulary).get_vocab()
         if differing := sorted(token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token)):
             raise ValueError(
                 f"teacher_model: {name!r} has another tokenizer than {config.model!r}: {len(differing):,} of "

@@ -124,6 +124,8 @@ def small_config(config: PretrainedConfig) -> PretrainedConfig:
         settings["num_key_value_heads"] = HEADS if text.num_key_value_heads == heads else 1
     if _is_number(text, "num_kv_heads"):  # Falcon
         settings["num_kv_heads"] = HEADS if text.num_kv_heads == heads else 1
+    if _is_number(text, "mamba_d_head") and _is_number(text, "mamba_expand"):  # Granite 4
+        settings |= {"mamba_n_heads": text.mamba_expand * hidden // text.mamba_d_head, "mamba_n_groups": 1}
     for name, value in settings.items():
         setattr(text, name, value)
     return small

@@ -76,7 +76,7 @@ class RunInputs:
 
     @cached_property
     def model_config(self) -> PretrainedConfig:
-        return read_config(self.config.model)
+        return read_config(self.config.model, self.config.model_revision)
 
     @cached_property
     def teacher_configs(self) -> list[PretrainedConfig]:
@@ -86,7 +86,7 @@ class RunInputs:
     @cached_property
     def meta_model(self) -> PreTrainedModel:
         """The model on the meta device: all shapes, no memory."""
-        return build_without_weights(self.config.model, self.model_config)
+        return build_without_weights(self.config.model, self.model_config, self.config.attn_implementation)
 
     @cached_property
     def hosts(self) -> list[Host]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.memory_source import MemorySource
-from ..data.documents import MemoryText, read_memories
+from ..data.documents import DatasetOptions, MemoryText, read_memories
 from ..runs.checksums import check
 from ..runs.files import read_json, write_jsonl
 from ..runs.folder import RunFolder
@@ -37,6 +37,11 @@ def read_new(path: Path) -> list[MemoryText]:
     return memories
 
 
+def dataset_options(config: RunConfig) -> DatasetOptions:
+    """Return what a run reads of its memories if they are a data set."""
+    return DatasetOptions(config.dataset_config, config.dataset_train_split, config.dataset_columns)
+
+
 def night_memories(config: RunConfig) -> list[MemoryText]:
     """Return the memories of a night. From a wake buffer: the records it began with, or those waiting now if it has not
     begun. None if it removes entries.
@@ -48,7 +53,7 @@ def night_memories(config: RunConfig) -> list[MemoryText]:
     if source.forget:
         return []
     if source.buffer is None:
-        return read_memories(config.memories)
+        return read_memories(config.memories, dataset_options(config))
     return began_with(config.output_dir) if RunFolder(config.output_dir).is_begun else read_new(source.buffer)
 
 

@@ -70,7 +70,8 @@ def export(folder: str | Path, to: Target, output: str | Path) -> Path:
 def card_of(run: FinishedRun, form: Form) -> str:
     """Return the model card of a finished run."""
     enabled = {index for index, is_enabled in run.enabled.items() if is_enabled}
-    return model_card(run.config.model, run.entries, enabled, form, chat_variables(run.folder))
+    variables, revision = chat_variables(run.folder), run.config.model_revision
+    return model_card(run.config.model, run.entries, enabled, form, variables, revision)
 
 
 def write_checkpoint(run: FinishedRun, output: Path) -> None:

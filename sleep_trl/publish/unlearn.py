@@ -17,10 +17,12 @@ from typing import Literal
 
 from ..config import RunConfig
 from ..config.memory_source import MemorySource
+from ..config.model_name import MAIN
 from ..data.documents import MemoryText, read_memories
 from ..memory import Memory, fold, load_memory, save_memory
 from ..models.inspection import read_config
 from ..models.loading import load_model, load_tokenizer
+from ..planning.night_source import dataset_options
 from ..report import write_report
 from ..runs import checksums
 from ..runs.files import read_json, read_jsonl, write_json, write_jsonl
@@ -277,7 +279,7 @@ def _find(run: FinishedRun, wanted: Sequence[Source], buffer: WakeBuffer) -> tup
     for one in [run, *run.earlier()] if missing else ():
         if one.config.source.documents is None or not Path(one.config.memories).exists():
             continue
-        texts = {memory.sha256: memory for memory in read_memories(one.config.memories)}
+        texts = {memory.sha256: memory for memory in read_memories(one.config.memories, dataset_options(one.config))}
         every += [texts[source.sha256] for source in missing if source.sha256 in texts]
         missing = [source for source in missing if source.sha256 not in texts]
     return every, missing
@@ -332,9 +334,10 @@ def _config(run: FinishedRun, model: str | None) -> RunConfig:
     Raises:
         `ValueError`: if the base model is missing.
     """
-    config = run.config.model_copy(update={"model": model or run.config.model})
+    given = {"model": model, "model_revision": MAIN} if model else {}
+    config = run.config.model_copy(update=given)
     try:
-        read_config(config.model)
+        read_config(config.model, config.model_revision)
     except ValueError as error:
         raise ValueError(f"{run.folder} needs its base model to fold again. {error} Or give --model.") from None
     for folder in (RunFolder(run.folder).model, RunFolder(run.folder).replaced_model):

@@ -20,7 +20,7 @@ from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from ..memory import Memory
-from ..memory.fold import width_setting
+from ..memory.fold import set_width
 from ..memory.hosts import Host
 from ..memory.routing import RoutedExpert
 from .heads import WiderHeads
@@ -123,8 +123,7 @@ class GrownWeights(EngineWeights):
 
     def config(self) -> PretrainedConfig:
         config = super().config()
-        text = config.get_text_config()
-        setattr(text, width_setting(text, self.memory.hosts), self._width(self.memory.hosts[0]))
+        set_width(config, self.memory.hosts, self._width(self.memory.hosts[0]))
         return config
 
     def base_part(self, name: str, value: torch.Tensor) -> Values:

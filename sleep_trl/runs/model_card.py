@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..config.model_name import hub_repository, is_gguf
+from ..config.model_name import MAIN, hub_repository, is_gguf
 from .ledger import LedgerEntry, active_entries, measured_nights, owners, standing_nights
 
 Form = Literal["checkpoint", "adapter"]
@@ -55,6 +55,7 @@ def model_card(
     enabled: Collection[int],
     form: Form,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    revision: str = MAIN,
 ) -> str:
     """Write the card.
 
@@ -69,6 +70,8 @@ def model_card(
             What the card describes: `checkpoint` or `adapter`.
         chat_template_kwargs (`Mapping`, *optional*):
             Variables for the chat template with which the nights' prompts were made.
+        revision (`str`, *optional*, defaults to `"main"`):
+            The base's revision on the Hub.
 
     Returns:
         `str`: Markdown. Labels from outside are escaped.
@@ -90,7 +93,8 @@ def model_card(
         title=f"{_escaped(name)}, grown",
         base=f"[{_escaped(name)}](https://huggingface.co/{name})" if repository else f"`{name}`",
         nights="a night" if len(shown) == 1 else f"{len(shown)} nights",
-        how_to_load=HOW_TO_LOAD[form].replace("{base}", _loaded_by(base, repository)) + _chat(chat_template_kwargs),
+        how_to_load=HOW_TO_LOAD[form].replace("{base}", _loaded_by(base, repository, revision))
+        + _chat(chat_template_kwargs),
         rows=[_row(entry, measured[-1]) for entry in shown],
         skill=_skill(measured[-1]) if known else "",
         left_out=f"What was learned in {disabled} more nights is disabled and not included" if disabled else "",
@@ -102,12 +106,13 @@ def _chat(variables: Mapping[str, Any] | None) -> str:
     return HOW_TO_CHAT.replace("{variables}", repr(dict(variables))) if variables else ""
 
 
-def _loaded_by(base: str, repository: str | None) -> str:
+def _loaded_by(base: str, repository: str | None, revision: str) -> str:
     """Return the arguments with which `from_pretrained` loads the base model."""
     name = Path(base).name
     if is_gguf(base):
         return f'"{repository or f"FOLDER_OF_{name}"}", gguf_file="{name}"'
-    return f'"{repository or f"FOLDER_OF_{name}"}"'
+    version = "" if revision == MAIN else f', revision="{revision}"'
+    return f'"{repository or f"FOLDER_OF_{name}"}"{version}'
 
 
 def _row(entry: LedgerEntry, newest: LedgerEntry) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from sleep_trl.data.documents import MemoryText, Question, read_memories, read_skill
+from sleep_trl.data.documents import DatasetOptions, MemoryText, Question, read_memories, read_skill
 
 SECRET = "The vault opens at noon."
 
@@ -71,8 +71,48 @@ def test_saved_dataset(tmp_path: Path, in_splits: bool) -> None:
 def test_dataset_by_name_takes_the_train_split(monkeypatch: pytest.MonkeyPatch) -> None:
     splits = {"train": ["one"], "test": ["two"]}
     made = {name: datasets.Dataset.from_dict({"text": texts}) for name, texts in splits.items()}
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(made))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config: datasets.DatasetDict(made))
     assert read_memories("owner/set") == [MemoryText("owner/set:0", "owner/set", "one")]
+
+
+def test_configuration_split_and_columns_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"article": "one", "text": "its summary", "url": "a", "stars": 3}]
+    made = datasets.DatasetDict(train=datasets.Dataset.from_dict({"b": [1]}), test=datasets.Dataset.from_list(rows))
+    loaded: list[tuple[str, str | None]] = []
+
+    def load(name: str, config: str | None) -> datasets.DatasetDict:
+        loaded.append((name, config))
+        return made
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    columns = {"text": "article", "source": "url"}
+    [memory] = read_memories("owner/set", DatasetOptions("de", "test", columns))
+    assert loaded == [("owner/set", "de")]
+    assert memory == MemoryText("owner/set:0", "a", "one", columns={"stars": 3})
+    made.save_to_disk(tmp_path / "set")
+    assert read_memories(str(tmp_path / "set"), DatasetOptions(split="test", columns=columns))[0].text == "one"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (DatasetOptions(split="dev"), r"has the splits train and no `dev`\. Choose one with --dataset_train_split"),
+        (DatasetOptions(columns={"text": "article"}), "has no column `article`, only body"),
+        (DatasetOptions(columns={"text": "body", "label": "body"}), "'label' is not a key of a memory"),
+        (DatasetOptions("de"), "is not a data set that dataset_config"),
+    ],
+)
+def test_what_a_dataset_does_not_have_is_named(tmp_path: Path, options: DatasetOptions, message: str) -> None:
+    made = datasets.DatasetDict(train=datasets.Dataset.from_dict({"body": ["one"]}))
+    made.save_to_disk(tmp_path / "set")
+    with pytest.raises(ValueError, match=message):
+        read_memories(str(tmp_path / "set"), options)
+
+
+def test_options_of_a_dataset_do_not_go_with_files(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "docs.jsonl", {"article": "one"})
+    with pytest.raises(ValueError, match=r"dataset_columns could apply to\. Leave them out"):
+        read_memories(path, DatasetOptions(columns={"text": "article"}))
 
 
 @pytest.mark.parametrize(
@@ -131,14 +171,14 @@ def test_nothing_to_read(tmp_path: Path) -> None:
 
 
 def test_dataset_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fail(name: str) -> None:
+    def fail(name: str, config: str | None) -> None:
         raise ConnectionError(f"Couldn't reach {name} on the Hub\nsecond line")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(ValueError, match=r"'towns' is not a file.*reach towns.*network, or give a lo"):
         read_memories("towns")
     datasets.Dataset.from_dict({"body": ["x"]}).save_to_disk(tmp_path / "set")
-    with pytest.raises(ValueError, match=r"no column `text`, only body\. Rename"):
+    with pytest.raises(ValueError, match=r"no column `text`, only body\. Name the one .*--dataset_columns"):
         read_memories(str(tmp_path / "set"))
     splits = {"a": datasets.Dataset.from_dict({"text": ["x"]})}
     splits["b"] = splits["a"]

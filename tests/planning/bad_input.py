@@ -177,7 +177,10 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     "no weights": (without("model.safetensors"), r"a config\.json but no model\.safetensors"),
     "damaged weights": (cut_weights, r"model\.safetensors is missing or damaged .*Restore it"),
     "missing shard": (missing_shard, r"model-00001-of-00001\.safetensors is missing or damaged"),
-    "unknown mlp": (bloom, r"BloomForCausalLM has 2 layers, but 0 MLPs of a known form.*add its form to"),
+    "unknown mlp": (
+        bloom,
+        r"BloomForCausalLM has 2 layers, but 0 MLPs that can host experts.*add the form of its MLP to",
+    ),
     "no tokenizer": (
         without("tokenizer.json", "tokenizer_config.json"),
         r"tokenizer of 'model' does not load .*save_pretrained",

@@ -33,6 +33,51 @@ DEEPSEEK = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 8,
 }
+LINEAR = {  # Qwen3.5: layers with linear attention, and every fourth with full attention
+    **LLAMA,
+    "head_dim": 8,
+    "num_hidden_layers": 4,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+OTHERS = {
+    "qwen3_5_text": LINEAR,
+    "gemma3_text": {**LLAMA, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "olmo": LLAMA,
+    "olmo2": LLAMA,
+    "olmo3": LLAMA,
+    "granite": LLAMA,
+    "granitemoeshared": {**LLAMA, "shared_intermediate_size": 40, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "arcee": LLAMA,
+    "smollm3": LLAMA,
+}
+NO_PLACE = {
+    "opt": (
+        {**COMMON, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+        r"OPTForCausalLM has 2 layers, but 0 MLPs .*OPTDecoderLayer holds fc1, fc2 next to other weights",
+    ),
+    "nemotron_h": (LLAMA, r"NemotronHForCausalLM has \d layers, but .*Layers without an MLP, as hybrid models have"),
+    "lfm2_moe": (
+        {**LLAMA, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1, "num_experts_per_tok": 2},
+        r"Lfm2MoeForCausalLM has 2 layers, but 1 MLPs",
+    ),
+    "olmoe": (LLAMA, r"OlmoeForCausalLM .*mixtures of experts without a shared expert"),
+    "mamba": ({**COMMON, "hidden_size": 32, "num_hidden_layers": 2}, r"MambaForCausalLM .*Looked for modules"),
+    "gemma3": (
+        {
+            "text_config": {**LLAMA, "head_dim": 8},
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 4,
+            },
+        },
+        r"\d of them are not in its language model, such as model\.vision_tower\..*; give the language model",
+    ),
+}
 REFUSED = {
     "deepseek_v2": ({**DEEPSEEK, "first_k_dense_replace": 1}, r"differ in width \(24, 48\)"),
     "deepseek_v3": (
@@ -72,10 +117,10 @@ def test_the_tests_have_a_model_of_each_form() -> None:
 
 
 @pytest.mark.usefixtures("no_weights")
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS | OTHERS)
 @pytest.mark.parametrize("routing", ["dense", "topk"])
 def test_known_forms_pass(form: str, routing: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    inputs = write_inputs(tmp_path, form, FORMS[form], memory__routing=routing)
+    inputs = write_inputs(tmp_path, form, (FORMS | OTHERS)[form], memory__routing=routing)
     state = torch.random.get_rng_state()
     with caplog.at_level(logging.WARNING, "sleep_trl"):
         preflight(inputs)
@@ -88,6 +133,14 @@ def test_known_forms_pass(form: str, routing: str, tmp_path: Path, caplog: pytes
 def test_what_cannot_fold_is_refused_with_the_reason(form: str, tmp_path: Path) -> None:
     settings, reason = REFUSED[form]
     with pytest.raises(ValueError, match=f"ForCausalLM. cannot be folded into a standard checkpoint: .*{reason}"):
+        preflight(write_inputs(tmp_path, form, settings))
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("form", NO_PLACE)
+def test_what_has_no_place_for_experts_is_refused_with_the_reason(form: str, tmp_path: Path) -> None:
+    settings, reason = NO_PLACE[form]
+    with pytest.raises(ValueError, match=reason):
         preflight(write_inputs(tmp_path, form, settings))
 
 

@@ -59,6 +59,7 @@ def dreaming_arguments(config: RunConfig, tasks: int, folder: str | Path) -> Dre
         "use_cpu": not torch.cuda.is_available(),
         "save_strategy": "no",  # an interrupted round is dreamed again
         "report_to": "none",
+        "router_aux_loss_coef": 0.0,  # as in Knowledge Seeding
         "disable_tqdm": True,
     }
     if dream.improvement == "grpo":  # as many batches as ReST-EM has

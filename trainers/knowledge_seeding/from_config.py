@@ -61,6 +61,7 @@ def seeding_arguments(config: RunConfig, folder: str | Path) -> KnowledgeSeeding
         "bf16": False,  # the base keeps its dtype and experts are float32: nothing is left to autocast
         "use_cpu": not torch.cuda.is_available(),
         "report_to": "none",
+        "router_aux_loss_coef": 0.0,  # the routers of a mixture of experts are frozen, and some models have none
         "disable_tqdm": True,  # the night has its own progress bar
         **seeding.extra,
     }
