@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -20,7 +22,7 @@ LLAMA = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "mistral": LLAMA,
     "qwen2": LLAMA,

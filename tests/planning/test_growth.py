@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ LINEAR = {  # Qwen3.5: layers with linear attention, and every fourth with full 
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
 }
-OTHERS = {
+OTHERS: dict[str, dict[str, Any]] = {
     "qwen3_5_text": LINEAR,
     "gemma3_text": {**LLAMA, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "olmo": LLAMA,
