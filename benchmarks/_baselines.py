@@ -24,10 +24,10 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from sleep_trl.config import RunConfig
-from sleep_trl.data.documents import read_memories, read_skill
 from sleep_trl.data.prompts import Prompter
 from sleep_trl.data.rows import build_rows
 from sleep_trl.data.samples import Sample, Window, write_general
+from sleep_trl.data.sources import read_memories, read_skill
 from sleep_trl.data.templates import Template
 from sleep_trl.data.windows import split_windows
 from sleep_trl.data.writing import Writing, tasks_of, write_about

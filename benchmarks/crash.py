@@ -182,7 +182,7 @@ class Chain:
 
 def add_records(buffer: Path, day: int) -> None:
     """Add the records of a day to the buffer."""
-    from sleep_trl.data.documents import read_memories
+    from sleep_trl.data.sources import read_memories
     from sleep_trl.wake import WakeBuffer, WakeRecord
     from sleep_trl.wake.records import now
 

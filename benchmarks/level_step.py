@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
 
 def items(run: Path, new: list[Any], skill: Path | None) -> dict[str, list[Any]]:
     """Return the questions: about the new memories, about earlier nights, and about texts in context."""
-    from sleep_trl.data.documents import read_skill
+    from sleep_trl.data.sources import read_skill
     from sleep_trl.evaluation.recall import QAItem
     from sleep_trl.runs.files import read_jsonl
 
@@ -51,8 +51,8 @@ def measure(run: Path, memories: str, rates: tuple[float, ...]) -> dict[str, dic
     """Return, by learning rate, the loss on the new memories and recall to each kind of question."""
     import torch
 
-    from sleep_trl.data.documents import read_memories
     from sleep_trl.data.prompts import Prompter
+    from sleep_trl.data.sources import read_memories
     from sleep_trl.evaluation.recall import ask
     from sleep_trl.memory import load_memory
     from sleep_trl.memory.accumulated_gradients import Accumulated, summed_loss, write_updated

@@ -62,7 +62,7 @@ def make_memory(size: str) -> Any:
 
 def make_prompts(tokenizer: Any, count: int) -> list[list[int]]:
     """Cut the quickstart's memories into prompts of 4 to 131 tokens."""
-    from sleep_trl.data.documents import read_memories
+    from sleep_trl.data.sources import read_memories
 
     texts = [m.text for m in read_memories(str(QUICKSTART / "memories.jsonl"))]
     ids = tokenizer(" ".join(texts), add_special_tokens=False)["input_ids"]

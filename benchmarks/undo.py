@@ -67,7 +67,7 @@ def recall(model: Path, questions: dict[str, list[Any]], config: Any) -> Recall:
 
 def measure(folder: Path, work: Path) -> dict[str, Recall]:
     """Drop each active entry in a separate copy of the run, and ask the questions."""
-    from sleep_trl.data.documents import read_skill
+    from sleep_trl.data.sources import read_skill
     from sleep_trl.evaluation.recall import QAItem
     from sleep_trl.publish.unlearn import drop
     from sleep_trl.runs.files import read_jsonl

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..data.files import matching
 from ..runs.finished import FinishedRun, describe, newest_night
 from ..wake import WakeBuffer
 from .output import Json, Row, change, redirect_to_stderr, say, show, table
@@ -69,7 +70,9 @@ def enable(run: Run, entry: Entry, model: Model = None, json: Json = False) -> N
 def drop(
     run: Run,
     entry: Annotated[str | None, typer.Argument(help="An entry of its ledger. Alternatively, give --source.")] = None,
-    source: Annotated[str | None, typer.Option(help="Drop every entry with records from this source.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Drop every entry with records from this source, or one that ends with it.")
+    ] = None,
     buffer: Annotated[
         Path | None, typer.Option(help="Wake buffer to queue the other records in again. Default: the run's.")
     ] = None,
@@ -89,6 +92,7 @@ def drop(
     if (entry is None) == (source is None):
         raise ValueError("Give either an entry or --source.")
     found = FinishedRun.read(newest_night(run))
+    source = source and _full_source(found, source)
     names = [entry] if entry else _holding(found, source or "")
     if not names:
         raise ValueError(f"No entry of {run} has records from {source!r}. See `sleep-trl memory show`.")
@@ -114,6 +118,18 @@ def drop(
         "erased": [str(folder) for folder in done.erased],
     }
     show([row], json, _drop_text)
+
+
+def _full_source(run: FinishedRun, name: str) -> str:
+    """Return the one source of a run's records that has this name or ends with it."""
+    from ..publish.unlearn import interrupted_drop
+
+    if (plan := interrupted_drop(run)) is not None and plan.without is not None and matching(name, [plan.without]):
+        return plan.without
+    found = matching(name, (source.source for entry in run.entries for source in entry.sources))
+    if len(found) > 1:
+        raise ValueError(f"{name!r} is the end of {len(found)} sources: {', '.join(found)}. Drop one after the other.")
+    return found[0] if found else name
 
 
 def _holding(run: FinishedRun, source: str) -> list[str]:

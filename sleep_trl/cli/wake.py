@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..config.exit_codes import DONE, STOPPED, TRY_AGAIN, USER_ERROR
+from ..data.files import matching
 from ..runs.finished import FinishedRun
 from ..wake import Form, State, Tally, WakeBuffer, add_path, add_stream, follow
 from ..wake.reading import form_of
@@ -20,7 +21,7 @@ app = typer.Typer(help="Store records for the next night in a wake buffer.", no_
 
 Buffer = Annotated[Path, typer.Option("--buffer", help="The wake buffer's file, created if it is missing.")]
 ExistingBuffer = Annotated[Path, typer.Option("--buffer", help="The wake buffer's file.")]
-Source = Annotated[str | None, typer.Option(help="Source of records that name none. Default: the file's name.")]
+Source = Annotated[str | None, typer.Option(help="Source of records that name none. Default: the file's path.")]
 FormOption = Annotated[
     Form | None,
     typer.Option(
@@ -35,9 +36,7 @@ EXCERPT = 60  # characters of a text that `list` shows
 
 @app.command()
 def add(
-    paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Files, folders of .txt and .md, or - for stdin.")
-    ],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files, folders of documents, or - for stdin.")],
     buffer: Buffer = BUFFER,
     source: Source = None,
     form: FormOption = None,
@@ -45,15 +44,15 @@ def add(
 ) -> None:
     """Store documents, chats or standard input. Exits with 2 if anything was rejected; the rest is stored."""
     for path in [] if form else paths:
-        if path != "-" and not Path(path).is_dir():
-            form_of(Path(path))  # before anything is stored
+        if path != "-" and not Path(path).expanduser().is_dir():
+            form_of(Path(path).expanduser())  # before anything is stored
     tally = Tally()
     with WakeBuffer(buffer) as opened:
         for path in paths:
             if path == "-":
                 tally += add_stream(opened, sys.stdin.fileno(), "stdin", form or "jsonl", source or "stdin")
             else:
-                tally += add_path(opened, Path(path), form, source)
+                tally += add_path(opened, Path(path).expanduser(), form, source)
     _print_tally(tally, json)
     raise typer.Exit(USER_ERROR if tally.rejected else DONE)
 
@@ -103,8 +102,11 @@ def list_(
 
 @app.command()
 def forget(
-    source: Annotated[str, typer.Argument(help="Source of the records, as `wake list` shows it.")],
+    source: Annotated[
+        str, typer.Argument(help="Source of the records, as `wake list` shows it, or how it ends: file.md, a/file.md.")
+    ],
     buffer: ExistingBuffer = BUFFER,
+    every: Annotated[bool, typer.Option("--all", help="All sources that end with this name, if several do.")] = False,
     json: Json = False,
 ) -> None:
     """Erase the texts of a source, also from unfinished nights. To unlearn them, use `sleep-trl memory drop --source`.
@@ -113,8 +115,13 @@ def forget(
     """
     with _existing(buffer) as opened:
         run, runs = opened.run(), opened.runs()
-        forgotten = opened.forget(source)
-        hashes = {record.sha256 for record in opened.records(source=source)}
+        sources = matching(source, opened.sources()) or [source]
+        if len(sources) > 1 and not every:
+            raise ValueError(
+                f"{source!r} is the end of {len(sources)} sources: {', '.join(sources)}. Give one of them, or --all."
+            )
+        forgotten = sum(map(opened.forget, sources))
+        hashes = {record.sha256 for each in sources for record in opened.records(source=each)}
     with redirect_to_stderr():
         from ..planning.begun import erase
 
@@ -122,20 +129,22 @@ def forget(
     row = {
         "forgotten": forgotten,
         "run": str(run) if run else None,
-        "entries": _holding(run, source) if run else [],
+        "sources": sources,
+        "entries": _holding(run, sources) if run else [],
         "erased": [str(night) for night in copies.erased],
         "in_use": [str(night) for night in copies.in_use],
         "also_in": [str(night) for night in copies.kept],
     }
-    show([row], json, lambda row: _forgotten_text(row, source, buffer))
+    show([row], json, lambda row: _forgotten_text(row, buffer))
     for reason in copies.in_use.values():
         say(reason)
     raise typer.Exit(TRY_AGAIN if copies.in_use else DONE)
 
 
-def _holding(run: Path, source: str) -> list[str]:
+def _holding(run: Path, sources: list[str]) -> list[str]:
     try:
-        return [entry.id for entry in FinishedRun.read(run).holding(source)]
+        finished = FinishedRun.read(run)
+        return list(dict.fromkeys(entry.id for source in sources for entry in finished.holding(source)))
     except ValueError as error:
         say(f"Whether a night has learned it is unknown: {error}")
         return []
@@ -147,20 +156,22 @@ def _record_text(row: Row) -> str:
     return f"{line}  “{excerpt}…”" if len(row["excerpt"]) == EXCERPT else f"{line}  “{excerpt}”" if excerpt else line
 
 
-def _forgotten_text(row: Row, source: str, buffer: Path) -> str:
+def _forgotten_text(row: Row, buffer: Path) -> str:
     lines = [f"{row['forgotten']:,} records forgotten"]
+    if len(row["sources"]) > 1:
+        lines.append(f"Of the sources {', '.join(row['sources'])}.")
     if row["erased"]:
         lines.append(f"Erased from unfinished nights: {', '.join(row['erased'])}.")
     if row["also_in"]:
         lines.append(f"Also in files of finished nights, until they are dropped there: {', '.join(row['also_in'])}.")
-    return "\n".join(lines) + _advice(row["run"], row["entries"], source, buffer)
+    return "\n".join(lines) + _advice(row["run"], row["entries"], row["sources"], buffer)
 
 
-def _advice(run: str | None, entries: list[str], source: str, buffer: Path) -> str:
+def _advice(run: str | None, entries: list[str], sources: list[str], buffer: Path) -> str:
     if not entries:
         return ""
-    command = f"sleep-trl memory drop {run} --source {source!r} --buffer {buffer}"
-    return f"\nEntries of {run} that learned some of it: {', '.join(entries)}. To drop them: {command}"
+    commands = [f"sleep-trl memory drop {run} --source {source!r} --buffer {buffer}" for source in sources]
+    return f"\nEntries of {run} that learned some of it: {', '.join(entries)}. To drop them: {'; '.join(commands)}"
 
 
 def _existing(path: Path) -> WakeBuffer:
@@ -172,6 +183,8 @@ def _existing(path: Path) -> WakeBuffer:
 def _print_tally(tally: Tally, as_json: bool, with_reasons: bool = True) -> None:
     """Print the counts, and on standard error the reasons of rejections."""
     row = asdict(tally) | {"rejected": dict(tally.rejected)}
+    for reason in tally.left_out if with_reasons else ():
+        say(f"Not read: {reason}")
     for reason in tally.reasons if with_reasons else ():
         say(reason)
     if (more := tally.rejected.total() - len(tally.reasons)) > 0:

@@ -1,7 +1,8 @@
 """The command line: a YAML file, dotted overrides on top, one `RunConfig` out. Imports no torch.
 
 The command line overrides the YAML file, which overrides the defaults. Environment variables are not read. Paths are
-relative to the working directory.
+relative to the working directory; in a YAML file, a relative path of something to read that is next to that file comes
+first. `~` is the home directory.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 
 from .. import __version__
 from . import RunConfig
+from .paths import with_paths
 from .reward import RewardSpec
 from .run import AUTO
 
 USAGE = "sleep.py [--config FILE.yaml] --model MODEL --memories MEMORIES [--SECTION.OPTION VALUE ...]"
 EPILOG = """\
 Lists and objects are JSON, as in --rewards '["imitation", {"name": "my.py:f", "weight": 0.2}]'.
-`null` means none. In a YAML file, sections are mappings; the command line overrides it."""
+`null` means none. In a YAML file, sections are mappings, and files next to it are found; the command line overrides
+it."""
 
 MEMORY_OPTIONS = ("memories", "nights")
 """Either of them on the command line replaces both in the file."""
@@ -91,8 +94,9 @@ def parse(argv: Sequence[str]) -> RunConfig:
     arguments, unknown = parser.parse_known_args([with_underscores(word) for word in argv])
     if unknown:
         raise ValueError(_unknown_argument(unknown[0]))
-    from_file = read_yaml(Path(arguments.config)) if arguments.config else {}
-    given = _given(source, arguments)
+    file = Path(arguments.config).expanduser() if arguments.config else None
+    from_file = with_paths(read_yaml(file), file.parent) if file else {}
+    given = with_paths(_given(source, arguments))
     if not given.keys().isdisjoint(MEMORY_OPTIONS):
         replaced = ("nights",) if tuple(given.get("nights", ())) == AUTO else MEMORY_OPTIONS
         from_file = {name: value for name, value in from_file.items() if name not in replaced}

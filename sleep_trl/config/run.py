@@ -47,9 +47,14 @@ class RunConfig(Section):
     the mean of their distributions. Self-replay still comes from the base model. Of each, the main revision is used."""
 
     memories: str = Field(min_length=1)
-    """What to learn: a .jsonl file (text, optional id, source, questions), a folder of .txt and .md files, or the name
-    or folder of a data set with a text column; wake:PATH for the new records of a wake buffer; or forget:ENTRY+ENTRY to
-    remove ledger entries and relearn the entries that depend on them."""
+    """What to learn: a .jsonl file (text or messages, optional id, source, questions), a document (.txt, .md; with the
+    extra `documents` also .pdf, .html and .docx), a folder of documents, or the name or folder of a data set with a
+    column text or messages; wake:PATH for the new records of a wake buffer; or forget:ENTRY+ENTRY to remove ledger
+    entries and relearn the entries that depend on them."""
+
+    strict: bool = False
+    """Stop if a file or a row of the memories cannot be read. Otherwise it is left out, and plan, table, results and
+    report say so."""
 
     dataset_config: str | None = None
     """Configuration of a data set that memories names."""
@@ -58,7 +63,7 @@ class RunConfig(Section):
     """Split of that data set. Default: train, or the only one."""
 
     dataset_columns: dict[str, str] = Field({})
-    """Its columns by what they are of a memory, text, id, source or questions: {"text": "article"}."""
+    """Its columns by what they are of a memory, text or messages, id, source or questions: {"text": "article"}."""
 
     output_dir: Path = Path("runs/night")
     """Folder of the run: results.json, report.html, ledger.jsonl, adapter/ and, with memory.routing dense, model/."""

@@ -1,24 +1,17 @@
-"""Read memories from JSON lines, a folder of text files, or a data set, and check each row.
-
-Messages name the file, the line and the key, never a memory's text.
-"""
+"""Memories, made from rows that are checked. Messages name the file, the line and the key, never a memory's text."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
-log = logging.getLogger(__name__)
+from .files import InvalidDocument, decode
 
-TEXT_SUFFIXES = (".txt", ".md")
-KEYS = ("id", "source", "text", "questions")  # of a row; others are for rewards
-SAVED_DATASET = ("state.json", "dataset_dict.json")  # files that `save_to_disk` writes
+KEYS = ("id", "source", "text", "messages", "questions")  # of a row; others are for rewards
 
 
 @dataclass(frozen=True)
@@ -82,247 +75,76 @@ class Row(NamedTuple):
     values: Any
 
 
-@dataclass(frozen=True)
-class DatasetOptions:
-    """What is read of a data set, with the meaning of TRL's `ScriptArguments`.
-
-    Args:
-        config (`str`, *optional*):
-            Name of its configuration.
-        split (`str`, *optional*):
-            Split; by default `train`, or the only one.
-        columns (`Mapping[str, str]`, *optional*):
-            Its columns by the key of a row that they stand for, such as `{"text": "article"}`.
-    """
-
-    config: str | None = None
-    split: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-
-
-def read_memories(spec: str, dataset: DatasetOptions = DatasetOptions()) -> list[MemoryText]:
-    """Read the documents of a night.
-
-    Args:
-        spec (`str`):
-            A .jsonl file, a folder of .txt and .md files (including subfolders, sorted by path), a folder written by
-            `Dataset.save_to_disk`, or the name of a data set. Rows have `text` and optionally `id`, `source` and
-            `questions`, a list of `question`, `answers` and optionally `form`; other keys are for rewards.
-        dataset (`DatasetOptions`, *optional*):
-            What is read if it is a data set.
-
-    Returns:
-        `list[MemoryText]`: at least one. A missing id is derived from the source and the position in it, or from the
-        file name, so it is the same every time.
+def parse_line(line: bytes) -> Any:
+    """Return the value of a JSON line.
 
     Raises:
-        `ValueError`: if nothing can be read or a row is invalid; names the file, the line and the key.
+        `InvalidDocument`: if it is not JSON in UTF-8.
     """
-    path = Path(spec)
-    if dataset != DatasetOptions() and (path.is_file() or (path.is_dir() and (dataset.config or not _is_saved(path)))):
-        raise ValueError(
-            f"memories: {spec} is not a data set that dataset_config, dataset_train_split or dataset_columns could "
-            f"apply to. Leave them out, or give a data set by its name (a folder written by `save_to_disk` has splits "
-            f"and columns, but no configurations)."
-        )
-    if path.is_dir() and _is_saved(path):
-        rows = _rows_of_dataset(path.name, _load_saved_dataset(path, dataset.split), dataset.columns)
-    elif path.is_dir():
-        rows = _rows_of_folder(path)
-    elif path.is_file():
-        rows = _rows_of_file(path)
-    elif _looks_like_a_path(spec):
-        raise ValueError(
-            f"memories: {spec} does not exist. Give a .jsonl file, a folder of .txt and .md files, or a data set."
-        )
-    else:
-        rows = _rows_of_dataset(spec, _load_dataset(spec, dataset), dataset.columns)
-    return _documents(spec, rows)
-
-
-def read_skill(path: Path) -> list[MemoryText]:
-    """Read the probe of base skill: rows as in [`read_memories`], each with questions about its text.
-
-    Raises:
-        `ValueError`: as [`read_memories`], or if a row has no questions.
-    """
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"evaluation.skill: {path} {problem}. Give a .jsonl file.")
-    documents = _documents(str(path), _rows_of_file(path))
-    for document in documents:
-        if not document.questions:
-            raise ValueError(
-                f"{path}: row {document.id!r} has no `questions`, which measure the skill. Add some, or remove the row."
-            )
-    return documents
-
-
-# -- sources of rows -------------------------------------------------------------------------------
-
-
-def _rows_of_file(path: Path) -> Iterator[Row]:
-    if path.suffix.lower() != ".jsonl":
-        raise ValueError(f"{path} is not a .jsonl file. Give JSON lines, or a folder of .txt and .md files.")
-    # splitlines() would also split at U+2028 and the like, which may occur in a JSON string.
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
-        place = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{place}: not valid JSON: {error.msg} (column {error.colno}). Each line must be one JSON object."
-            ) from None
-        yield Row(place, f"{path.name}:{number}", path.name, values)
-
-
-def _rows_of_folder(folder: Path) -> Iterator[Row]:
-    for path in text_files(folder):
-        name = path.relative_to(folder).as_posix()
-        yield Row(str(path), name, name, {"text": _read_text(path)})
-
-
-def text_files(folder: Path) -> list[Path]:
-    """Return the .txt and .md files of a folder and its subfolders, sorted by path.
-
-    Raises:
-        `ValueError`: if there are none.
-    """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    texts = [path for path in files if path.suffix.lower() in TEXT_SUFFIXES]
-    others = len(files) - len(texts)
-    if not texts:
-        raise ValueError(
-            f"The folder {folder} has no .txt or .md files and no saved data set, only {others} other files. Put the "
-            f"texts there, or give the path of a .jsonl file."
-        )
-    if others:
-        log.info("%s: ignoring %d files that are neither .txt nor .md.", folder, others)
-    return texts
-
-
-def _rows_of_dataset(name: str, dataset: Any, columns: Mapping[str, str]) -> Iterator[Row]:
-    given = {"text": "text", **columns}
-    if unknown := [key for key in columns if key not in KEYS]:
-        raise ValueError(f"dataset_columns: {unknown[0]!r} is not a key of a memory. Its keys are {', '.join(KEYS)}.")
-    if missing := [column for column in given.values() if column not in dataset.column_names]:
-        raise ValueError(
-            f"The data set {name} has no column `{missing[0]}`, only {', '.join(dataset.column_names)}. Name the one "
-            f'of the texts with --dataset_columns \'{{"text": "NAME"}}\'.'
-        )
-    taken = {*given.values(), *columns}
-    for number, values in enumerate(dataset):
-        others = {key: value for key, value in values.items() if key not in taken}
-        row = others | {key: values[column] for key, column in given.items()}
-        yield Row(f"{name}, row {number}", f"{name}:{number}", name, row)
-
-
-def _is_saved(folder: Path) -> bool:
-    """Return whether `save_to_disk` wrote a folder."""
-    return any((folder / name).is_file() for name in SAVED_DATASET)
-
-
-def _load_saved_dataset(folder: Path, split: str | None) -> Any:
-    import datasets
-
     try:
-        loaded = datasets.load_from_disk(str(folder))
-    except (OSError, TypeError, KeyError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"The data set saved in {folder} cannot be read ({_reason(error)}). Save it again with `save_to_disk`."
-        ) from None
-    return _one_split(str(folder), loaded, split)
-
-
-def _load_dataset(name: str, options: DatasetOptions) -> Any:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(name, options.config)
-    except (OSError, ValueError, RuntimeError) as error:  # unknown, offline, or a loading script
-        raise ValueError(
-            f"memories: {name!r} is not a file or folder, and no data set of that name could be loaded "
-            f"({_reason(error)}). Check the spelling and the network, or give a local path."
-        ) from None
-    return _one_split(name, loaded, options.split)
-
-
-def _one_split(name: str, loaded: Any, asked: str | None) -> Any:
-    if not hasattr(loaded, "keys"):  # a Dataset, not a DatasetDict
-        if asked is not None:
-            raise ValueError(f"dataset_train_split: {name} has no splits, so there is no {asked!r}. Leave it out.")
-        return loaded
-    split = asked or ("train" if "train" in loaded else next(iter(loaded)) if len(loaded) == 1 else None)
-    if split not in loaded:
-        raise ValueError(
-            f"{name} has the splits {', '.join(loaded)} and no `{asked or 'train'}`. Choose one with "
-            f"--dataset_train_split."
-        )
-    log.info("%s: reading the split %r.", name, split)
-    return loaded[split]
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-
-
-def _looks_like_a_path(spec: str) -> bool:
-    """Return whether this looks like a path, not the name of a data set (`name` or `owner/name`)."""
-    suffixes = (*TEXT_SUFFIXES, ".jsonl", ".json", ".csv", ".parquet", "/")
-    is_deep = spec.startswith((".", "/", "~")) or spec.count("/") > 1
-    return is_deep or spec.lower().endswith(suffixes)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")  # drops a byte order mark
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text (byte {error.start}: {error.reason}). Convert it, for example with iconv."
-        ) from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from None
-
-
-# -- checks of a row -------------------------------------------------------------------------------
-
-
-def _documents(spec: str, rows: Iterable[Row]) -> list[MemoryText]:
-    documents: list[MemoryText] = []
-    places: dict[str, str] = {}
-    for row in rows:
-        document = check_row(row)
-        if document.id in places:
-            raise ValueError(
-                f"{row.place}: the id {document.id!r} is already used in {places[document.id]}. Make ids unique, or "
-                f"leave them out."
-            )
-        places[document.id] = row.place
-        documents.append(document)
-    if not documents:
-        raise ValueError(f"{spec} is empty. Give at least one row with `text`.")
-    return documents
+        return json.loads(decode(line))
+    except json.JSONDecodeError as error:
+        reason = f"not valid JSON: {error.msg} (column {error.colno}). Each line must be one JSON object."
+    except RecursionError:
+        reason = "JSON nested too deeply. A row is a flat object with `text`."
+    except InvalidDocument:
+        raise
+    except ValueError:  # a number of more digits than Python converts
+        reason = "JSON with a number of thousands of digits. Write it as a string."
+    raise InvalidDocument("not JSON", reason)
 
 
 def check_row(row: Row) -> MemoryText:
-    """Turn a row into a memory.
+    """Turn a row into a memory. Of a chat (`messages`) the text has a line `role: content` for each message.
 
     Raises:
         `ValueError`: if the row is invalid; names its place and the key.
     """
     place, values = row.place, _mapping(row.place, row.values)
+    if values.get("messages") is not None:
+        values = values | {"text": _chat(place, values)}
     questions = [] if values.get("questions") is None else values["questions"]
     if not isinstance(questions, list):
         raise ValueError(f"{place}: `questions` must be a list of objects, not {_kind(questions)}.")
     return MemoryText(
-        id=_optional_text(place, values, "id", row.default_id),
+        id=_id(place, values, row.default_id),
         source=_optional_text(place, values, "source", row.default_source),
         text=_text(place, values, "text"),
         questions=tuple(_question(f"{place}, questions[{i}]", q) for i, q in enumerate(questions)),
         columns={key: value for key, value in values.items() if key not in KEYS},
     )
+
+
+def _id(place: str, values: dict[str, Any], default: str) -> str:
+    """Return the id as text: those of most data sets are numbers."""
+    if isinstance(given := values.get("id"), int) and not isinstance(given, bool):
+        return str(given)
+    return _optional_text(place, values, "id", default)
+
+
+def _chat(place: str, values: dict[str, Any]) -> str:
+    if values.get("text") is not None:
+        raise ValueError(f"{place}: has both `text` and `messages`. Give only one of them.")
+    messages = values["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"{place}: `messages` must be a list of objects with `role` and `content`.")
+    return "\n".join(_message_line(f"{place}, messages[{i}]", message) for i, message in enumerate(messages))
+
+
+def _message_line(place: str, message: Any) -> str:
+    role = message.get("role") if isinstance(message, dict) else None
+    if not isinstance(role, str) or not role.isprintable() or not role:
+        raise ValueError(f"{place}: must be an object with `role` and `content`.")
+    content = message.get("content")
+    parts = [content] if isinstance(content, str) else list(_parts(place, content))
+    return f"{role}: {' '.join(parts)}"
+
+
+def _parts(place: str, content: Any) -> Iterator[str]:
+    for part in content if isinstance(content, list) else [None]:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(f"{place}: `content` must be a string or a list of text parts.")
+        yield part["text"]
 
 
 def _question(place: str, question: Any) -> Question:

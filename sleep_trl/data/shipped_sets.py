@@ -9,8 +9,9 @@ from importlib.resources import as_file, files
 
 from transformers import PreTrainedTokenizerBase
 
-from .documents import MemoryText, read_memories
+from .documents import MemoryText
 from .prompts import Prompter
+from .sources import read_memories
 
 MOST_UNKNOWN = 0.03  # share of a text's tokens that may be the unknown token
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import PurePath
 
 import regex
 
 from .documents import MemoryText
+from .files import is_document
 from .windows import split_sentences
 
 LENGTH = 80  # characters, at most
@@ -15,7 +17,8 @@ _MARKUP = "#*_=-> \t\u3000・●○■□◆◇※•"
 
 
 def find_titles(memories: Sequence[MemoryText], can_spell: Callable[[str], bool]) -> dict[str, str]:
-    """Return the title of each memory by its id: its source if no other memory has the same, else its first words.
+    """Return the title of each memory by its id: its source, of a file its name, if no other memory has the same; else
+    its first words.
 
     Args:
         memories (`Sequence[MemoryText]`):
@@ -23,13 +26,18 @@ def find_titles(memories: Sequence[MemoryText], can_spell: Callable[[str], bool]
         can_spell (`Callable[[str], bool]`):
             Whether the tokenizer knows all of a text. A title that it cannot spell is left empty.
     """
-    counts = Counter(memory.source for memory in memories)
+    names = [_name(memory.source) for memory in memories]
+    counts = Counter(names)
     titles = {}
-    for memory in memories:
-        is_own = counts[memory.source] == 1 and not memory.source.endswith(".jsonl")
-        title = _shorten(memory.source if is_own else first_words(memory.text))
+    for name, memory in zip(names, memories, strict=True):
+        is_own = counts[name] == 1 and not name.endswith(".jsonl")
+        title = _shorten(name if is_own else first_words(memory.text))
         titles[memory.id] = title if can_spell(title) else ""
     return titles
+
+
+def _name(source: str) -> str:
+    return PurePath(source).name if is_document(PurePath(source)) else source
 
 
 def first_words(text: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..config import RolloutConfig
+from ..data.sources import SHOWN
 from .launcher import ChildFailed, run_python
 from .machine import check_disk, check_memory
 from .report import Case, Check, Finding, fault, from_error, ok, skipped, warning
@@ -70,6 +71,20 @@ def check_chat_template(case: Case) -> Finding:
             "base model and leave out chat_template_kwargs.",
         )
     return ok("none: prompts are plain text")
+
+
+def check_memories(case: Case) -> Finding:
+    """Read the memories, and report what of them a night would leave out."""
+    found = f"{len(case.inputs.available):,} to learn"
+    faults = [one.reason for one in case.inputs.left_out if one.is_fault]
+    ignored = "".join(f"; {one.reason}" for one in case.inputs.left_out if not one.is_fault)
+    if not faults:
+        return ok(found + ignored)
+    listed = "; ".join(faults[:SHOWN]) + (f"; and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else "")
+    return warning(
+        f"{found}; {len(faults):,} files or rows cannot be read: {listed}{ignored}",
+        "Correct them, or let the night go on without them; with --strict it stops.",
+    )
 
 
 def check_vocabulary(case: Case) -> Finding:
@@ -169,6 +184,7 @@ CHECKS: Mapping[str, Check] = {
     "engine": check_engine,
     "plan": check_plan,
     "rewards": check_rewards,  # tried on the memories, so these are checked first
+    "memories": check_memories,
     "vocabulary": check_vocabulary,
     "teacher's prompts": check_prompts,
     "context": check_context,

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ..config import RunConfig
 from ..data.documents import MemoryText
+from ..data.files import LeftOut
 from ..memory import Memory
 from .evaluate import MEASURES as SKILL_MEASURES
 
@@ -120,6 +121,20 @@ def not_trained(memories: Sequence[MemoryText], queued: Sequence[str], unused: S
     return {"not_trained": {**counts, "ids": ids[:SHOWN_IDS]}}
 
 
+def not_read(left_out: Sequence[LeftOut]) -> dict[str, Any]:
+    """Return which documents of a night could not be read, as part of `results.json`; nothing if all could.
+
+    Returns:
+        `dict`: with `not_read`, if any: how many `faults`, the `reasons` of at most 20, and what was `ignored`, because
+        by its name it is no document.
+    """
+    if not left_out:
+        return {}
+    reasons = [one.reason for one in left_out if one.is_fault]
+    ignored = [one.reason for one in left_out if not one.is_fault]
+    return {"not_read": {"faults": len(reasons), "reasons": reasons[:SHOWN_IDS], "ignored": ignored[:SHOWN_IDS]}}
+
+
 def measure_capacity(memory: Memory) -> dict[str, Any]:
     """Return the number of slots (`max_experts`), of experts by level (`by_level`, fast to slow), and of slots taken by
     the levels' own blocks (`blocks`)."""
@@ -168,6 +183,8 @@ def render_results(results: dict[str, Any]) -> Table:
     faithful = results["dataset"].get("faithful") or {"samples": 0}
     if faithful["samples"]:
         table.add_row(f"samples in words of the text, of {faithful['samples']:,}", "", f"{faithful['faithful']:,}")
+    if (unread := results.get("not_read")) and unread["faults"]:
+        table.add_row("files or rows that could not be read (not_read in results.json)", "", f"{unread['faults']:,}")
     if left := results.get("not_trained"):
         table.add_row(f"documents trained on, of {left['of']:,}", "", f"{left['of'] - left['count']:,}")
         table.add_row("documents that stay queued", "", f"{left['queued']:,}")

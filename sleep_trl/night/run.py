@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 
 from ..config import RunConfig
 from ..data.samples import Sample
+from ..data.sources import shown
 from ..distributed.progress import echo
 from ..evaluation.recall import agreement
 from ..evaluation.retention import breach, describe_chain
@@ -34,7 +35,7 @@ from .dream import adapt_to_dreams, dream
 from .dream_tasks import Dreamer
 from .evaluate import evaluate, evaluate_after
 from .generate_data import HELD_OUT, NothingUsable, remove_parts, write_dataset
-from .results import collect_results, not_trained
+from .results import collect_results, not_read, not_trained
 from .seed import SeedExpert, log_history, seed, trained_ids
 from .teacher_questions import ask_teacher_questions
 
@@ -72,6 +73,8 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
             write_json(folder.config, config.model_dump(mode="json"), is_checked=True)
         write_json(folder.given, config.model_dump(mode="json", exclude_unset=True), is_checked=True)
     phases = Phases(folder.phases, partial(_check_unchanged, config))
+    if inputs.left_out:
+        echo(f"Not read of {config.memories}:\n{shown([one.reason for one in inputs.left_out])}", style="yellow")
 
     before = phases.once("evaluate_before", lambda: evaluate(ctx, "before"))
     _warn_about_weak_teacher(before["with_context"])
@@ -132,6 +135,7 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
         phases.seconds,
     )
     results["dtype"] = {"base": ctx.inputs.dtype.name, "reason": ctx.inputs.dtype.reason}
+    results |= not_read(inputs.left_out)
     results |= not_trained(ctx.memories, written.get("queued", []), committed.get("not_trained", []))
     if PartialState().is_main_process:
         write_json(folder.results, results, is_checked=True)

@@ -14,13 +14,12 @@ from pydantic import ValidationError
 from ..config import RunConfig
 from ..config.run import AUTO
 from ..config.sections import Section
-from ..data.documents import read_memories
 from ..runs.files import read_json
 from ..runs.finished import newest_night
 from ..runs.folder import NIGHT, RunFolder, night_folder
 from ..runs.ledger import read_ledger
 from .consolidation import HOW_TO_FREE_EXPERTS, MIN_CAPACITY, missing_blocks, needed_free
-from .night_source import dataset_options
+from .night_source import night_memories
 
 SECTIONS = {name for name, field in RunConfig.model_fields.items() if isinstance(field.default, Section)}
 
@@ -161,7 +160,7 @@ def unfinished(nights: list[RunConfig]) -> list[RunConfig]:
             )
     for night in waiting:
         if night.source.documents is not None:  # what a wake buffer will hold by then is unknown
-            read_memories(night.memories, dataset_options(night))
+            night_memories(night)
     if waiting:
         check_capacity(waiting)
     return waiting

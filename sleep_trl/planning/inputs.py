@@ -19,12 +19,14 @@ from ..config.run import AUTO
 from ..config.schedule import Schedule
 from ..config.sections import Batches
 from ..data.columns import ExtraColumns, extra_columns
-from ..data.documents import MemoryText, read_memories, read_skill
+from ..data.documents import MemoryText
+from ..data.files import LeftOut
 from ..data.fit import Lengths
 from ..data.parts import Part
 from ..data.prompts import Prompter
 from ..data.rows import count_steps, split_shares
 from ..data.samples import Window
+from ..data.sources import Reading, read_memories, read_skill
 from ..data.templates import Template
 from ..data.titles import find_titles, with_title
 from ..data.windows import find_statements, split_all
@@ -65,11 +67,11 @@ class RunInputs:
     def from_first_process(self) -> RunInputs:
         """Return the inputs with the memories and the dtype of the first process: a wake buffer may grow between two
         readers, and two measurements may differ. All processes have to call it."""
-        available, dtype = broadcast_object_list([self.available, self.dtype])
-        if (available, dtype) == (self.available, self.dtype):
+        reading, dtype = broadcast_object_list([self.reading_of_memories, self.dtype])
+        if (reading, dtype) == (self.reading_of_memories, self.dtype):
             return self
         inputs = RunInputs(self.config.model_copy(update={"dtype": dtype.name}))
-        inputs.available, inputs.dtype = available, dtype
+        inputs.reading_of_memories, inputs.dtype = reading, dtype
         return inputs
 
     # -- the model ----------------------------------------------------------------------------------------------------
@@ -120,9 +122,19 @@ class RunInputs:
     # -- the memories -------------------------------------------------------------------------------------------------
 
     @cached_property
+    def reading_of_memories(self) -> Reading:
+        """What there is to learn, and what could not be read."""
+        return night_memories(self.config)
+
+    @property
     def available(self) -> list[MemoryText]:
         """What there is to learn; empty if the night removes entries."""
-        return night_memories(self.config)
+        return self.reading_of_memories.memories
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """Files, rows and folders of the memories that were not read."""
+        return self.reading_of_memories.left_out
 
     @cached_property
     def columns(self) -> ExtraColumns:

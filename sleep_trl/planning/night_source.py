@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.memory_source import MemorySource
-from ..data.documents import DatasetOptions, MemoryText, read_memories
+from ..data.documents import MemoryText
+from ..data.sources import DatasetOptions, Reading, read_all, read_memories
 from ..runs.checksums import check
 from ..runs.files import read_json, write_jsonl
 from ..runs.folder import RunFolder
@@ -42,19 +43,23 @@ def dataset_options(config: RunConfig) -> DatasetOptions:
     return DatasetOptions(config.dataset_config, config.dataset_train_split, config.dataset_columns)
 
 
-def night_memories(config: RunConfig) -> list[MemoryText]:
+def night_memories(config: RunConfig) -> Reading:
     """Return the memories of a night. From a wake buffer: the records it began with, or those waiting now if it has not
     begun. None if it removes entries.
 
     Raises:
-        `ValueError`: if nothing can be read.
+        `ValueError`: if nothing can be read, or with `strict` if any file or row cannot be read.
     """
     source = config.source
     if source.forget:
-        return []
+        return Reading(config.memories, [], [])
     if source.buffer is None:
-        return read_memories(config.memories, dataset_options(config))
-    return began_with(config.output_dir) if RunFolder(config.output_dir).is_begun else read_new(source.buffer)
+        reading = read_all(config.memories, dataset_options(config))
+        if config.strict:
+            reading.check()
+        return reading
+    is_begun = RunFolder(config.output_dir).is_begun
+    return Reading(config.memories, began_with(config.output_dir) if is_begun else read_new(source.buffer), [])
 
 
 def begin_night(config: RunConfig, memories: list[MemoryText]) -> None:

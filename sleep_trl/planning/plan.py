@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from ..data.sources import shown
 from .peak_memory import Peak
 from .shape import FLOAT32, MIB, Shape
 
@@ -22,7 +23,7 @@ class Plan:
     memories that do not fit the night for its `limit`, `nights_after` the nights that learn them. If `passes` is not
     `None`, `steps`, `rows` and `rollouts` follow from it and are estimates: the most, if all samples are usable.
     `top_k` is `None` if every expert takes part in every token. `consolidations` describes which experts are
-    consolidated before the night learns anything.
+    consolidated before the night learns anything. `left_out` says which files, rows and folders are not read.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Plan:
     queued: int
     nights_after: int
     limit: str
+    left_out: tuple[str, ...]
     memory_tokens: int
     questions: int
     window: int
@@ -103,6 +105,7 @@ def render(plan: Plan) -> Table:
         "experts per token": routing,
         "levels": "; ".join(plan.consolidations) or "nothing is due",
         "memories": f"{memories}, {plan.memory_tokens:,} tokens, {plan.questions} questions",
+        "not read": shown(list(plan.left_out)).strip() or "nothing is left out",
         "windows": f"{plan.windows} of at most {plan.window} of {plan.context} tokens of context",
         "teacher's samples": f"at most {plan.samples:,}",
         "training": f"{steps} steps, {plan.rows:,} prompts, {plan.rollouts:,} rollouts",

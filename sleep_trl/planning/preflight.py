@@ -116,6 +116,7 @@ def make_plan(inputs: RunInputs) -> Plan:
         queued=len(inputs.queued),
         nights_after=inputs.nights_after if inputs.queued else 0,
         limit=inputs.limit,
+        left_out=tuple(one.reason for one in inputs.left_out),
         memory_tokens=inputs.tokens,
         questions=sum(len(memory.questions) for memory in inputs.memories),
         window=inputs.window,

@@ -18,7 +18,8 @@ from typing import Literal
 from ..config import RunConfig
 from ..config.memory_source import MemorySource
 from ..config.model_name import MAIN
-from ..data.documents import MemoryText, read_memories
+from ..data.documents import MemoryText
+from ..data.sources import read_all
 from ..memory import Memory, fold, load_memory, save_memory
 from ..models.inspection import read_config
 from ..models.loading import load_model, load_tokenizer
@@ -279,7 +280,8 @@ def _find(run: FinishedRun, wanted: Sequence[Source], buffer: WakeBuffer) -> tup
     for one in [run, *run.earlier()] if missing else ():
         if one.config.source.documents is None or not Path(one.config.memories).exists():
             continue
-        texts = {memory.sha256: memory for memory in read_memories(one.config.memories, dataset_options(one.config))}
+        reading = read_all(one.config.memories, dataset_options(one.config))
+        texts = {memory.sha256: memory for memory in reading.memories}
         every += [texts[source.sha256] for source in missing if source.sha256 in texts]
         missing = [source for source in missing if source.sha256 not in texts]
     return every, missing

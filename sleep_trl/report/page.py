@@ -214,6 +214,8 @@ def facts(results: Row) -> Iterator[tuple[str, str, str]]:
             f"{collisions:,}",
             "samples dropped because several memories answer their prompt differently",
         )
+    if unread := results.get("not_read"):
+        yield "Not read", f"{unread['faults']:,} files or rows", " · ".join([*unread["reasons"], *unread["ignored"]])
     if left := results.get("not_trained"):
         queued, unusable = left["queued"], left["count"] - left["queued"]
         reasons = f"{queued:,} do not fit in this night and stay queued" if queued else ""

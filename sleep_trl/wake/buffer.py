@@ -151,6 +151,10 @@ class WakeBuffer:
             values, begins = row[:FIELDS], row[FIELDS:]
             yield RecordInfo(*values, *((text or b"").decode(errors="replace") for text in begins))
 
+    def sources(self) -> list[str]:
+        """Return the sources from which records arrived."""
+        return [source for (source,) in self._database.execute("SELECT DISTINCT source FROM hearings")]
+
     def rejections(self) -> Iterator[dict[str, str]]:
         """Yield the `time`, `kind` and `reason` of each rejection."""
         for row in self._database.execute("SELECT time, kind, reason FROM rejections ORDER BY number"):

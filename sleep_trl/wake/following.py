@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..data.files import source_of
 from .buffer import WakeBuffer
 from .reading import BLOCK, READERS, Form, Lines, Read
 from .records import Position, Tally
@@ -41,7 +42,7 @@ def follow(
         form (`str`, *optional*):
             `jsonl` or `lines`. Default: `jsonl` for a .jsonl file, else `lines`.
         source (`str`, *optional*):
-            Source of records that name none. Default: the file's name.
+            Source of records that name none. Default: the file's path, see [`source_of`].
         poll (`float`, *optional*, defaults to `0.5`):
             Seconds between two checks of a file that does not grow.
         idle (`float`, *optional*):
@@ -51,7 +52,7 @@ def follow(
         `ValueError`: if the file cannot be read.
     """
     read = READERS[form or ("jsonl" if path.suffix.lower() == ".jsonl" else "lines")]
-    stream, quiet = _Stream(buffer, path, source or path.name, read), 0.0
+    stream, quiet = _Stream(buffer, path, source or source_of(path), read), 0.0
     with _opening(path):
         stream.open()
     try:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from ..data.documents import TEXT_SUFFIXES, text_files
+from ..data.files import CONVERTERS, MAX_CONVERTED, find_documents, is_document, shown_suffixes, source_of
 from .buffer import WakeBuffer
 from .records import (
     MAX_BYTES,
     Rejection,
     Tally,
     WakeRecord,
+    record_of_document,
     record_of_line,
     record_of_text,
     rejection,
@@ -71,32 +72,33 @@ class Lines:
 
 
 def add_path(buffer: WakeBuffer, path: Path, form: Form | None = None, source: str | None = None) -> Tally:
-    """Store a file, or the .txt and .md files of a folder.
+    """Store a file, or the documents of a folder and its subfolders, without following links that lead out of it or to
+    folders.
 
     Args:
         buffer (`WakeBuffer`):
             Buffer to store records in.
         path (`Path`):
-            A .jsonl, .txt or .md file, a file of any name with a `form`, or a folder.
+            A .jsonl file, a document, a file of any name with a `form`, or a folder.
         form (`str`, *optional*):
             `jsonl`, `lines` or `document`. Default: by the file's name.
         source (`str`, *optional*):
-            Source of records that name none. Default: the file's name.
+            Source of records that name none. Default: the file's path, see [`source_of`].
 
     Returns:
         `Tally`: counts of stored and rejected items. A rejected item does not stop the rest.
 
     Raises:
-        `ValueError`: if the path does not exist, or its form is unknown.
+        `ValueError`: if the path does not exist, its form is unknown, or a folder has no documents.
     """
     if path.is_dir():
         return _add_documents(buffer, path, source)
     form = form or form_of(path)
     if form == "document":
-        return buffer.add([_document(path, source or path.name)])
+        return buffer.add([_document(path, source or source_of(path))])
     try:
         with path.open("rb", buffering=0) as file:
-            return add_stream(buffer, file.fileno(), str(path), form, source or path.name)
+            return add_stream(buffer, file.fileno(), str(path), form, source or source_of(path))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}. Check the path and its permissions.") from None
 
@@ -108,11 +110,18 @@ def form_of(path: Path) -> Form:
         `ValueError`: if the file does not exist, or its name has another extension.
     """
     if not path.exists():
-        raise ValueError(f"{path} does not exist. Give a .jsonl, .txt or .md file, a folder, or - for standard input.")
-    suffix = path.suffix.lower()
-    if suffix not in (".jsonl", *TEXT_SUFFIXES):
-        raise ValueError(f"{path} is not a .jsonl, .txt or .md file. Give its form: --form {', '.join(READERS)}.")
-    return "jsonl" if suffix == ".jsonl" else "document"
+        raise ValueError(
+            f"{path} does not exist. Give a .jsonl file, a document ({shown_suffixes()}), a folder, or - for standard "
+            f"input."
+        )
+    if path.suffix.lower() == ".jsonl":
+        return "jsonl"
+    if not is_document(path):
+        raise ValueError(
+            f"{path} is neither a .jsonl file nor a document ({shown_suffixes()}). Give its form: --form "
+            f"{', '.join(READERS)}."
+        )
+    return "document"
 
 
 def add_stream(buffer: WakeBuffer, descriptor: int, name: str, form: Form, source: str) -> Tally:
@@ -140,9 +149,13 @@ def add_stream(buffer: WakeBuffer, descriptor: int, name: str, form: Form, sourc
 
 
 def _add_documents(buffer: WakeBuffer, folder: Path, source: str | None) -> Tally:
-    tally, batch, size = Tally(), [], 0
-    for path in text_files(folder):
-        batch.append(_document(path, source or path.relative_to(folder).as_posix()))
+    found, left_out = find_documents(folder)
+    tally, batch, size = Tally(left_out=[one.reason for one in left_out]), list[WakeRecord | Rejection](), 0
+    if not found:
+        ignored = "".join(f"\n  {reason}" for reason in tally.left_out)
+        raise ValueError(f"The folder {folder} has no documents ({shown_suffixes()}). Give another one.{ignored}")
+    for path in found:
+        batch.append(_document(path, source or source_of(path)))
         size += path.stat().st_size
         if size >= BLOCK:
             tally += buffer.add(batch)
@@ -153,6 +166,10 @@ def _add_documents(buffer: WakeBuffer, folder: Path, source: str | None) -> Tall
 
 def _document(path: Path, source: str) -> WakeRecord | Rejection:
     try:
+        if path.suffix.lower() in CONVERTERS:
+            if path.stat().st_size > MAX_CONVERTED:
+                return rejection(str(path), "too long", f"longer than {MAX_CONVERTED / 2**20:g} MiB. Split it.")
+            return record_of_document(path, path.read_bytes(), source)
         with path.open("rb") as file:
             return _whole_text(file.fileno(), str(path), source)
     except OSError as error:

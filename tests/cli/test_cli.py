@@ -170,6 +170,21 @@ def test_forgetting_names_the_entries_that_learned_it(call, tmp_path, documents)
     assert code == 0 and "sleep-trl memory drop" in out and "--source 'letters'" in out
 
 
+def test_a_source_that_matches_several_is_forgotten_only_if_all_are_meant(call, tmp_path):
+    for name in ("a", "b", "b/node_modules"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(f"about {name}")
+    code, out, err = call("wake", "add", "a", "b")
+    assert (code, out) == (0, "2 added, 0 duplicates, 0 already forgotten\n")
+    assert err == "Not read: b/node_modules: folders of this name are ignored\n"
+    assert [row["source"] for row in rows(call("wake", "list", "--json")[1])] == ["a/README.md", "b/README.md"]
+    code, _, err = call("wake", "forget", "README.md")
+    assert code == 2 and "the end of 2 sources: a/README.md, b/README.md" in err and "--all" in err
+    assert call("wake", "forget", "a/README.md")[:2] == (0, "1 records forgotten\n")
+    (row,) = rows(call("wake", "forget", "README.md", "--all", "--json")[1])
+    assert (row["forgotten"], row["sources"]) == (1, ["a/README.md", "b/README.md"])
+
+
 # -- memory ----------------------------------------------------------------------------------------
 
 

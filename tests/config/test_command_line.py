@@ -169,3 +169,30 @@ def test_help_shows_bounds_and_defaults_as_they_are():
     assert shown["seeding.expert_dropout"].endswith("(at least 0, below 1; default: 0.0)")
     assert shown["seed"].endswith("(0 to 4294967295; default: 42)")
     assert not [name for name, text in shown.items() if "default: )" in text]
+
+
+def test_a_file_next_to_the_configuration_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home" / "towns").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    folder = Path("home")
+    for name in ("docs [1].md", "skill.jsonl", "mine.py", "statement", "auto"):
+        (folder / name).touch()
+    config = folder / "night.yaml"
+    config.write_text(
+        "model: owner/name\nmemories: docs [1].md\noutput_dir: towns\ncontinue_from: ~/towns\n"
+        "evaluation: {skill: skill.jsonl, perplexity: absent.jsonl}\ndataset: {templates: [statement]}\n"
+        'rewards: ["mine.py:brevity", "imitation"]\n'
+    )
+    read = parse([f"--config={config}"])
+    assert read.memories == "home/docs [1].md"
+    assert read.output_dir == Path("towns")  # what is written is relative to the working directory
+    assert read.continue_from == tmp_path / "home" / "towns"
+    assert (read.evaluation.skill, read.evaluation.perplexity) == (folder / "skill.jsonl", Path("absent.jsonl"))
+    assert read.dataset.templates == ("statement",)
+    assert [reward.name for reward in read.rewards] == ["home/mine.py:brevity", "imitation"]
+    given = parse(["--model=m", "--memories=wake:~/wake.db"])
+    assert given.source.buffer == tmp_path / "home" / "wake.db"
+    nights = parse(["--model=m", '--nights=["docs [1].md", "~/b.md"]']).nights
+    assert nights == ("docs [1].md", str(tmp_path / "home" / "b.md"))
+    assert parse(["--model=m", "--nights=docs [1].md,b.md"]).nights == ("docs [1].md", "b.md")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sleep_trl.data.documents import read_memories
+from sleep_trl.data.sources import read_memories
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "almanac"
 spec = importlib.util.spec_from_file_location("almanac_check", FOLDER / "check.py")

@@ -82,13 +82,22 @@ def test_a_thousand_documents_are_each_trained_on_or_queued(model, tmp_path, cap
     assert "not_trained" not in read_json(second / "results.json") or counts()["failed"]
 
 
-def test_the_ledger_names_what_was_trained_on_and_the_next_night_learns_the_rest(model, tmp_path):
+def test_the_ledger_names_what_was_trained_on_and_the_next_night_learns_the_rest(model, tmp_path, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
     options = SHORT | {"seeding.steps": 2, "seeding.prompts_per_step": 10}
     night = arguments(model, first, **options)
     memories = tmp_path / "one.jsonl"
     write_jsonl(memories, ({"id": str(n), "text": text} for n, text in enumerate(texts(36))))
+    with memories.open("a") as file:
+        file.write('{"txt": "a bad row"}\n')
+    assert sleep.main([*night, "--strict"]) == 2
+    capsys.readouterr()
     assert sleep.main(night) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "line 37: the required key `text` is missing" in printed and "could not be read" in printed
+    missed = read_json(first / "results.json")["not_read"]
+    assert missed["faults"] == 1 and "line 37" in missed["reasons"][0]
+    assert "1 files or rows" in (first / "report.html").read_text()
     rows = 2 * 9
     samples = {s["memory_id"] for s in written(first)["samples"] if s["part"] == "memory"}
     assert ids(first) == [samples] and samples <= {str(n) for n in range(rows)}

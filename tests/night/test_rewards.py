@@ -55,7 +55,7 @@ def test_a_column_that_is_missing_is_named_before_anything_begins(model, tmp_pat
 
 
 def test_columns_come_through_a_wake_buffer(model, tmp_path) -> None:
-    from sleep_trl.data.documents import read_memories
+    from sleep_trl.data.sources import read_memories
     from sleep_trl.wake import WakeBuffer, add_path
 
     (tmp_path / "mine.py").write_text(PLUGIN)

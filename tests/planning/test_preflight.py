@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from sleep_trl.config import RunConfig
 from sleep_trl.config.command_line import parse
+from sleep_trl.doctor import Case
+from sleep_trl.doctor.run import check_memories
 from sleep_trl.launch import sleep
 from sleep_trl.launch.checks import check_rewards
 from sleep_trl.memory import MemorySpec, attach
@@ -205,3 +207,25 @@ def test_meta_model_takes_no_memory(model: Path) -> None:
 
     built = build_without_weights(str(model), read_config(str(model)))
     assert {parameter.device for parameter in built.parameters()} == {torch.device("meta")}
+
+
+def test_what_is_not_read_is_in_the_plan_and_in_doctor(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    (folder / "node_modules").mkdir(parents=True)
+    (folder / "a.md").write_text("the cat sleeps")
+    (folder / "b.md").write_bytes(b"\xff")
+    (folder / "c.png").touch()
+    config = config_of(model, tmp_path, memories=folder)
+    plan = preflight(RunInputs(config))
+    assert plan.memories == 1
+    screen = StringIO()
+    Console(file=screen, width=300, markup=False).print(render(plan))
+    finding = check_memories(Case(config))
+    assert finding.state == "warning" and finding.found.startswith("1 to learn; 1 files or rows cannot be read: ")
+    for shown in (screen.getvalue(), finding.found):
+        assert "b.md: not UTF-8 text" in shown and "1 .png" in shown and "node_modules" in shown
+    with pytest.raises(ValueError, match=r"b\.md: not UTF-8 text"):
+        preflight(RunInputs(config.model_copy(update={"strict": True})))
+    (folder / "b.md").unlink()
+    assert check_memories(Case(config)).state == "ok"
+    assert preflight(RunInputs(config.model_copy(update={"strict": True}))).memories == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sleep_trl.data.documents import read_memories
+from sleep_trl.data.sources import read_memories
 from sleep_trl.wake import (
     MAX_BYTES,
     Rejection,
@@ -71,7 +71,7 @@ def test_a_chat_becomes_a_text_with_a_line_for_each_message():
         (line(text={"text": {}}), "not a record", "must be a string, not an object"),
         (b'{"text": "\\ud800"}', "not a record", "half a surrogate pair"),
         (line(text="a\0b"), "not text", "NUL"),
-        (line(text="a", id=7), "not a record", "`id` must be a string"),
+        (line(text="a", id=7.5), "not a record", "`id` must be a string"),
         (line(text="a", id="\x1b[2J"), "bad label", "cannot be printed"),
         (line(text="a", source="a\u202eb"), "bad label", "cannot be printed"),
         (line(text="a", source="s" * 600), "bad label", "600 characters"),
@@ -91,7 +91,7 @@ def test_a_rejection_gives_place_and_reason(content, kind, words):
 
 
 def test_a_reason_contains_no_text():
-    for content in (b'{"text": "swordfish"', line(text="swordfish\0"), line(text="swordfish", id=1)):
+    for content in (b'{"text": "swordfish"', line(text="swordfish\0"), line(text="swordfish", id=1.5)):
         assert "swordfish" not in rejected(content).reason
 
 
@@ -105,7 +105,7 @@ def test_memories_of_a_night_and_wake_records_are_the_same(buffer):
     assert add_path(buffer, path).duplicates == 6
 
 
-def test_a_folder_of_texts_is_stored_file_by_file(buffer, tmp_path):
+def test_a_folder_of_texts_is_stored_file_by_file(buffer, tmp_path, monkeypatch):
     folder = tmp_path / "notes"
     (folder / "deep").mkdir(parents=True)
     (folder / "a.txt").write_text("first")
@@ -113,9 +113,32 @@ def test_a_folder_of_texts_is_stored_file_by_file(buffer, tmp_path):
     (folder / "c.txt").write_bytes(b"\xff")
     (folder / "d.txt").write_bytes(b"x" * (MAX_BYTES + 1))
     (folder / "e.png").write_bytes(b"\xff")
-    tally = add_path(buffer, folder)
+    (folder / ".git").mkdir()
+    (folder / ".git" / "secret.txt").write_text("secret")
+    monkeypatch.chdir(tmp_path)
+    tally = add_path(buffer, Path("notes"))
     assert (tally.added, dict(tally.rejected)) == (2, {"not UTF-8": 1, "too long": 1})
-    assert [(m.source, m.text) for m in buffer.memories()] == [("a.txt", "first"), ("deep/b.md", "second")]
+    assert [(m.source, m.text) for m in buffer.memories()] == [("notes/a.txt", "first"), ("notes/deep/b.md", "second")]
+    assert [reason.split(":")[0] for reason in tally.left_out] == ["notes/.git", "notes"]
+
+
+def test_a_document_is_converted_and_one_that_cannot_be_is_rejected(buffer, tmp_path):
+    pytest.importorskip("bs4")
+    (tmp_path / "a.html").write_text("<p>The ferry sails at noon.</p>")
+    assert add_path(buffer, tmp_path / "a.html").added == 1 and texts(buffer) == ["The ferry sails at noon."]
+    (tmp_path / "b.pdf").write_bytes(b"x")
+    assert dict(add_path(buffer, tmp_path).rejected) in ({"unreadable": 1}, {"extra not installed": 1})
+
+
+def test_links_do_not_lead_out_of_a_folder(buffer, tmp_path):
+    folder, secret = tmp_path / "notes", tmp_path / "secret.txt"
+    folder.mkdir()
+    secret.write_text("secret")
+    (folder / "a.txt").write_text("first")
+    (folder / "b.txt").symlink_to(secret)
+    tally = add_path(buffer, folder)
+    assert tally.added == 1 and texts(buffer) == ["first"]
+    assert [reason for reason in tally.left_out if "b.txt: a link that leads out" in reason]
 
 
 def test_an_unprintable_name_is_rejected_with_a_printable_reason(buffer, tmp_path):
@@ -128,7 +151,7 @@ def test_an_unprintable_name_is_rejected_with_a_printable_reason(buffer, tmp_pat
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("absent.jsonl", "does not exist"), ("data.csv", "--form"), ("empty", "has no .txt or .md files")],
+    [("absent.jsonl", "does not exist"), ("data.csv", "--form"), ("empty", "has no documents")],
 )
 def test_a_path_that_cannot_be_read_is_refused(buffer, tmp_path, name, message):
     (tmp_path / "data.csv").touch()

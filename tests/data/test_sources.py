@@ -1,4 +1,4 @@
-"""Reading memories: every source gives the same documents; errors name a bad row and never quote it."""
+"""Reading memories: every source gives the same documents, and one that is bad stops no other."""
 
 import hashlib
 import json
@@ -7,7 +7,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from sleep_trl.data.documents import DatasetOptions, MemoryText, Question, read_memories, read_skill
+from sleep_trl.data.documents import MemoryText, Question
+from sleep_trl.data.files import source_of
+from sleep_trl.data.sources import DatasetOptions, read_all, read_memories, read_skill
 
 SECRET = "The vault opens at noon."
 
@@ -32,7 +34,7 @@ def test_derived_ids_name_source_and_line(tmp_path: Path) -> None:
     path.write_text('{"text": "one"}\n\n{"text": "two", "id": null, "questions": null}\n', "utf-8")
     documents = read_memories(str(path))
     assert [document.id for document in documents] == ["docs.jsonl:1", "docs.jsonl:3"]
-    assert {document.source for document in documents} == {"docs.jsonl"}
+    assert {document.source for document in documents} == {source_of(path)}
     assert documents == read_memories(str(path))
 
 
@@ -43,15 +45,17 @@ def test_line_separators_and_byte_order_mark_are_text(tmp_path: Path) -> None:
     assert document.text == "one\u2028two\u0085three"
 
 
-def test_folder_is_read_sorted_by_path(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "sub").mkdir()
+def test_folder_is_read_sorted_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("letters [2024]")
+    (folder / "sub").mkdir(parents=True)
     for name in ("b.md", "a.txt", "sub/c.TXT", "picture.png"):
-        (tmp_path / name).write_text(f"text of {name}", "utf-8")
-    with caplog.at_level("INFO", "sleep_trl"):
-        documents = read_memories(str(tmp_path))
-    assert [document.id for document in documents] == ["a.txt", "b.md", "sub/c.TXT"]
-    assert documents[1] == MemoryText("b.md", "b.md", "text of b.md")
-    assert "ignoring 1 files that are neither" in caplog.text
+        (folder / name).write_text(f"text of {name}", "utf-8")
+    reading = read_all(str(folder))
+    assert [document.id for document in reading.memories] == ["a.txt", "b.md", "sub/c.TXT"]
+    assert reading.memories[1] == MemoryText("b.md", "letters [2024]/b.md", "text of b.md")
+    [left] = reading.left_out
+    assert not left.is_fault and left.reason.startswith("letters [2024]: 1 .png: not documents")
 
 
 @pytest.mark.parametrize("in_splits", [False, True])
@@ -64,8 +68,8 @@ def test_saved_dataset(tmp_path: Path, in_splits: bool) -> None:
     folder = tmp_path / "set"
     (datasets.DatasetDict(test=saved) if in_splits else saved).save_to_disk(folder)
     first, second = read_memories(str(folder))
-    assert first == MemoryText("x", "set", "one", (Question("q", ("a",)),))
-    assert second == MemoryText("set:1", "set", "two")
+    assert first == MemoryText("x", source_of(folder), "one", (Question("q", ("a",)),))
+    assert second == MemoryText("set:1", source_of(folder), "two")
 
 
 def test_dataset_by_name_takes_the_train_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +129,10 @@ def test_options_of_a_dataset_do_not_go_with_files(tmp_path: Path) -> None:
         ({"text": 7}, r"line 1: `text` must be a string, not a number"),
         ({"text": None}, r"line 1: `text` must be a string, not null"),
         ({"text": SECRET + "\ud800"}, r"line 1: `text` contains half a surrogate pair"),
-        ({"text": SECRET, "id": 7}, r"line 1: `id` must be a string, not a number"),
+        ({"text": SECRET, "id": 7.5}, r"line 1: `id` must be a string, not a number"),
+        ({"text": SECRET, "id": True}, r"line 1: `id` must be a string, not a boolean"),
+        ({"messages": [{"role": "user"}]}, r"line 1, messages\[0\]: `content` must be a string"),
+        ({"messages": [], "text": SECRET}, r"line 1: has both `text` and `messages`"),
         ({"text": SECRET, "source": True}, r"`source` must be a string, not a boolean"),
         ({"text": SECRET, "questions": "q"}, r"`questions` must be a list of objects, not a str"),
         ({"text": SECRET, "questions": ["q"]}, r"questions\[0\]: must be a JSON object"),
@@ -154,16 +161,16 @@ def test_duplicate_id_names_both_lines(tmp_path: Path) -> None:
 def test_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "latin.jsonl").write_bytes('{"text": "café"}'.encode("latin-1"))
-    (tmp_path / "one.txt").write_text("text", "utf-8")
+    (tmp_path / "one.csv").write_text("text", "utf-8")
     (tmp_path / "folder").mkdir()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/state.json").write_text("{}", "utf-8")
     for name, message in {
         "empty.jsonl": "is empty. Give at least one row",
         "absent.jsonl": "does not exist",
-        "latin.jsonl": "is not UTF-8 text",
-        "one.txt": r"is not a \.jsonl file",
-        "folder": r"has no \.txt or \.md files",
+        "latin.jsonl": "line 1: not UTF-8 text",
+        "one.csv": r"is neither a \.jsonl file nor a document",
+        "folder": "has no documents",
         "damaged": "cannot be read.*Save it again",
     }.items():
         with pytest.raises(ValueError, match=message):
@@ -197,3 +204,62 @@ def test_skill_needs_questions(tmp_path: Path) -> None:
     for wrong, message in ((tmp_path, "is a folder"), (tmp_path / "no.jsonl", "does not exist")):
         with pytest.raises(ValueError, match=message):
             read_skill(wrong)
+
+
+@pytest.mark.parametrize("name", ["one.md", "one.TXT", "brackets [1].md"])
+def test_one_document_is_a_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text("# Title\n\nText.\n", "utf-8")
+    assert read_memories(name) == [MemoryText(name, name, "# Title\n\nText.\n")]
+
+
+def test_chats_and_numbers_as_ids(tmp_path: Path) -> None:
+    parts = [[{"type": "text", "text": word} for word in words] for words in (["Who?"], ["Tolu,", "of course."])]
+    chat = [{"role": role, "content": part} for role, part in zip(("user", "assistant"), parts, strict=True)]
+    rows = [{"messages": chat, "id": 7, "source": "chats"}, {"text": "two", "id": 0}]
+    first, second = read_memories(write_rows(tmp_path / "chats.jsonl", *rows))
+    assert first == MemoryText("7", "chats", "user: Who?\nassistant: Tolu, of course.")
+    assert second.id == "0"
+    datasets.Dataset.from_list(rows[:1]).save_to_disk(tmp_path / "set")
+    [saved] = read_memories(str(tmp_path / "set"))
+    assert (saved.id, saved.text) == (first.id, first.text)
+
+
+def test_bad_rows_and_files_are_listed_together_and_the_rest_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    lines = [
+        b'{"text": "good", "id": "a"}',
+        b"{",
+        b'{"txt": "x"}',
+        b"\xff",
+        b'{"text": "other", "id": "a"}',
+        b'{"text": "z"}',
+    ]
+    path.write_bytes(b"\n".join(lines))
+    reading = read_all(str(path))
+    assert [memory.text for memory in reading.memories] == ["good", "z"]
+    places = [reason.split(": ")[0] for reason in reading.faults]
+    assert places == [f"{path}, line {number}" for number in (2, 3, 4, 5)]
+    with pytest.raises(ValueError, match=r"4 files or rows of .*\n.*line 2: not valid JSON(.|\n)*line 5: the id 'a'"):
+        read_memories(str(path))
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    (tmp_path / "b.txt").write_text(" ")
+    (tmp_path / "c.txt").write_text("text")
+    reading = read_all(str(tmp_path))
+    assert [memory.id for memory in reading.memories] == ["c.txt"] and len(reading.faults) == 2
+
+
+def test_only_the_first_faults_are_listed(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "docs.jsonl", {"text": "good"}, *[{"txt": "bad"}] * 30)
+    with pytest.raises(ValueError, match="30 files or rows") as caught:
+        read_memories(path)
+    assert str(caught.value).count("\n") == 21 and str(caught.value).endswith("and 10 more")
+
+
+def test_two_folders_with_files_of_one_name_are_two_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(name).mkdir()
+        Path(name, "README.md").write_text(f"of {name}")
+    sources = [memory.source for name in ("a", "./b/") for memory in read_memories(name)]
+    assert sources == ["a/README.md", "b/README.md"]

@@ -1,0 +1,201 @@
+"""Documents on disk: which files of a folder are read, and how a file becomes text."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path, PurePath
+from typing import Any
+
+TEXT_SUFFIXES = (".txt", ".md")
+IGNORED_FOLDERS = ("node_modules", "__pycache__")  # and those whose names begin with a dot
+MAX_CONVERTED = 64 * 2**20  # bytes of a file with another form than plain text; most of that is usually pictures
+FULL_LINE = 0.7  # share of a page's longest line from which a line of a PDF is taken to go on in the next (ours)
+
+
+class InvalidDocument(ValueError):
+    """Raised for a file or a row that cannot be read; `kind` is what it is counted under."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something that was not read.
+
+    Args:
+        reason (`str`): where and why, without any of its text.
+        is_fault (`bool`): whether it is a document that cannot be read. Otherwise it is none by its name.
+    """
+
+    reason: str
+    is_fault: bool
+
+
+def find_documents(folder: Path) -> tuple[list[Path], list[LeftOut]]:
+    """Find the documents of a folder and its subfolders. Links that lead out of it, or to folders, are not followed.
+
+    Args:
+        folder (`Path`):
+            The folder.
+
+    Returns:
+        `tuple[list[Path], list[LeftOut]]`: the documents, sorted by path, and what else is there.
+    """
+    found, left, others = list[Path](), list[LeftOut](), Counter[str]()
+    inside = folder.resolve()
+    for at, folders, names in os.walk(folder):
+        here = Path(at)
+        for name in sorted(folders):
+            if (here / name).is_symlink():
+                left.append(LeftOut(f"{here / name}: a link to a folder, which is not followed", False))
+            elif name.startswith(".") or name in IGNORED_FOLDERS:
+                left.append(LeftOut(f"{here / name}: folders of this name are ignored", False))
+        folders[:] = [n for n in folders if not (n.startswith(".") or n in IGNORED_FOLDERS)]
+        for path in (here / name for name in names):
+            if not is_document(path):
+                others[path.suffix.lower() or "files without an extension"] += 1
+            elif path.is_symlink() and not path.resolve().is_relative_to(inside):
+                left.append(LeftOut(f"{path}: a link that leads out of the folder, which is not followed", False))
+            elif path.is_file():
+                found.append(path)
+    if others:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        left.append(LeftOut(f"{folder}: {counts}: not documents, which are {shown_suffixes()}", False))
+    return sorted(found), left
+
+
+def is_document(path: PurePath) -> bool:
+    """Whether a file is a document, by its name."""
+    return path.suffix.lower() in (*TEXT_SUFFIXES, *CONVERTERS)
+
+
+def shown_suffixes() -> str:
+    """Return the extensions of documents, for messages."""
+    *first, last = (*TEXT_SUFFIXES, *CONVERTERS)
+    return f"{', '.join(first)} and {last}"
+
+
+def source_of(path: Path) -> str:
+    """Return the source of what is read from a file: its path from the working directory, or from the home directory,
+    or the whole path if it is in neither. So two files are never one source."""
+    whole = Path(os.path.abspath(path))
+    if whole.is_relative_to(here := Path.cwd()):
+        return whole.relative_to(here).as_posix()
+    home = Path.home()
+    return f"~/{whole.relative_to(home).as_posix()}" if whole.is_relative_to(home) else whole.as_posix()
+
+
+def matching(given: str, sources: Iterable[str]) -> list[str]:
+    """Return the source that is named, or the sources that end with this name: that of a file, or of a file and some
+    of its folders."""
+    known = sorted(set(sources))
+    return [given] if given in known else [source for source in known if source.endswith(f"/{given}")]
+
+
+def read_document(path: Path, content: bytes) -> str:
+    """Return the text of a document.
+
+    Args:
+        path (`Path`):
+            The file, whose name tells its form.
+        content (`bytes`):
+            What it contains.
+
+    Raises:
+        `InvalidDocument`: if it is not text, or the extra `documents` is needed and not installed.
+    """
+    if (convert := CONVERTERS.get(path.suffix.lower())) is None:
+        return decode(content)
+    try:
+        text = convert(content)
+    except ImportError as error:
+        raise InvalidDocument(
+            "extra not installed",
+            f"reading {path.suffix.lower()} needs {error.name}, which is not installed. Run "
+            f"`pip install 'sleep-trl[documents]'`.",
+        ) from None
+    except Exception as error:  # whatever a damaged file makes the libraries raise
+        raise InvalidDocument(
+            "unreadable", f"cannot be read as {path.suffix.lower()} ({type(error).__name__}). Convert it to text."
+        ) from None
+    if not text.strip():
+        raise InvalidDocument("no text", "contains no text, as a scan does. Convert it with an OCR program.")
+    return text
+
+
+def decode(content: bytes) -> str:
+    """Return UTF-8 text without its byte order mark.
+
+    Raises:
+        `InvalidDocument`: if it is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidDocument(
+            "not UTF-8", f"not UTF-8 text (byte {error.start}: {error.reason}). Convert it, for example with iconv."
+        ) from None
+
+
+def unwrap(page: str) -> str:
+    """Join the lines of a page of a PDF that its layout broke: after a full line, and after a hyphen."""
+    lines = [line.strip() for line in page.splitlines()]
+    longest = max(map(len, lines), default=0)
+    text = ""
+    for line, following in pairwise([*lines, ""]):
+        goes_on = len(line) >= FULL_LINE * longest and following[:1].isalnum()
+        if goes_on and line.endswith("-") and line[-2:-1].isalpha() and following[0].islower():
+            text += line[:-1]
+        else:
+            text += line + (" " if goes_on else "\n")
+    return text
+
+
+def _pdf_text(content: bytes) -> str:
+    from pypdf import PdfReader
+
+    return "\n".join(unwrap(page.extract_text()) for page in PdfReader(BytesIO(content)).pages)
+
+
+def _html_text(content: bytes | str) -> str:
+    from bs4 import BeautifulSoup
+    from markdownify import ATX, MarkdownConverter
+
+    soup: Any = BeautifulSoup(content, "html.parser")
+    for hidden in soup(["head", "script", "style", "noscript", "template"]):
+        hidden.decompose()
+    converter = MarkdownConverter(
+        heading_style=ATX,
+        strip=["a", "img", "b", "strong", "i", "em"],
+        escape_asterisks=False,
+        escape_underscores=False,
+    )
+    return "\n\n".join(_paragraphs(str(converter.convert_soup(soup))))
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    for paragraph in text.split("\n\n"):
+        if stripped := paragraph.strip():
+            yield stripped
+
+
+def _docx_text(content: bytes) -> str:
+    import mammoth
+
+    return _html_text(mammoth.convert_to_html(BytesIO(content)).value)
+
+
+CONVERTERS: Mapping[str, Callable[[bytes], str]] = {
+    ".pdf": _pdf_text,
+    ".html": _html_text,
+    ".htm": _html_text,
+    ".docx": _docx_text,
+}
+"""Forms that libraries of the extra `documents` read."""
