@@ -134,10 +134,12 @@ def _sleep_alone(config: RunConfig, is_in_chain: bool) -> int:
     from sleep_trl.rewards import RewardError
     from sleep_trl.runs.folder import RunFolder
     from sleep_trl.trainers.dreaming.from_config import dream
-    from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert
+    from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert, track
 
     try:
         results = run_night(inputs, seed_expert, dream)
+        if _is_first_process():
+            track(config, results)
         if has_report := config.report and importlib.util.find_spec("plotly") is not None and _is_first_process():
             from sleep_trl.report import write_report
 

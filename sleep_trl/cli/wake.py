@@ -111,7 +111,8 @@ def forget(
 ) -> None:
     """Erase the texts of a source, also from unfinished nights. To unlearn them, use `sleep-trl memory drop --source`.
 
-    Exits with 75 if a night in progress has some of them. It starts over without them; then run the same command again.
+    Exits with 75 if a night in progress has some of them, which then starts over without them, or if another process
+    reads the buffer, so that its log cannot be emptied. Then run the same command again.
     """
     with _existing(buffer) as opened:
         run, runs = opened.run(), opened.runs()
@@ -121,6 +122,7 @@ def forget(
                 f"{source!r} is the end of {len(sources)} sources: {', '.join(sources)}. Give one of them, or --all."
             )
         forgotten = sum(map(opened.forget, sources))
+        is_erased = opened.empty_log()
         hashes = {record.sha256 for each in sources for record in opened.records(source=each)}
     with redirect_to_stderr():
         from ..planning.begun import erase
@@ -132,13 +134,19 @@ def forget(
         "sources": sources,
         "entries": _holding(run, sources) if run else [],
         "erased": [str(night) for night in copies.erased],
+        "log": None if is_erased else f"{buffer}-wal",
         "in_use": [str(night) for night in copies.in_use],
         "also_in": [str(night) for night in copies.kept],
     }
     show([row], json, lambda row: _forgotten_text(row, buffer))
     for reason in copies.in_use.values():
         say(reason)
-    raise typer.Exit(TRY_AGAIN if copies.in_use else DONE)
+    if not is_erased:
+        say(
+            f"Another process is reading {buffer}, so the texts are still in {buffer}-wal. They are gone when the last "
+            f"process has closed the buffer, or when you run this command again after it has finished reading."
+        )
+    raise typer.Exit(TRY_AGAIN if copies.in_use or not is_erased else DONE)
 
 
 def _holding(run: Path, sources: list[str]) -> list[str]:

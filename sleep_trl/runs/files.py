@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from . import checksums
+from .folder import holds_texts
 
 
 def write_text(path: Path, text: str, is_checked: bool = False) -> None:
-    """Write a file by atomic rename: a reader sees the old content or the new. It is on disk when this returns.
+    """Write a file by atomic rename: a reader sees the old content or the new. It is on disk when this returns. Files
+    that hold texts of memories are readable by their owner only.
 
     Args:
         path (`Path`):
@@ -24,6 +27,8 @@ def write_text(path: Path, text: str, is_checked: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
+        if holds_texts(path):
+            os.fchmod(file.fileno(), 0o600)
         file.write(text)
     checksums.replace(partial, path, is_checked)
 

@@ -6,8 +6,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+PHASES = "phases"
+WITH_TEXTS = ("prompts.jsonl", "questions.jsonl", "report.html")
 FORMER_INGESTED = "heard.jsonl"  # its name in runs of 0.1
 NIGHT = re.compile(r"night-(\d+)")  # a night's folder in that of a chain
+
+
+def holds_texts(path: Path) -> bool:
+    """Return whether a file of a run holds texts of memories, so that only its owner may read it."""
+    return path.name in WITH_TEXTS or PHASES in (path.parent.name, path.parent.parent.name)
 
 
 def night_folder(chain: Path, number: int) -> Path:
@@ -124,7 +131,7 @@ class RunFolder:
     @property
     def phases(self) -> Path:
         """Results of phases, one file for each."""
-        return self.path / "phases"
+        return self.path / PHASES
 
     @property
     def given(self) -> Path:
@@ -145,6 +152,16 @@ class RunFolder:
     def seeded(self) -> Path:
         """The expert after Knowledge Seeding."""
         return self.phases / "seeded"
+
+    @property
+    def tracker(self) -> Path:
+        """The name of the night's run in trackers, as JSON."""
+        return self.phases / "tracker.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """What tensorboard shows."""
+        return self.path / "tensorboard"
 
     @property
     def ingested(self) -> Path:

@@ -218,8 +218,14 @@ class WakeBuffer:
                 "WHERE state != 'forgotten' AND number IN (SELECT number FROM hearings WHERE source = ?)",
                 (source,),
             ).rowcount
-        self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log holds the text too
+        self.empty_log()
         return changed
+
+    def empty_log(self) -> bool:
+        """Empty the write-ahead log, which holds texts that were forgotten too. Returns whether that was possible: not
+        while another process reads an older state. Then the last process to close the buffer removes the log."""
+        is_busy, *_ = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not is_busy
 
     def fail(self, ids: Iterable[str], reason: str) -> int:
         """Mark new records as failed, so that no night takes them unless they arrive again. Returns their number."""

@@ -91,6 +91,16 @@ def test_a_night_writes_its_results(finished):
     assert [source.id for source in entry.sources] == ["one-0", "one-1"]
 
 
+def test_files_with_texts_are_readable_by_their_owner_only(finished):
+    grown = finished / "model"
+    files = {path for path in finished.rglob("*") if path.is_file() and not path.is_relative_to(grown)}
+    texts = {path for path in files if b"Mira" in path.read_bytes() and path.name != "tokenizer.json"}
+    assert {path.name for path in texts} >= {"write_dataset.json", "questions.jsonl"}
+    others = {finished / "adapter" / "prompts.jsonl", finished / "report.html"}
+    assert {path.stat().st_mode & 0o777 for path in texts | others} == {0o600}
+    assert (grown / "config.json").stat().st_mode & 0o044
+
+
 def test_a_long_memory_is_read_completely(finished):
     samples = json.loads((finished / "phases" / "write_dataset.json").read_text())["result"]["samples"]
     assert {s["memory_id"] for s in samples if s["part"] == "memory"} == {"one-0", "one-1"}

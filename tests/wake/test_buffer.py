@@ -257,3 +257,20 @@ def test_a_full_disk_loses_no_acknowledged_record(buffer):
     assert [m.text for m in buffer.memories()] == ["a"]
     buffer._database.execute("PRAGMA max_page_count = 1000000")
     assert buffer.add([record("a"), record("b")]).added == 1
+
+
+def test_forgetting_says_whether_the_log_still_holds_the_text(tmp_path):
+    path, secret = tmp_path / "wake.db", "the swordfish swims at noon"
+    log = path.with_name("wake.db-wal")
+    with WakeBuffer(path) as buffer:
+        buffer.add([record_of_line("x", json.dumps({"text": secret}).encode(), "letters")])
+        reader = sqlite3.connect(path, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM records").fetchone()  # holds on to the state before
+        buffer._database.execute("PRAGMA busy_timeout = 50")
+        assert buffer.forget("letters") == 1
+        assert not buffer.empty_log() and secret.encode() in log.read_bytes()
+        reader.execute("COMMIT")
+        assert buffer.empty_log() and not log.read_bytes()
+        reader.close()
+        assert secret.encode() not in path.read_bytes()

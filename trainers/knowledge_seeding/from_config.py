@@ -34,9 +34,10 @@ from sleep_trl.rollout.in_trl import roll_out_with
 from sleep_trl.rollout.synced import SyncedEngine
 from sleep_trl.runs.checksums import check_folder, record_folder
 from sleep_trl.runs.files import read_json
-from sleep_trl.runs.folder import AdapterFolder
+from sleep_trl.runs.folder import AdapterFolder, RunFolder
 
 from ..options import shared_options
+from ..trackers import log_figures, one_run
 from .config import KnowledgeSeedingConfig
 from .trainer import KnowledgeSeedingTrainer
 
@@ -98,15 +99,17 @@ def make_trainer(
 ) -> KnowledgeSeedingTrainer:
     """Make the trainer of a night; `kwargs` go to it unchanged."""
     rewards = load_rewards(config, tokenizer)
-    trainer = KnowledgeSeedingTrainer(
-        model,
-        rewards,
-        args=seeding_arguments(config, folder),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        callbacks=[StepBar("Seeding the new expert"), RecordCheckpoints()],
-        **kwargs,
-    )
+    arguments = seeding_arguments(config, folder)
+    with one_run(arguments, config.output_dir):
+        trainer = KnowledgeSeedingTrainer(
+            model,
+            rewards,
+            args=arguments,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            callbacks=[StepBar("Seeding the new expert"), RecordCheckpoints()],
+            **kwargs,
+        )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -134,11 +137,20 @@ def seed_expert(
     if PartialState().is_main_process:
         remove_incomplete(folder)
     PartialState().wait_for_everyone()
-    with plain_generation(model):
+    with plain_generation(model), one_run(trainer.args, config.output_dir):
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     history: list[dict[str, Any]] = trainer.state.log_history
     trainer.release()
     return history
+
+
+def track(config: RunConfig, results: dict[str, Any]) -> None:
+    """Send the figures of a night to the trackers that `report_to` in `seeding.extra` names."""
+    if config.seeding.extra.get("report_to", "none") != "none":
+        steps = results["history"][-1].get("step", 0) if results["history"] else 0
+        seeding = config.seeding.model_copy(update={"steps": max(1, steps)})
+        config = config.model_copy(update={"seeding": seeding})
+        log_figures(seeding_arguments(config, RunFolder(config.output_dir).checkpoints), config.output_dir, results)
 
 
 def remove_incomplete(folder: str | Path) -> None:
