@@ -15,12 +15,13 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import get_config_model_id
 
 from sleep_trl.distributed.zero3 import is_sharded, shard_everything, takes_part_in_saving, withdraw
 from sleep_trl.memory import Memory, load_experts, save_memory
 from sleep_trl.memory.storage import HOW_TO_STAY_FINITE, check_finite
 from sleep_trl.runs.folder import AdapterFolder
+
+from .trl_private import get_config_model_id
 
 PAPER = {
     "title": "Language Models Need Sleep: Learning to Self-Modify and Consolidate Memories",

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .trl_private import LOGGER
+
 
 @contextmanager
 def without_row_dump() -> Iterator[None]:
@@ -13,7 +15,7 @@ def without_row_dump() -> Iterator[None]:
 
     Self-replay rows have no reward by design, and a row holds text of a memory, which must not be logged.
     """
-    logger = logging.getLogger("trl.trainer.grpo_trainer")
+    logger = logging.getLogger(LOGGER)
     row_dump = _RowDumpFilter()
     logger.addFilter(row_dump)
     try:

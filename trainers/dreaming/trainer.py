@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import get_config_model_id
 
 from sleep_trl.batched_lora import LoraJob
 from sleep_trl.dreams.answerers import Answerers
@@ -27,6 +26,7 @@ from sleep_trl.rewards.guard import unwrap
 
 from ..expert_checkpoints import ExpertCheckpoints
 from ..log_filter import without_row_dump
+from ..trl_private import get_config_model_id
 from .config import DreamingConfig
 from .evaluator import make_evaluator
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from sleep_trl.models.head import Head
 
+from ..trl_private import maybe_gather_lm_head_ctx
 from .loss import positions_per_tile
 
 

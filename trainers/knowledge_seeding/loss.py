@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 
 import torch
-from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
-from trl.kernels.chunked_logprob import ChunkedLogProbFunction
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from sleep_trl.models.head import Head
+
+from ..trl_private import ChunkedDivergenceFunction, ChunkedLogProbFunction, maybe_gather_lm_head_ctx
 
 TILE_COLUMNS = 32768  # of the vocabulary at a time, as in TRL
 

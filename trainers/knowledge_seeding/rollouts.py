@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trl.models import unwrap_model_for_generation
-
 from sleep_trl.rollout import Sampling, TransformersEngine
 from sleep_trl.rollout.in_trl import changed_sampling
 from sleep_trl.rollout.stopping import tokens_before
 
+from ..trl_private import unwrap_model_for_generation
 from .shared_prompts import SharedPrompts
 
 

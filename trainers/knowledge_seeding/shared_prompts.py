@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from accelerate import DistributedType
 from transformers import PreTrainedModel
-from trl.models.utils import _ForwardRedirection
 
 from sleep_trl.rollout.prefixes import CacheRoom
 
 from ..expert_checkpoints import ExpertCheckpoints
+from ..trl_private import ForwardRedirection
 from .hidden import Padded, concat_padded, last_hidden, predicting, read_behind
 from .teachers import Teacher
 
@@ -23,7 +23,7 @@ class SharedPrompts(ExpertCheckpoints):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._rooms: dict[int, CacheRoom] = {}
-        self._forward_redirection = _ForwardRedirection()
+        self._forward_redirection = ForwardRedirection()
         super().__init__(*args, **kwargs)
 
     @property

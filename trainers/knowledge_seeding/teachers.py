@@ -11,14 +11,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
-from trl.models import prepare_deepspeed
-from trl.trainer.utils import create_model_from_path
 
 from sleep_trl.data.parts import LEARNED, PARTS
 from sleep_trl.distributed.zero3 import withdraw
 from sleep_trl.memory import Memory
 from sleep_trl.models.head import Head
 
+from ..trl_private import create_model_from_path, prepare_deepspeed
 from .ensemble import ensemble_divergence
 from .loss import divergence_per_token
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import get_config_model_id, pad
 
 from sleep_trl.data.parts import PARTS
 from sleep_trl.memory import Memory
@@ -19,6 +18,7 @@ from sleep_trl.rewards import resolve
 from sleep_trl.rollout.in_trl import share_clipped
 
 from ..log_filter import without_row_dump
+from ..trl_private import get_config_model_id, pad
 from .config import KnowledgeSeedingConfig
 from .learning_expert import check_that_experts_support, ensure_learning_expert
 from .loss import log_probs_per_token
