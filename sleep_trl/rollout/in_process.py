@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from .engine import Completion, Progress, Sampling
-from .prefixes import CacheRoom, Prefixes, left_padded, plan_batches, read_prefixes
+from .prefixes import CACHE, CacheRoom, Prefixes, left_padded, plan_batches, read_prefixes
 from .stopping import complete, end_tokens
 
 STOP_TAIL = 16  # tokens decoded to look for a stop string
@@ -160,7 +160,7 @@ class TransformersEngine:
                     attention_mask=mask,
                     generation_config=self._generation_config(sampling, min(step, left)),
                     stopping_criteria=StoppingCriteriaList(stopping),
-                    **({"past_key_values": cache} if cache is not None else {}),
+                    **({CACHE: cache} if cache is not None else {}),
                 )
                 new = output.sequences[:, ids.shape[1] :]
                 for row, tokens in zip(rows, new.tolist(), strict=True):
@@ -172,7 +172,7 @@ class TransformersEngine:
                     break
                 goes_on = [i for i, row in enumerate(rows) if not self._has_ended(written[row], sampling)]
                 rows = [rows[i] for i in goes_on]
-                ids, mask, cache = output.sequences, torch.cat([mask, torch.ones_like(new)], 1), output.past_key_values
+                ids, mask, cache = output.sequences, torch.cat([mask, torch.ones_like(new)], 1), output[CACHE]
                 if rows and len(rows) < len(ids):
                     index = torch.tensor(goes_on, device=ids.device)
                     ids, mask = ids[index], mask[index]

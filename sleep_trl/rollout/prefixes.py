@@ -6,18 +6,23 @@ positions, including those of sliding windows, are what they are without sharing
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from sleep_trl.models.head import backbone
 
 logger = logging.getLogger(__name__)
+
+_HAS_CACHE = "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE = "cache" if _HAS_CACHE else "past_key_values"
+"""What transformers calls the KV cache of `forward`, `generate` and their outputs: the latter before version 5.24."""
 
 CPU_CACHE_GIB = 2.0  # for the KV cache of a batch
 SHORTEST = 8  # tokens; reading a shorter prefix by itself saves less than the forward pass costs
@@ -178,8 +183,8 @@ def _read(
         input_ids=ids[:, begun:],
         attention_mask=mask,
         position_ids=positions[:, begun:],
-        past_key_values=cache,
         use_cache=True,
+        **{CACHE: cache},
     ).last_hidden_state
     return Prefixes(cache, [len(text) for text in texts]), hidden
 

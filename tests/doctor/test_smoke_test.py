@@ -59,7 +59,35 @@ def test_a_fault_is_shown_with_its_remedy(capfd, tmp_path):
 
 def test_every_package_has_a_range_and_a_tested_version_within():
     for package in machine.PACKAGES:
-        assert machine.allowed_versions()[package].specifier.contains(machine.tested_versions()[package])
+        allowed = machine.allowed_versions()[package].specifier
+        for version in (machine.tested_versions()[package], *machine.also_tested(package)):
+            assert allowed.contains(version), f"{package} {version}"
+
+
+def test_doctor_reads_the_table_of_tested_versions(monkeypatch):
+    found = {}
+    for version in ("5.17.0", "5.24.3", "5.20.0"):
+        monkeypatch.setattr(machine, "_installed_version", lambda _, version=version: machine.Version(version))
+        found[version] = machine.check_version("transformers", machine.Case())
+    assert [finding.state for finding in found.values()] == ["ok", "ok", "warning"]
+    assert found["5.20.0"].found == "5.20.0 is allowed, but 5.17.0 and 5.24.0 were tested"
+
+
+def test_what_does_not_work_is_not_allowed():
+    broken = [row for row in machine.read_tested() if not row["works"]]
+    assert broken
+    for row in broken:
+        assert not machine.allowed_versions()[row["package"]].specifier.contains(row["version"]), row
+
+
+def test_the_page_of_versions_shows_what_doctor_reads():
+    lines = (ROOT / "docs" / "versions.md").read_text("utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    together = {row[0]: row[1] for row in rows if len(row) == 2 and row[1][0].isdigit()}
+    assert together and together.items() <= {name: str(v) for name, v in machine.tested_versions().items()}.items()
+    works = {True: "yes", False: "no"}
+    listed = [[row["package"], row["version"], works[row["works"]], row["result"]] for row in machine.read_tested()]
+    assert [row for row in rows if len(row) == 4 and row[1][0].isdigit()] == listed
 
 
 # -- faults that the smoke test detects ---------------------------------------------------------------------
