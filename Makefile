@@ -31,7 +31,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	&& echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm smollm2 demo test test-vllm test-browser test-slow lint format types wheel check check-fast
+.PHONY: help setup vllm smollm2 demo test test-vllm test-browser test-slow lint format types wheel dist check check-fast
 .PHONY: bench clean
 
 help: ## list the targets
@@ -41,7 +41,7 @@ help: ## list the targets
 
 setup: $(STAMP) ## create .venv and install the package with its development tools
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py sleep_trl/doctor/constraints.txt
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		test -n "$(PYTHON)" || { echo "Found no Python >= 3.11 with venv; set PYTHON=/path/to/python" >&2; exit 1; }; \
 		$(PYTHON) -m venv .venv; \
@@ -110,6 +110,9 @@ types: setup ## run mypy
 
 wheel: setup ## build the wheel and import every module from it
 	@$(BIN)/python scripts/wheel_smoke.py
+
+dist: setup ## build archive and wheel into dist/, and run nights from the wheel in an empty environment
+	@$(BIN)/python scripts/wheel_smoke.py --fresh --output dist
 
 check: lint types test wheel ## run everything a commit must pass
 

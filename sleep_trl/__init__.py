@@ -5,11 +5,16 @@ The names below are imported on first use, so that `import sleep_trl` loads neit
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.2.0"  # pyproject.toml reads it here
+
+if not os.path.isdir(os.path.join(__path__[0], "trainers")):  # a clone without symbolic links, as on Windows
+    __path__.append(os.path.dirname(os.path.abspath(__path__[0])))
+
 if TYPE_CHECKING:
-    __version__: str
     from .memory import Memory, MemorySpec, attach, fold, load_memory, save_memory
     from .trainers import DreamingConfig, DreamingTrainer, KnowledgeSeedingConfig, KnowledgeSeedingTrainer
 
@@ -33,21 +38,9 @@ _TRAINERS = ("DreamingConfig", "DreamingTrainer", "KnowledgeSeedingConfig", "Kno
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "__version__":
-        value: Any = _version()
-    else:
-        value = getattr(import_module(".trainers" if name in _TRAINERS else ".memory", __name__), name)
+    value = getattr(import_module(".trainers" if name in _TRAINERS else ".memory", __name__), name)
     globals()[name] = value  # the next access is an ordinary one
     return value
-
-
-def _version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("sleep-trl")
-    except metadata.PackageNotFoundError:
-        return "0+not.installed"  # run from a clone
 
 
 def __dir__() -> list[str]:

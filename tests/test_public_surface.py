@@ -1,11 +1,13 @@
 """What `from sleep_trl import ...` offers, and how little `import sleep_trl` costs."""
 
+import re
 import subprocess
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
 import sleep_trl
 from sleep_trl.config.command_line import version
@@ -14,10 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "trl", "datasets", "accelerate", "pydantic"}
 
 
-@pytest.mark.parametrize("name", sleep_trl.__all__)
+@pytest.mark.parametrize("name", [name for name in sleep_trl.__all__ if name != "__version__"])
 def test_every_exported_name_is_the_object_of_its_module(name):
-    if name == "__version__":
-        return
     home = "trainers" if name.endswith(("Config", "Trainer")) else "memory"
     assert getattr(sleep_trl, name) is getattr(import_module(f"sleep_trl.{home}"), name)
     assert name in dir(sleep_trl)
@@ -28,9 +28,13 @@ def test_the_calls_that_keep_an_expert_are_exported():
     assert {"Memory", "save_memory", "load_memory", "fold"} <= set(sleep_trl.__all__)
 
 
-def test_the_version_is_that_of_the_installed_package():
-    assert sleep_trl.__version__ == metadata.version("sleep-trl")
+def test_the_version_is_that_of_changelog_and_citation():
     assert version() == f"sleep-trl {sleep_trl.__version__}"
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert citation["version"] == sleep_trl.__version__
+    history = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    released = re.findall(r"^## \[(\d[^\]]*)\] - \d{4}-\d\d-\d\d$", history, re.MULTILINE)
+    assert released[0] == sleep_trl.__version__
 
 
 def test_an_unknown_name_is_an_attribute_error():

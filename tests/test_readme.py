@@ -11,7 +11,6 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_ten_lines_of_python_run(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    code = code.replace("examples/", f"{ROOT}/examples/")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120

@@ -19,6 +19,7 @@ from ..runs.files import read_json
 from ..runs.finished import newest_night
 from ..runs.folder import RunFolder
 from . import memory, share, wake
+from .demo import demo
 from .doctor import SETTINGS, doctor
 from .live import live
 from .output import Json, Row, redirect_to_stderr, say, show, warn_renamed
@@ -36,6 +37,7 @@ app.add_typer(wake.app, name="wake")
 app.add_typer(memory.app, name="memory")
 app.command()(share.serve)
 app.command()(share.export)
+app.command(context_settings=SETTINGS)(demo)
 app.command(context_settings=SETTINGS)(doctor)
 app.command(context_settings=SETTINGS)(live)
 

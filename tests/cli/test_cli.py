@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sleep_trl.cli import main
+from sleep_trl.data.quickstart import MODEL
 from sleep_trl.runs.files import write_json, write_jsonl, write_text
 from sleep_trl.runs.ledger import read_ledger
 from sleep_trl.wake import WakeBuffer
@@ -264,6 +265,14 @@ def test_a_night_prints_its_results_as_json(call, tmp_path):
 
 def test_version(call):
     assert call("--version")[1].startswith("sleep-trl ")
+
+
+def test_the_demo_needs_no_clone(call):
+    code, out, err = call("demo", "--nights", 2, "--dry-run", "--seeding.steps", 3)
+    assert code == 0, err
+    assert str(MODEL) in out and "runs/demo/night-001" in out
+    code, _, err = call("demo", "--nights", 4)
+    assert code == 2 and "less than or equal to 3" in err
 
 
 def test_report_is_rewritten(call, tmp_path):
