@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 
 from sleep_trl.cli import main
 from sleep_trl.config import RolloutConfig
-from sleep_trl.doctor import machine, smoke_test
+from sleep_trl.doctor import Case, machine, smoke_test
 from sleep_trl.doctor.run import covers
 from sleep_trl.doctor.smoke_test import Trial, make_tokenizer, make_trial
 from sleep_trl.memory import MemorySpec
@@ -67,8 +68,8 @@ def test_every_package_has_a_range_and_a_tested_version_within():
 def test_doctor_reads_the_table_of_tested_versions(monkeypatch):
     found = {}
     for version in ("5.17.0", "5.24.3", "5.20.0"):
-        monkeypatch.setattr(machine, "_installed_version", lambda _, version=version: machine.Version(version))
-        found[version] = machine.check_version("transformers", machine.Case())
+        monkeypatch.setattr(machine, "_installed_version", lambda _, version=version: Version(version))
+        found[version] = machine.check_version("transformers", Case())
     assert [finding.state for finding in found.values()] == ["ok", "ok", "warning"]
     assert found["5.20.0"].found == "5.20.0 is allowed, but 5.17.0 and 5.24.0 were tested"
 
