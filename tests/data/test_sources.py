@@ -223,6 +223,8 @@ def test_chats_and_numbers_as_ids(tmp_path: Path) -> None:
     datasets.Dataset.from_list(rows[:1]).save_to_disk(tmp_path / "set")
     [saved] = read_memories(str(tmp_path / "set"))
     assert (saved.id, saved.text) == (first.id, first.text)
+    datasets.Dataset.from_list([{"messages": chat, "text": "rendered"}]).save_to_disk(tmp_path / "both")
+    assert read_memories(str(tmp_path / "both"))[0].text == "rendered"
 
 
 def test_bad_rows_and_files_are_listed_together_and_the_rest_is_read(tmp_path: Path) -> None:

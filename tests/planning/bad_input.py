@@ -124,23 +124,23 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     "memories are no json": (file("docs.jsonl", "hello\n"), r"docs\.jsonl, line 1: not valid JSON"),
     "memories are not utf-8": (
         file("docs.jsonl", b'{"text": "caf\xe9"}'),
-        r"docs\.jsonl is not UTF-8 text .*Convert it",
+        r"docs\.jsonl, line 1: not UTF-8 text .*Convert it",
     ),
     "memory without text": (rows({"txt": TEXT}), r"line 1: the required key `text` is missing"),
-    "memory with empty text": (rows({"text": TEXT}, {"text": " "}), r"line 2: `text` is empty"),
+    "memory with empty text": (rows({"text": TEXT}, {"text": " "}, strict=True), r"line 2: `text` is empty"),
     "memory that is a number": (rows({"text": 5}), r"line 1: `text` must be a string, not a number"),
     "ids twice": (
-        rows({"text": TEXT, "id": "a"}, {"text": TEXT, "id": "a"}),
+        rows({"text": TEXT, "id": "a"}, {"text": TEXT, "id": "a"}, strict=True),
         r"line 2: the id 'a' is already used in docs\.jsonl, line 1",
     ),
     "question without answers": (question(), r"questions\[0\]: `answers` is missing or empty"),
     "folder without texts": (
         file("notes/picture.png", b"", memories="notes"),
-        r"folder notes has no \.txt or \.md files",
+        r"folder notes has no documents",
     ),
     "memories in a format of others": (
         file("docs.csv", "text\nx\n", memories="docs.csv"),
-        r"docs\.csv is not a \.jsonl file",
+        r"docs\.csv is neither a \.jsonl file nor a document",
     ),
     "skill missing": (
         options(evaluation__skill="skill.jsonl"),

@@ -41,8 +41,8 @@ def file(name: str, content: str | bytes, **changed: object) -> MakeOptions:
     return make
 
 
-def rows(*values: object) -> MakeOptions:
-    return file("docs.jsonl", "".join(json.dumps(value) + "\n" for value in values))
+def rows(*values: object, **changed: object) -> MakeOptions:
+    return file("docs.jsonl", "".join(json.dumps(value) + "\n" for value in values), **changed)
 
 
 def model_config(**changed: object) -> MakeOptions:
