@@ -64,6 +64,10 @@ FORMS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Convolutions and Mamba keep a state that rows cannot share, as they share keys and values.
+RECURRENT = ("lfm2", "granitemoehybrid")
+ATTENTIVE = [form for form in FORMS if form not in RECURRENT]
+
 
 def tiny_model(form: str = "llama", seed: int = 0, **overrides: object) -> PreTrainedModel:
     """Make a model whose logits are far from uniform, so that a wrong weight shows."""

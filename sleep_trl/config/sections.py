@@ -154,7 +154,7 @@ class SeedingConfig(Section):
     rollout_start: float = Field(0.75, ge=0, le=1)
     """Share of the steps before rollouts begin. Until then the expert learns from the teacher's samples alone: a
     student that knows nothing has little to say, and rollouts take most of a step. 0: from the first step, as with
-    lmbda 1, which learns from rollouts alone. 1: never."""
+    lmbda 1, which learns from rollouts alone. Below 1, the last step always has rollouts. 1: never."""
 
     divergence_beta: float = Field(0.0, ge=0, le=1)
     """Divergence: 0 is forward KL(teacher || student), 1 is reverse KL, between is the generalized JSD."""

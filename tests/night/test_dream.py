@@ -78,8 +78,8 @@ def test_dreams_are_tried_out_and_the_rewarded_ones_are_learned(night):
     assert first["failed"] == last["failed"] == 0 and last["rewarded"] > 0
     rewarded = {(r["task_id"], r["dream"]) for r in records if r["rewarded"] and r["step"] == records[-1]["step"]}
     assert results["dreams"]["learnt"] == len(rewarded) <= last["rewarded"]
-    assert any("divergence/dream/reference" in row for row in results["dreams"]["history"])
-    assert not any("divergence/dream/reference" in row for row in results["history"])
+    assert any("sft/dream/reference" in row for row in results["dreams"]["history"])
+    assert not any("sft/dream/reference" in row for row in results["history"])
     seeded, dreamt, learnt = (
         (night / "phases" / name / "experts.safetensors").read_bytes() for name in ("seeded", "dreamt", "learnt")
     )

@@ -10,7 +10,7 @@ from sleep_trl.memory import MemorySpec, attach
 from sleep_trl.planning.peak_memory import Asking, Texts, asking_bytes, estimate_peak, kept_bytes
 from sleep_trl.planning.shape import MIB, Shape, count_key_values
 from sleep_trl.rollout.prefixes import cache_bytes_per_token
-from tests.tiny import FORMS, tiny_model
+from tests.tiny import ATTENTIVE, tiny_model
 
 SHAPE = Shape(
     architecture="",
@@ -37,7 +37,7 @@ def estimate(run: RunConfig, **options: object):
     return estimate_peak(SHAPE, run, **{**given, "cache_room": ROOM, **options})
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ATTENTIVE)
 def test_the_cache_of_a_token_is_what_the_engine_measures(form):
     model = tiny_model(form)
     memory = attach(model, MemorySpec(width=4, max_experts=1))

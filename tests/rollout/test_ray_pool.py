@@ -79,7 +79,7 @@ def test_a_night_by_a_pool(engine, tmp_path, capsys):
     assert sleep.main(night(write_model(tmp_path / "model"), folder, **{"rollout.engine": "ray"})) == 0
     assert "Generating with 2 x transformers under Ray: asked for" in capsys.readouterr().out
     logs = [log for log in results_of(folder)["history"] if "reward" in log]
-    assert len(logs) == 2  # the second half of the steps
+    assert len(logs) == 1  # the last quarter of the steps
     assert all(log["sampling/sampling_logp_difference/max"] < 1e-4 for log in logs)
 
 

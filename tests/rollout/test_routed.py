@@ -172,5 +172,5 @@ def test_a_routed_night_by_a_pool(tmp_path, capsys):
     assert "The load of the experts is not counted" in shown
     results = results_of(folder)
     logs = [log for log in results["history"] if "reward" in log]
-    assert len(logs) == 2 and all(log["sampling/sampling_logp_difference/max"] < 1e-4 for log in logs)
+    assert len(logs) == 1 and all(log["sampling/sampling_logp_difference/max"] < 1e-4 for log in logs)
     assert "load" not in results and (folder / "report.html").is_file()

@@ -161,7 +161,7 @@ class KnowledgeSeedingTrainer(Rollouts):
         args, state = self.args, self.state
         if args.alpha == 0 or args.lmbda == 1:
             return False
-        is_early = self.model.training and state.global_step < args.rollout_start * state.max_steps
+        is_early = self.model.training and state.global_step < int(args.rollout_start * state.max_steps)
         return is_early or (args.alpha == 1 and args.lmbda == 0)
 
     def _with_token_ids(self, rows: Rows) -> Rows:
