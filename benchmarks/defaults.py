@@ -3,8 +3,8 @@
     python benchmarks/real_night.py --split choose --documents 12 --seeds 1
     python benchmarks/defaults.py --night runs/real_night/FOLDER/seed-42/night --output runs/defaults.json
 
-The night gives model, documents and samples, so that all rows learn from the same. Each trains a new expert,
-is asked the documents' questions without the text, also in other words, and reads the shipped prose. `lora` and `lora
+The night gives model, documents and samples, so that all rows learn from the same. Each trains a new expert, is
+asked the documents' questions without the text, also in other words, and reads the shipped prose. `lora` and `lora
 replay` are fine-tuned on the same samples for as many steps, see `_rivals.py`. Settings are chosen with documents of
 `--split choose` alone. `--questions given` puts the documents' own questions and answers in place of those that the
 teacher wrote: what is learned from a teacher that asks well. Prints a table; the last line is one JSON object.
@@ -60,16 +60,15 @@ def exam_of(inputs: Any) -> Any:
     return dataclasses.replace(Exam.of(inputs, [json.loads(line) for line in lines if line.strip()]), reading=[])
 
 
-def samples_of(night: Path, inputs: Any, questions: str) -> list[Any]:
+def samples_with(night: Path, inputs: Any, questions: str) -> list[Any]:
     """Return the samples of a night, with the questions that its teacher wrote or those that are given."""
-    from _rivals import answer_ids
-    from _rivals import samples_of as read
+    from _rivals import answer_ids, samples_of
 
     from sleep_trl.data.samples import Sample
     from sleep_trl.data.templates import Template
     from sleep_trl.evaluation.recall import window_with_answer
 
-    samples = read(night)
+    samples = samples_of(night)
     if questions == "written":
         return samples
     template, prompter = Template.load("question_answer"), inputs.prompter
@@ -93,7 +92,7 @@ def learn_again(night: Path, seed: int, options: dict[str, Any], steps: int | No
     from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert
 
     inputs = inputs_of(night, seed, options, steps)
-    config, rows = lay_out(samples_of(night, inputs, questions), inputs.config, inputs.tokenizer)
+    config, rows = lay_out(samples_with(night, inputs, questions), inputs.config, inputs.tokenizer)
     model = load_model(config)
     attach(model, MemorySpec(width=config.memory.width, max_experts=1, seed=seed)).activate()
     engine = TransformersEngine(model, inputs.tokenizer)
@@ -114,7 +113,7 @@ def run_one(night: Path, name: str, seed: int, steps: int | None, questions: str
     from sleep_trl.data.rows import steps_of
 
     inputs = inputs_of(night, seed, {}, steps)
-    samples, rate = samples_of(night, inputs, questions), RECIPES[RIVALS[name]].learning_rate
+    samples, rate = samples_with(night, inputs, questions), RECIPES[RIVALS[name]].learning_rate
     count = steps_of(samples, inputs.config)
     figures: dict[str, Any] = learn(RIVALS[name], exam_of(inputs), samples, count, rate, "mlp")
     return figures

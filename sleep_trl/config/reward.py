@@ -19,7 +19,7 @@ class JudgeSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
-    """A registered name: auto, lexical, sentence_transformer, classifier or lm."""
+    """A registered name: lexical, sentence_transformer, classifier or lm."""
 
     params: dict[str, Any] = {}
     """Keyword arguments of the judge."""

@@ -157,7 +157,7 @@ class RunInputs:
     def nights_after(self) -> int:
         """Nights of the same length that it takes to learn what is queued, if each window gets its row."""
         waiting = [memory.id for memory in self._selection[1]]
-        by_tokens = by_rows = 0
+        by_tokens = 0
         if self.room is not None:
             ingested = tokens_ingested(self.earlier) + self.tokens
             counts = [self._token_counts[name] for name in waiting]
