@@ -22,6 +22,7 @@ from . import memory, share, wake
 from .demo import demo
 from .doctor import SETTINGS, doctor
 from .live import live
+from .new import new
 from .output import Json, Row, redirect_to_stderr, say, show, warn_renamed
 
 LONG_FIELDS = ("history", "config")  # of results.json, left out of `night --json`
@@ -37,6 +38,7 @@ app.add_typer(wake.app, name="wake")
 app.add_typer(memory.app, name="memory")
 app.command()(share.serve)
 app.command()(share.export)
+app.command()(new)
 app.command(context_settings=SETTINGS)(demo)
 app.command(context_settings=SETTINGS)(doctor)
 app.command(context_settings=SETTINGS)(live)

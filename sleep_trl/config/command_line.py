@@ -7,12 +7,11 @@ first. `~` is the home directory.
 
 from __future__ import annotations
 
-import json
 from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -21,6 +20,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 
 from .. import __version__
 from . import RunConfig
+from .option_help import help_text, kind_of_value
 from .paths import with_paths
 from .reward import RewardSpec
 from .run import AUTO
@@ -234,53 +234,10 @@ def _add_argument(group: Any, *names: str, **settings: Any) -> Any:
     if field is None:  # a whole section as JSON: accepted, but not advertised
         settings["help"] = SUPPRESS
     else:
-        settings["help"] = _help_text(field).replace("%", "%%")
+        settings["help"] = help_text(field).replace("%", "%%")
         if settings.get("metavar"):
-            settings["metavar"] = _kind_of_value(field.annotation)
+            settings["metavar"] = kind_of_value(field.annotation)
     return ArgumentParser.add_argument(group, *names, **settings)
-
-
-def _help_text(field: FieldInfo) -> str:
-    notes = [_range(field)] if _range(field) else []
-    if field.is_required():
-        notes.append("required")
-    elif field.default not in (None, ()):
-        notes.append(f"default: {_shown(field.default)}")
-    text = " ".join((field.description or "").split())
-    return f"{text} ({'; '.join(notes)})" if notes else text
-
-
-def _range(field: FieldInfo) -> str:
-    limits = {
-        name: _number(getattr(limit, name))
-        for limit in field.metadata
-        for name in ("ge", "gt", "le", "lt")
-        if hasattr(limit, name)
-    }
-    if "ge" in limits and "le" in limits:
-        return f"{limits['ge']} to {limits['le']}"
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    return ", ".join(f"{words[name]} {limit}" for name, limit in limits.items())
-
-
-def _number(limit: float) -> str:
-    return str(limit) if isinstance(limit, int) else f"{limit:g}"
-
-
-def _kind_of_value(annotation: Any) -> str:
-    """Return the placeholder of a value: its type in one word, or its choices."""
-    if get_origin(annotation) is Literal:
-        return "{" + ",".join(map(str, get_args(annotation))) + "}"
-    kinds = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
-    plain = [kinds[kind] for kind in (annotation, *get_args(annotation)) if kind in kinds]
-    is_collection = get_origin(annotation) in (tuple, list, dict)
-    return "JSON" if is_collection or not plain else plain[0]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(str(getattr(item, "name", item)) for item in value)
-    return json.dumps(value) if isinstance(value, dict | bool) else str(value)
 
 
 def version() -> str:

@@ -261,9 +261,9 @@ class RolloutConfig(Section):
     """The engine that generates the teacher's data set, the student's rollouts and the answers to questions."""
 
     engine: Literal["auto", "transformers", "vllm", "ray"] = "auto"
-    """transformers: the model itself, in this process. vllm: vLLM in this process. ray: a pool of either, as Ray
-    actors. auto: vllm if it is installed and can hold the grown model (without a GPU: and the model has at least 10
-    million MLP weights), otherwise transformers; the log says why."""
+    """What generates. transformers: the model itself, in this process. vllm: vLLM in this process. ray: a pool of
+    either, as Ray actors. auto: vllm if it is installed and can hold the grown model (without a GPU: and the model has
+    at least 10 million MLP weights), otherwise transformers; the log says why."""
 
     inner_engine: Literal["auto", "transformers", "vllm"] = "auto"
     """Type of the engines in a pool. auto: vllm on GPUs, otherwise transformers."""

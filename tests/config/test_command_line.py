@@ -10,7 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from sleep_trl.config import RunConfig
-from sleep_trl.config.command_line import _help_text, explain, options, parse
+from sleep_trl.config.command_line import explain, options, parse
+from sleep_trl.config.option_help import help_text
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ["--model", "m", "--memories", "d.jsonl"]
@@ -164,7 +165,7 @@ def test_a_gguf_file_is_part_of_the_models_name():
 
 
 def test_help_shows_bounds_and_defaults_as_they_are():
-    shown = {name: _help_text(field) for name, field in options()}
+    shown = {name: help_text(field) for name, field in options()}
     assert shown["dream.confidence"].endswith("(above 0, below 1; default: 0.95)")
     assert shown["seeding.expert_dropout"].endswith("(at least 0, below 1; default: 0.0)")
     assert shown["seed"].endswith("(0 to 4294967295; default: 42)")

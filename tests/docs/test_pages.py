@@ -22,7 +22,15 @@ PAGES = [
 ]
 PAGES = [page for page in PAGES if (ROOT / page).exists()]
 HISTORY = "CHANGELOG.md"  # names what was renamed and removed, so only its links are checked
-PLACEHOLDERS = {"path/to/file.py", "package.module", "mine.py", "NAME.j2", "NAME.ask.j2", "FILE.j2"}
+PLACEHOLDERS = {
+    "path/to/file.py",
+    "monday/night.yaml",
+    "package.module",
+    "mine.py",
+    "NAME.j2",
+    "NAME.ask.j2",
+    "FILE.j2",
+}
 OTHERS = {"frequency_penalty"}  # a parameter of OpenAI's API that the server of transformers converts
 
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
