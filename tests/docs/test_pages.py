@@ -1,4 +1,4 @@
-"""The pages of documentation name what exists: files, symbols, options, commands, rooms, and the targets of links."""
+"""The pages of documentation name what exists: files, symbols, options, rooms, and the targets of links."""
 
 import importlib.util
 import re
@@ -124,19 +124,6 @@ def test_named_symbols_exist(page: str) -> None:
 def test_named_options_exist(page: str) -> None:
     named = set(OPTION.findall(text_of(page)))
     assert sorted(option for option in named if not option_exists(option)) == []
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_named_commands_exist(page: str) -> None:
-    from typer.main import get_command
-
-    from sleep_trl.cli import app
-
-    commands = get_command(app).commands  # type: ignore[attr-defined]
-    for name, below in re.findall(r"\bsleep-trl ([a-z]+)(?: ([a-z]+)\b(?![/.]))?", text_of(page)):
-        assert name in commands, name
-        if below and (group := getattr(commands[name], "commands", None)):
-            assert below in group, f"{name} {below}"
 
 
 def test_a_missing_file_symbol_option_or_link_is_found() -> None:
