@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import fields
 
 from ..config import SeedingConfig
 from .inputs import RunInputs
 
+logger = logging.getLogger(__name__)
+
 NOT_WITH_EXPERTS = {
     "use_vllm": "would sample from a vLLM that does not know the expert",
     "beta": "would hold the model to a reference without the experts of earlier nights; what holds it is the "
     "divergence to the teacher",
+    "sync_ref_model": "needs a reference model, which a night does not have",
     "load_best_model_at_end": "needs an evaluation during training, which a night does not have",
+    "eval_strategy": "needs an evaluation set, which a night does not have",
+    "eval_on_start": "needs an evaluation set, which a night does not have",
 }
+"""Arguments that are refused, unless they are off."""
+
+OFF = (None, False, 0, "no")
 SET_BY_THE_RUN = {
     "output_dir": "output_dir",
     "seed": "seed",
@@ -32,6 +41,24 @@ SET_BY_THE_RUN = {
 }
 """Arguments that may not stand there, and the option to use in their place."""
 
+WITHOUT_EFFECT = {
+    "there is no evaluation during training": (
+        *("eval_steps", "eval_delay", "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps"),
+        *("per_device_eval_batch_size", "num_generations_eval", "prediction_loss_only", "include_for_metrics"),
+        *("batch_eval_metrics", "metric_for_best_model", "greater_is_better", "bf16_full_eval", "fp16_full_eval"),
+    ),
+    "the run loads the model itself": ("model_init_kwargs", "trust_remote_code"),
+    "there is no reference model": ("ref_model_mixup_alpha", "ref_model_sync_steps", "use_bias_correction_kl"),
+    "rollout.engine starts vLLM, not TRL": (
+        *("vllm_mode", "vllm_model_impl", "vllm_enable_sleep_mode", "vllm_structured_outputs_regex"),
+        *("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout", "vllm_group_port"),
+        *("vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_tensor_parallel_size"),
+    ),
+    "a night has no tools": ("max_tool_calling_iterations",),
+    "scripts read it, not trainers": ("do_train", "do_eval", "do_predict", "local_rank"),
+}
+"""Arguments that a `GRPOConfig` written for TRL may hold and that change nothing in a night, by the reason."""
+
 
 def check_grpo_arguments(inputs: RunInputs) -> None:
     """Raise if `seeding.extra` holds an argument that `GRPOConfig` does not have or that the run sets itself."""
@@ -44,9 +71,12 @@ def check_grpo_arguments(inputs: RunInputs) -> None:
         own = f"seeding.{key}" if key in SeedingConfig.model_fields else SET_BY_THE_RUN.get(key)
         if own:
             raise ValueError(f"seeding.extra: {key!r} is set by the run itself. Take it out and use --{own}.")
-        if key in NOT_WITH_EXPERTS and extra[key]:
+        if key in NOT_WITH_EXPERTS and extra[key] not in OFF:
             raise ValueError(f"seeding.extra: {key!r} {NOT_WITH_EXPERTS[key]}. Take it out.")
         if key not in known:
             raise ValueError(
                 f"seeding.extra: {key!r} is not an argument of TRL's GRPOConfig. Correct the name or take it out."
             )
+    for reason, names in WITHOUT_EFFECT.items():
+        if given := [name for name in names if name in extra]:
+            logger.warning(f"seeding.extra: {', '.join(given)} has no effect in a night: {reason}.")

@@ -114,6 +114,14 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         options(seeding__extra='{"beta": 0.1}'),
         r"seeding\.extra: 'beta' would hold the model",
     ),
+    "extra that evaluates": (
+        options(seeding__extra='{"eval_strategy": "steps"}'),
+        r"seeding\.extra: 'eval_strategy' needs an evaluation set, which a night does not have\. Take it out",
+    ),
+    "extra that follows a reference": (
+        options(seeding__extra='{"sync_ref_model": true}'),
+        r"seeding\.extra: 'sync_ref_model' needs a reference model",
+    ),
     "extra that the run sets": (
         options(seeding__extra='{"max_steps": 5}'),
         r"'max_steps' is set by the run itself\. Take it out and use --seeding\.steps",

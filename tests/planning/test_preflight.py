@@ -172,6 +172,15 @@ def test_extra_may_hold_what_trl_knows(model: Path, tmp_path: Path) -> None:
     preflight(RunInputs(config_of(model, tmp_path, seeding__extra='{"report_to": "none", "top_k": 5}')))
 
 
+def test_extra_without_effect_is_named(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    extra = '{"eval_strategy": "no", "beta": 0.0, "eval_steps": 5, "vllm_mode": "server", "top_k": 5}'
+    preflight(RunInputs(config_of(model, tmp_path, seeding__extra=extra)))
+    assert caplog.messages == [
+        "seeding.extra: eval_steps has no effect in a night: there is no evaluation during training.",
+        "seeding.extra: vllm_mode has no effect in a night: rollout.engine starts vLLM, not TRL.",
+    ]
+
+
 def test_plan_is_shown_in_full(model: Path, tmp_path: Path) -> None:
     console = Console(width=120, record=True, file=StringIO())
     console.print(render(preflight(RunInputs(config_of(model, tmp_path)))))
