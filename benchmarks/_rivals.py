@@ -1,9 +1,10 @@
-"""What Sleep is compared with in `real_night.py`: the same model, fine-tuned with cross-entropy on what the night's
-teacher wrote, by TRL's `SFTTrainer` with a LoRA of rank 32.
+"""What Sleep is compared with in `real_night.py`: the same model with a LoRA of rank 32, trained by TRL. Where not said
+otherwise by `SFTTrainer`, with cross-entropy on what the night's teacher wrote.
 
     lora           the samples about the memories
     lora_replay    these and the night's general samples, in Sleep's shares
     lora_text      the documents themselves, as plain text
+    sdft           by `SDFTTrainer`, on its own answers to the samples' prompts; the teacher sees the document
 
 A step has as many rows as a step of Sleep has prompts, the schedule and the gradient's limit are Sleep's, and the
 learning rate is each rival's own. Every model takes the same `Exam`, asked by the product's own functions.
@@ -17,13 +18,14 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch.nn.functional import cross_entropy
 
 from sleep_trl.data.rows import build_rows
@@ -42,7 +44,7 @@ RANK = 32
 TIMED_STEPS = 5
 
 Grade = dict[str, Any]
-Rows = list[dict[str, list[int]]]
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,13 @@ class Rival:
         learning_rate (`float`): peak learning rate of AdamW.
         has_replay (`bool`): whether general samples are replayed.
         reads_texts (`bool`): whether it reads the documents in place of the samples.
+        is_on_policy (`bool`): whether it learns by self-distillation from its own answers, and not from the samples.
     """
 
     learning_rate: float
     has_replay: bool = False
     reads_texts: bool = False
+    is_on_policy: bool = False
 
 
 # Not tuned yet: that takes --split choose --learning-rates 3e-4 1e-3 3e-3.
@@ -65,6 +69,7 @@ RIVALS = {
     "lora": Rival(1e-3),
     "lora_replay": Rival(1e-3, has_replay=True),
     "lora_text": Rival(1e-3, reads_texts=True),
+    "sdft": Rival(1e-3, is_on_policy=True),
 }
 
 
@@ -183,17 +188,16 @@ def learn(name: str, exam: Exam, samples: Sequence[Sample], steps: int, learning
     Returns:
         `dict`: the grade, `steps`, `learning_rate`, and `seconds` of the training.
     """
-    rows = rival_rows(RIVALS[name], exam.inputs, samples, steps)
-    model = load_model(exam.inputs.config)
-    times = fine_tune(model, exam.inputs, rows, learning_rate, targets)
+    rival, model = RIVALS[name], load_model(exam.inputs.config)
+    times = fine_tune(model, exam.inputs, rival, rival_rows(rival, exam.inputs, samples, steps), learning_rate, targets)
     return exam.grade(model) | {"steps": steps, "learning_rate": learning_rate, "seconds": sum(times)}
 
 
-def time_step(exam: Exam, night: Path) -> float:
-    """Return the median seconds of a step of `lora`."""
-    rival = RIVALS["lora"]
+def time_step(exam: Exam, night: Path, name: str = "lora") -> float:
+    """Return the median seconds of a rival's step."""
+    rival = RIVALS[name]
     rows = rival_rows(rival, exam.inputs, samples_of(night), TIMED_STEPS + 1)
-    times = fine_tune(load_model(exam.inputs.config), exam.inputs, rows, rival.learning_rate, "mlp")
+    times = fine_tune(load_model(exam.inputs.config), exam.inputs, rival, rows, rival.learning_rate, "mlp")
     return statistics.median(times[1:])
 
 
@@ -204,7 +208,7 @@ def samples_of(night: Path) -> list[Sample]:
 
 
 def rival_rows(rival: Rival, inputs: RunInputs, samples: Sequence[Sample], steps: int) -> Rows:
-    """Lay out a rival's rows in training order, tokenized as `SFTTrainer` takes them."""
+    """Lay out a rival's rows in training order, as its trainer takes them: tokenized, but for `SDFTTrainer`."""
     config, per_step = inputs.config, inputs.config.seeding.prompts_per_step
     if rival.reads_texts:
         return _text_rows(inputs, steps * per_step)
@@ -218,6 +222,8 @@ def rival_rows(rival: Rival, inputs: RunInputs, samples: Sequence[Sample], steps
         max_completion=config.seeding.max_completion_length,
         seed=config.seed,
     )
+    if rival.is_on_policy:
+        return _requests(inputs, samples, rows)
     return [
         {
             "input_ids": row["prompt_ids"] + row["reference_ids"],
@@ -225,6 +231,20 @@ def rival_rows(rival: Rival, inputs: RunInputs, samples: Sequence[Sample], steps
         }
         for row in rows
     ]
+
+
+def _requests(inputs: RunInputs, samples: Sequence[Sample], rows: Sequence[Mapping[str, Any]]) -> Rows:
+    """Return the requests of samples in the order of their rows, each with the text that its teacher saw."""
+    prompter, by_prompt = inputs.prompter, {tuple(sample.prompt_ids): sample for sample in samples}
+    windows = {(window.memory_id, window.index): window for window in inputs.reading}
+    requests = Rows()
+    for sample in (by_prompt[tuple(row["prompt_ids"])] for row in rows):
+        window = windows[sample.memory_id, sample.window]
+        respond = Template.load(sample.template).respond
+        text = prompter.text(respond, source=window.source, request=sample.request)
+        prompt = [{"role": "user", "content": text}] if prompter.has_chat else text
+        requests.append({"prompt": prompt, "privileged_context": window.text})
+    return requests
 
 
 def _text_rows(inputs: RunInputs, count: int) -> Rows:
@@ -240,12 +260,12 @@ def _text_rows(inputs: RunInputs, count: int) -> Rows:
     return [{"input_ids": ids, "completion_mask": [0] + [1] * (len(ids) - 1)} for ids in order[:count]]
 
 
-def fine_tune(model: Any, inputs: RunInputs, rows: Rows, learning_rate: float, targets: str) -> list[float]:
-    """Train a LoRA inside the model with `SFTTrainer`, on rows in their order, and return the seconds of each step."""
-    from datasets import Dataset
+def fine_tune(
+    model: Any, inputs: RunInputs, rival: Rival, rows: Rows, learning_rate: float, targets: str
+) -> list[float]:
+    """Train a LoRA inside the model by a rival's trainer, on rows in order, and return the seconds of each step."""
     from peft import LoraConfig
     from transformers import PrinterCallback, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
 
     class Watch(TrainerCallback):
         def __init__(self) -> None:
@@ -260,29 +280,27 @@ def fine_tune(model: Any, inputs: RunInputs, rows: Rows, learning_rate: float, t
     seeding, watch = inputs.config.seeding, Watch()
     linears = "all-linear" if targets == "all-linear" else list(find_hosts(model)[0].form.linears)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = SFTConfig(
-            folder,
-            max_steps=len(rows) // seeding.prompts_per_step,
-            per_device_train_batch_size=seeding.prompts_per_step,
-            learning_rate=learning_rate,
-            lr_scheduler_type=seeding.lr_scheduler_type,
-            warmup_steps=seeding.warmup_steps,
-            max_grad_norm=seeding.max_grad_norm,
-            train_sampling_strategy="sequential",
-            completion_only_loss=True,
-            max_length=None,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=not torch.accelerator.is_available(),
-            seed=inputs.config.seed,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
-        trainer = SFTTrainer(
-            model,
+        arguments = {
+            "output_dir": folder,
+            "max_steps": len(rows) // seeding.prompts_per_step,
+            "per_device_train_batch_size": seeding.prompts_per_step,
+            "learning_rate": learning_rate,
+            "lr_scheduler_type": seeding.lr_scheduler_type,
+            "warmup_steps": seeding.warmup_steps,
+            "max_grad_norm": seeding.max_grad_norm,
+            "gradient_checkpointing": False,
+            "bf16": False,
+            "use_cpu": not torch.accelerator.is_available(),
+            "seed": inputs.config.seed,
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+        trainer = (_on_policy if rival.is_on_policy else _supervised)(
             arguments,
+            inputs,
+            model=model,
             train_dataset=Dataset.from_list(rows),
             processing_class=inputs.tokenizer,
             peft_config=LoraConfig(r=RANK, lora_alpha=RANK, target_modules=linears, task_type="CAUSAL_LM"),
@@ -291,3 +309,27 @@ def fine_tune(model: Any, inputs: RunInputs, rows: Rows, learning_rate: float, t
         trainer.remove_callback(PrinterCallback)  # standard output has the benchmark's own lines alone
         trainer.train()
     return [end - start for start, end in zip(watch.marks, watch.marks[1:], strict=False)]
+
+
+def _supervised(arguments: dict[str, Any], inputs: RunInputs, **others: Any) -> Any:
+    from trl import SFTConfig, SFTTrainer
+
+    del inputs
+    config = SFTConfig(**arguments, train_sampling_strategy="sequential", completion_only_loss=True, max_length=None)
+    return SFTTrainer(args=config, **others)
+
+
+def _on_policy(arguments: dict[str, Any], inputs: RunInputs, **others: Any) -> Any:
+    from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+
+    seeding = inputs.config.seeding
+    config = SDFTConfig(
+        **arguments,
+        gradient_accumulation_steps=seeding.num_generations,  # a step has as many prompts as the others have rows
+        num_generations=seeding.num_generations,
+        max_completion_length=seeding.max_completion_length,
+        max_prompt_length=None,
+        teacher_prompt_template="{privileged_context}\n\n{prompt}",
+        shuffle_dataset=False,
+    )
+    return SDFTTrainer(args=config, **others)

@@ -33,7 +33,7 @@ from _report import FIRST_SEED, ROOT, Row, argument_parser, environment, progres
 SMOLLM2 = ROOT / ".venv" / "share" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 ALMANAC = ROOT / "examples" / "almanac"
 SETS = {"notes": "notes_", "almanac": ""}
-RIVALS = ("lora", "lora_replay", "lora_text")  # see _rivals.py, which loads torch
+RIVALS = ("lora", "lora_replay", "lora_text", "sdft")  # see _rivals.py, which loads torch
 FOLDER = Path("runs/real_night")
 SHORT = ["--seeding.steps=3", "--seeding.prompts_per_step=2", "--dataset.samples_per_window=2", "--no-report"]
 SHORT_DOCUMENTS, SHORT_PROBE = 2, 4
@@ -150,21 +150,27 @@ def measure(arguments: argparse.Namespace, documents: list[dict[str, Any]], seed
         **{name: quality[name] for name in ("coverage", "faithful", "collisions", "dropped")},
     }
     if arguments.rivals:
-        budget = {"equal_steps": steps, "equal_seconds": max(1, round(night["seconds"]["seed"] / sft))}
-        figures["rivals"] = fine_tune(arguments, exam, folder, budget)
+        figures["rivals"] = fine_tune(arguments, exam, folder, steps, night["seconds"]["seed"])
     if arguments.second_night:
         figures["second_night"] = add_night(arguments, folder, seed, options)
     return figures
 
 
-def fine_tune(arguments: argparse.Namespace, exam: Any, folder: Path, budget: dict[str, int]) -> dict[str, Any]:
-    """Return the figures of each rival at each number of steps, with the learning rate that is best in other words."""
+def fine_tune(
+    arguments: argparse.Namespace, exam: Any, folder: Path, night_steps: int, night_seconds: float
+) -> dict[str, Any]:
+    """Return the figures of each rival after as many steps and as many seconds as the night's training took, with the
+    learning rate that is best in other words."""
     from _rivals import RIVALS as RECIPES
-    from _rivals import learn, samples_of
+    from _rivals import learn, samples_of, time_step
 
     samples = samples_of(folder / "night")
     found: dict[str, Any] = {}
     for name in arguments.compare:
+        timed = name if RECIPES[name].is_on_policy else "lora"
+        file = folder / f"{'sft' if timed == 'lora' else timed}_step.json"
+        step = once(file, partial(time_step, exam, folder / "night", timed))
+        budget = {"equal_steps": night_steps, "equal_seconds": max(1, round(night_seconds / step))}
         for equal, steps in budget.items():
             tried = []
             for rate in arguments.learning_rates or [RECIPES[name].learning_rate]:

@@ -11,6 +11,9 @@ import torch
 
 from sleep_trl.config import RunConfig
 from sleep_trl.data.samples import Sample
+from sleep_trl.data.templates import Template
+from sleep_trl.models.loading import load_model
+from sleep_trl.planning.inputs import RunInputs
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +55,7 @@ def test_a_rival_learns_the_answers_in_as_many_steps_as_are_laid_out() -> None:
     assert len(rows) == 24 and {row["input_ids"][1] for row in rows} == {4, 5, 6, 7}
     assert all(row["completion_mask"] == [0, 0, 1, 1] for row in rows)
     before = loss_of(model, rows)
-    times = rivals.fine_tune(model, inputs, rows, 1e-2, "mlp")
+    times = rivals.fine_tune(model, inputs, rivals.RIVALS["lora"], rows, 1e-2, "mlp")
     assert len(times) == 6 and min(times) > 0
     assert loss_of(model, rows) < 0.9 * before
     trained = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if "lora_" in name}
@@ -63,6 +66,26 @@ def test_replay_has_sleeps_share_of_general_rows() -> None:
     rows = rivals.rival_rows(rivals.RIVALS["lora_replay"], Inputs(), SAMPLES, steps=5)
     general = sum(row["input_ids"][1] >= 8 for row in rows)
     assert general == 5 * round(4 * Inputs().config.dataset.general_share)
+
+
+def test_self_distillation_sees_the_document_and_asks_without_it() -> None:
+    town = {"model": "examples/quickstart/model", "memories": "examples/quickstart/memories.jsonl"}
+    inputs = RunInputs(RunConfig.model_validate(town | {"seeding": {"prompts_per_step": 4, "num_generations": 2}}))
+    respond, samples = Template.load("question_answer").respond, []
+    for window in inputs.reading[:4]:
+        request = f"Who is {window.memory_id}?"
+        ids, text, _ = inputs.prompter(respond, source=window.source, request=request)
+        samples.append(
+            Sample("memory", window.memory_id, "question_answer", text, ids, ids, "me", [20], [], 0, None, request)
+        )
+    rows = rivals.rival_rows(rivals.RIVALS["sdft"], inputs, samples, steps=2)
+    assert {(row["prompt"], row["privileged_context"]) for row in rows} == {
+        (sample.prompt, window.text) for sample, window in zip(samples, inputs.reading, strict=False)
+    }
+    model = load_model(inputs.config)
+    assert len(rivals.fine_tune(model, inputs, rivals.RIVALS["sdft"], rows, 1e-2, "mlp")) == 2
+    trained = [weight for name, weight in model.named_parameters() if "lora_B" in name]  # begins at zero
+    assert trained and all(weight.abs().max() > 0 for weight in trained)
 
 
 def test_means_and_errors_go_key_by_key() -> None:
