@@ -11,6 +11,7 @@ from .sections import (
     RetentionConfig,
     RolloutConfig,
     SeedingConfig,
+    first_rollout_step,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "RolloutConfig",
     "RunConfig",
     "SeedingConfig",
+    "first_rollout_step",
 ]

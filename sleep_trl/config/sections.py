@@ -47,11 +47,15 @@ class DatasetConfig(Section):
 
     templates: tuple[str, ...] = Field(("question_answer", "statement"), min_length=1)
     """Prompt templates: built-in names or paths to Jinja files. question_answer lets the teacher ask and answer about
-    each sentence; statement takes the sentences themselves, under the title of their document."""
+    each sentence; statement takes the sentences themselves, each asked for by cues."""
 
     samples_per_sentence: int = Field(2, ge=1)
     """Samples the teacher writes per template about each sentence of a memory, before those are dropped that are not
     usable; fewer if seeding.steps has no room for them. Of a template that is about whole windows, per window."""
+
+    cues_per_sentence: int = Field(4, ge=1)
+    """Prompts under which the template statement teaches each sentence: each has the title of the document and a cue, a
+    few words of the sentence. Nothing is generated for them."""
 
     samples_per_window: int | None = Field(None, ge=1)
     """Samples per template and window instead, about its sentences in turn."""
@@ -96,7 +100,7 @@ class DatasetConfig(Section):
 
     prefix_share: float = Field(0.5, ge=0, le=1)
     """Share of rows where the student continues a teacher sample after a random prefix; the rest start at its
-    beginning."""
+    beginning, as all rows do before rollouts begin."""
 
     general_samples: int = Field(128, ge=0)
     """General samples written by the model without the memory, for self-replay. Each begins with another of the general
@@ -142,6 +146,14 @@ class Batches(NamedTuple):
     """Forward passes of each process in a step."""
 
 
+def first_rollout_step(alpha: float, lmbda: float, rollout_start: float, steps: int) -> int:
+    """Return the step from which prompts are rolled out: the first if references have no weight, none if rollouts have
+    none, else after the share `rollout_start` of the steps."""
+    if alpha == 0 or lmbda == 1:
+        return 0
+    return steps if alpha == 1 and lmbda == 0 else int(rollout_start * steps)
+
+
 class SeedingConfig(Section):
     """Knowledge Seeding: arguments of `KnowledgeSeedingTrainer`."""
 
@@ -171,7 +183,7 @@ class SeedingConfig(Section):
     """Edit distance above which that term of the reward is 0 (Eq. 4): in tokens, or as a share of the length if below
     1."""
 
-    replay_weight: float = Field(1.0, ge=0)
+    replay_weight: float = Field(2.0, ge=0)
     """Weight of self-replay rows in divergence and drift, relative to 1 for memory rows."""
 
     drift_weight: float = Field(0.0, ge=0)

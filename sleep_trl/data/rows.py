@@ -105,6 +105,7 @@ def build_rows(
     per_step: int,
     shares: dict[Part, float],
     prefix_share: float,
+    first_rollout: int = 0,
     max_completion: int,
     seed: int,
 ) -> list[dict[str, Any]]:
@@ -126,6 +127,8 @@ def build_rows(
             Share of `"memory"` and `"earlier"` rows that begin inside a sample, after a random prefix of it (LTI,
             method 3.3); the others begin at its start (ours: that is where a fact is asked for). Rows of a dream always
             begin inside it, since its prompt alone asks for nothing.
+        first_rollout (`int`, *optional*, defaults to `0`):
+            Step before which samples stay whole: a prefix is for rollouts, which go on from it.
         max_completion (`int`):
             Maximum length of a rollout, in tokens. General rows begin at most this many tokens into their sample, and
             early enough for a full rollout: nearly all of the sample is used, and prompts stay short.
@@ -147,9 +150,10 @@ def build_rows(
     counts = split_shares(per_step, available_shares(samples, shares))
     streams = {part: _shuffled(pools[part], rng, steps * count) for part, count in counts.items() if count}
     rows = []
-    for _ in range(steps):
+    for number in range(steps):
+        share = prefix_share if number >= first_rollout else 0.0
         step = [
-            _row(next(streams[part]), tokenizer, prefix_share, max_completion, rng)
+            _row(next(streams[part]), tokenizer, share, max_completion, rng)
             for part, count in counts.items()
             for _ in range(count)
         ]

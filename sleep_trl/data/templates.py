@@ -5,7 +5,8 @@ student), `request`, `source` and `chat` (whether the model has a chat template)
 lets the teacher first write the `request`, such as a question; it also gets the `sentence` to ask about, or `None` if
 `context` is a single sentence. `{% set stop = [...] %}` sets strings that end a sample. Text that does not depend on
 `context` is shared by teacher and student. If a template has `{% set reference = ... %}`, that is the sample, and
-nothing is generated: what the student learns is the teacher's distribution along it.
+nothing is generated: what the student learns is the teacher's distribution along it. If it also has a `request`, that
+is a cue, a few words of the sentence, see [`sleep_trl.data.cues`].
 
 Worked examples in `NAME.examples.jsonl`, rows with `source`, `context`, `sentence`, `request` and `response`, come
 before a prompt that has a context: small models write far better after them (ours).
@@ -88,6 +89,11 @@ class Template:
     def is_given(self) -> bool:
         """Whether the samples are given, and not generated."""
         return self.respond.has_reference
+
+    @property
+    def takes_cues(self) -> bool:
+        """Whether given samples are asked for by cues."""
+        return self.is_given and self.ask is None and "request" in self.respond.names
 
     @staticmethod
     def load(name: str) -> Template:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import regex
 
 from ..rollout import Completion, Engine, Progress, Sampling
+from .cues import cues_of
 from .drops import DroppedText, Drops
 from .filters import Check, Item, apply_filters
 from .prompts import Prompter
@@ -31,7 +32,8 @@ _MIN_LETTERS = 4  # of a word of the title that names the document
 
 @dataclass(frozen=True)
 class Task:
-    """What to write about: a window, and the sentence of it to ask about, or `None` for the whole."""
+    """What to write about: a window, the sentence of it to ask about, or `None` for the whole, and the request, once it
+    is written, or the cue of a given sample."""
 
     window: Window
     sentence: str | None = None
@@ -68,14 +70,32 @@ class Writing:
     sentence_tokens: int = 64
 
 
-def tasks_of(windows: Sequence[Window], counts: Sequence[int], template: Template) -> list[Task]:
-    """Return `counts[i]` tasks about each window. If the template is about sentences, they take turns."""
-    tasks = []
-    for window, count in zip(windows, counts, strict=True):
-        sentences = window.sentences if template.is_per_sentence else ()
-        for number in range(count):
-            tasks.append(Task(window, sentences[number % len(sentences)] if sentences else None))
-    return tasks
+def tasks_of(window: Window, count: int, template: Template, cues: int = 1) -> list[Task]:
+    """
+    Return what is to be written about a window.
+
+    Args:
+        window (`Window`):
+            What to write about.
+        count (`int`):
+            How many tasks. If the template is about sentences, they take turns.
+        template (`Template`):
+            Template to write by.
+        cues (`int`, *optional*, defaults to `1`):
+            Cues of each sentence, if the template takes cues. No task is given twice then, so there may be fewer than
+            `count`.
+    """
+    sentences: Sequence[str | None] = (window.sentences if template.is_per_sentence else ()) or (None,)
+    if not template.takes_cues:
+        return [Task(window, sentences[number % len(sentences)]) for number in range(count)]
+    by_sentence = [cues_of(sentence or "", cues) or [""] for sentence in sentences]
+    tasks = [
+        Task(window, sentence, of_sentence[turn])
+        for turn in range(cues)
+        for sentence, of_sentence in zip(sentences, by_sentence, strict=True)
+        if turn < len(of_sentence)
+    ]
+    return tasks[:count]
 
 
 def write_about(

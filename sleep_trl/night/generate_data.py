@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..data.quality import find_uncovered, measure_faithfulness
 from ..data.samples import Sample, WrittenSamples, write_earlier, write_general
 from ..data.shipped_sets import readable_prompts, take
 from ..data.templates import Template
-from ..data.writing import Writing, drop_collisions, generations_of, measure_coverage, tasks_of, write_about
+from ..data.writing import Task, Writing, drop_collisions, generations_of, measure_coverage, tasks_of, write_about
 from ..distributed.progress import bar, echo
 from ..evaluation.metrics import contains
 from ..planning.inputs import SEEDS_APART
@@ -131,12 +132,16 @@ def _about_memories(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> W
     agree = _agree if data.check_answers else None
     for number, template in enumerate(map(Template.load, data.templates)):
         counts = ctx.inputs.sample_counts[number]
-        with bar(f"Writing {template.name}", sum(counts) * generations_of(template, agree)) as progress:
-            for place, writer in enumerate(writers):
-                own = [divide(count, len(writers), turn)[place] for turn, count in enumerate(counts)]
+        tasks: list[list[Task]] = [[] for _ in writers]
+        for turn, (window, count) in enumerate(zip(windows, counts, strict=True)):
+            of_window = iter(tasks_of(window, count, template, data.cues_per_sentence))
+            for own, share in zip(tasks, divide(count, len(writers), turn), strict=True):
+                own += islice(of_window, share)
+        with bar(f"Writing {template.name}", sum(map(len, tasks)) * generations_of(template, agree)) as progress:
+            for place, (writer, own) in enumerate(zip(writers, tasks, strict=True)):
                 write = partial(
                     write_about,
-                    tasks_of(windows, own, template),
+                    own,
                     template,
                     writer,
                     ctx.prompter,
@@ -153,7 +158,7 @@ def _about_memories(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> W
                     student=ctx.answering(ctx.engine),
                     progress=progress,
                 )
-                if any(own):
+                if own:
                     written += _once(parts, f"template-{number}-teacher-{place}", write)
     return written
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config import RunConfig
+from ..config import RunConfig, first_rollout_step
 from ..data.columns import add_columns
 from ..data.rows import build_rows, shares_of, steps_of
 from ..data.samples import Sample
@@ -54,14 +54,16 @@ def lay_out(
     samples = [s for s in samples if s.part != "general"] + general[HELD_OUT:]
     options = {"steps": steps or steps_of(samples, config), **options}
     config = config.model_copy(update={"seeding": config.seeding.model_copy(update=options)})
+    seeding = config.seeding
     rows = build_rows(
         samples,
         tokenizer,
         steps=options["steps"],
-        per_step=config.seeding.prompts_per_step,
+        per_step=seeding.prompts_per_step,
         shares=shares_of(config),
         prefix_share=config.dataset.prefix_share,
-        max_completion=config.seeding.max_completion_length,
+        first_rollout=first_rollout_step(seeding.alpha, seeding.lmbda, seeding.rollout_start, options["steps"]),
+        max_completion=seeding.max_completion_length,
         seed=config.seed,
     )
     return config, rows

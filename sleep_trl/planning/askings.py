@@ -85,8 +85,8 @@ def _about_windows(inputs: RunInputs) -> Iterator[list[list[int]]]:
     for template in map(Template.load, inputs.config.dataset.templates):
         if template.is_given:
             continue
-        counts = [max(1, len(window.sentences)) if template.is_per_sentence else 1 for window in windows]
-        tasks = tasks_of(windows, counts, template)[: inputs.config.evaluation.batch_size]
+        tasks = [task for window in windows for task in tasks_of(window, max(1, len(window.sentences)), template)]
+        tasks = list(dict.fromkeys(tasks))[: inputs.config.evaluation.batch_size]
         sides: list[PromptTemplate] = [side for side in (template.ask, template.respond) if side is not None]
         for side in sides:
             yield [

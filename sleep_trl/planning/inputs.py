@@ -337,7 +337,9 @@ class RunInputs:
         wanted = []
         for template in map(Template.load, data.templates):
             per_sentence = [max(1, len(w.sentences)) if template.is_per_sentence else 1 for w in self.reading]
-            if template.is_given:  # a second sample would be the same
+            if template.takes_cues:
+                wanted.append([count * data.cues_per_sentence for count in per_sentence])
+            elif template.is_given:  # a second sample would be the same
                 wanted.append(per_sentence)
             else:
                 wanted.append([data.samples_per_window or count * data.samples_per_sentence for count in per_sentence])

@@ -55,7 +55,7 @@ def test_each_sentence_that_states_something_is_asked_about(language, short):
     statements = find_statements(text)
     assert statements == [sentence.strip() for sentence in TEXTS[language] if sentence.strip() not in short]
     window = Window("1", "", text, 0, tuple(statements))
-    tasks = tasks_of([window], [len(statements)], Template.load("question_answer"))
+    tasks = tasks_of(window, len(statements), Template.load("question_answer"))
     assert [task.sentence for task in tasks] == statements
     sample = Sample("memory", "1", "question_answer", "", [], [], "", [], sentence=statements[1])
     assert measure_coverage([window], [sample]) == {"sentences": len(statements), "covered": 1}

@@ -88,6 +88,12 @@ def test_prefix_and_rest_are_the_sample(prefix_share):
     assert (started_inside == 0) == (prefix_share == 0)
 
 
+def test_samples_are_whole_until_rollouts_begin():
+    rows = build_rows([sample("memory", 1)], tiny_tokenizer(), prefix_share=1.0, first_rollout=20, **ROWS)
+    begun_inside = [any(row["prefix_text"] for row in rows[4 * step : 4 * step + 4]) for step in range(30)]
+    assert not any(begun_inside[:20]) and all(begun_inside[20:])
+
+
 def test_parts_without_samples_leave_their_share_to_the_memory():
     rows = build_rows([sample("memory", 1)], tiny_tokenizer(), prefix_share=0.0, **ROWS)
     assert {row["part"] for row in rows} == {"memory"}

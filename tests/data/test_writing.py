@@ -49,7 +49,7 @@ def test_dropped_completions_are_counted_by_reason():
         *(answer("Ben."), answer("")),
     )
     windows = [Window("m", "", "the cat of Mira is called Tolu")]
-    written = write_about(tasks_of(windows, [6], TEMPLATE), TEMPLATE, engine, Prompter(tiny_tokenizer()), WRITING)
+    written = write_about(tasks_of(windows[0], 6, TEMPLATE), TEMPLATE, engine, Prompter(tiny_tokenizer()), WRITING)
     assert written.dropped == Counter(duplicate=1, empty=2, truncated=1, repetitive=1)
     (sample,) = written.samples
     assert sample.prompt == "Question: Who?\nAnswer:" and sample.reference == "Ben."
@@ -60,9 +60,9 @@ def test_dropped_completions_are_counted_by_reason():
 
 def test_each_sentence_is_asked_about_in_turn():
     window = Window("m", "", "Ben has a boat. It is red.", 0, ("Ben has a boat.", "It is red."))
-    tasks = tasks_of([window, replace(window, sentences=())], [3, 1], TEMPLATE)
+    tasks = [*tasks_of(window, 3, TEMPLATE), *tasks_of(replace(window, sentences=()), 1, TEMPLATE)]
     assert [task.sentence for task in tasks] == ["Ben has a boat.", "It is red.", "Ben has a boat.", None]
-    assert [task.sentence for task in tasks_of([window], [2], Template.load("summary"))] == [None, None]
+    assert [task.sentence for task in tasks_of(window, 2, Template.load("summary"))] == [None, None]
     engine, prompter = FixedEngine(*[answer(f"Who {i}?") for i in range(4)], *[answer("Ben.")] * 4), TextPrompter()
     written = write_about(tasks, TEMPLATE, engine, prompter, WRITING)
     assert [sample.sentence for sample in written.samples] == [task.sentence for task in tasks]
@@ -73,19 +73,29 @@ def test_a_statement_is_the_sample_and_nothing_is_generated():
     template, tokenizer = Template.load("statement"), tiny_tokenizer()
     window = Window("m", "Ben", "Ben has a boat. It is red.", 0, ("Ben has a boat.", "It is red."))
     finished = []
-    write = partial(write_about, tasks_of([window], [2], template), template, FixedEngine())
+    write = partial(write_about, tasks_of(window, 4, template, cues=2), template, FixedEngine())
     written = write(Prompter(tokenizer), WRITING, agree=str.__eq__, progress=finished.append)
-    assert [s.reference for s in written.samples] == ["Ben has a boat.", "It is red."] and sum(finished) == 2
-    assert written.samples[0].prompt == "Ben:"
+    assert [s.reference for s in written.samples] == ["Ben has a boat.", "It is red."]
+    assert [s.request for s in written.samples] == ["a boat", ""] and sum(finished) == 2
+    assert written.samples[0].prompt == 'Question: What does "Ben" say about a boat?\nAnswer:'
+    assert written.samples[1].prompt == "Question: What do you know about this: Ben?\nAnswer:"
     assert written.samples[0].reference_ids == tokenizer(" Ben has a boat.", add_special_tokens=False)["input_ids"]
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     chat = write(Prompter(tokenizer), WRITING).samples[0]
     assert chat.reference_ids[-1] == tokenizer.eos_token_id and "Ben has" not in chat.prompt
-    untitled, plain = [Window("m", "", "Ben has a boat.")], tiny_tokenizer()
-    (sample,) = write_about(
-        tasks_of(untitled, [1], template), template, FixedEngine(), Prompter(plain), WRITING
-    ).samples
-    assert sample.reference == "Ben has a boat." and len(sample.prompt_ids) == 1  # never empty
+    untitled, plain = tasks_of(Window("m", "", "Ben has a boat."), 1, template), Prompter(tiny_tokenizer())
+    (sample,) = write_about(untitled, template, FixedEngine(), plain, WRITING).samples
+    assert sample.reference == "Ben has a boat." and "this" not in sample.prompt
+
+
+def test_a_statement_has_each_cue_once_and_sentences_take_turns():
+    template = Template.load("statement")
+    sentences = ("The ferry to Oden leaves at six.", "Its captain is called Mira Holt.")
+    window = Window("m", "Ferry", " ".join(sentences), 0, sentences)
+    tasks = tasks_of(window, 100, template, cues=3)
+    assert [task.sentence for task in tasks] == list(sentences) * 3 and len(set(tasks)) == 6
+    assert all(task.request in str(task.sentence) and task.request != task.sentence for task in tasks)
+    assert tasks_of(window, 3, template, cues=3) == tasks[:3]
 
 
 def test_answers_are_checked_with_and_without_the_text():
@@ -96,7 +106,7 @@ def test_answers_are_checked_with_and_without_the_text():
     engine, student = FixedEngine(*requests, *answers, *again), FixedEngine(*without)
     windows, counts = [Window("m", "", "Ben has a boat, two cats and a hat.")], []
     written = write_about(
-        tasks_of(windows, [3], TEMPLATE),
+        tasks_of(windows[0], 3, TEMPLATE),
         TEMPLATE,
         engine,
         Prompter(tiny_tokenizer()),
@@ -135,7 +145,8 @@ def test_a_question_that_names_nothing_gets_the_title_of_its_document():
     assert name_subject("谁经营它？", "港口食堂") == "港口食堂: 谁经营它？"
     engine = FixedEngine(*[answer("Who runs it?")] * 2, answer("Ben."), answer("Mira."))
     windows = [Window("a", "Inn", "text"), Window("b", "Pub", "text")]
-    written = write_about(tasks_of(windows, [1, 1], TEMPLATE), TEMPLATE, engine, Prompter(tiny_tokenizer()), WRITING)
+    tasks = [task for window in windows for task in tasks_of(window, 1, TEMPLATE)]
+    written = write_about(tasks, TEMPLATE, engine, Prompter(tiny_tokenizer()), WRITING)
     assert [s.prompt for s in written.samples] == [
         "Question: Inn: Who runs it?\nAnswer:",
         "Question: Pub: Who runs it?\nAnswer:",
@@ -147,12 +158,10 @@ def test_a_real_model_writes_without_truncation_or_loss():
     engine = TransformersEngine(model, tokenizer, batch_size=3)
     windows = [Window("m", "town", "the cat of Mira"), Window("n", "town", "the boat of Ben sleeps")]
     template, prompter, writing = Template.load("paraphrase"), Prompter(tokenizer), replace(WRITING, max_new_tokens=24)
-    finished = []
-    written = write_about(
-        tasks_of(windows, [5, 5], template), template, engine, prompter, writing, progress=finished.append
-    )
+    tasks, finished = [task for window in windows for task in tasks_of(window, 5, template)], []
+    written = write_about(tasks, template, engine, prompter, writing, progress=finished.append)
     assert sum(finished) == 10 == len(written.samples) + sum(written.dropped.values())
     finished = []
     options = {"agree": str.__eq__, "student": engine, "progress": finished.append}
-    written = write_about(tasks_of(windows, [5, 5], TEMPLATE), TEMPLATE, engine, prompter, writing, **options)
+    written = write_about(tasks, TEMPLATE, engine, prompter, writing, **options)
     assert sum(finished) == 10 * STAGES and len(written.samples) + sum(written.dropped.values()) == 10

@@ -61,19 +61,19 @@ def test_plan_counts_windows_samples_and_rollouts(model: Path, tmp_path: Path) -
         tmp_path,
         dataset__window=16,
         dataset__window_overlap=0,
-        seeding__steps=10,
+        seeding__steps=12,
         max_context=100,
     )
     text = "the cat sleeps. " * 12  # 48 tokens: a full stop is one, as a word is
     Path(config.memories).write_text(json.dumps({"text": text}), "utf-8")
     plan = preflight(RunInputs(config))
     assert (plan.memories, plan.memory_tokens, plan.windows) == (1, 48, 3)
-    assert plan.samples == 3 * 4 * (2 + 1)  # of each window and sentence, two answers and the statement
-    assert (plan.steps, plan.rows, plan.rollouts) == (10, 80, 320)
+    assert plan.samples == 3 * 4 * (2 + 4)  # of each window and sentence, two answers, and the statement for each cue
+    assert (plan.steps, plan.rows, plan.rollouts) == (12, 96, 384)
     assert (plan.context, plan.window) == (100, 16)
     passes = RunInputs(config.model_copy(update={"seeding": config.seeding.model_copy(update={"steps": None})}))
     plan = preflight(passes)
-    assert plan.samples == 3 * 4 * 3 and (plan.passes, plan.steps) == (4, 3 * 4 * 3 * 4 // 6)
+    assert plan.samples == 3 * 4 * 6 and (plan.passes, plan.steps) == (4, 3 * 4 * 6 * 4 // 6)
     few = RunInputs(config.model_copy(update={"seeding": config.seeding.model_copy(update={"steps": 3})}))
     assert preflight(few).samples == 3 * 6  # no more than the rows about memories
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sleep_trl.config import first_rollout_step
 from sleep_trl.data.parts import PARTS
 from sleep_trl.memory import Memory
 from sleep_trl.models.head import Head
@@ -158,10 +159,9 @@ class KnowledgeSeedingTrainer(Rollouts):
     def _learns_from_references(self) -> bool:
         """Whether this batch is not rolled out: at the beginning of training, unless no reference has a weight, or
         because no rollout has one."""
-        args, state = self.args, self.state
-        if args.alpha == 0 or args.lmbda == 1:
-            return False
-        is_early = self.model.training and state.global_step < int(args.rollout_start * state.max_steps)
+        args, steps = self.args, self.state.max_steps
+        first = first_rollout_step(args.alpha, args.lmbda, args.rollout_start, steps)
+        is_early = self.model.training and self.state.global_step < first
         return is_early or (args.alpha == 1 and args.lmbda == 0)
 
     def _with_token_ids(self, rows: Rows) -> Rows:
