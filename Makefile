@@ -3,6 +3,7 @@
 BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM_STAMP := .venv/.installed-vllm
+DOCS_STAMP := .venv-docs/.installed
 
 SMOLLM2_STAMP := .venv/.installed-smollm2
 SMOLLM2 := .venv/share/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -32,7 +33,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 
 .DEFAULT_GOAL := help
 .PHONY: help setup vllm smollm2 demo test test-vllm test-browser test-slow lint format types wheel dist check check-fast
-.PHONY: bench clean
+.PHONY: bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -118,6 +119,20 @@ check: lint types test wheel ## run everything a commit must pass
 
 check-fast: lint types ## lint, types and tests that take under a second; at most 90 seconds
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --fast $(PARALLEL)
+
+docs: $(DOCS_STAMP) ## build the site of the documentation into build/site; a warning is an error
+	@.venv-docs/bin/python scripts/docs_pages.py
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
+	@echo "Built build/site/index.html"
+
+# An environment of its own, without torch: docstrings are read from the source.
+$(DOCS_STAMP): pyproject.toml sleep_trl/doctor/constraints.txt
+	@test -n "$(PYTHON)" || { echo "Found no Python >= 3.11 with venv; set PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -c 'import tomllib; \
+		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+		| .venv-docs/bin/python -m pip install -qq --disable-pip-version-check -r /dev/stdin 'pydantic-settings[yaml]' -c constraints.txt
+	@touch $@
 
 bench: setup smollm2 ## run every benchmark with --quick
 	@set -e; for script in benchmarks/[!_]*.py; do \

@@ -25,6 +25,7 @@ HISTORY = "CHANGELOG.md"  # names what was renamed and removed, so only its link
 PLACEHOLDERS = {
     "path/to/file.py",
     "monday/night.yaml",
+    "my.yaml",
     "package.module",
     "mine.py",
     "NAME.j2",
