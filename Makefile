@@ -122,7 +122,7 @@ check-fast: lint types ## lint, types and tests that take under a second; at mos
 
 docs: $(DOCS_STAMP) ## build the site of the documentation into build/site; a warning is an error
 	@.venv-docs/bin/python scripts/docs_pages.py
-	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "Built build/site/index.html"
 
 # An environment of its own, without torch: docstrings are read from the source.

@@ -31,10 +31,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def build(folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+def build(folder: Path, added: str = "") -> subprocess.CompletedProcess[str]:
+    """Build the site, with a line added to a page. Not with --quiet, which takes warnings for nothing."""
     subprocess.run([PYTHON, "scripts/docs_pages.py"], cwd=ROOT, check=True)
-    command = [PYTHON, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    with (ROOT / "build" / "docs" / "wake.md").open("a") as page:
+        page.write(added)
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    command = [PYTHON, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -54,3 +57,8 @@ def test_files_that_pages_link_to_are_in_the_site(site: Path) -> None:
         ROOT / "examples" / "extend_sft.py"
     ).read_bytes()
     assert (site / "night.svg").exists()
+
+
+def test_a_link_that_leads_nowhere_stops_the_build(tmp_path: Path) -> None:
+    done = build(tmp_path / "site", "\nSee [how to](howto.md#gone).\n")
+    assert done.returncode != 0 and "'#gone'" in done.stderr
