@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
         _init_processes(config)  # first import of torch and transformers
-        if config.starts_ray:
+        if config.starts_ray or (_may_have_pool(config) and config.rollout.ray_address is None):
             from sleep_trl.distributed.ray import prepare
 
             prepare()  # before TRL imports what imports Ray
@@ -202,7 +202,7 @@ def _init_processes(config: RunConfig) -> None:
 
     from sleep_trl.distributed.zero3 import expect_no_gpu, is_deepspeed
 
-    options: dict[str, Any] = {"timeout": WAIT_FOR_POOL} if config.rollout.engine == "ray" else {}
+    options: dict[str, Any] = {"timeout": WAIT_FOR_POOL} if _may_have_pool(config) else {}
     if not accelerator.is_available():
         expect_no_gpu()  # before TRL imports DeepSpeed
         if "LOCAL_RANK" in os.environ:
@@ -211,6 +211,13 @@ def _init_processes(config: RunConfig) -> None:
             options["cpu"] = True
     if options and "LOCAL_RANK" in os.environ:
         PartialState(**options)
+
+
+def _may_have_pool(config: RunConfig) -> bool:
+    """Whether several processes may share a pool of engines; which engine `auto` takes is known only later."""
+    return config.rollout.engine == "ray" or (
+        config.rollout.engine == "auto" and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    )
 
 
 def _check_processes() -> None:

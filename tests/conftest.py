@@ -23,6 +23,7 @@ from tests.tiny_runs import write_memories, write_model  # noqa: E402  (may impo
 TESTS = Path(__file__).parent
 ONE_AT_A_TIME = (
     "distributed/test_zero3.py",
+    "distributed/test_zero3_pool.py",
     "distributed/test_pool.py",
     "rollout/test_ray_pool.py",
     "rollout/test_routed.py",

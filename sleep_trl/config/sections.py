@@ -274,14 +274,16 @@ class RolloutConfig(Section):
 
     engine: Literal["auto", "transformers", "vllm", "ray"] = "auto"
     """What generates. transformers: the model itself, in this process. vllm: vLLM in this process. ray: a pool of
-    either, as Ray actors. auto: vllm if it is installed and can hold the grown model (without a GPU: and the model has
-    at least 10 million MLP weights), otherwise transformers; the log says why."""
+    either, as Ray actors, which all processes share. auto: vLLM if it is installed and can hold the grown model
+    (without a GPU: and the model has at least 10 million MLP weights; with one: and they fit gpu_memory), in this
+    process or, if there are several with GPUs, in a pool; otherwise transformers. The log says why."""
 
     inner_engine: Literal["auto", "transformers", "vllm"] = "auto"
     """Type of the engines in a pool. auto: vllm on GPUs, otherwise transformers."""
 
-    num_engines: int = Field(2, ge=1)
-    """Engines in a pool. If some cannot be kept alive it continues with fewer and logs it."""
+    num_engines: int | None = Field(None, ge=1)
+    """Engines in a pool. If some cannot be kept alive it continues with fewer and logs it. Default: one for each GPU of
+    this machine, or two without GPUs."""
 
     gpus_per_engine: float | None = Field(None, ge=0, le=1)
     """GPUs per engine in a pool; a fraction shares one. Default: with GPUs, gpu_memory, or more than half a GPU if

@@ -9,17 +9,19 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-# Set by a launcher for its processes: a Ray worker that inherits them would act as one of those.
+# Set by a launcher for its processes: a Ray worker that inherits them would act as one of those. So would one with
+# accelerate's variables, which begin with ACCELERATE.
 LAUNCHER = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     "TORCHELASTIC_USE_AGENT_STORE",  # torch would wait for the launcher's store instead of creating one
 )
+ACCELERATE = "ACCELERATE_"
 # Despite its name it applies to all systems: with "0" all services of a local Ray listen on the loopback address only.
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
@@ -119,12 +121,12 @@ def _init(address: str, **options: object) -> None:
         import ray
     except ImportError as error:
         raise ImportError("This needs Ray, which is not installed: pip install 'sleep-trl[ray]'.") from error
-    with _without(LAUNCHER):
+    with _without({*LAUNCHER, *(name for name in os.environ if name.startswith(ACCELERATE))}):
         ray.init(address, logging_level="warning", log_to_driver=False, **options)
 
 
 @contextmanager
-def _without(names: tuple[str, ...]) -> Iterator[None]:
+def _without(names: Iterable[str]) -> Iterator[None]:
     """Context manager that removes variables from the environment."""
     held = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:

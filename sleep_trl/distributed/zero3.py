@@ -97,7 +97,7 @@ def check_launch(dreams: bool) -> None:
             "accelerate is configured for FSDP, which sleep-trl does not support: a night reads and changes experts "
             "layer by layer, which DeepSpeed allows. Launch with launch/accelerate/zero3.yaml, or ddp.yaml."
         )
-    if dreams and _launched() is not None:
+    if dreams and is_sharding():
         raise ValueError(
             "dream.rounds: dreams are evaluated on whole layers, which DeepSpeed ZeRO-3 has sharded. Give "
             "--dream.rounds 0, or launch with launch/accelerate/ddp.yaml."
@@ -153,9 +153,14 @@ def find_abandoned_lock(builds: Path) -> Path | None:
     return next((lock for lock in locks if str(lock) not in opened and lock.exists()), None)
 
 
+def is_sharding() -> bool:
+    """Return whether this launch shards the weights of the models that it loads."""
+    return _launched() is not None
+
+
 def count_shards() -> int:
     """Return the number of processes over which this launch shards a model."""
-    return 1 if _launched() is None else int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("WORLD_SIZE", 1)) if is_sharding() else 1
 
 
 def is_deepspeed() -> bool:

@@ -106,8 +106,10 @@ def check_vocabulary(case: Case) -> Finding:
 
 def check_engine(case: Case) -> Finding:
     """Report which engine the run will generate with, and why."""
+    from ..rollout.choice import count_engines
+
     choice = case.inputs.engine
-    pool = f"{case.run.rollout.num_engines} x {choice.replica} under Ray"
+    pool = f"{count_engines(case.run.rollout)} x {choice.replica} under Ray"
     return ok(f"{pool if choice.engine == 'ray' else choice.engine}: {choice.reason}")
 
 

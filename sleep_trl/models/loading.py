@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -15,22 +20,51 @@ from .gguf import local_checkpoint, read_gguf, unconverted
 transformers_logging.disable_progress_bar()  # a night has its own
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk, or by its name in a cache or on the Hub.
+
+    Args:
+        name (`str`): folder or name, as `from_pretrained` takes it.
+        revision (`str`, *optional*): branch, tag or commit.
+    """
+
+    name: str
+    revision: str | None = None
+
+    @staticmethod
+    def of(config: RunConfig, name: str | None = None) -> Checkpoint:
+        """Return the checkpoint of a run's base model, or of another one by name. Folders have absolute paths."""
+        found = local_checkpoint(name or config.model)
+        folder = Path(found).expanduser()
+        revision = config.model_revision if name is None and config.model_revision != MAIN else None
+        return Checkpoint(str(folder.absolute()) if folder.is_dir() else found, revision)
+
+    def load(self, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+        """Load the model, whole or as this process's shards (see [`~sleep_trl.distributed.zero3.sharding`]).
+
+        Args:
+            dtype (`torch.dtype`):
+                Dtype of the weights.
+            **options:
+                Further options of `from_pretrained`.
+        """
+        if self.revision is not None:
+            options["revision"] = self.revision
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            self.name, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+        )
+        return model
+
+
 def load_model(config: RunConfig, name: str | None = None) -> PreTrainedModel:
     """Load the base model, or another one by name, onto this process's device in evaluation mode. Under DeepSpeed
     ZeRO-3 each process loads its shard."""
     expect_no_gpu()
     dtype = choose_dtype(config.dtype).dtype
     options = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
-    if name is None and config.model_revision != MAIN:
-        options["revision"] = config.model_revision
     with sharding(dtype):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            local_checkpoint(name or config.model),
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            **options,
-        )
+        model = Checkpoint.of(config, name).load(dtype, **options)
     return model.to(PartialState().device).eval()
 
 

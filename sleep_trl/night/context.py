@@ -14,7 +14,7 @@ from ..distributed.progress import echo
 from ..distributed.zero3 import serve
 from ..memory import Memory, MemorySpec, attach, load_experts, load_memory
 from ..memory.accumulated_gradients import Accumulated
-from ..models.loading import load_model
+from ..models.loading import Checkpoint, load_model
 from ..planning.consolidation import missing_blocks
 from ..planning.inputs import RunInputs
 from ..planning.relearning import Relearning
@@ -111,7 +111,8 @@ def prepare(inputs: RunInputs) -> NightContext:
         echo(f"Windows of {size} tokens overlap by {inputs.overlap} tokens, not {config.dataset.window_overlap}")
     echo(f"Read {len(inputs.memories)} memories in {count} windows of at most {size} tokens")
     batch_size = config.evaluation.batch_size
-    engine, which = make_engine(config.rollout, memory, inputs.tokenizer, batch_size, inputs.new_experts)
+    base = Checkpoint.of(config)
+    engine, which = make_engine(config.rollout, memory, inputs.tokenizer, batch_size, inputs.new_experts, base)
     echo(which)
     ctx = NightContext(
         inputs=inputs,

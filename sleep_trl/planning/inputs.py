@@ -117,7 +117,8 @@ class RunInputs:
     @cached_property
     def engine(self) -> Choice:
         """What the run generates with, and why."""
-        return choose(self.config.rollout, self.model_config, self.hosts, self.capacity.is_routed)
+        weight_bytes = sum(parameter.numel() for parameter in self.meta_model.parameters()) * self.dtype.dtype.itemsize
+        return choose(self.config.rollout, self.model_config, self.hosts, self.capacity.is_routed, weight_bytes)
 
     # -- the memories -------------------------------------------------------------------------------------------------
 

@@ -130,12 +130,11 @@ def estimate_peak(
         teacher_parameters (`int`, *optional*, defaults to `0`):
             Parameters of models that teach in the model's place.
         shards (`int`, *optional*, defaults to `1`):
-            Processes over which the weights are sharded. TRL gathers them for rollouts unless configured not to.
+            Processes over which the weights are sharded and remain so: for rollouts on the model itself TRL gathers
+            them unless configured not to.
         not_counted (`tuple[str, ...]`, *optional*):
             What takes more memory, by name.
     """
-    if config.seeding.extra.get("ds3_gather_for_generation", True):
-        shards = 1
     size, expert = shape.bytes_per_weight, shape.expert_parameters(width)
     held = {
         "libraries": LIBRARIES if is_cpu else 0,

@@ -145,6 +145,7 @@ def plan_peak(inputs: RunInputs, shape: Shape) -> Peak:
         "models of rewards": any(reward.name != "imitation" or reward.params for reward in config.rewards),
     }
     askings = find_askings(inputs)
+    gathers = engine == "transformers" and config.seeding.extra.get("ds3_gather_for_generation", True)
     return estimate_peak(
         shape,
         config,
@@ -157,7 +158,7 @@ def plan_peak(inputs: RunInputs, shape: Shape) -> Peak:
         cache_room=_cache_room((shape.parameters + parameters) * shape.bytes_per_weight),
         is_cpu=not torch.accelerator.is_available(),
         teacher_parameters=parameters,
-        shards=count_shards(),
+        shards=1 if gathers else count_shards(),
         not_counted=tuple(name for name, counts in others.items() if counts),
     )
 

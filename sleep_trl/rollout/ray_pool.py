@@ -1,7 +1,7 @@
 """A pool of replicas as named Ray actors. Dead and hung ones are replaced, and others take over their prompts.
 
 Every call has a deadline. Results do not depend on which engine generated what: prompts are divided before they are
-sent, and each part has its own seeds.
+sent, by the number of engines that the pool began with, and each part has its own seeds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -20,7 +20,7 @@ import torch
 from ..distributed import ray as cluster
 from .engine import Completion, Progress, Sampling
 from .replica import ReplicaSpec
-from .weights import Region, Values, digest, verify
+from .weights import Region, Values, verify
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,6 @@ class RayPool:
     Args:
         spec (`ReplicaSpec`):
             Description of an engine.
-        everything (`Callable[[], Values]`):
-            Returns all current weights, for an engine that replaces another.
         count (`int`):
             Number of engines. Fewer may be left at the end, which is logged.
         address (`str`, *optional*):
@@ -69,7 +67,7 @@ class RayPool:
         gpus (`float`, *optional*, defaults to `0`):
             GPUs per engine, at most 1; with a fraction several share one.
         batch_size (`int`, *optional*, defaults to `64`):
-            Prompts sent to an engine at once.
+            Most prompts sent to an engine at once.
         timeout_s (`float`, *optional*, defaults to `600`):
             Seconds within which an engine has to answer.
         start_timeout_s (`float`, *optional*, defaults to `300`):
@@ -84,7 +82,6 @@ class RayPool:
     def __init__(
         self,
         spec: ReplicaSpec,
-        everything: Callable[[], Values],
         count: int,
         *,
         address: str | None = None,
@@ -101,12 +98,14 @@ class RayPool:
         import ray
 
         self._ray, self.id = ray, uuid4().hex[:8]
-        self.everything, self.batch_size, self.gpus = everything, batch_size, gpus
+        self.count, self.batch_size, self.gpus = count, batch_size, gpus
         self.timeout_s, self.start_timeout_s, self.max_restarts = timeout_s, start_timeout_s, max_restarts
         self._spec = ray.put(spec)
         self._threads = max(1, torch.get_num_threads() // count)
         self._jobs: dict[Any, Job] = {}
         self._first_error: BaseException | None = None
+        self._held: Values = {}  # what the engines were sent, for one that replaces another
+        self._expected: dict[Region, str] = {}
         self._refuse_more_than_fits(count)
         self.members: list[Member] = []
         for place in range(count):
@@ -116,7 +115,10 @@ class RayPool:
                 self._finish()
 
     def update(self, values: Values, expected: Mapping[Region, str]) -> None:
-        weights, regions = self._ray.put(_to_host(values)), list(expected)
+        sent = _to_host(values)
+        self._held |= sent
+        self._expected |= expected
+        weights, regions = self._ray.put(sent), list(expected)
         for member in self.members:
             self._call(member, "loading weights", "update", weights, regions, expected=expected)
         self._finish()
@@ -124,7 +126,8 @@ class RayPool:
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: Progress | None
     ) -> list[Completion]:
-        size, count = self.batch_size, len(prompts)
+        count = len(prompts)
+        size = min(self.batch_size, -(-count // self.count) or 1)  # so that all engines have work
         waiting = deque(range(start, min(start + size, count)) for start in range(0, count, size))
         done: dict[int, Completion] = {}
         while len(done) < count:
@@ -236,9 +239,8 @@ class RayPool:
             logger.warning("Lost %s while %s; replacing it. %s", member.name, job.phase, why)
             new = self._start(member.place, member.restarts + 1)
             self.members.append(new)
-            values = self.everything()
-            expected = {region: digest(value) for region, value in values.items()}
-            weights = self._ray.put(_to_host(values))
+            expected = dict(self._expected)
+            weights = self._ray.put(self._held)
             self._call(new, "loading weights", "update", weights, list(expected), expected=expected)
         elif self.members:
             logger.warning(

@@ -1,4 +1,8 @@
-"""Engines with their own copy of the weights, in this process or in a Ray actor."""
+"""Engines with their own copy of the weights, in this process or in a Ray actor.
+
+An engine loads the frozen base from its checkpoint, so that only experts travel. One without a checkpoint receives the
+base like them: a vLLM in the trainer's process, or an engine of a model that is not on disk.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,43 @@ from typing import Literal, Protocol
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
+from ..memory.hosts import find_hosts
+from ..models.loading import Checkpoint
 from .engine import Completion, Sampling
+from .heads import WiderHeads
 from .in_process import TransformersEngine
-from .weights import Region, Values, digest, write_regions
+from .weights import BaseLayout, Region, Values, digest, write_regions
 
 ReplicaKind = Literal["transformers", "vllm"]
 
 
 @dataclass(frozen=True)
+class BaseOnDisk:
+    """The base of a replica, which it loads itself.
+
+    Args:
+        checkpoint (`Checkpoint`): where it is.
+        room (`int`): hidden units that each of the replica's MLPs has in addition.
+        heads (`WiderHeads`, *optional*): padding of the replica's attention heads.
+    """
+
+    checkpoint: Checkpoint
+    room: int
+    heads: WiderHeads | None
+
+    def load(self, dtype: torch.dtype) -> Values:
+        """Load the base into main memory, and return its weights as the replica holds them."""
+        model = self.checkpoint.load(dtype)
+        layout = BaseLayout(find_hosts(model), self.room, self.heads)
+        values: Values = {}
+        for name, parameter in model.named_parameters():
+            values |= layout.part(name, parameter.detach())
+        return values
+
+
+@dataclass(frozen=True)
 class ReplicaSpec:
-    """Description of a replica, without weights, which are sent by an update.
+    """Description of a replica, without weights.
 
     Args:
         kind (`str`): `"transformers"` or `"vllm"`.
@@ -27,6 +58,7 @@ class ReplicaSpec:
         eos_ids (`tuple[int, ...]`): tokens that end a completion.
         gpu_memory (`float`): share of a GPU's memory that vLLM takes, in (0, 1].
         sizes (`dict[str, int]`): further sizes for vLLM, such as `max_num_seqs`.
+        base (`BaseOnDisk`, *optional*): the base that the replica loads. Without it an update has to bring the base.
     """
 
     kind: ReplicaKind
@@ -35,9 +67,16 @@ class ReplicaSpec:
     eos_ids: tuple[int, ...]
     gpu_memory: float = 0.3
     sizes: dict[str, int] = field(default_factory=dict)
+    base: BaseOnDisk | None = None
 
     def make(self) -> Replica:
-        """Create the replica in this process."""
+        """Create the replica in this process. Its experts come with the first update."""
+        replica = self._make()
+        if self.base:
+            replica.update(self.base.load(self.config.dtype), ())
+        return replica
+
+    def _make(self) -> Replica:
         if self.kind == "transformers":
             return TransformersReplica(self)
         from .vllm import VLLMReplica

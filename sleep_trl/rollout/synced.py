@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from ..distributed.zero3 import takes_part_in_saving
 from .engine import Completion, Progress, Sampling
 from .prefixes import plan_batches
 from .replica import Replica
@@ -66,42 +68,39 @@ class SyncedEngine:
 
     Before it generates, expert slots that have changed since the last update are sent, and the engine's fingerprint of
     all slots has to equal the trainer's. Only the first process drives the backend; the others send it their prompts
-    and receive their completions.
+    and receive their completions. If weights are sharded, all processes gather them together, so all have to call every
+    method.
 
     Args:
         weights (`EngineWeights`):
             The weights that the engine has to hold.
         make_backend (`Callable[[], Backend]`):
             Creates the backend; called in the first process, on first use.
+        sends_base (`bool`, *optional*, defaults to `True`):
+            Whether the first update brings the base too. Without it replicas load it from its checkpoint, and their
+            digests of it have to equal the trainer's.
     """
 
-    def __init__(self, weights: EngineWeights, make_backend: Callable[[], Backend]) -> None:
-        self.weights = weights
+    def __init__(self, weights: EngineWeights, make_backend: Callable[[], Backend], sends_base: bool = True) -> None:
+        self.weights, self.sends_base = weights, sends_base
         self._make_backend = make_backend
         self._backend: Backend | None = None
+        self._has_begun = False  # the same in all processes that take part
         self._sent: dict[Region, str] = {}
         self.sent_bytes = 0  # by all updates, including the first
 
     @property
     def backend(self) -> Backend:
-        """The backend, created with all weights on first use."""
-        if self._backend is None:
-            values = self.weights.everything()  # may raise, and then there must be no backend without weights
-            self._backend = self._make_backend()
-            try:
-                self._send(values)
-            except BaseException:  # without all its weights it must not generate
-                self._backend.close()
-                self._backend = None
-                raise
+        """The backend, which the first process has from its first [`sync`] on."""
+        assert self._backend is not None, "sync() comes first, and only the first process has a backend"
         return self._backend
 
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress | None = None
     ) -> list[Completion]:
+        self.sync()
         shared: list[list[Completion]] = [[]]
         if PartialState().is_main_process:
-            self.sync()
             # Prompts that begin alike go to the same replica, which reads what they share once.
             _, batches = plan_batches(prompts, 64, float("inf"), sampling.max_new_tokens)
             order = [i for batch in batches for i in batch.rows]
@@ -120,7 +119,7 @@ class SyncedEngine:
         return {rank: [next(completions) for _ in own] for rank, own in everyone}[state.process_index]
 
     def sync(self) -> int:
-        """Send expert weights that have changed.
+        """Send expert weights that have changed, and everything that is needed the first time.
 
         Returns:
             `int`: number of bytes sent.
@@ -128,11 +127,27 @@ class SyncedEngine:
         Raises:
             `WeightMismatch`: if an engine's weights then differ from the trainer's.
         """
-        self.backend  # noqa: B018 (sends everything the first time)
-        before, experts = self.sent_bytes, self.weights.experts()
-        digests = {region: digest(value) for region, value in experts.items()}
-        if changed := {region: experts[region] for region, value in digests.items() if self._sent.get(region) != value}:
-            self._send(changed, digests)
+        if not takes_part_in_saving(self.weights.memory.model):
+            return 0
+        before, values = self.sent_bytes, self.weights.experts()
+        digests = self._digests(values.items())
+        is_first = not self._has_begun
+        if is_first:  # reading may raise, and then there must be no backend without weights
+            base, base_digests = self._read_base()
+            values, digests = base | values, base_digests | digests
+        if PartialState().is_main_process:
+            self._backend = self._make_backend() if is_first else self.backend
+            try:
+                changed = {
+                    region: value for region, value in values.items() if self._sent.get(region) != digests[region]
+                }
+                if changed:
+                    self._send(changed, digests)
+            except BaseException:
+                if is_first:  # without all its weights it must not generate
+                    self._stop()
+                raise
+        self._has_begun = True
         return self.sent_bytes - before
 
     def check(self) -> None:
@@ -141,21 +156,40 @@ class SyncedEngine:
         Raises:
             `WeightMismatch`: if they differ.
         """
-        if self._backend is not None:
+        if self._has_begun:
             self.sync()
-            self._send({}, {region: digest(value) for region, value in self.weights.everything().items()})
+            _, digests = self._read_base()
+            if PartialState().is_main_process:
+                self._send({}, digests)
 
     def close(self) -> None:
         """Compare all weights a last time, and stop the engines."""
-        if self._backend is not None:
-            try:
-                self.check()
-            finally:
-                self._backend.close()
-                self._backend, self._sent = None, {}
+        try:
+            self.check()
+        finally:
+            self._stop()
 
-    def _send(self, values: Values, digests: Mapping[Region, str] | None = None) -> None:
-        expected = digests or {region: digest(value) for region, value in values.items()}
+    def _stop(self) -> None:
+        if self._backend is not None:
+            self._backend.close()
+        self._backend, self._sent, self._has_begun = None, {}, False
+
+    def _read_base(self) -> tuple[Values, dict[Region, str]]:
+        """Return the weights of the base that are to be sent, and the digests of all."""
+        values: Values = {}
+        digests: dict[Region, str] = {}
+        for region, value in self.weights.base():
+            digests |= self._digests([(region, value)])
+            if self.sends_base:
+                values[region] = value
+        return values, digests
+
+    @staticmethod
+    def _digests(values: Iterable[tuple[Region, torch.Tensor]]) -> dict[Region, str]:
+        """Return the digests of weights, in the process that compares them."""
+        return {region: digest(value) for region, value in values} if PartialState().is_main_process else {}
+
+    def _send(self, values: Values, expected: Mapping[Region, str]) -> None:
         self.backend.update(values, expected)
         self._sent |= expected
         self.sent_bytes += sum(value.numel() * value.element_size() for value in values.values())

@@ -4,6 +4,9 @@ An engine is created once, with slots for all experts it will need, and later re
 With dense routing it holds an ordinary model with wider MLPs: the slot of an expert is a slice of each layer of an MLP,
 rows of an input layer and columns of the output layer. The output columns of an expert that is not in view are zero.
 With routed experts it holds an architecture of its own, see [`sleep_trl.rollout.routed`].
+
+The frozen base comes from its checkpoint, or from the model in this process (`sleep_trl.rollout.replica`). Either way
+its digests have to equal the trainer's.
 """
 
 from __future__ import annotations
@@ -13,13 +16,17 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from ..distributed.zero3 import gathered
 from ..memory import Memory
+from ..memory.experts import Expert
 from ..memory.fold import set_width
 from ..memory.hosts import Host
 from ..memory.routing import RoutedExpert
@@ -71,8 +78,69 @@ def verify(engine: str, expected: Mapping[Region, str], found: Sequence[str]) ->
     )
 
 
+@dataclass(frozen=True)
+class BaseLayout:
+    """Where an engine holds the base's weights: the MLPs may be wider there, and the attention heads padded.
+
+    Args:
+        hosts (`Sequence[Host]`):
+            The MLPs that host experts.
+        room (`int`):
+            Hidden units that each MLP has in addition.
+        heads (`WiderHeads`, *optional*):
+            Padding of the attention heads.
+    """
+
+    hosts: Sequence[Host]
+    room: int
+    heads: WiderHeads | None
+
+    @cached_property
+    def _linears(self) -> dict[str, tuple[Host, str]]:
+        return {f"{host.name}.{role}": (host, role) for host in self.hosts for role in host.form.linears}
+
+    def part(self, name: str, value: torch.Tensor) -> Values:
+        """Return one of the base's weights as the engine holds it. Biases of the additional units are zero."""
+        module, _, kind = name.rpartition(".")
+        if module not in self._linears:
+            return _whole(name, self.heads.fill(name, value) if self.heads else value)
+        host, role = self._linears[module]
+        if kind == "bias":
+            if role == host.form.output:
+                return _whole(name, value)
+            zeros = value.new_zeros(self.room)
+            return _whole(name, torch.cat([torch.cat([p, zeros]) for p in value.chunk(1 + host.form.is_fused)]))
+        value = value.T if isinstance(getattr(host.module, role), Conv1D) else value  # (out, in)
+        parts = value.chunk(2) if host.form.is_fused and role != host.form.output else (value,)
+        values: Values = {}
+        for (_, start), part in zip(self.roles(host, role), parts, strict=True):
+            values |= self.slice_at(host, role, part, start)
+        return values
+
+    def roles(self, host: Host, role: str) -> Iterator[tuple[str, int]]:
+        """Yield the expert weights in a layer of the host, with the number of rows before them in the wider layer."""
+        if role == host.form.output:
+            yield "down", 0
+        elif host.form.is_fused:
+            yield from (("gate", 0), ("up", host.intermediate_size + self.room))
+        else:
+            yield "gate" if host.form.is_gated and role == host.form.inputs[0] else "up", 0
+
+    @staticmethod
+    def slice_at(host: Host, role: str, value: torch.Tensor, start: int) -> Values:
+        """Place a slice of a layer, `(out, in)`, at its first hidden unit."""
+        dim = 1 if role == host.form.output else 0
+        size = value.shape[dim]
+        if isinstance(getattr(host.module, role), Conv1D):
+            dim, value = 1 - dim, value.T
+        return {Region(f"{host.name}.{role}.weight", dim, start, size): value}
+
+
 class EngineWeights(ABC):
     """The weights that an engine of a model with a memory has to hold now.
+
+    Sharded weights are gathered one expert, or one of the base's weights, at a time; all processes have to read them
+    together.
 
     Args:
         memory (`Memory`):
@@ -88,100 +156,72 @@ class EngineWeights(ABC):
 
     def __init__(self, memory: Memory, slots: Sequence[int], head_sizes: Sequence[int] = ()) -> None:
         self.memory, self.slots = memory, tuple(slots)
-        self.heads = WiderHeads.of(memory.model.config.get_text_config(), head_sizes)
+        heads = WiderHeads.of(memory.model.config.get_text_config(), head_sizes)
+        self.layout = BaseLayout(memory.hosts, self.room, heads)
+
+    @property
+    def room(self) -> int:
+        """Hidden units that each MLP of the engine has in addition to the base's."""
+        return 0
 
     def config(self) -> PretrainedConfig:
         """Return the config of the model that the engine holds."""
         config = copy.deepcopy(self.memory.model.config)
-        if self.heads:
-            self.heads.change(config.get_text_config())
+        if self.layout.heads:
+            self.layout.heads.change(config.get_text_config())
         config.dtype = self.memory.model.dtype
         return config
 
-    def everything(self) -> Values:
-        """Return all weights. Those that need no change for the engine share the model's storage."""
-        values: Values = {}
+    def base(self) -> Iterator[tuple[Region, torch.Tensor]]:
+        """Yield the base's weights. Those that need no change for the engine share the model's storage, and sharded
+        ones are only there until the next one is asked for."""
         for name, parameter in self.memory.base_parameters():
-            values |= self.base_part(name, parameter.detach())
-        return values | self.experts()
+            with gathered([parameter]):
+                yield from self.layout.part(name, parameter.detach()).items()
 
-    def base_part(self, name: str, value: torch.Tensor) -> Values:
-        """Return one of the base's weights as the engine holds it."""
-        return _whole(name, self.heads.fill(name, value) if self.heads else value)
-
-    @abstractmethod
     def experts(self) -> Values:
         """Return the slots of all experts, for the current view."""
+        values: Values = {}
+        for place, index in enumerate(self.slots):
+            with gathered(parameter for _, parameter in self.memory.expert_parameters(index)):
+                for host, expert in self.memory.experts(index):
+                    values |= self.slot(place, index, host, expert)
+        return values
+
+    @abstractmethod
+    def slot(self, place: int, index: int, host: Host, expert: Expert) -> Values:
+        """Return the part of an expert in one layer, for the current view. The values outlast the gathering.
+
+        Args:
+            place (`int`): place of the expert's slot among the slots.
+            index (`int`): the expert.
+            host (`Host`): the MLP that hosts this part.
+            expert (`Expert`): the part.
+        """
 
 
 class GrownWeights(EngineWeights):
     """Weights of a memory with dense routing: an ordinary model with wider MLPs."""
 
-    def __init__(self, memory: Memory, slots: Sequence[int], head_sizes: Sequence[int] = ()) -> None:
-        super().__init__(memory, slots, head_sizes)
-        self._hosts = {f"{host.name}.{role}": host for host in memory.hosts for role in host.form.linears}
+    @property
+    def room(self) -> int:
+        return self.memory.spec.width * len(self.slots)
 
     def config(self) -> PretrainedConfig:
-        config = super().config()
-        set_width(config, self.memory.hosts, self._width(self.memory.hosts[0]))
+        config, hosts = super().config(), self.memory.hosts
+        set_width(config, hosts, hosts[0].intermediate_size + self.room)
         return config
 
-    def base_part(self, name: str, value: torch.Tensor) -> Values:
-        module, _, kind = name.rpartition(".")
-        host = self._hosts.get(module)
-        return super().base_part(name, value) if host is None else self._host_part(host, module, kind, value)
-
-    def experts(self) -> Values:
+    def slot(self, place: int, index: int, host: Host, expert: Expert) -> Values:
         values: Values = {}
-        in_view = self.memory.in_view
-        width, dtype = self.memory.spec.width, self.memory.model.dtype
-        for place, index in enumerate(self.slots):
-            for host, expert in self.memory.experts(index):
-                start = host.intermediate_size + place * width
-                for role in host.form.linears:
-                    for name, offset in self._roles(host, role):
-                        weight = getattr(expert, name).detach().to(dtype)
-                        if name == "down" and index not in in_view:
-                            weight = torch.zeros_like(weight)
-                        values |= self._slice(host, role, weight, offset + start)
+        start = host.intermediate_size + place * self.memory.spec.width
+        for role in host.form.linears:
+            for name, offset in self.layout.roles(host, role):
+                weight = _kept(getattr(expert, name), self.memory.model.dtype)
+                if name == "down" and index not in self.memory.in_view:
+                    weight = torch.zeros_like(weight)
+                values |= self.layout.slice_at(host, role, weight, offset + start)
         return values
-
-    def _host_part(self, host: Host, module: str, kind: str, value: torch.Tensor) -> Values:
-        """Return the base's own part of one layer; biases of the slots are zero."""
-        role = module.rpartition(".")[2]
-        if kind == "bias":
-            if role == host.form.output:
-                return _whole(f"{module}.bias", value)
-            room = value.new_zeros(self._width(host) - host.intermediate_size)
-            whole = torch.cat([torch.cat([part, room]) for part in value.chunk(2 if host.form.is_fused else 1)])
-            return _whole(f"{module}.bias", whole)
-        linear = getattr(host.module, role)
-        value = value.T if isinstance(linear, Conv1D) else value  # (out, in)
-        values: Values = {}
-        parts = value.chunk(2) if host.form.is_fused and role != host.form.output else (value,)
-        for (_, offset), part in zip(self._roles(host, role), parts, strict=True):
-            values |= self._slice(host, role, part, offset)
-        return values
-
-    def _roles(self, host: Host, role: str) -> Iterator[tuple[str, int]]:
-        """Yield the expert weights in a layer of the host, with the number of rows before them in the wider layer."""
-        if role == host.form.output:
-            yield "down", 0
-        elif host.form.is_fused:
-            yield from (("gate", 0), ("up", self._width(host)))
-        else:
-            yield "gate" if host.form.is_gated and role == host.form.inputs[0] else "up", 0
-
-    def _slice(self, host: Host, role: str, value: torch.Tensor, start: int) -> Values:
-        """Place a slice of a layer, `(out, in)`, at its first hidden unit."""
-        dim = 1 if role == host.form.output else 0
-        size = value.shape[dim]
-        if isinstance(getattr(host.module, role), Conv1D):
-            dim, value = 1 - dim, value.T
-        return {Region(f"{host.name}.{role}.weight", dim, start, size): value}
-
-    def _width(self, host: Host) -> int:
-        return host.intermediate_size + self.memory.spec.width * len(self.slots)
 
 
 class RoutedWeights(EngineWeights):
@@ -204,26 +244,31 @@ class RoutedWeights(EngineWeights):
                 "A random further expert is drawn by the routers of the model itself, which an engine with weights of "
                 "its own does not have. Dream with rollout.engine transformers."
             )
+        roles = torch.tensor([self._role(index) for index in self.slots])
+        values = {Region(f"{host.name}.memory.router.roles", 0, 0, len(roles)): roles for host in self.memory.hosts}
+        return values | super().experts()
+
+    def slot(self, place: int, index: int, host: Host, expert: Expert) -> Values:
         values: Values = {}
-        for host in self.memory.hosts:
-            values |= _whole(f"{host.name}.memory.router.roles", torch.tensor([self._role(i) for i in self.slots]))
-        width, dtype = self.memory.spec.width, self.memory.model.dtype
-        for place, index in enumerate(self.slots):
-            for host, expert in self.memory.experts(index):
-                pool = f"{host.name}.memory"
-                for name, dim in (("gate", 0), ("up", 0), ("down", 1)):
-                    if (weight := getattr(expert, name)) is not None:
-                        region = Region(f"{pool}.{name}", dim, place * width, width)
-                        values[region] = weight.detach().to(dtype)
-                row = cast(RoutedExpert, expert)
-                values[Region(f"{pool}.router.weight", 0, place, 1)] = row.router_weight.detach()[None]
-                values[Region(f"{pool}.router.bias", 0, place, 1)] = row.router_bias.detach()
+        pool, width, dtype = f"{host.name}.memory", self.memory.spec.width, self.memory.model.dtype
+        for name, dim in (("gate", 0), ("up", 0), ("down", 1)):
+            if (weight := getattr(expert, name)) is not None:
+                values[Region(f"{pool}.{name}", dim, place * width, width)] = _kept(weight, dtype)
+        row = cast(RoutedExpert, expert)
+        values[Region(f"{pool}.router.weight", 0, place, 1)] = _kept(row.router_weight)[None]
+        values[Region(f"{pool}.router.bias", 0, place, 1)] = _kept(row.router_bias)
         return values
 
     def _role(self, index: int) -> float:
         if index not in self.memory.in_view:
             return ABSENT
         return LEARNING if index == self.memory.learning else SETTLED
+
+
+def _kept(parameter: nn.Parameter, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return the value of a parameter, in another dtype if one is given; of a sharded one a copy, since it is only
+    gathered for a moment."""
+    return parameter.detach().to(dtype or parameter.dtype, copy=hasattr(parameter, "ds_id"))
 
 
 def _whole(name: str, value: torch.Tensor) -> Values:

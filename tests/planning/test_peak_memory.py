@@ -113,8 +113,6 @@ def test_what_saves_memory_lowers_the_estimate():
     assert saving < estimate(config(), texts=long).phases["training"]
 
 
-def test_shards_divide_weights_unless_they_are_gathered_for_rollouts():
-    whole, held = estimate(config()), ("weights", "experts")
-    assert estimate(config(), shards=2) == whole  # TRL puts the model together
-    apart = estimate(config(extra={"ds3_gather_for_generation": False}), shards=2)
+def test_shards_divide_weights():
+    whole, apart, held = estimate(config()), estimate(config(), shards=2), ("weights", "experts")
     assert [apart.held[name] for name in held] == [whole.held[name] // 2 for name in held]

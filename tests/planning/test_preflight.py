@@ -20,7 +20,7 @@ from sleep_trl.models.inspection import read_header
 from sleep_trl.planning.inputs import RunInputs
 from sleep_trl.planning.output_dir import changed_options
 from sleep_trl.planning.plan import render
-from sleep_trl.planning.preflight import preflight
+from sleep_trl.planning.preflight import make_plan, preflight
 from sleep_trl.runs.files import write_json
 from tests.tiny import tiny_model
 from tests.tiny_runs import arguments, write_finished_run, write_memories, write_model
@@ -105,6 +105,19 @@ def test_a_routed_plan_counts_the_router_and_names_the_folder_of_the_experts(mod
     first = write_finished_run(tmp_path / "night1", max_experts=3, routing="topk")
     options: dict[str, object] = {"memory__width": None, "memory__max_experts": None, "continue_from": first}
     assert preflight(RunInputs(config_of(model, tmp_path, **options))).top_k == 2
+
+
+def test_weights_stay_sharded_if_engines_have_their_own(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weights(**options: object) -> int:
+        return make_plan(RunInputs(config_of(model, tmp_path, **options))).peak.held["weights"]
+
+    whole = weights()
+    monkeypatch.setattr("sleep_trl.planning.preflight.count_shards", lambda: 2)
+    assert weights() == whole  # TRL puts the model together for its rollouts
+    assert weights(seeding__extra='{"ds3_gather_for_generation": false}') == whole // 2
+    assert weights(rollout__engine="ray") == whole // 2
 
 
 def test_second_night_takes_size_and_room_from_the_first(model: Path, tmp_path: Path) -> None:

@@ -23,13 +23,22 @@ def installed(monkeypatch):
     PartialState()  # made once in a process; it must not see the GPU that a test pretends to have
     missing = set()
     monkeypatch.setattr(choice, "find_spec", lambda name: None if name in missing else object())
+    monkeypatch.setattr(choice, "_engine_memory", lambda rollout: rollout.gpu_memory * 80 * 2**30)
     return missing
 
 
-def chosen(form="llama", is_routed=False, scale=1, **options):
+def chosen(form="llama", is_routed=False, scale=1, weight_bytes=0, **options):
     model = tiny_model(form)
     hosts = [replace(host, intermediate_size=scale * host.intermediate_size) for host in find_hosts(model)]
-    return choose(RolloutConfig(**options), model.config, hosts, is_routed)
+    return choose(RolloutConfig(**options), model.config, hosts, is_routed, weight_bytes)
+
+
+def let_there_be(several, monkeypatch):
+    """Pretend that there are several processes, or that one has the shards of ZeRO-3."""
+    if several == "processes":
+        monkeypatch.setitem(PartialState._shared_state, "num_processes", 2)
+    else:
+        monkeypatch.setattr(choice, "is_sharding", lambda: True)
 
 
 @pytest.mark.parametrize(
@@ -40,12 +49,48 @@ def chosen(form="llama", is_routed=False, scale=1, **options):
         ({}, True, "vllm", "it is installed"),
         ({"form": "gpt2"}, True, "transformers", "gpt2 models differently"),
         ({"is_routed": True}, True, "transformers", "tokens of each expert are counted"),
+        ({"weight_bytes": 40 * 2**30}, True, "transformers", "model's 40.0 GiB do not fit the 24.0 GiB of a GPU"),
+        ({"weight_bytes": 40 * 2**30, "gpu_memory": 0.6}, True, "vllm", "it is installed"),
     ],
 )
 def test_auto_says_why(installed, monkeypatch, case, has_gpu, engine, reason):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     found = chosen(**case)
     assert found.engine == engine and reason in found.reason
+
+
+@pytest.mark.parametrize(
+    ("missing", "has_gpu", "scale", "engine", "reason"),
+    [
+        (None, True, 1, "ray", "all processes share its engines"),
+        ("ray", True, 1, "transformers", "Ray, through which several processes share engines, is not installed"),
+        (None, False, 10_000, "transformers", "without a GPU, each of several processes writes its share"),
+    ],
+)
+@pytest.mark.parametrize("several", ["processes", "shards"])
+def test_auto_shares_a_pool_among_several_processes(
+    installed, monkeypatch, several, missing, has_gpu, scale, engine, reason
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    let_there_be(several, monkeypatch)
+    installed.add(missing)
+    found = chosen(scale=scale)
+    assert found.engine == engine and reason in found.reason
+
+
+@pytest.mark.parametrize("several", ["processes", "shards"])
+def test_vllm_in_one_of_several_processes_is_refused(installed, monkeypatch, several):
+    let_there_be(several, monkeypatch)
+    with pytest.raises(ValueError, match=r"one process with whole weights.* Give --rollout.engine ray"):
+        chosen(engine="vllm")
+    assert chosen(engine="ray").engine == "ray"
+
+
+def test_sharded_weights_cannot_be_sent(monkeypatch):
+    monkeypatch.setattr(choice, "is_sharded", lambda model: True)
+    memory = attach(tiny_model(), MemorySpec(width=8, max_experts=3))
+    with pytest.raises(ValueError, match=r"sharded, so engines have to load its base from a checkpoint"):
+        make_engine(RolloutConfig(engine="ray"), memory, tiny_tokenizer(), 4)
 
 
 def test_auto_knows_what_is_installed(installed):
@@ -85,6 +130,7 @@ def test_a_pool_on_a_cpu_is_of_transformers(installed):
         ({}, 0, 0),
         ({}, 1, 0.3),  # both on the one
         ({}, 2, 0.51),  # one each
+        ({}, 8, 0.51),
         ({"num_engines": 4}, 2, 0.3),
         ({"num_engines": 1}, 2, 0.3),
         ({"gpu_memory": 0.8}, 2, 0.8),
@@ -105,7 +151,7 @@ def test_routed_experts_may_be_in_an_engine_of_their_own(installed, engine):
 def test_vllm_takes_routed_experts_only_where_its_backend_runs_the_model(installed):
     hosts = find_hosts(tiny_model())
     with pytest.raises(ValueError, match=r"transformers backend cannot run stablelm models with routed experts"):
-        choose(RolloutConfig(engine="vllm"), StableLmConfig(), hosts, is_routed=True)
+        choose(RolloutConfig(engine="vllm"), StableLmConfig(), hosts, True, 0)
 
 
 def test_no_routed_experts_beside_a_model_that_transformers_does_not_know(installed):
@@ -114,7 +160,7 @@ def test_no_routed_experts_beside_a_model_that_transformers_does_not_know(instal
 
     hosts = find_hosts(tiny_model())
     with pytest.raises(ValueError, match=r"no model of its own for a RemoteConfig.* Use rollout.engine transformers"):
-        choose(RolloutConfig(engine="ray"), RemoteConfig(), hosts, is_routed=True)
+        choose(RolloutConfig(engine="ray"), RemoteConfig(), hosts, True, 0)
 
 
 @pytest.mark.parametrize(("routing", "kind"), [("dense", GrownWeights), ("topk", RoutedWeights)])

@@ -1,6 +1,7 @@
 import os
 import signal
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: mak
 
 def pool_of(memory, count=2, **options):
     weights, spec = weights_of(memory), spec_of(memory)
-    return SyncedEngine(weights, lambda: RayPool(spec, weights.everything, count, batch_size=4, **options))
+    return SyncedEngine(weights, lambda: RayPool(spec, count, batch_size=4, **options))
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +74,30 @@ def test_top_p_samples_from_the_nucleus(engine, memory):
     assert_draws_from_nucleus(engine, memory.model)
 
 
-def test_a_night_by_a_pool(engine, tmp_path, capsys):
-    """The night's text comes from the pool, and rollouts are in step with the trainer."""
-    folder = tmp_path / "run"
-    assert sleep.main(night(write_model(tmp_path / "model"), folder, **{"rollout.engine": "ray"})) == 0
-    assert "Generating with 2 x transformers under Ray: asked for" in capsys.readouterr().out
-    logs = [log for log in results_of(folder)["history"] if "reward" in log]
-    assert len(logs) == 1  # the last quarter of the steps
-    assert all(log["sampling/sampling_logp_difference/max"] < 1e-4 for log in logs)
+def test_nights_by_a_pool(engine, tmp_path, capsys, monkeypatch):
+    """A night's text comes from the pool, and rollouts are in step with the trainer. The base of the second night is
+    what the first one has folded, by a path relative to this process's folder."""
+    monkeypatch.chdir(tmp_path)
+    for model, run in ((write_model(Path("model")), "first"), (Path("first", "model"), "second")):
+        assert sleep.main(night(model, Path(run), **{"rollout.engine": "ray"})) == 0
+        assert "Generating with 2 x transformers under Ray: asked for" in capsys.readouterr().out
+        logs = [log for log in results_of(Path(run))["history"] if "reward" in log]
+        assert len(logs) == 1  # the last quarter of the steps
+        assert all(log["sampling/sampling_logp_difference/max"] < 1e-4 for log in logs)
+
+
+def test_all_engines_have_their_share_of_the_rollouts_of_a_step(engine, monkeypatch):
+    pool, asked = engine.backend, []
+    engine.sync()
+
+    def call(member, phase, method, prompts, *args, _call=pool._call, **kwargs):
+        asked.append((method, member.place, len(prompts)))
+        _call(member, phase, method, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(pool, "batch_size", 256)
+    monkeypatch.setattr(pool, "_call", call)
+    engine.generate(PROMPTS[-16:] * 2, LONG)
+    assert sorted(asked) == [("generate", 0, 16), ("generate", 1, 16)]
 
 
 def test_a_killed_engine_loses_no_prompt(engine, memory, caplog):
@@ -136,7 +153,7 @@ def test_the_first_traceback_is_what_the_user_sees(engine):
     memory = grown_model()
     weights, spec = weights_of(memory), spec_of(memory)
     spec.config.num_attention_heads = 5  # of 32 hidden units: the engine cannot hold the weights
-    broken = SyncedEngine(weights, lambda: RayPool(spec, weights.everything, 1))
+    broken = SyncedEngine(weights, lambda: RayPool(spec, 1))
     seen = (
         r"(?s)sleep-engine-\S+ failed while starting.*line \d+, in write_regions.*ValueError: The engine has no place"
     )
@@ -160,7 +177,7 @@ def test_engines_for_which_there_is_no_room_are_refused(engine):
 
 
 def test_engines_on_one_gpu_start_in_turn(engine, memory):
-    pool = RayPool(spec_of(memory), weights_of(memory).everything, 2, gpus=0.5)
+    pool = RayPool(spec_of(memory), 2, gpus=0.5)
     assert [member.has_answered for member in pool.members] == [True, True]
     pool.close()
 

@@ -40,7 +40,7 @@ def engine_of():
 
     def start(memory):
         weights, spec = weights_of(memory, "vllm"), spec_of(memory, "vllm")
-        started.append(SyncedEngine(weights, lambda: RayPool(spec, weights.everything, 1)))
+        started.append(SyncedEngine(weights, lambda: RayPool(spec, 1)))
         started[-1].sync()
         return started[-1]
 
