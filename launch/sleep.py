@@ -24,6 +24,7 @@ from sleep_trl.config.command_line import explain, parse
 from sleep_trl.config.exit_codes import DONE, FAILURE, STOPPED, TRY_AGAIN, USER_ERROR
 from sleep_trl.config.visible import show_warnings_visibly, visible
 from sleep_trl.launch.checks import check_trainer
+from sleep_trl.launch.outcome import show_outcome, write_report_if_possible
 
 WAIT_FOR_POOL = timedelta(days=1)  # generation can take longer than the default of ten minutes on GPUs
 NOTHING_BEGUN = "Stopped before the run began."
@@ -124,13 +125,10 @@ def _sleep_alone(config: RunConfig, is_in_chain: bool) -> int:
 
     _check_processes()
 
-    from sleep_trl.distributed.progress import echo
-    from sleep_trl.night.results import render_results
     from sleep_trl.night.run import NothingUsable, run_night
     from sleep_trl.planning.begun import Changed
     from sleep_trl.planning.chain import quarantine
     from sleep_trl.planning.output_dir import disk_trouble
-    from sleep_trl.planning.plan import where_routed
     from sleep_trl.rewards import RewardError
     from sleep_trl.runs.folder import RunFolder
     from sleep_trl.trainers.dreaming.from_config import dream
@@ -140,10 +138,7 @@ def _sleep_alone(config: RunConfig, is_in_chain: bool) -> int:
         results = run_night(inputs, seed_expert, dream)
         if _is_first_process():
             track(config, results)
-        if has_report := config.report and importlib.util.find_spec("plotly") is not None and _is_first_process():
-            from sleep_trl.report import write_report
-
-            write_report(config.output_dir)
+        has_report = _is_first_process() and write_report_if_possible(config)
     except (ValueError, RewardError) as error:
         if sys.flags.dev_mode:
             raise
@@ -166,14 +161,7 @@ def _sleep_alone(config: RunConfig, is_in_chain: bool) -> int:
             raise
         _print_error(f"Error: {trouble}, then resume with the same command and --resume: finished phases are on disk.")
         return FAILURE
-    echo(render_results(results))
-    model = "model/, " if (is_folded := results["fold_difference"] is not None) else ""
-    report = ", report.html" if has_report else ""
-    echo(f"Written to {config.output_dir}: {model}adapter/, ledger.jsonl, results.json{report}")
-    if config.report and not has_report:
-        echo("No report.html: plotly is not installed. Run pip install 'sleep-trl[report]'", "yellow")
-    if not is_folded:
-        echo(f"The experts are routed and do not fold; the grown model is {where_routed(config.output_dir)}")
+    show_outcome(config, results, has_report)
     return DONE
 
 

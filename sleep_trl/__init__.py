@@ -15,6 +15,7 @@ if not os.path.isdir(os.path.join(__path__[0], "trainers")):  # a clone without 
     __path__.append(os.path.dirname(os.path.abspath(__path__[0])))
 
 if TYPE_CHECKING:
+    from .launch.sleep_callback import SleepCallback
     from .memory import Memory, MemorySpec, attach, fold, load_memory, save_memory
     from .trainers import DreamingConfig, DreamingTrainer, KnowledgeSeedingConfig, KnowledgeSeedingTrainer
 
@@ -25,6 +26,7 @@ __all__ = [
     "KnowledgeSeedingTrainer",
     "Memory",
     "MemorySpec",
+    "SleepCallback",
     "__version__",
     "attach",
     "fold",
@@ -32,13 +34,18 @@ __all__ = [
     "save_memory",
 ]
 
-_TRAINERS = ("DreamingConfig", "DreamingTrainer", "KnowledgeSeedingConfig", "KnowledgeSeedingTrainer")
+_HOMES = {
+    "SleepCallback": ".launch.sleep_callback",
+    **dict.fromkeys(
+        ("DreamingConfig", "DreamingTrainer", "KnowledgeSeedingConfig", "KnowledgeSeedingTrainer"), ".trainers"
+    ),
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(".trainers" if name in _TRAINERS else ".memory", __name__), name)
+    value = getattr(import_module(_HOMES.get(name, ".memory"), __name__), name)
     globals()[name] = value  # the next access is an ordinary one
     return value
 

@@ -18,7 +18,9 @@ HEAVY = {"torch", "transformers", "trl", "datasets", "accelerate", "pydantic"}
 
 @pytest.mark.parametrize("name", [name for name in sleep_trl.__all__ if name != "__version__"])
 def test_every_exported_name_is_the_object_of_its_module(name):
-    home = "trainers" if name.endswith(("Config", "Trainer")) else "memory"
+    home = {"Config": "trainers", "Trainer": "trainers", "Callback": "launch.sleep_callback"}.get(
+        re.split(r"(?=[A-Z])", name)[-1], "memory"
+    )
     assert getattr(sleep_trl, name) is getattr(import_module(f"sleep_trl.{home}"), name)
     assert name in dir(sleep_trl)
 

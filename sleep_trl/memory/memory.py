@@ -174,6 +174,11 @@ class Memory(Views):
         self.records[index] = replace(self.records[index], is_enabled=enabled)
         self._show()
 
+    def forget_wide(self) -> None:
+        """Free what settled experts are computed with inside their hosts; it is built again when it is needed."""
+        for host in self.hosts:
+            cast(ExpertPool, host.module.memory).forget()
+
     # -- weights --------------------------------------------------------------------------------------------------
 
     def _expert(self, host: Host, index: int) -> Expert:

@@ -52,6 +52,9 @@ class ExpertPool(nn.Module, ABC):
     def end(self) -> None:
         """Called after the host's forward pass, even if it failed."""
 
+    def forget(self) -> None:
+        """Free what was kept for later forward passes."""
+
     @abstractmethod
     def forward(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Add the outputs of the experts in view for `x` to the host's output."""
@@ -80,6 +83,9 @@ class DensePool(ExpertPool):
 
     def end(self) -> None:
         self.maps.take_out()
+
+    def forget(self) -> None:
+        self.maps.forget()
 
     def forward(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         for index in self.apart:

@@ -139,6 +139,24 @@ def load_experts(memory: Memory, folder: str | Path, records: list[ExpertRecord]
     memory.register(records)
 
 
+def holds(folder: str | Path, memory: Memory) -> bool:
+    """Return whether a folder written by [`save_memory`] holds just what a memory is: the same base, as far as its
+    fingerprint tells, and the same experts with the same weights."""
+    adapter = AdapterFolder(Path(folder))
+    if not adapter.description.is_file():
+        return False
+    description = read_description(folder)
+    if description != {"format": FORMAT, "base": base_fingerprint(memory), **memory.describe()}:
+        return False
+    checksums.check(adapter.experts)
+    saved = load_file(adapter.experts)
+    return all(
+        torch.equal(saved[f"experts.{index}.{name}"], parameter.detach().cpu())
+        for index in memory.records
+        for name, parameter in memory.expert_parameters(index)
+    )
+
+
 def _check_routing(attached: MemorySpec, saved: MemorySpec, folder: str | Path) -> None:
     """Raise unless both send a token to the same experts: an expert works only under its own routing."""
     ways = [f"routing={s.routing!r}" + (f", top_k={s.top_k}" if s.is_routed else "") for s in (attached, saved)]

@@ -25,6 +25,11 @@ class Views:
             Size and routing of the memory.
         hosts (`list[Host]`):
             The MLPs that have experts.
+
+    Attributes:
+        in_base (`tuple[int, ...]`):
+            Active experts that count as part of the pretrained model, such as the one that an ordinary run trains, in
+            the midst of which a night takes place.
     """
 
     def __init__(self, spec: MemorySpec, hosts: list[Host]) -> None:
@@ -33,6 +38,7 @@ class Views:
         self.learning: int | None = None
         self.replacing: tuple[int, ...] = ()
         self.joining: tuple[int, ...] = ()
+        self.in_base: tuple[int, ...] = ()
         self._hidden: frozenset[int] = frozenset()
         self._view = View()
 
@@ -65,8 +71,8 @@ class Views:
 
     @contextmanager
     def as_base(self) -> Iterator[None]:
-        """Context manager: the pretrained model without experts."""
-        with self._showing(()):
+        """Context manager: the pretrained model without experts, except those that count as part of it."""
+        with self._showing(tuple(index for index in self.in_base if index in self._enabled())):
             yield
 
     @contextmanager

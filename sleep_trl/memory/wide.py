@@ -131,9 +131,11 @@ class HostMaps:
 
     @property
     def can_widen(self) -> bool:
-        """Whether all layers are plain: neither sharded nor wrapped by an adapter."""
+        """Whether all layers are plain: neither sharded nor wrapped by an adapter, nor trained, since wide weights have
+        no gradients."""
         return all(
             type(linear) in (nn.Linear, Conv1D)
+            and not any(parameter.requires_grad for parameter in linear.parameters())
             and "forward" not in linear.__dict__
             and type(linear.weight.data) is torch.Tensor
             and not hasattr(linear.weight, "ds_id")
@@ -160,6 +162,14 @@ class HostMaps:
             if isinstance(linear, Conv1D) and name == "weight":
                 linear.nf = own.shape[1]
         self._narrow.clear()
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Free the wide weights, and store the host's own apart from them."""
+        if self._wide:
+            for linear in self._linears().values():
+                linear.weight.data = linear.weight.data.clone()
+            self._wide, self._made_of = {}, ()
 
     def _linears(self) -> dict[str, nn.Linear | Conv1D]:
         return {role: getattr(self.host.module, role) for role in self.host.form.linears}

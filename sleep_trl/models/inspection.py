@@ -96,21 +96,38 @@ def read_tokenizer(config: RunConfig, vocabulary: int) -> PreTrainedTokenizerBas
         "Save it next to the weights with `tokenizer.save_pretrained`.",
         lambda: load_tokenizer(config),
     )
+    return check_tokenizer(tokenizer, config.model, vocabulary)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: str, vocabulary: int) -> PreTrainedTokenizerBase:
+    """Return a tokenizer with which a model can learn, without tokens that the model cannot read.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`):
+            The tokenizer, which is changed.
+        model (`str`):
+            Name of the model.
+        vocabulary (`int`):
+            Size of the model's vocabulary.
+
+    Raises:
+        `ValueError`: as [`read_tokenizer`], apart from loading.
+    """
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            f"model: the tokenizer of {config.model!r} has no end-of-sequence token, so no "
+            f"model: the tokenizer of {model!r} has no end-of-sequence token, so no "
             f"sample would ever end. Set eos_token in its tokenizer_config.json."
         )
     if unreadable := leave_out_unreadable(tokenizer, vocabulary):
         log.warning(
             "The tokenizer of %s has tokens for which the model has no embedding; they are read as ordinary text: %s",
-            config.model,
+            model,
             ", ".join(unreadable),
         )
     largest = max(tokenizer.get_vocab().values())
     if largest >= vocabulary:
         raise ValueError(
-            f"model: the tokenizer of {config.model!r} has the token id {largest}, but the model's "
+            f"model: the tokenizer of {model!r} has the token id {largest}, but the model's "
             f"vocabulary ends at {vocabulary - 1}. Give the tokenizer that belongs to the model."
         )
     return tokenizer

@@ -72,7 +72,6 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer, padding on the left; without a padding token it uses the end-of-sequence token."""
     if (source := unconverted(config.model)) is not None:
         tokenizer = read_gguf(source)[1]
-        tokenizer.padding_side = "left"
     else:
         tokenizer = AutoTokenizer.from_pretrained(
             local_checkpoint(config.model),
@@ -80,6 +79,12 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
             padding_side="left",
             trust_remote_code=False,
         )
+    return padded_left(tokenizer)
+
+
+def padded_left(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Let a tokenizer pad on the left; without a padding token it uses the end-of-sequence token."""
+    tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -35,6 +36,7 @@ class NightContext:
         engine (`Engine`): what generates with it.
         teachers (`list[TransformersEngine]`): models that teach the memories in its place, if any.
         accumulated (`Accumulated`): what the levels have accumulated since their last boundary (Eq. 2).
+        before (`Path`, *optional*): a folder with the experts as the night began, if there were any.
     """
 
     inputs: RunInputs
@@ -43,6 +45,7 @@ class NightContext:
     engine: Engine
     teachers: list[TransformersEngine]
     accumulated: Accumulated
+    before: Path | None
 
     @property
     def config(self) -> RunConfig:
@@ -72,8 +75,8 @@ class NightContext:
         """Make the memory what it was when the night began."""
         for index in list(self.memory.records):
             self.memory.reset(index)
-        if self.config.continue_from:
-            load_experts(self.memory, RunFolder(self.config.continue_from).adapter.path)
+        if self.before is not None:
+            load_experts(self.memory, self.before)
         self.accumulated = _accumulated(self.config)
 
     def begin_blocks(self) -> None:
@@ -92,17 +95,28 @@ class NightContext:
             serve(model)
 
 
-def prepare(inputs: RunInputs) -> NightContext:
+def prepare(inputs: RunInputs, memory: Memory | None = None) -> NightContext:
     """Load the model and what teaches in its place, attach its memory (or that of the run that is continued), and start
-    what generates. All processes have to call it."""
+    what generates. All processes have to call it.
+
+    Args:
+        inputs (`RunInputs`):
+            Of the night.
+        memory (`Memory`, *optional*):
+            That of a model that is loaded already.
+    """
     inputs = inputs.from_first_process()
     config = inputs.config
-    echo(f"Loading {config.model} in {inputs.dtype.name} ({inputs.dtype.reason})")
-    model = load_model(config)
-    if config.continue_from:
-        memory = load_memory(model, RunFolder(config.continue_from).adapter.path, inputs.capacity.max_experts)
+    before = RunFolder(config.continue_from).adapter.path if config.continue_from else None
+    if memory is not None:
+        before = RunFolder(config.output_dir).before
     else:
-        memory = attach(model, MemorySpec(**config.memory.model_dump(), seed=config.seed))
+        echo(f"Loading {config.model} in {inputs.dtype.name} ({inputs.dtype.reason})")
+        model = load_model(config)
+        if before is not None:
+            memory = load_memory(model, before, inputs.capacity.max_experts)
+        else:
+            memory = attach(model, MemorySpec(**config.memory.model_dump(), seed=config.seed))
     for level in missing_blocks(config.levels, memory.describe()["experts"]):
         memory.add_block(level)
     teachers = [load_model(config, name) for name in config.teacher_model]
@@ -116,11 +130,12 @@ def prepare(inputs: RunInputs) -> NightContext:
     echo(which)
     ctx = NightContext(
         inputs=inputs,
-        model=model,
+        model=memory.model,
         memory=memory,
         engine=engine,
         teachers=[TransformersEngine(teacher, inputs.tokenizer, batch_size) for teacher in teachers],
         accumulated=_accumulated(config),
+        before=before,
     )
     ctx.serve()
     return ctx

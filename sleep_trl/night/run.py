@@ -18,7 +18,7 @@ from ..data.sources import shown
 from ..distributed.progress import echo
 from ..evaluation.recall import agreement
 from ..evaluation.retention import breach, describe_chain
-from ..memory import load_experts
+from ..memory import Memory, load_experts, save_memory
 from ..planning.begun import Changed, changes, record_beginning
 from ..planning.former_runs import began_in_0_1
 from ..planning.inputs import RunInputs
@@ -44,7 +44,9 @@ __all__ = ["NothingUsable", "run_night"]
 WEAK_TEACHER = 0.5  # recall with context below which the user is warned
 
 
-def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | None = None) -> dict[str, Any]:
+def run_night(
+    inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | None = None, memory: Memory | None = None
+) -> dict[str, Any]:
     """Run one night, or resume it.
 
     Args:
@@ -54,6 +56,9 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
             Trains the new expert; see `sleep_trl.trainers.knowledge_seeding.from_config`.
         dreamer (`Dreamer`, *optional*):
             Trains it to dream; see `sleep_trl.trainers.dreaming.from_config`. Required if `dream.rounds` is not 0.
+        memory (`Memory`, *optional*):
+            That of a model that is loaded already, such as the one that an ordinary run trains, with all experts
+            settled. By default `model` is loaded.
 
     Returns:
         `dict`: the content of `results.json`.
@@ -64,11 +69,13 @@ def run_night(inputs: RunInputs, seed_expert: SeedExpert, dreamer: Dreamer | Non
         `NothingUsable`: if the teacher wrote nothing usable about the memories.
     """
     set_seed(inputs.config.seed)
-    ctx = prepare(inputs)
+    ctx = prepare(inputs, memory)
     config, folder = ctx.config, RunFolder(ctx.config.output_dir)
     if PartialState().is_main_process:  # not before `prepare`: a run that it rejects leaves nothing behind
         begin_night(config, ctx.memories)
         record_beginning(config, ctx.memories)
+        if memory is not None:
+            save_memory(memory, folder.before)
         if not began_in_0_1(config):  # its config.json says so
             write_json(folder.config, config.model_dump(mode="json"), is_checked=True)
         write_json(folder.given, config.model_dump(mode="json", exclude_unset=True), is_checked=True)

@@ -87,7 +87,7 @@ def _written_by_runs(run: RunFolder) -> tuple[Path, ...]:
 
 def _was_about_to_begin(run: RunFolder) -> bool:
     """Whether a night was killed after it had stored its records and before it wrote anything else."""
-    names = {run.ingested.name, run.began.name, checksums.NAME}
+    names = {run.ingested.name, run.began.name, run.before.name, checksums.NAME}
     return run.phases.is_dir() and {path.name.removesuffix(".partial") for path in run.phases.iterdir()} <= names
 
 

@@ -144,6 +144,11 @@ class RunFolder:
         return self.phases / "began.json"
 
     @property
+    def before(self) -> Path:
+        """The experts of a model in memory as its night began."""
+        return self.phases / "before"
+
+    @property
     def dropping(self) -> Path:
         """What is being dropped, as JSON, until that is done."""
         return self.path / "dropping.json"

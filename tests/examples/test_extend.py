@@ -37,7 +37,7 @@ SHARED = "--max_steps 10 --save_steps 5 --per_device_train_batch_size 8 --use_cp
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(f"extend_{name}", ROOT / "examples" / f"extend_{name}.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
@@ -45,7 +45,7 @@ def load(name):
 
 
 def run(name, folder, *options):
-    script = load(name)
+    script = load(f"extend_{name}")
     given = ["--model_name_or_path", str(MODEL), "--dataset_name", str(folder / "data"), *SHARED.split()]
     parsed = script.make_parser().parse_args_and_config([*given, *OPTIONS[name], *options])
     script.main(*parsed)

@@ -266,3 +266,36 @@ def test_deep_copy_has_its_own_memory():
     fill(Memory.of(twin), 0)
     assert (logits(twin) - logits(model)).abs().max() > 1e-2
     assert logit_difference(model, tiny_model())[0] == 0.0
+
+
+def test_weights_beside_a_settled_expert_can_be_trained():
+    """Computed inside its host, an expert would hide the host's own weights from the gradient."""
+    model = tiny_model()
+    memory = attach(model, SPEC)
+    fill(memory, memory.activate())
+    memory.commit()
+    before = logits(model)
+    model.requires_grad_(True)
+    assert torch.allclose(logits(model), before, atol=1e-5)
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for _, parameter in memory.base_parameters())
+    memory.commit()
+    assert torch.equal(logits(model), before)
+    memory.forget_wide()
+    assert torch.equal(logits(model), before)
+
+
+def test_an_expert_may_count_as_part_of_the_base():
+    model = tiny_model()
+    memory = attach(model, SPEC)
+    fill(memory, own := memory.activate())
+    memory.commit()
+    grown = logits(model)
+    fill(memory, memory.activate(), seed=1)
+    memory.commit()
+    with memory.as_base():
+        assert not torch.equal(logits(model), grown)
+    memory.in_base = (own,)
+    with memory.as_base():
+        assert torch.equal(logits(model), grown)
+    assert not torch.equal(logits(model), grown)

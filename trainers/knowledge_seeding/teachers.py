@@ -152,7 +152,7 @@ def assign_teachers(
     if memory is None or memory.learning is None:
         return [([*PARTS], others, False)]
     with memory.as_teacher():
-        is_grown = bool(memory.in_view)
+        is_grown = not set(memory.in_view) <= set(memory.in_base)
     groups: dict[tuple[bool, bool], list[str]] = {}
     for name in PARTS:
         groups.setdefault((bool(others) and name in LEARNED, is_grown and name == "general"), []).append(name)

@@ -237,7 +237,7 @@ class KnowledgeSeedingTrainer(Rollouts):
     def _dropped_experts(self, memory: Memory) -> set[int]:
         """Draw the earlier experts that this optimizer step drops: the same in all processes, and after resuming."""
         rng = random.Random(f"{self.args.seed} {self.state.global_step}")
-        kept = {memory.learning, *memory.blocks.values()}  # a level's block is in every view
+        kept = {memory.learning, *memory.in_base, *memory.blocks.values()}  # a level's block is in every view
         earlier = (index for index in memory.active if index not in kept)
         return {index for index in earlier if rng.random() < self.args.expert_dropout}
 
