@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -132,11 +132,10 @@ def _about_memories(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> W
     agree = _agree if data.check_answers else None
     for number, template in enumerate(map(Template.load, data.templates)):
         counts = ctx.inputs.sample_counts[number]
-        tasks: list[list[Task]] = [[] for _ in writers]
-        for turn, (window, count) in enumerate(zip(windows, counts, strict=True)):
-            of_window = iter(tasks_of(window, count, template, data.cues_per_sentence))
-            for own, share in zip(tasks, divide(count, len(writers), turn), strict=True):
-                own += islice(of_window, share)
+        by_window = (
+            tasks_of(w, count, template, data.cues_per_sentence) for w, count in zip(windows, counts, strict=True)
+        )
+        tasks = deal_out(by_window, len(writers))
         with bar(f"Writing {template.name}", sum(map(len, tasks)) * generations_of(template, agree)) as progress:
             for place, (writer, own) in enumerate(zip(writers, tasks, strict=True)):
                 write = partial(
@@ -161,6 +160,16 @@ def _about_memories(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> W
                 if own:
                     written += _once(parts, f"template-{number}-teacher-{place}", write)
     return written
+
+
+def deal_out(by_window: Iterable[Sequence[Task]], writers: int) -> list[list[Task]]:
+    """Divide the tasks of each window among writers, as evenly as possible, and return those of each writer."""
+    tasks: list[list[Task]] = [[] for _ in range(writers)]
+    for turn, of_window in enumerate(by_window):
+        left = iter(of_window)
+        for own, share in zip(tasks, divide(len(of_window), writers, turn), strict=True):
+            own += islice(left, share)
+    return tasks
 
 
 def _agree(answer: str, other: str) -> bool:

@@ -9,8 +9,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from sleep_trl.data.samples import Window
+from sleep_trl.data.templates import Template
+from sleep_trl.data.writing import tasks_of
 from sleep_trl.launch import sleep
 from sleep_trl.memory import load_memory
+from sleep_trl.night.generate_data import deal_out
 from tests.night.test_run import arguments, results_of
 from tests.tiny_runs import write_model
 
@@ -27,6 +31,17 @@ def models(tmp_path_factory) -> dict[str, Path]:
 def options(models: dict[str, Path], *teachers: str) -> dict[str, object]:
     names = [str(models[name]) for name in teachers]
     return {"teacher_model": names[0] if len(names) == 1 else json.dumps(names), "seeding.steps": 20}
+
+
+def test_teachers_share_the_sentences_of_a_window():
+    """Each sentence has one of them; and where there are two samples of each, each teacher has one."""
+    sentences = tuple(f"The ferry number {number} leaves for Oden." for number in range(5))
+    window = Window("m", "Ferries", " ".join(sentences), 0, sentences)
+    given = deal_out([tasks_of(window, 5, Template.load("statement"))] * 2, 2)
+    assert [len(tasks) for tasks in given] == [5, 5]
+    assert sorted(task.sentence or "" for tasks in given for task in tasks) == sorted(sentences * 2)
+    asked = deal_out([tasks_of(window, 10, Template.load("question_answer"))], 2)
+    assert all([task.sentence for task in tasks] == list(sentences) for tasks in asked)
 
 
 @pytest.mark.parametrize("teachers", [("teacher0",), ("teacher0", "teacher1")])
