@@ -163,7 +163,7 @@ class SeedingConfig(Section):
     lmbda: float = Field(0.5, ge=0, le=1)
     """Weight of the divergence on the student's own rollouts; 1 - lmbda on the teacher's samples."""
 
-    rollout_start: float = Field(0.75, ge=0, le=1)
+    rollout_start: float = Field(0.9, ge=0, le=1)
     """Share of the steps before rollouts begin. Until then the expert learns from the teacher's samples alone: a
     student that knows nothing has little to say, and rollouts take most of a step. 0: from the first step, as with
     lmbda 1, which learns from rollouts alone. Below 1, the last step always has rollouts. 1: never."""
@@ -199,7 +199,7 @@ class SeedingConfig(Section):
 
     passes: float = Field(4.0, ge=1)
     """How often a night trains on each sample about its memories, on average. Determines the number of steps, so that a
-    night is as long as what there is to learn. Provisional until it has been measured with real models."""
+    night is as long as what there is to learn."""
 
     steps: int | None = Field(None, ge=1)
     """Optimizer steps per night, instead of passes (paper: 100). No more is written than fits in them, and documents

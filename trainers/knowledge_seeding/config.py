@@ -25,7 +25,7 @@ class KnowledgeSeedingConfig(GRPOConfig):
         lmbda (`float`, *optional*, defaults to `0.5`):
             Weight of the divergence on the student's rollouts, in [0, 1]; `1 - lmbda` is its weight on the references
             (GKD's λ, taken as a weight instead of a probability, which has the same mean and less variance).
-        rollout_start (`float`, *optional*, defaults to `0.75`):
+        rollout_start (`float`, *optional*, defaults to `0.9`):
             Share of the steps before rollouts begin, in [0, 1]. Until then the loss is `alpha` times the divergence on
             the references, and no reward is computed (ours: a student that knows nothing has little to say). With
             `lmbda=1` rollouts begin at once.
