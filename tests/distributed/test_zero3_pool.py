@@ -5,14 +5,20 @@ the base at the beginning and at the end.
 """
 
 import json
+import os
+import signal
+import subprocess
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from sleep_trl.launch import sleep
-from tests.distributed.launching import launch, needs_deepspeed
+from sleep_trl.runs.ledger import read_ledger
+from tests.distributed.launching import launch, needs_deepspeed, start
 from tests.night.test_run import arguments, results_of
 
 pytestmark = [needs_deepspeed, pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: make setup installs it")]
@@ -52,3 +58,40 @@ def test_a_night_by_a_pool_is_that_of_one_process(model, shared, tmp_path):
     logs = [log for log in ours["history"] if "reward" in log]
     assert len(logs) == 1  # the last quarter of the steps
     assert logs[0]["sampling/sampling_logp_difference/max"] < 1e-4  # rollouts are of the experts as they are
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["engine", "rank"])
+def test_what_is_lost_in_the_middle_changes_nothing(model, shared, lost):
+    """A lost engine is replaced; a night that lost the rank which drives the engines is resumed. Two processes add up
+    in one order, so that both end with the very same bits."""
+    folder = shared.parent / f"lost-{lost}"
+    process = start("zero3", "launch/sleep.py", *with_pool(model, folder))
+    wait_for(folder / "checkpoints" / "checkpoint-2" / "trainer_state.json", process)
+    engines = engines_of(process)
+    assert len(engines) == 2
+    first_rank = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
+    os.kill(engines[0].pid if lost == "engine" else int(first_rank), signal.SIGKILL)
+    output, _ = process.communicate(timeout=600)
+    if lost == "engine":
+        assert process.returncode == 0 and "replacing it" in output, output[-4000:]
+    else:
+        assert process.returncode != 0 and not (folder / "phases" / "seed.json").exists(), output[-4000:]
+        assert not psutil.wait_procs(engines, timeout=60)[1]  # none survives who drove it
+        launch("zero3", "launch/sleep.py", *with_pool(model, folder), "--resume")
+    assert read_ledger(folder / "ledger.jsonl")[0].fingerprint == read_ledger(shared / "ledger.jsonl")[0].fingerprint
+    losses, undisturbed = ([row.get("loss") for row in results_of(run)["history"]] for run in (folder, shared))
+    assert losses == undisturbed and len([loss for loss in losses if loss is not None]) == 4
+
+
+def wait_for(file: Path, process: subprocess.Popen[str], seconds: float = 600) -> None:
+    deadline = time.monotonic() + seconds
+    while not file.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert file.exists()
+
+
+def engines_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return the processes of the engines that a launch has started."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "ReplicaActor" in " ".join(child.cmdline())]
