@@ -38,7 +38,8 @@ NIGHT: dict[str, Any] = {
     "report": False,
 }
 ROLLED_BACK: dict[str, Any] = NIGHT | {
-    "seeding": NIGHT["seeding"] | {"learning_rate": 10.0},
+    "dataset": NIGHT["dataset"] | {"general_share": 0.0},  # nothing protects the base skill
+    "seeding": NIGHT["seeding"] | {"learning_rate": 2.0, "warmup_steps": 0},
     "retention": {"max_skill_loss": 0.0},
 }
 
@@ -117,6 +118,8 @@ def test_a_run_whose_night_is_rolled_back_goes_on_bit_for_bit(tmp_path, memories
             attach(model, MemorySpec(width=8, max_experts=4)).activate()
         return model
 
+    if not has_own_expert:  # trained as a whole, it knows little but the rows
+        (memories.parent / "prose.txt").write_text("Ben sleeps. the cat eats hats.", "utf-8")
     options = {"tokenizer": tokenizer, "gradient_checkpointing": True, "bf16": True}
     alone = run(tmp_path / "alone", make(), **options)
     with_night = run(tmp_path / "run", make(), callback(memories, night=ROLLED_BACK), **options)

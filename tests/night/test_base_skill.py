@@ -9,17 +9,18 @@ from sleep_trl.night.evaluate import evaluate
 from sleep_trl.planning.inputs import RunInputs
 from sleep_trl.runs.files import read_json, write_jsonl
 from sleep_trl.runs.ledger import read_ledger
-from tests.tiny_runs import TEXT, arguments, write_memories
+from tests.tiny_runs import arguments, write_memories
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_a_night_that_raises_the_perplexity_too_much_is_rolled_back(model, tmp_path, capsys):
-    write_jsonl(tmp_path / "prose.jsonl", ({"text": text} for text in ("it eats hats while the boat sleeps", TEXT)))
+    unseen = ("w30 w31 w32 w33 w34 w35", "it eats hats while Ben sleeps")
+    write_jsonl(tmp_path / "prose.jsonl", ({"text": text} for text in unseen))
     paths = {"model": model, "memories": write_memories(tmp_path / "m.jsonl"), "output_dir": tmp_path / "run"}
     options: dict[str, object] = {"seeding__steps": 2, "seeding__learning_rate": 1.0, "seeding__warmup_steps": 0}
     options |= {"seeding__prompts_per_step": 2, "dataset__templates": '["paraphrase"]'}
-    options |= {"dataset__keep_truncated": True, "dataset__samples_per_window": 1, "dataset__general_samples": 2}
+    options |= {"dataset__keep_truncated": True, "dataset__samples_per_window": 1, "dataset__general_share": 0}
     options |= {"evaluation__perplexity": tmp_path / "prose.jsonl", "retention__max_skill_loss": 0.01}
     assert sleep.main(arguments(**paths, **options)) == 0
     said = " ".join(capsys.readouterr().out.split())
