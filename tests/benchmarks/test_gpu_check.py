@@ -59,6 +59,6 @@ def test_without_a_gpu_it_says_how_to_run(tmp_path) -> None:
 
 def test_too_little_memory_is_a_result(tmp_path) -> None:
     scale, figures = gpu_check.Scale("cpu", True, tmp_path), {}
-    with gpu_check.catching_out_of_memory(scale, figures, "window_512"):
+    with gpu_check.parts.catching_out_of_memory(scale, figures, "window_512"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 96 GiB.")
     assert figures == {"window_512_out_of_memory": "CUDA out of memory"}
