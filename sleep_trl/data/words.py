@@ -14,11 +14,13 @@ _PART = regex.compile(
     rf"(?V1)(?P<unspaced>[{UNSPACED}](?:[{UNSPACED}\p{{M}}])*)"
     rf"|[[\p{{L}}\p{{N}}]--[{UNSPACED}]][[\p{{L}}\p{{M}}\p{{N}}]--[{UNSPACED}]]*"
 )
+_UNSPACED = regex.compile(f"[{UNSPACED}]")
 _CHARACTER = regex.compile(r"\X")
 _MARKS = regex.compile("[\u064b-\u0652\u0670\u0640]")  # vowel signs of Arabic, tatweel: written or not
 _ARABIC_PREFIX = regex.compile(r"[وف]?(?:[بكل]?ال|لل|[بكل])?")
 _ENDING = 3  # letters of a Korean word that may be particles
 _SHORTEST_STEM = 2
+_SHORTEST_INFLECTED = 4
 _PER_WORD = 2.5  # characters of a word in scripts without spaces, about
 
 
@@ -44,10 +46,23 @@ def count_words(text: str) -> float:
 
 
 def share_in(words: list[str], text: str) -> float:
-    """Return the share of words that stand in a text, up to the particles that Arabic and Korean write onto them; 1 if
-    there is no word."""
+    """Return the share of words that stand in a text; 1 if there is no word.
+
+    A word of four letters or more may have an ending there, as in languages that inflect. In scripts without spaces a
+    word may stand anywhere, and in Arabic and Korean without the particles that are written onto it.
+    """
     plain = _MARKS.sub("", text.casefold())
-    return sum(any(form in plain for form in forms_of(word)) for word in words) / len(words) if words else 1.0
+    there = set(_words(plain))
+
+    def stands(word: str) -> bool:
+        if word in there:
+            return True
+        forms = list(forms_of(word))
+        if _UNSPACED.match(word) or len(forms) > 1:
+            return any(form in plain for form in forms)
+        return len(word) >= _SHORTEST_INFLECTED and any(other.startswith(word) for other in there)
+
+    return sum(map(stands, words)) / len(words) if words else 1.0
 
 
 def _words(text: str) -> Iterator[str]:

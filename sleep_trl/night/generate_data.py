@@ -57,9 +57,9 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     config, data = ctx.config, ctx.config.dataset
     seeds = iter(range(config.seed + 1, config.seed + 1000, SEEDS_APART))
     windows = ctx.inputs.reading
-    queued = [memory.id for memory in ctx.inputs.queued]
+    queued = [memory.id for memory in ctx.inputs.fit.queued]
     if queued:
-        echo(describe_fit(len(ctx.memories), len(queued), ctx.inputs.limit), style="yellow")
+        echo(describe_fit(len(ctx.memories), len(queued), ctx.inputs.fit.limit), style="yellow")
     parts = Phases(_parts_of(ctx))
     written = _about_memories(ctx, parts, seeds) if windows else WrittenSamples()
     written = drop_collisions(written, ctx.inputs.titles)

@@ -134,7 +134,7 @@ def check_nights(inputs: RunInputs) -> None:
     config, capacity = inputs.config, inputs.capacity
     if not config.nights or config.levels.when_full != "stop" or config.levels.chunks:
         return
-    needed = capacity.experts + (inputs.nights_after if inputs.queued else 0)
+    needed = capacity.experts + (inputs.fit.nights_after if inputs.fit.queued else 0)
     if needed > capacity.max_experts:
         raise ValueError(
             f"nights auto: {len(inputs.available):,} memories take {needed} nights of {config.seeding.steps} steps, "

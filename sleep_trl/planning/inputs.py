@@ -15,8 +15,6 @@ from accelerate.utils import broadcast_object_list
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import RunConfig
-from ..config.run import AUTO
-from ..config.schedule import Schedule
 from ..config.sections import Batches
 from ..data.columns import ExtraColumns, extra_columns
 from ..data.documents import MemoryText
@@ -38,14 +36,15 @@ from ..models.loading import context_limit
 from ..rollout.choice import Choice, choose
 from ..runs.files import read_jsonl
 from ..runs.folder import RunFolder
-from ..runs.ledger import LedgerEntry, read_ledger, tokens_ingested
+from ..runs.ledger import LedgerEntry, read_ledger
 from .capacity import Capacity, find_capacity
 from .consolidation import Consolidation, due_consolidations, due_updates, missing_blocks
+from .fit import Fit
 from .former_runs import began_in_0_1, with_former_defaults
-from .night_source import night_memories, waiting_since_it_began
+from .night_source import night_memories
 from .relearning import Relearning, plan_relearning, prompts_without
 from .run_dtype import choose_run_dtype
-from .selection import apportion, count_nights, count_sleeps, select_memories
+from .selection import apportion
 
 MAX_EXAMPLES = 1024  # tokens of worked examples in a prompt; at most a quarter of the context
 SEEDS_APART = 4  # generations of a sample
@@ -142,66 +141,23 @@ class RunInputs:
         """Columns of the memories that rewards get in addition."""
         return extra_columns(self.available)
 
+    @cached_property
+    def fit(self) -> Fit:
+        """What the night takes of them, and what waits for another one."""
+        return Fit(
+            self.config,
+            self.available,
+            self.earlier,
+            rows=self.expected_rows,
+            rows_after=self._rows_of({**self._shares, "earlier": self.config.dataset.earlier_share}),
+            count_tokens=lambda: {memory.id: self.prompter.count_tokens(memory.text) for memory in self.available},
+            count_windows=lambda: {name: len(windows) for name, windows in self._all_windows.items()},
+        )
+
     @property
     def memories(self) -> list[MemoryText]:
         """The memories that the night learns: all, or as many as fit `seeding.steps` and the chunk of level 0."""
-        return self._selection[0]
-
-    @cached_property
-    def queued(self) -> list[MemoryText]:
-        """The memories that wait for another night, because they do not fit this one."""
-        if self.config.seeding.steps is None and self.room is None:
-            return []
-        return self._selection[1] or waiting_since_it_began(self.config)
-
-    @cached_property
-    def nights_after(self) -> int:
-        """Nights of the same length that it takes to learn what is queued, if each window gets its row."""
-        waiting = [memory.id for memory in self._selection[1]]
-        by_tokens = 0
-        if self.room is not None:
-            ingested = tokens_ingested(self.earlier) + self.tokens
-            counts = [self._token_counts[name] for name in waiting]
-            by_tokens = count_sleeps(counts, ingested, self.config.levels.chunks[0])
-        if self.config.seeding.steps is None:
-            return by_tokens
-        shares = {**self._shares, "earlier": self.config.dataset.earlier_share}
-        rows = self.config.seeding.steps * split_shares(self.config.seeding.prompts_per_step, shares)["memory"]
-        by_rows = count_nights([len(self._all_windows[name]) for name in waiting], rows)
-        return max(by_tokens, by_rows)
-
-    @cached_property
-    def room(self) -> int | None:
-        """Tokens until the chunk of level 0 is full, if it divides what arrives into nights: a wake buffer, or memories
-        with `nights auto`. Otherwise `None`."""
-        chunks, is_stream = self.config.levels.chunks, self.config.nights == AUTO or self.config.source.buffer
-        if not (chunks and is_stream) or began_in_0_1(self.config):
-            return None
-        ingested = tokens_ingested(self.earlier)
-        return Schedule(chunks).next_boundary(ingested) - ingested
-
-    @property
-    def limit(self) -> str:
-        """What limits the night, in words."""
-        if self.room is None:
-            return "these steps"
-        chunk = f"a chunk of {self.config.levels.chunks[0]:,} tokens"
-        return chunk if self.config.seeding.steps is None else f"these steps and {chunk}"
-
-    @cached_property
-    def _token_counts(self) -> dict[str, int]:
-        return {memory.id: self.prompter.count_tokens(memory.text) for memory in self.available}
-
-    @cached_property
-    def _selection(self) -> tuple[list[MemoryText], list[MemoryText]]:
-        taken, waiting = self.available, list[MemoryText]()
-        if self.room is not None:
-            taken, waiting = select_memories(taken, self._token_counts, self.room, self.earlier, may_exceed=True)
-        if self.config.seeding.steps is None or began_in_0_1(self.config):
-            return taken, waiting
-        sizes = {name: len(windows) for name, windows in self._all_windows.items()}
-        taken, more = select_memories(taken, sizes, self.expected_rows, self.earlier)
-        return taken, [*more, *waiting]
+        return self.fit.taken
 
     @cached_property
     def titles(self) -> dict[str, str]:
@@ -239,7 +195,7 @@ class RunInputs:
     @cached_property
     def tokens(self) -> int:
         """Tokens of all memories."""
-        return sum(self._token_counts[memory.id] for memory in self.memories)
+        return self.fit.tokens
 
     @cached_property
     def lengths(self) -> Lengths:
@@ -328,7 +284,11 @@ class RunInputs:
     @property
     def expected_rows(self) -> int:
         """Rows about memories in all steps, at least; only if `seeding.steps` is given."""
-        return (self.config.seeding.steps or 0) * self.rows_by_part["memory"]
+        return self._rows_of(self._shares)
+
+    def _rows_of(self, shares: dict[Part, float]) -> int:
+        seeding = self.config.seeding
+        return seeding.steps * split_shares(seeding.prompts_per_step, shares)["memory"] if seeding.steps else 0
 
     @cached_property
     def sample_counts(self) -> list[list[int]]:

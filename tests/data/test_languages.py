@@ -186,3 +186,22 @@ def test_words():
     assert words_of("كِتَابٌ जदिल्ली") == ["كتاب", "जदिल्ली"]
     assert count_words("青葉図書館") == 2 and count_words("the red cat") == 3
     assert share_in([], "x") == 1 and share_in(["서울입니다"], "서울은 크다") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "share"),
+    [
+        ("gate C", "The gate near the coach station is closed.", 0.5),
+        ("gate C", "Gate C is closed.", 1),
+        ("gate B2", "Gates b2 and c are closed.", 1),
+        ("the cat", "the catalog", 0.5),
+        ("talo", "Hän asuu talossa.", 1),
+        ("5", "It closes at 15:50.", 0),
+        ("犬", "白い犬がいる。", 1),
+        ("猫", "白い犬がいる。", 0),
+        ("图书馆", "青叶图书馆很大。", 1),
+        ("سوق", "في السوق القديم", 1),
+    ],
+)
+def test_a_word_stands_in_a_text_as_a_word(answer, text, share):
+    assert share_in(words_of(answer), text) == share

@@ -1,0 +1,117 @@
+"""What a night takes of the memories that there are, and what waits for another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+from ..config import RunConfig
+from ..config.run import AUTO
+from ..config.schedule import Schedule
+from ..data.documents import MemoryText
+from ..runs.ledger import LedgerEntry, tokens_ingested
+from .former_runs import began_in_0_1
+from .night_source import waiting_since_it_began
+from .selection import count_nights, count_sleeps, select_memories
+
+
+class Fit:
+    """What fits a night: everything, unless `seeding.steps` or the chunk of level 0 limits it.
+
+    Args:
+        config (`RunConfig`):
+            The night.
+        available (`list[MemoryText]`):
+            What there is to learn.
+        earlier (`list[LedgerEntry]`):
+            The ledger as the night begins.
+        rows (`int`):
+            Rows about memories in all steps of the night; counts only if `seeding.steps` is given, as the next one.
+        rows_after (`int`):
+            The same of a night that continues this one.
+        count_tokens (`Callable[[], Mapping[str, int]]`):
+            Returns the tokens of each memory, by id. Called when it is first needed, as the next one.
+        count_windows (`Callable[[], Mapping[str, int]]`):
+            Returns the windows of each memory, by id.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        available: list[MemoryText],
+        earlier: list[LedgerEntry],
+        *,
+        rows: int,
+        rows_after: int,
+        count_tokens: Callable[[], Mapping[str, int]],
+        count_windows: Callable[[], Mapping[str, int]],
+    ) -> None:
+        self.config, self.available, self.earlier = config, available, earlier
+        self.rows, self.rows_after = rows, rows_after
+        self._count_tokens, self._count_windows = count_tokens, count_windows
+
+    @property
+    def taken(self) -> list[MemoryText]:
+        """The memories that the night learns."""
+        return self._selection[0]
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens of the memories that the night learns."""
+        return sum(self._token_counts[memory.id] for memory in self.taken)
+
+    @cached_property
+    def queued(self) -> list[MemoryText]:
+        """The memories that wait for another night, because they do not fit this one."""
+        if self.config.seeding.steps is None and self.room is None:
+            return []
+        return self._selection[1] or waiting_since_it_began(self.config)
+
+    @cached_property
+    def nights_after(self) -> int:
+        """Nights of the same length that it takes to learn what is queued, if each window gets its row."""
+        waiting = [memory.id for memory in self._selection[1]]
+        by_tokens = 0
+        if self.room is not None:
+            ingested = tokens_ingested(self.earlier) + self.tokens
+            counts = [self._token_counts[name] for name in waiting]
+            by_tokens = count_sleeps(counts, ingested, self.config.levels.chunks[0])
+        if self.config.seeding.steps is None:
+            return by_tokens
+        return max(by_tokens, count_nights([self._window_counts[name] for name in waiting], self.rows_after))
+
+    @cached_property
+    def room(self) -> int | None:
+        """Tokens until the chunk of level 0 is full, if it divides what arrives into nights: a wake buffer, or memories
+        with `nights auto`. Otherwise `None`."""
+        chunks, is_stream = self.config.levels.chunks, self.config.nights == AUTO or self.config.source.buffer
+        if not (chunks and is_stream) or began_in_0_1(self.config):
+            return None
+        ingested = tokens_ingested(self.earlier)
+        return Schedule(chunks).next_boundary(ingested) - ingested
+
+    @property
+    def limit(self) -> str:
+        """What limits the night, in words."""
+        if self.room is None:
+            return "these steps"
+        chunk = f"a chunk of {self.config.levels.chunks[0]:,} tokens"
+        return chunk if self.config.seeding.steps is None else f"these steps and {chunk}"
+
+    @cached_property
+    def _token_counts(self) -> Mapping[str, int]:
+        return self._count_tokens()
+
+    @cached_property
+    def _window_counts(self) -> Mapping[str, int]:
+        return self._count_windows()
+
+    @cached_property
+    def _selection(self) -> tuple[list[MemoryText], list[MemoryText]]:
+        taken, waiting = self.available, list[MemoryText]()
+        if self.room is not None:
+            taken, waiting = select_memories(taken, self._token_counts, self.room, self.earlier, may_exceed=True)
+        if self.config.seeding.steps is None or began_in_0_1(self.config):
+            return taken, waiting
+        taken, more = select_memories(taken, self._window_counts, self.rows, self.earlier)
+        return taken, [*more, *waiting]
