@@ -89,6 +89,7 @@ test: setup ## run the tests in two processes; needs no network and no GPU
 test-vllm: setup vllm ## run vLLM's tests, in a process of their own: with vLLM, importing TRL imports Ray
 	@$(BIN)/python -m pytest -q tests/rollout/test_vllm.py
 	@$(BIN)/python -m pytest -q -m slow tests/serving
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/distributed/test_zero3_pool.py -k vllm
 
 test-browser: setup ## test report and endpoint in Chromium, which must be installed
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[browser]' -c constraints.txt

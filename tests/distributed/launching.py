@@ -29,11 +29,11 @@ def start(configuration: str, *script: object) -> subprocess.Popen[str]:
     )
 
 
-def launch(configuration: str, *script: object) -> str:
+def launch(configuration: str, *script: object, timeout: float = 900) -> str:
     """Run a script to its end and return what it printed."""
     process = start(configuration, *script)
     try:
-        output, _ = process.communicate(timeout=900)
+        output, _ = process.communicate(timeout=timeout)
     finally:
         process.kill()
     assert process.returncode == 0, output[-8000:]

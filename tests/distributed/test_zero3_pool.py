@@ -84,6 +84,25 @@ def test_what_is_lost_in_the_middle_changes_nothing(model, shared, lost):
     assert losses == undisturbed and len([loss for loss in losses if loss is not None]) == 4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "replica",
+    [
+        "transformers",
+        pytest.param("vllm", marks=pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: make test-vllm")),
+    ],
+)
+def test_the_demos_night_passes_its_gates(tmp_path, replica):
+    """`make demo`, with two processes that hold a shard each and a pool of two engines."""
+    options = ["--config", "examples/quickstart/config.yaml", "--output_dir", tmp_path / "run", "--no-report"]
+    options += ["--rollout.engine", "ray", "--rollout.inner_engine", replica]
+    output = launch("zero3", "launch/sleep.py", *options, timeout=3600)
+    assert f"Generating with 2 x {replica} under Ray" in output
+    results = results_of(tmp_path / "run")
+    assert results["processes"] == 2 and results["recall"]["after"] == 1.0
+    assert results["base_skill"]["after"] >= 0.99 * results["base_skill"]["before"]
+
+
 def wait_for(file: Path, process: subprocess.Popen[str], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not file.exists() and process.poll() is None and time.monotonic() < deadline:
