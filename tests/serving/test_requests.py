@@ -1,0 +1,170 @@
+"""Requests and answers without a model server: fields, formats, stop strings, errors."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import get_type_hints
+
+import httpx
+import pytest
+from openai.types import completion_create_params as completions
+from openai.types.chat import completion_create_params as chat
+
+from sleep_trl.serving.fields import (
+    IGNORED_BY_TRANSFORMERS,
+    PASSED_ON,
+    WITHOUT_EFFECT,
+    ChatFields,
+    CompletionFields,
+    find_fault,
+)
+from sleep_trl.serving.protocol import CHAT, COMPLETIONS, ApiError, error_of, for_backend
+from sleep_trl.serving.proxy import events
+from sleep_trl.serving.stopping import StopCutter, cut
+
+USER = {"role": "user", "content": "a"}
+
+
+def server(kind: str, is_chat: bool = True, variables: dict | None = None) -> SimpleNamespace:
+    given = {"has_tools": False, "vocabulary": 50, "model": "model", "chat_template_kwargs": variables or {}}
+    return SimpleNamespace(kind=kind, is_chat=is_chat, **given)
+
+
+def test_requests_are_converted_for_each_model_server():
+    asked = {"model": "chain", "prompt": "a", "store": True, "n": 1, "max_completion_tokens": 5, "echo": False}
+    assert for_backend(asked, server("transformers"), COMPLETIONS) == {
+        "model": "model",
+        "prompt": "a",
+        "max_tokens": 5,
+    }
+    assert for_backend(asked, server("vllm"), COMPLETIONS) == {
+        "model": "model",
+        "prompt": "a",
+        "n": 1,
+        "max_completion_tokens": 5,
+        "echo": False,
+    }
+    assert asked["store"] is True, "a request is not changed"
+
+
+@pytest.mark.parametrize(
+    "asked", [{"n": 2}, {"logprobs": True}, {"response_format": {"type": "json_object"}}, {"presence_penalty": 0.5}]
+)
+def test_fields_that_transformers_would_ignore_are_refused(asked):
+    [name] = asked
+    with pytest.raises(ApiError, match=f"`{name}` needs vLLM") as refused:
+        for_backend(asked, server("transformers"), COMPLETIONS)
+    assert refused.value.param == name
+    assert for_backend(asked, server("vllm"), COMPLETIONS)[name] == asked[name]
+
+
+@pytest.mark.parametrize(
+    ("asked", "field", "says"),
+    [
+        ({"temperature": "1"}, "temperature", "valid number"),
+        ({"temperature": -1}, "temperature", "greater than or equal to 0"),
+        ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"max_tokens": 2.5}, "max_tokens", "valid integer"),
+        ({"max_tokens": True}, "max_tokens", "valid integer"),
+        ({"stop": 5}, "stop", "valid string or should be a valid list"),
+        ({"stop": ["a"] * 5}, "stop", "at most 4"),
+        ({"stop": [None]}, "stop", "valid string"),
+        ({"stream": "yes"}, "stream", "valid boolean"),
+        ({"stream_options": {"include_usage": 1}}, "stream_options", "valid boolean"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "match pattern"),
+        ({"logit_bias": {"1": 101}}, "logit_bias", "less than or equal to 100"),
+        ({"seed": 2**70}, "seed", "less than"),
+        ({"user": 5}, "user", "valid string"),
+        ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"tools": {}}, "tools", "valid list"),
+    ],
+)
+def test_wrong_types_and_ranges_name_the_field(asked, field, says):
+    found = find_fault({"model": "chain", "messages": [USER]} | asked, ChatFields)
+    assert found is not None and found[0] == field and says in found[1], found
+
+
+def test_good_values_are_no_faults():
+    asked = {
+        "temperature": 1,
+        "top_p": 1,
+        "max_tokens": None,
+        "stop": "x",
+        "seed": -5,
+        "logit_bias": {"3": -100},
+        "top_k": 5,
+    }
+    assert find_fault(asked | {"stream": True, "stream_options": {"include_usage": True}}, ChatFields) is None
+    assert find_fault({"prompt": [[1, 2], [3]], "logprobs": 2}, CompletionFields) is None
+
+
+@pytest.mark.parametrize(
+    ("params", "path"),
+    [(chat.CompletionCreateParamsStreaming, CHAT), (completions.CompletionCreateParamsStreaming, COMPLETIONS)],
+)
+def test_every_field_of_the_openai_client_is_obeyed_or_refused(params, path):
+    """No field is passed on to be ignored: a new one has to be put into one of the three lists."""
+    fields = set(get_type_hints(params))
+    assert fields - {"extra_body"} <= PASSED_ON | WITHOUT_EFFECT | IGNORED_BY_TRANSFORMERS.keys()
+    assert not PASSED_ON & (WITHOUT_EFFECT | IGNORED_BY_TRANSFORMERS.keys())
+
+
+def test_texts_are_cut_before_a_stop_string_however_they_are_split():
+    text, stops = "one two. three\n\nfour", ["\n\n", "two.x"]
+    for size in range(1, len(text) + 1):
+        cutter = StopCutter(stops)
+        shown = [cutter.feed(text[start : start + size]) for start in range(0, len(text), size)]
+        assert "".join(shown) + cutter.end() == "one two. three" and cutter.is_cut
+    cutter = StopCutter(["\n\n"])
+    assert (cutter.feed("a\n"), cutter.feed("b\n"), cutter.end()) == ("a", "\nb", "\n")
+    assert cut("a b c", ["c", "b"]) == "a " and cut("a b c", []) == "a b c"
+
+
+def test_a_model_without_template_does_not_chat():
+    with pytest.raises(ApiError, match="no chat template"):
+        for_backend({"messages": [USER]}, server("vllm", is_chat=False), CHAT)
+    assert for_backend({"prompt": "a"}, server("vllm", is_chat=False), COMPLETIONS)["prompt"] == "a"
+
+
+def test_chats_get_the_variables_that_the_night_was_taught_with():
+    taught = server("vllm", variables={"enable_thinking": False})
+    assert for_backend({"messages": [USER]}, taught, CHAT)["chat_template_kwargs"] == {"enable_thinking": False}
+    asked = {"messages": [USER], "chat_template_kwargs": {"enable_thinking": True, "other": 1}}
+    assert for_backend(asked, taught, CHAT)["chat_template_kwargs"] == {"enable_thinking": True, "other": 1}
+    assert "chat_template_kwargs" not in for_backend({"prompt": "a"}, taught, COMPLETIONS)
+
+
+def test_a_request_cannot_bring_a_template():
+    for given in ({"chat_template": "{{ 1 }}"}, "chat_template"):
+        with pytest.raises(ApiError, match="without `chat_template`"):
+            for_backend({"messages": [USER], "chat_template_kwargs": given}, server("transformers"), CHAT)
+    asked = {"messages": [USER], "chat_template_kwargs": {"enable_thinking": False}}
+    assert for_backend(asked, server("transformers"), CHAT) == asked | {"model": "model"}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (422, b'{"detail": "Unexpected fields"}', (422, "Unexpected fields", None)),
+        (400, b'{"error": {"message": "too long", "param": "prompt"}}', (400, "too long", "prompt")),
+        (500, b'{"error": {"message": "a text of the request"}}', (502, "The model server failed", None)),
+        (400, b"<html>", (502, "The model server failed", None)),
+    ],
+)
+def test_errors_of_model_servers_in_openais_form(status, body, expected):
+    error = error_of(httpx.Response(status, content=body))
+    assert (error.status, error.param) == (expected[0], expected[2]) and error.message.startswith(expected[1])
+
+
+def test_events_are_split_at_line_feeds_only():
+    pieces = [b'data: {"a": "x\xe2\x80\xa8y\xc2\x85', b'z"}\n\n: a comment\n\nda', b"ta: [DONE]\r\n\r\n"]
+
+    async def stream():
+        for piece in pieces:
+            yield piece
+
+    async def read() -> list[str]:
+        return [data async for data in events(httpx.Response(200, content=stream()))]
+
+    assert asyncio.run(read()) == ['{"a": "x\u2028y\x85z"}', "[DONE]"]
