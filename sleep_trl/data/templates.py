@@ -27,7 +27,7 @@ import jinja2.nodes
 from .sandbox import LimitedEnvironment, try_out
 
 FOLDER = Path(__file__).parent / "templates"
-VARIABLES = ("context", "request", "source", "sentence")
+VARIABLES = ("context", "request", "source", "sentence", "turn")
 BUILT_IN = (
     "question_answer",
     "statement",

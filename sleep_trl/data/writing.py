@@ -33,11 +33,12 @@ _MIN_LETTERS = 4  # of a word of the title that names the document
 @dataclass(frozen=True)
 class Task:
     """What to write about: a window, the sentence of it to ask about, or `None` for the whole, and the request, once it
-    is written, or the cue of a given sample."""
+    is written, or the cue of a given sample, with its number among the cues of the sentence."""
 
     window: Window
     sentence: str | None = None
     request: str = ""
+    turn: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def tasks_of(window: Window, count: int, template: Template, cues: int = 1) -> l
         return [Task(window, sentences[number % len(sentences)]) for number in range(count)]
     by_sentence = [cues_of(sentence or "", cues) or [""] for sentence in sentences]
     tasks = [
-        Task(window, sentence, of_sentence[turn])
+        Task(window, sentence, of_sentence[turn], turn)
         for turn in range(cues)
         for sentence, of_sentence in zip(sentences, by_sentence, strict=True)
         if turn < len(of_sentence)
@@ -194,7 +195,7 @@ class _Writer:
         if not tasks:
             return [], Drops()
         respond = self.template.respond
-        shared = [{"request": task.request, "source": task.window.source} for task in tasks]
+        shared = [{"request": task.request, "source": task.window.source, "turn": task.turn} for task in tasks]
         students = [self.prompter(respond, **variables) for variables in shared]
         teachers = [
             self.prompter(respond, context=task.window.text, **variables)[0]

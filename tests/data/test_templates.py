@@ -109,7 +109,7 @@ def test_prompter_goes_through_the_chat_template():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = CHAT
     ids, text, stop = Prompter(tokenizer)(Template.load("question_answer").respond, request="is Ben a cat")
-    assert text == "<user>Answer in as few words as possible.\nis Ben a cat<assistant>" and stop == ()
+    assert text == "<user>is Ben a cat<assistant>" and stop == ()
     assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

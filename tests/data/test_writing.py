@@ -2,6 +2,8 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 
+import pytest
+
 from sleep_trl.data.prompts import Prompter
 from sleep_trl.data.samples import Sample, Window, WrittenSamples
 from sleep_trl.data.templates import Template
@@ -96,6 +98,19 @@ def test_a_statement_has_each_cue_once_and_sentences_take_turns():
     assert [task.sentence for task in tasks] == list(sentences) * 3 and len(set(tasks)) == 6
     assert all(task.request in str(task.sentence) and task.request != task.sentence for task in tasks)
     assert tasks_of(window, 3, template, cues=3) == tasks[:3]
+
+
+@pytest.mark.parametrize("chat", [None, "{% for m in messages %}{{ m.content }}{% endfor %}"])
+def test_each_cue_of_a_sentence_has_its_wording_and_names_the_document(chat):
+    template, tokenizer = Template.load("statement"), tiny_tokenizer()
+    tokenizer.chat_template = chat
+    sentence = "The ferry to Oden leaves the old harbor at six."
+    tasks = tasks_of(Window("m", "Ferry 100%", sentence, 0, (sentence,)), 100, template, cues=5)
+    samples = write_about(tasks, template, FixedEngine(), Prompter(tokenizer), WRITING).samples
+    prompts = [sample.prompt for sample in samples]
+    assert all("Ferry 100%" in s.prompt and s.request in s.prompt and s.reference == sentence for s in samples)
+    wordings = [s.prompt.replace(s.request, "CUE") for s in samples]
+    assert len(set(wordings[:4])) == 4 and wordings[4] == wordings[0] and len(set(prompts)) == 5
 
 
 def test_answers_are_checked_with_and_without_the_text():
