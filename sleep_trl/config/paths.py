@@ -43,6 +43,8 @@ def with_paths(value: Any, folder: Path | None = None, name: str = "") -> Any:
         return {key: with_paths(inner, folder, f"{name}.{key}".lstrip(".")) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [with_paths(inner, folder, name) for inner in value]
+    if isinstance(value, Path):
+        return type(value)(os.path.expanduser(value))
     if not isinstance(value, str):
         return value
     prefix = WAKE if value.startswith(WAKE) else ""

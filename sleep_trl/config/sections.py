@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from .paths import with_paths
 from .schedule import Schedule
 
 
 class Section(BaseModel):
-    """A section of the configuration: frozen, unknown keys are errors."""
+    """A section of the configuration: frozen, unknown keys are errors, and `~` in a path is the home folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_paths(cls, values: Any) -> Any:
+        return with_paths(values) if isinstance(values, Mapping) else values
 
 
 class MemoryConfig(Section):

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from sleep_trl.config import RunConfig
 from sleep_trl.config.command_line import explain, options, parse
 from sleep_trl.config.option_help import help_text
+from sleep_trl.config.sections import DatasetConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ["--model", "m", "--memories", "d.jsonl"]
@@ -197,3 +198,22 @@ def test_a_file_next_to_the_configuration_is_found(tmp_path: Path, monkeypatch: 
     nights = parse(["--model=m", '--nights=["docs [1].md", "~/b.md"]']).nights
     assert nights == ("docs [1].md", str(tmp_path / "home" / "b.md"))
     assert parse(["--model=m", "--nights=docs [1].md,b.md"]).nights == ("docs [1].md", "b.md")
+
+
+def test_a_path_given_from_python_may_begin_with_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a section that was made before, and in a `Path`."""
+    monkeypatch.setenv("HOME", "/home/me")
+    dataset = DatasetConfig(general_texts=Path("~/general.jsonl"), templates=("~/ask.j2", "statement"))
+    config = RunConfig(
+        model="~/model",
+        memories="wake:~/wake.db",
+        output_dir=Path("~/runs"),
+        dataset=dataset,
+        evaluation={"skill": "~/skill.jsonl"},
+        rewards=["imitation", "~/mine.py:brevity"],
+    )
+    assert (config.model, config.source.buffer) == ("/home/me/model", Path("/home/me/wake.db"))
+    assert (config.output_dir, config.dataset.general_texts) == (Path("/home/me/runs"), Path("/home/me/general.jsonl"))
+    assert config.dataset.templates == ("/home/me/ask.j2", "statement")
+    assert config.evaluation.skill == Path("/home/me/skill.jsonl")
+    assert [reward.name for reward in config.rewards] == ["imitation", "/home/me/mine.py:brevity"]
