@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,7 +101,10 @@ class _Stream:
             return
         if _is_same(self.descriptor, known):
             self._begin(known.offset)
-        elif (rotated := self._find(lambda descriptor: _is_same(descriptor, known))) is not None:
+        elif (
+            rotated := self._find(lambda descriptor: _is_same(descriptor, known))
+            or self._find(lambda descriptor: _is_copy(descriptor, known))
+        ) is not None:
             os.close(self.descriptor)
             self.descriptor = rotated  # it is read to its end, and then the file at the path
             self._begin(known.offset)
@@ -132,7 +136,13 @@ class _Stream:
             if not self._is_replaced():
                 return
             yield from self._read(self.descriptor, is_whole=True)  # what was written before it was moved
+            between = self._between(self.descriptor)
             self.close()
+            for path in between:
+                self.descriptor = os.open(path, os.O_RDONLY)
+                self._begin(0)
+                yield from self._read(self.descriptor, is_whole=True)
+                self.close()
 
     def _begin(self, offset: int) -> None:
         """Go on at an offset of the open file."""
@@ -190,17 +200,36 @@ class _Stream:
 
     def _find(self, is_wanted: Callable[[int], bool]) -> int | None:
         """Open the newest file beside the followed one, of a similar name, that is wanted."""
-        others = [
-            path for path in self.path.parent.iterdir() if path.name.startswith(self.path.stem) and path.is_file()
-        ]
-        for path in sorted(others, key=lambda path: -path.stat().st_mtime):
-            if path == self.path:
-                continue
+        for path in sorted(self._beside(), key=lambda path: -path.stat().st_mtime):
             descriptor = os.open(path, os.O_RDONLY)
             if is_wanted(descriptor):
                 return descriptor
             os.close(descriptor)
         return None
+
+    def _between(self, descriptor: int) -> list[Path]:
+        """Return the files that were written after an open one, and moved like it before they were seen at the path, in
+        this order. Their names differ from its name in numbers only."""
+        moved, others = os.fstat(descriptor), self._beside()
+        name = next((_without_numbers(path) for path in others if os.path.samestat(path.stat(), moved)), None)
+        newer = [
+            (path.stat().st_mtime_ns, path)
+            for path in others
+            if _without_numbers(path) == name and path.stat().st_mtime_ns > moved.st_mtime_ns
+        ]
+        return [path for _, path in sorted(newer)]
+
+    def _beside(self) -> list[Path]:
+        """Return the files beside the followed one whose names begin alike."""
+        return [
+            path
+            for path in self.path.parent.iterdir()
+            if path.name.startswith(self.path.stem) and path != self.path and path.is_file()
+        ]
+
+
+def _without_numbers(path: Path) -> str:
+    return re.sub(r"\d+", "#", path.name)
 
 
 def _identity(descriptor: int, offset: int) -> str:
@@ -216,3 +245,10 @@ def _is_same(descriptor: int, known: Position) -> bool:
         return False
     found = _identity(descriptor, known.offset)
     return known.file in (found, found.rpartition(":")[0])
+
+
+def _is_copy(descriptor: int, known: Position) -> bool:
+    """Whether a file begins like the one that was read up to a position, as a copy does."""
+    if known.offset > os.fstat(descriptor).st_size or known.file.count(":") < 2:
+        return False
+    return known.file.rpartition(":")[2] == _identity(descriptor, known.offset).rpartition(":")[2]

@@ -81,7 +81,7 @@ def test_a_running_follower_loses_no_line(log, rotate, monkeypatch) -> None:
     assert log.texts() == log.expected() and counted == log.number > 20
 
 
-@pytest.mark.parametrize("rotate", [renamed, made_anew])
+@pytest.mark.parametrize("rotate", ROTATIONS)
 def test_a_follower_that_starts_again_finds_the_rotated_file(log, rotate) -> None:
     log.write(3)
     list(follow(log.buffer, log.path, idle=0))
@@ -91,6 +91,28 @@ def test_a_follower_that_starts_again_finds_the_rotated_file(log, rotate) -> Non
     counted = sum(t.added + t.duplicates for t in follow(log.buffer, log.path, idle=0))
     assert log.texts() == log.expected() and counted == log.number - 3
     assert sum(t.added + t.duplicates for t in follow(log.buffer, log.path, idle=0)) == 0
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_log_that_was_rotated_several_times_meanwhile_is_read_in_order(log, copies) -> None:
+    """Each time what was rotated before moves up, as logrotate does it. Another log beside it is not read."""
+    (log.path.parent / "app-errors.log").write_text("not this one\n")
+    log.write(3)
+    list(follow(log.buffer, log.path, idle=0))
+    for _ in range(3):
+        log.write(2)
+        for number in (2, 1):
+            if (former := log.path.with_name(f"app.log.{number}")).exists():
+                former.rename(log.path.with_name(f"app.log.{number + 1}"))
+        if copies:
+            shutil.copy2(log.path, log.path.with_name("app.log.1"))
+            log.path.write_text("")
+        else:
+            log.path.rename(log.path.with_name("app.log.1"))
+        time.sleep(0.02)  # the times of files differ
+    log.write(1)
+    counted = sum(t.added + t.duplicates for t in follow(log.buffer, log.path, idle=0))
+    assert log.texts() == log.expected() and counted == log.number - 3
 
 
 def test_a_file_made_anew_with_the_same_inode_is_another(log) -> None:
