@@ -63,6 +63,15 @@ def export(
         typer.Option(help="checkpoint: the folded model. adapter: the experts alone. peft: refused, with the reason."),
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Destination folder, missing or empty.")],
+    pad_to: Annotated[
+        int | None,
+        typer.Option(
+            "--pad_to",
+            min=1,
+            metavar="WIDTH",
+            help="Pad the MLPs of a checkpoint with units of zeros to a width divisible by this, such as 128 or 256.",
+        ),
+    ] = None,
     push_to_hub: Annotated[
         str | None, typer.Option("--push_to_hub", metavar="REPO", help="Also upload to NAMESPACE/NAME on the Hub.")
     ] = None,
@@ -78,7 +87,7 @@ def export(
     if push_to_hub:
         check_repository(push_to_hub)
     with redirect_to_stderr():
-        written = write(run, to, output)
+        written = write(run, to, output, pad_to)
         pushed = push(written, push_to_hub, not public) if push_to_hub else None
     row = {"written": str(written), "to": to, "pushed": pushed}
     show([row], json, lambda row: f"Written to {row['written']}" + (f", pushed to {row['pushed']}" if pushed else ""))

@@ -42,9 +42,11 @@ class Expert(nn.Module):
         Ours: an input matrix consists of random rows of the host's own, times `scale`; gate and up are drawn
         independently, so that their products are new. The new units then have the scale of the host's, whatever the
         architecture: normal draws with standard deviation 1/sqrt(hidden) are several times too small after a norm with
-        small weights.
+        small weights. Rows of zeros, as in a padded checkpoint, are not drawn: such a unit would never learn.
         """
         for name, rows in unit_weights(host).items():
+            if not (is_used := rows.any(dim=1)).all():
+                rows = rows[is_used]
             chosen = torch.randperm(rows.shape[0], generator=generator)[: self.up.shape[0]]
             getattr(self, name).copy_(rows[chosen.to(rows.device)].float() * scale)
         self.down.zero_()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from ..runs import checksums
 from ..runs.files import read_json, write_json, write_text
 from ..runs.finished import FinishedRun, chat_variables, newest_committed_night
 from ..runs.folder import AdapterFolder, RunFolder
+from ..runs.lock import run_lock
 from ..runs.model_card import model_card
 from ..runs.permissions import follow_umask
 
@@ -28,7 +28,7 @@ NOT_PEFT = (
 )
 
 
-def export(folder: str | Path, to: Target, output: str | Path) -> Path:
+def export(folder: str | Path, to: Target, output: str | Path, pad_to: int | None = None) -> Path:
     """Write the newest committed model of a run or chain to a folder of its own.
 
     No form contains texts: the nights' prompts and questions stay in the run.
@@ -41,14 +41,19 @@ def export(folder: str | Path, to: Target, output: str | Path) -> Path:
             [`~sleep_trl.memory.load_memory`]. `peft` is refused, because an expert is not a PEFT adapter.
         output (`str` or `Path`):
             Destination folder, which must be missing or empty. It is written atomically.
+        pad_to (`int`, *optional*):
+            Pad the MLPs of a checkpoint with units of zeros to a width that is divisible by this.
 
     Returns:
         `Path`: `output`.
 
     Raises:
+        `RunInUse`: if another process exports to `output`.
         `ValueError`: if there is no committed night, no entry is enabled, the form cannot be written, or `output` is
             not empty.
     """
+    if pad_to is not None and to != "checkpoint":
+        raise ValueError(f"--pad_to {pad_to} is for --to checkpoint: --to {to} has no MLPs to pad. Leave it out.")
     if to == "peft":
         raise ValueError(NOT_PEFT)
     output = Path(output)
@@ -59,23 +64,29 @@ def export(folder: str | Path, to: Target, output: str | Path) -> Path:
         raise ValueError(f"--output: {output} already exists and is not empty. Give another folder, or remove it.")
     target = output.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
-        partial = Path(temporary) / target.name
-        WRITERS[to](run, partial)
-        write_text(partial / "README.md", card_of(run, to))
-        partial.replace(target)  # also over an empty folder
+    unfinished = target.with_name(f".{target.name}.sleep-trl-export")  # what a killed export has left is written anew
+    partial = unfinished / target.name
+    with run_lock(unfinished):
+        try:
+            if partial.exists():
+                shutil.rmtree(partial)
+            units = WRITERS[to](run, partial, pad_to)
+            write_text(partial / "README.md", card_of(run, to, units))
+            partial.replace(target)  # also over an empty folder
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return output
 
 
-def card_of(run: FinishedRun, form: Form) -> str:
-    """Return the model card of a finished run."""
+def card_of(run: FinishedRun, form: Form, padding: int = 0) -> str:
+    """Return the model card of a finished run, whose MLPs have so many units of zeros."""
     enabled = {index for index, is_enabled in run.enabled.items() if is_enabled}
     variables, revision = chat_variables(run.folder), run.config.model_revision
-    return model_card(run.config.model, run.entries, enabled, form, variables, revision)
+    return model_card(run.config.model, run.entries, enabled, form, variables, revision, padding)
 
 
-def write_checkpoint(run: FinishedRun, output: Path) -> None:
-    """Copy the folded model.
+def write_checkpoint(run: FinishedRun, output: Path, pad_to: int | None = None) -> int:
+    """Copy the folded model, padded to a width that is divisible by `pad_to`, and return the units of zeros per MLP.
 
     Raises:
         `ValueError`: if the run has none.
@@ -87,13 +98,19 @@ def write_checkpoint(run: FinishedRun, output: Path) -> None:
             f"sleep with --memory.routing dense."
         )
     checksums.check_folder(model)
-    shutil.copytree(model, output, ignore=shutil.ignore_patterns(checksums.NAME))
+    units, replaced = 0, ["*.safetensors", "*.safetensors.index.json"] if pad_to else []
+    shutil.copytree(model, output, ignore=shutil.ignore_patterns(checksums.NAME, *replaced))
+    if pad_to:
+        from ..memory.padding import write_padded  # imports torch
+
+        units = write_padded(model, output, pad_to)
     for path in output.glob("*.safetensors"):
         follow_umask(path)
+    return units
 
 
-def write_adapter(run: FinishedRun, output: Path) -> None:
-    """Write the enabled experts only."""
+def write_adapter(run: FinishedRun, output: Path, pad_to: int | None = None) -> int:
+    """Write the enabled experts only. They are not padded."""
     from safetensors.numpy import load_file, save_file  # experts are float32, and torch takes long to import
 
     source, target = RunFolder(run.folder).adapter, AdapterFolder(output)
@@ -106,9 +123,11 @@ def write_adapter(run: FinishedRun, output: Path) -> None:
     save_file({name: t for name, t in tensors.items() if name.startswith(prefixes)}, target.experts)
     follow_umask(target.experts)
     write_json(target.description, description | {"experts": kept})
+    return 0
 
 
-WRITERS: dict[str, Callable[[FinishedRun, Path], None]] = {"checkpoint": write_checkpoint, "adapter": write_adapter}
+Writer = Callable[[FinishedRun, Path, int | None], int]
+WRITERS: dict[str, Writer] = {"checkpoint": write_checkpoint, "adapter": write_adapter}
 
 
 def check_repository(repository: str) -> None:

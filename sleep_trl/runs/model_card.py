@@ -48,6 +48,11 @@ Its prompts were made with these variables of the chat template, and answers are
 ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **{variables})
 ```"""
 
+PADDED = """
+
+Each MLP is padded with {units} units of zeros, so that its width suits kernels and quantizers. They change the output
+by rounding alone. To let the model sleep again, continue its run, or take the base model."""
+
 
 def model_card(
     base: str,
@@ -56,6 +61,7 @@ def model_card(
     form: Form,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     revision: str = MAIN,
+    padding: int = 0,
 ) -> str:
     """Write the card.
 
@@ -72,6 +78,8 @@ def model_card(
             Variables for the chat template with which the nights' prompts were made.
         revision (`str`, *optional*, defaults to `"main"`):
             The base's revision on the Hub.
+        padding (`int`, *optional*, defaults to `0`):
+            Units of zeros with which each MLP is padded.
 
     Returns:
         `str`: Markdown. Labels from outside are escaped.
@@ -94,7 +102,8 @@ def model_card(
         base=f"[{_escaped(name)}](https://huggingface.co/{name})" if repository else f"`{name}`",
         nights="a night" if len(shown) == 1 else f"{len(shown)} nights",
         how_to_load=HOW_TO_LOAD[form].replace("{base}", _loaded_by(base, repository, revision))
-        + _chat(chat_template_kwargs),
+        + _chat(chat_template_kwargs)
+        + (PADDED.replace("{units}", str(padding)) if padding else ""),
         rows=[_row(entry, measured[-1]) for entry in shown],
         skill=_skill(measured[-1]) if known else "",
         left_out=f"What was learned in {disabled} more nights is disabled and not included" if disabled else "",

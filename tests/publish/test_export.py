@@ -17,8 +17,11 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sleep_trl.memory import load_memory
+from sleep_trl.memory import MemorySpec, attach, load_memory
+from sleep_trl.memory.hosts import find_hosts
+from sleep_trl.memory.padding import write_padded
 from sleep_trl.publish.export import check_repository, export
+from sleep_trl.runs import checksums
 from sleep_trl.runs.files import read_json, write_json
 from sleep_trl.runs.finished import newest_committed_night
 from sleep_trl.runs.ledger import LedgerEntry, Source
@@ -63,6 +66,47 @@ def test_adapter_holds_the_enabled_experts_only(run, tmp_path):
     load_memory(theirs, run / "adapter")
     assert torch.equal(logits(ours), logits(theirs)), "a disabled expert has no effect, whether present or not"
     assert not torch.equal(logits(ours), logits(tiny_model()))
+
+
+@pytest.mark.parametrize("form", ["llama", "phi3", "gpt2", "gpt_neox", "granitemoehybrid"])
+def test_a_padded_checkpoint_has_a_round_width_and_the_same_output(form, tmp_path):
+    """For gated, fused and plain MLPs, with and without biases, in float64, where rounding is out of the way."""
+    source = write_model(tmp_path / "model", form)
+    AutoModelForCausalLM.from_pretrained(source, dtype=torch.float64).save_pretrained(source)
+    (tmp_path / "out").mkdir()
+    units = write_padded(source, tmp_path / "out", 100)
+    plain, padded = (AutoModelForCausalLM.from_pretrained(each, dtype="auto") for each in (source, tmp_path / "out"))
+    host, wide = find_hosts(plain)[0], find_hosts(padded)[0]
+    assert wide.intermediate_size == host.intermediate_size + units and wide.intermediate_size % 100 == 0 < units
+    assert torch.allclose(logits(padded), logits(plain), rtol=0, atol=1e-14)
+    memory = attach(padded, MemorySpec(width=31, max_experts=1))
+    expert = dict(memory.expert_parameters(memory.activate()))
+    rows = [value for name, value in expert.items() if not name.endswith("down")]
+    assert rows and all(value.any(dim=1).all() for value in rows), "an expert has dead units"
+
+
+def test_export_pads_and_says_so(run, tmp_path):
+    folder = export(run, "checkpoint", tmp_path / "out", pad_to=128)
+    found, plain = (AutoModelForCausalLM.from_pretrained(each) for each in (folder, run / "model"))
+    width = plain.config.intermediate_size
+    assert found.config.intermediate_size == 128 and found.dtype == plain.dtype and width < 128
+    assert torch.allclose(logits(found), logits(plain), rtol=0, atol=1e-6)
+    assert f"padded with {128 - width} units of zeros" in (folder / "README.md").read_text("utf-8")
+    found_files, files = ({path.relative_to(each) for path in each.rglob("*")} for each in (folder, run / "model"))
+    assert found_files - {Path("README.md")} == files - {Path(checksums.NAME)}
+    assert "padded" not in (export(run, "checkpoint", tmp_path / "plain") / "README.md").read_text("utf-8")
+    with pytest.raises(ValueError, match="--pad_to 128 is for --to checkpoint"):
+        export(run, "adapter", tmp_path / "experts", pad_to=128)
+
+
+def test_the_next_export_clears_away_what_a_killed_one_has_left(run, tmp_path):
+    """Killed while it writes its last file."""
+    killed = "import os; from sleep_trl.publish import export as e; e.write_text = lambda *_: os.kill(os.getpid(), 9)"
+    go = f"{killed}; e.export({str(run)!r}, 'adapter', {str(tmp_path / 'out')!r})"
+    done = subprocess.run([sys.executable, "-c", go], cwd=ROOT, check=False)
+    assert done.returncode == -9 and not (tmp_path / "out").exists() and list(tmp_path.iterdir())
+    export(run, "adapter", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_folder_of_the_user_beside_the_output_stays(run, tmp_path):
