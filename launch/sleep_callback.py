@@ -36,6 +36,7 @@ from sleep_trl.runs.files import read_json
 from sleep_trl.runs.folder import RunFolder, night_folder
 from sleep_trl.runs.ledger import active_entries, read_ledger
 from sleep_trl.trainers.knowledge_seeding.from_config import seed_expert
+from sleep_trl.trainers.trackers import log_to_run, trackers_of_caller
 from sleep_trl.wake.buffer import WakeBuffer
 
 THE_MODEL = "the model that is trained"  # stands for `model` until there is one
@@ -48,7 +49,8 @@ class SleepCallback(TrainerCallback):
     A night learns what is new in `memories` into one new expert, and measures and commits it, as a night of
     `launch/sleep.py` does. It works on the model and the tokenizer of the run. Afterwards the run goes on as it was: it
     trains the same parameters with the same optimizer, and its random numbers are those of a run without the callback.
-    Checkpoints and `save_model` have the experts of the nights folded in.
+    Checkpoints and `save_model` have the experts of the nights folded in. The figures of each night reach the run's
+    trackers (`report_to`) as `eval/night_…`, and its log history.
 
     Nights are in `output_dir` of the configuration, by default a folder beside the run's, each a night of one chain. A
     run that is resumed from a checkpoint goes on with the night that was interrupted, and takes over those that were
@@ -139,11 +141,16 @@ class SleepCallback(TrainerCallback):
         if state.global_step % self.every == 0:
             memory = self._memory(model)
             with lent(model, self.nights.own):
-                self._sleep(state.global_step, args, memory, processing_class)
+                results = self._sleep(state.global_step, args, memory, processing_class)
+            if results is not None:
+                log_to_run(trackers_of_caller(), args, state, control, results)
 
     # -- a night ------------------------------------------------------------------------------------------------------
 
-    def _sleep(self, step: int, args: TrainingArguments, memory: Memory, processing_class: Any) -> None:
+    def _sleep(
+        self, step: int, args: TrainingArguments, memory: Memory, processing_class: Any
+    ) -> dict[str, Any] | None:
+        """Run the night after a step, or take over a finished one, and return its results, if there is one."""
         done = self.nights.done(step - 1)
         folder = night_folder(self.nights.folder, len(done) + 1)
         last = done[-1] if done else None
@@ -155,17 +162,17 @@ class SleepCallback(TrainerCallback):
         if RunFolder(folder).is_finished:
             echo(f"{folder} is finished; its expert is taken over.")
             self.nights.adopt(memory, folder)
-            return
+            return dict(read_json(RunFolder(folder).results))
         if inputs is None:
             echo(f"No night after step {step}: {self.config.memories} has nothing new.")
-            return
+            return None
         if (count := len(memory.records)) >= memory.spec.max_experts:
             echo(
                 f"No night after step {step}: all {count} experts are taken, and {len(inputs.available)} memories wait."
                 f" Give memory.max_experts of {count + 1} or more.",
                 style="yellow",
             )
-            return
+            return None
         echo(f"After step {step}, a night begins: {folder}")
         try:
             preflight(inputs, check_trainer)
@@ -173,12 +180,14 @@ class SleepCallback(TrainerCallback):
                 self.nights.record_step(folder, step)
                 results = run_night(inputs, seed_expert, memory=memory)
             show_outcome(inputs.config, results, write_report_if_possible(inputs.config))
+            return results
         except NothingUsable as error:
             echo(f"This night is left out, and its files are in {quarantine(folder)}: {error}", style="yellow")
             self.nights.adopt(memory, last)
         except Changed as error:
             echo(f"This night is left out: {error}", style="yellow")
             self.nights.adopt(memory, last)
+        return None
 
     def _inputs(self, number: int, args: TrainingArguments, memory: Memory, processing_class: Any) -> LiveInputs | None:
         """Return the inputs of a night, or `None` if there is nothing new to learn."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_callback import CallbackHandler
 
 from sleep_trl.runs.files import read_json, write_json
 from sleep_trl.runs.folder import RunFolder
@@ -75,6 +78,43 @@ def log_figures(arguments: TrainingArguments, night: Path, results: Mapping[str,
             tracker.on_train_end(arguments, state, control, model=None)
             if hasattr(tracker, "_wandb"):  # its run would go on in the next night of this process
                 tracker._wandb.finish()
+
+
+def trackers_of_caller() -> list[TrainerCallback]:
+    """Return the trackers of the Trainer that calls a callback, in that callback. They are found in the frames of the
+    call, because transformers gives a callback no other way to them, and new ones would begin new runs."""
+    frame = sys._getframe(1)
+    while frame is not None and not isinstance(handler := frame.f_locals.get("self"), CallbackHandler):
+        frame = frame.f_back  # type: ignore[assignment]
+    kinds = tuple(INTEGRATION_TO_CALLBACK.values())
+    return [] if frame is None else [each for each in handler.callbacks if isinstance(each, kinds)]
+
+
+def log_to_run(
+    trackers: list[TrainerCallback],
+    args: TrainingArguments,
+    state: TrainerState,
+    control: TrainerControl,
+    results: Mapping[str, Any],
+) -> None:
+    """Send the figures of a night to the trackers of the run in which it takes place, and to its log history.
+
+    Args:
+        trackers (`list[TrainerCallback]`):
+            From [`trackers_of_caller`].
+        args (`TrainingArguments`):
+            The run's arguments.
+        state (`TrainerState`):
+            Its state.
+        control (`TrainerControl`):
+            Its control.
+        results (`dict`):
+            The content of the night's `results.json`.
+    """
+    logs = {f"eval_night_{name}": value for name, value in figures(results).items()}  # shown as eval/night_NAME
+    state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
+    for tracker in trackers:
+        tracker.on_log(args, state, control, model=None, logs=dict(logs))
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Nights in the midst of ordinary runs: what they learn is saved with the run, and the run goes on as if alone."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +55,9 @@ def memories(tmp_path: Path) -> Path:
     return tmp_path / "notes"
 
 
+TRACKER = "tensorboard" if find_spec("tensorboard") else "none"
+
+
 def length(completions, **columns):
     return [float(len(completion)) for completion in completions]
 
@@ -103,6 +107,25 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+def check_figures(folder, history):
+    """Check that the figures of the night after step 3 are in the run's log history, and in its one run of tensorboard
+    beside its losses."""
+    results = read_json(RunFolder(folder / "run-nights" / "night-001").results)
+    (logged,) = [entry for entry in history if "eval_night_perplexity" in entry]
+    assert logged["step"] == 3 and logged["eval_night_perplexity"] == results["perplexity"]["after"]
+    assert logged["eval_night_base_skill_before"] == results["base_skill"]["before"]
+    if TRACKER == "none":
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (file,) = (folder / "run").rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    (event,) = events.Scalars("eval/night_perplexity")
+    assert event.step == 3 and event.value == pytest.approx(results["perplexity"]["after"])
+    assert events.Scalars("train/train_loss")
+
+
 @pytest.fixture
 def tokenizer(model):
     return AutoTokenizer.from_pretrained(model)
@@ -137,7 +160,7 @@ def test_a_run_whose_night_is_rolled_back_goes_on_bit_for_bit(tmp_path, memories
 
 def test_a_run_goes_on_with_its_own_weights_beside_the_expert_of_a_night(tmp_path, memories, model, tokenizer, capsys):
     """All weights of the base are trained after the night, and what is saved is the grown model. There is nothing new
-    for a second night."""
+    for a second night. The figures of the night reach the run's own tracker."""
     start = AutoModelForCausalLM.from_pretrained(model)
     snapshots = []
 
@@ -149,13 +172,14 @@ def test_a_run_goes_on_with_its_own_weights_beside_the_expert_of_a_night(tmp_pat
     trainer = SFTTrainer(
         start,
         args=SFTConfig(
-            str(tmp_path / "run"), max_steps=6, learning_rate=1e-2, use_cpu=True, bf16=False, report_to="none"
+            str(tmp_path / "run"), max_steps=6, learning_rate=1e-2, use_cpu=True, bf16=False, report_to=TRACKER
         ),
         train_dataset=Dataset.from_list(ROWS),
         processing_class=tokenizer,
         callbacks=[callback(memories), Snapshot()],
     )
     trainer.train()
+    check_figures(tmp_path, trainer.state.log_history)
     memory, (before,) = Memory.of(trainer.model), snapshots
     (entry,) = read_ledger(RunFolder(tmp_path / "run-nights" / "night-001").ledger)
     assert entry.rolled_back is None and [*memory.records] == [entry.expert] and memory.learning is None
