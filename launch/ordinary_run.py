@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import is_peft_available
 
 from sleep_trl.memory import Memory
+from sleep_trl.models.checkpointing import is_checkpointing, stop_checkpointing
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -101,8 +102,8 @@ def lent(model: PreTrainedModel, own: Collection[int]) -> Iterator[None]:
                 stack.enter_context(unchanged(vars(settings)))
         for module in model.modules():
             stack.enter_context(unchanged(vars(module)))
-        if model.is_gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+        if is_checkpointing(model):
+            stop_checkpointing(model)
         if "_original_forward" in vars(model):  # that of accelerate, which computes under autocast
             model.forward = model._original_forward
         model.eval()

@@ -19,6 +19,7 @@ from trl import GRPOConfig, GRPOTrainer
 from sleep_trl.distributed.zero3 import is_sharded, shard_everything, takes_part_in_saving, withdraw
 from sleep_trl.memory import Memory, load_experts, save_memory
 from sleep_trl.memory.storage import HOW_TO_STAY_FINITE, check_finite
+from sleep_trl.models.checkpointing import is_checkpointing, stop_checkpointing
 from sleep_trl.runs.folder import AdapterFolder
 
 from .trl_private import get_config_model_id
@@ -71,7 +72,7 @@ class ExpertCheckpoints(GRPOTrainer):
     ) -> None:
         if not isinstance(model, str):
             withdraw(model)
-        self._was_checkpointing = not isinstance(model, str) and model.is_gradient_checkpointing
+        self._was_checkpointing = not isinstance(model, str) and is_checkpointing(model)
         if args is not None and args.deepspeed_plugin:
             shard_everything(args.deepspeed_plugin)
         super().__init__(model, reward_funcs, args, *others, **kwargs)
@@ -83,8 +84,8 @@ class ExpertCheckpoints(GRPOTrainer):
         for owner in (self, self.callback_handler):
             owner.optimizer = owner.lr_scheduler = None
         self.model_wrapped, self.deepspeed = self.model, None
-        if self.model.is_gradient_checkpointing and not self._was_checkpointing:  # TRL leaves it on
-            self.model.gradient_checkpointing_disable()
+        if is_checkpointing(self.model) and not self._was_checkpointing:  # TRL leaves it on
+            stop_checkpointing(self.model)
         gc.collect()
 
     def _memory(self) -> Memory | None:

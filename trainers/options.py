@@ -53,6 +53,33 @@ def check_options(arguments: Any) -> None:
             raise ValueError(f"{argument.name} {allowed}, got {value!r}.") from None
 
 
+RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+"""Arguments of a Trainer that newer releases of transformers call otherwise, by their names in older ones."""
+
+
+def with_present_names(given: Mapping[str, Any], arguments: type) -> dict[str, Any]:
+    """Return a trainer's arguments by the names that the installed transformers wants, also those that have a default
+    by a former name in TRL, so that none of them is warned about.
+
+    Args:
+        given (`dict`):
+            Arguments by name. Where both names are given, the new one counts.
+        arguments (`type`):
+            The trainer's arguments, a dataclass.
+    """
+    defaults = {argument.name: argument.default for argument in fields(arguments)}
+    renamed = dict(given)
+    for former, present in RENAMED.items():
+        if present in defaults:
+            value = renamed.pop(former, defaults[former])
+            if value is not None:
+                renamed.setdefault(present, value)
+    return renamed
+
+
 def shared_options(section: BaseModel, arguments: type, renamed: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return the options of a run that a trainer's arguments have too, with their values, by the arguments' names.
 

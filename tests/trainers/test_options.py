@@ -13,7 +13,7 @@ from sleep_trl.config.command_line import options
 from sleep_trl.config.dreaming import DreamConfig
 from sleep_trl.config.sections import SeedingConfig
 from sleep_trl.trainers import DreamingConfig, DreamingTrainer, KnowledgeSeedingConfig, KnowledgeSeedingTrainer
-from sleep_trl.trainers.options import shared_options
+from sleep_trl.trainers.options import shared_options, with_present_names
 
 SEEDING = """alpha divergence_beta drift_weight expert_dropout gamma gradient_checkpointing learning_rate lmbda
 logging_steps lr_scheduler_type max_completion_length max_grad_norm num_generations reference_passes replay_weight
@@ -100,3 +100,32 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
 
 def test_dreaming_learns_as_fast_as_in_a_night(tmp_path):
     assert DreamingConfig(str(tmp_path), bf16=False, use_cpu=True).learning_rate == DreamConfig().learning_rate
+
+
+@dataclasses.dataclass
+class Former:
+    """Names of transformers 5.17, with a default of TRL's."""
+
+    gradient_checkpointing: bool = True
+    gradient_checkpointing_kwargs: dict | None = None
+
+
+@dataclasses.dataclass
+class Present(Former):
+    """Names of transformers 5.24, which warns if a former one has a value and the present one has none."""
+
+    activation_checkpointing: bool | None = None
+    activation_checkpointing_kwargs: dict | None = None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"gradient_checkpointing": False}, {"activation_checkpointing": False}),
+        ({"gradient_checkpointing": False, "activation_checkpointing": True}, {"activation_checkpointing": True}),
+        ({"lr": 1}, {"lr": 1, "activation_checkpointing": True}),
+    ],
+)
+def test_arguments_have_the_names_that_transformers_wants(given, expected):
+    assert with_present_names(given, Present) == expected
+    assert with_present_names(given, Former) == given

@@ -18,7 +18,7 @@ from sleep_trl.dreams.gradients import Text, reference_gradient
 from sleep_trl.rewards import resolve
 from sleep_trl.rollout import plain_generation
 
-from ..options import shared_options
+from ..options import shared_options, with_present_names
 from .config import DreamingConfig
 from .trainer import DreamingTrainer
 
@@ -65,7 +65,7 @@ def dreaming_arguments(config: RunConfig, tasks: int, folder: str | Path) -> Dre
     if dream.improvement == "grpo":  # as many batches as ReST-EM has
         arguments |= {"generation_batch_size": dreams, "num_train_epochs": dream.rounds}
         arguments |= {"num_iterations": dream.em_epochs}
-    return DreamingConfig(str(folder), **arguments)
+    return DreamingConfig(str(folder), **with_present_names(arguments, DreamingConfig))
 
 
 def dream(

@@ -36,7 +36,7 @@ from sleep_trl.runs.checksums import check_folder, record_folder
 from sleep_trl.runs.files import read_json
 from sleep_trl.runs.folder import AdapterFolder, RunFolder
 
-from ..options import shared_options
+from ..options import shared_options, with_present_names
 from ..trackers import log_figures, one_run
 from .config import KnowledgeSeedingConfig
 from .trainer import KnowledgeSeedingTrainer
@@ -66,7 +66,7 @@ def seeding_arguments(config: RunConfig, folder: str | Path) -> KnowledgeSeeding
         "disable_tqdm": True,  # the night has its own progress bar
         **seeding.extra,
     }
-    return KnowledgeSeedingConfig(str(folder), **arguments)
+    return KnowledgeSeedingConfig(str(folder), **with_present_names(arguments, KnowledgeSeedingConfig))
 
 
 class RecordCheckpoints(TrainerCallback):

@@ -9,6 +9,7 @@ import torch
 from accelerate import DistributedType
 from transformers import PreTrainedModel
 
+from sleep_trl.models.checkpointing import is_checkpointing
 from sleep_trl.rollout.prefixes import CacheRoom
 
 from ..expert_checkpoints import ExpertCheckpoints
@@ -38,7 +39,7 @@ class SharedPrompts(ExpertCheckpoints):
         """Return a model's hidden states from which texts behind prompts are predicted, by way of the wrapped model.
         Each is of shape `(rows, length, hidden)`. Where the model can, it reads a prompt once for all its texts."""
         model, forward = reader.model, partial(self._forward_redirection, reader.wrapped, reader.model)
-        has_cache = self._is_whole and not (model.is_gradient_checkpointing and model.training)
+        has_cache = self._is_whole and not (model.training and is_checkpointing(model))
         if has_cache and (room := self._room(model).tokens()) is not None:
             read: list[torch.Tensor] = forward(read_behind, model, texts, self._tokenizer.pad_token_id, room)
             return read
