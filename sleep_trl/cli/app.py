@@ -24,6 +24,7 @@ from .doctor import SETTINGS, doctor
 from .live import live
 from .new import new
 from .output import Json, Row, redirect_to_stderr, say, show, warn_renamed
+from .plan import plan
 
 LONG_FIELDS = ("history", "config")  # of results.json, left out of `night --json`
 
@@ -42,6 +43,7 @@ app.command()(new)
 app.command(context_settings=SETTINGS)(demo)
 app.command(context_settings=SETTINGS)(doctor)
 app.command(context_settings=SETTINGS)(live)
+app.command(context_settings=SETTINGS)(plan)
 
 
 def _print_version(is_requested: bool) -> None:

@@ -35,7 +35,7 @@ SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def read_config(name: str, revision: str = MAIN) -> PretrainedConfig:
+def read_config(name: str, revision: str = MAIN, needs_weights: bool = True) -> PretrainedConfig:
     """Read the config of a causal language model; of a model with a vision tower that of its language model, if
     transformers has a class for it.
 
@@ -44,6 +44,8 @@ def read_config(name: str, revision: str = MAIN) -> PretrainedConfig:
             A folder, a name on the Hugging Face Hub, or a GGUF file, which is read as it is if it is not converted.
         revision (`str`, *optional*, defaults to `"main"`):
             Branch, tag or commit on the Hub.
+        needs_weights (`bool`, *optional*, defaults to `True`):
+            Whether there have to be weights next to the config.
 
     Raises:
         `ValueError`: if there is no model, its type is unknown, it needs custom code, is not a causal language model,
@@ -73,7 +75,8 @@ def read_config(name: str, revision: str = MAIN) -> PretrainedConfig:
     )
     config = _language_model(name, config)
     _check_kind(name, config)
-    _check_weights(name, revision)
+    if needs_weights:
+        _check_weights(name, revision)
     return config
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from ..config import RunConfig
+from ..data.parts import Part
 from ..data.rows import MARGIN
 from ..data.samples import Window
 from ..data.shipped_sets import readable_prompts
@@ -41,9 +43,10 @@ def find_askings(inputs: RunInputs) -> list[Asking]:
     ]
     reading = reading_probe(inputs.skill, str(evaluation.skill), inputs.prompter, inputs.largest_window)
     askings = [asked(items, False), asked(items, True), asked(reading.items, True)]
-    askings += [Asking(prompts, data.max_new_tokens + inputs.lengths.request) for prompts in _about_windows(inputs)]
+    new_tokens = data.max_new_tokens + inputs.lengths.request
+    askings += [Asking(prompts, new_tokens, "writing") for prompts in _about_windows(inputs)]
     if data.general_share > 0 and data.general_samples:
-        askings.append(Asking(_general(inputs), data.general_max_new_tokens))
+        askings.append(Asking(_general(inputs), data.general_max_new_tokens, "writing"))
     return askings
 
 
@@ -51,27 +54,59 @@ def find_texts(inputs: RunInputs, askings: Sequence[Asking]) -> list[Texts]:
     """Return what a forward pass of training reads: rows about memories and earlier nights, and general ones. Requests,
     samples and prefixes about memories count together as much as the longest sentence: what a model asks and answers
     about a sentence is seldom longer."""
-    data, seeding, lengths = inputs.config.dataset, inputs.config.seeding, inputs.lengths
-    count, parts = inputs.prompter.count_tokens, inputs.rows_by_part
+    data, lengths, count = inputs.config.dataset, inputs.lengths, inputs.prompter.count_tokens
     sentences = {sentence for window in inputs.reading for sentence in window.sentences}
     sample = min(data.max_new_tokens, max(map(count, _longest(sentences, len, inputs)), default=data.max_new_tokens))
     window = max((count(window.text) for window in _longest(inputs.reading, lambda w: len(w.text), inputs)), default=0)
-    share = inputs.batches.per_device / seeding.rollouts_per_step
-    learned, general = (math.ceil(share * n) for n in (parts["memory"] + parts["earlier"], parts["general"]))
-    texts = [
-        Texts(
-            prompts=learned,
-            student=lengths.student + lengths.title + sample,
-            teacher=lengths.teacher + lengths.title + window + sample,
-            reference=sample,
-            rollouts=0 if seeding.rollout_start == 1 else seeding.num_generations,
-            rollout=min(seeding.max_completion_length, sample + MARGIN),
-        )
-    ]
-    if general:
-        prefix = min(lengths.rollout, max(0, data.general_max_new_tokens - lengths.rollout))
-        longest = max(map(len, askings[-1].prompts)) + prefix
-        texts.append(Texts(general, longest, longest, data.general_max_new_tokens))
+    prefix = min(lengths.rollout, max(0, data.general_max_new_tokens - lengths.rollout))
+    return lay_out_texts(
+        inputs.config,
+        inputs.rows_by_part,
+        inputs.batches.per_device,
+        student=lengths.student + lengths.title + sample,
+        teacher=lengths.teacher + lengths.title + window + sample,
+        sample=sample,
+        general=max(map(len, askings[-1].prompts), default=0) + prefix,
+    )
+
+
+def lay_out_texts(
+    config: RunConfig,
+    parts: Mapping[Part, int],
+    per_device: int,
+    *,
+    student: int,
+    teacher: int,
+    sample: int,
+    general: int,
+) -> list[Texts]:
+    """
+    Return what a forward pass of training reads, given how long its texts are.
+
+    Args:
+        config (`RunConfig`):
+            The run.
+        parts (`Mapping[str, int]`):
+            Prompts of each part in a step.
+        per_device (`int`):
+            Rollouts in a forward pass of a device.
+        student (`int`):
+            Tokens of a prompt without a memory.
+        teacher (`int`):
+            Tokens of a prompt with its window.
+        sample (`int`):
+            Tokens of what the teacher writes.
+        general (`int`):
+            Tokens of a general prompt with the beginning that it is given.
+    """
+    data, seeding = config.dataset, config.seeding
+    share = per_device / seeding.rollouts_per_step
+    learned, others = (math.ceil(share * n) for n in (parts["memory"] + parts["earlier"], parts["general"]))
+    rollouts = 0 if seeding.rollout_start == 1 else seeding.num_generations
+    rollout = min(seeding.max_completion_length, sample + MARGIN)
+    texts = [Texts(learned, student, teacher, sample, rollouts, rollout)]
+    if others:
+        texts.append(Texts(others, general, general, data.general_max_new_tokens))
     return texts
 
 

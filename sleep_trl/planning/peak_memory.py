@@ -19,6 +19,7 @@ SCATTERED = 1.15  # what the kept tensors of a step take, since freed ones betwe
 SAMPLING = 6  # float32 copies of the last logits: scaled, sorted with their indices, summed up
 TILES = 10  # float32 tiles of logits that TRL's kernels hold (`positions_per_tile` in trainers/knowledge_seeding)
 TILE_POSITIONS = {True: 24, False: 1024}  # by whether it is a CPU
+LIVE_PARAMETERS = 10**9  # of sharded weights gathered at a time (DeepSpeed's stage3_max_live_parameters)
 
 Prompts = Sequence[Sequence[int]]
 
@@ -81,10 +82,11 @@ class Texts:
 
 @dataclass(frozen=True)
 class Asking:
-    """What an engine is asked together: prompts, and the most tokens that follow each."""
+    """What an engine is asked together: prompts, the most tokens that follow each, and the phase of the night."""
 
     prompts: Prompts
     new_tokens: int
+    phase: str = "evaluation"
 
 
 def estimate_peak(
@@ -130,8 +132,8 @@ def estimate_peak(
         teacher_parameters (`int`, *optional*, defaults to `0`):
             Parameters of models that teach in the model's place.
         shards (`int`, *optional*, defaults to `1`):
-            Processes over which the weights are sharded and remain so: for rollouts on the model itself TRL gathers
-            them unless configured not to.
+            Processes over which the weights are sharded (ZeRO-3) and remain so: for rollouts on the model itself TRL
+            gathers them unless configured not to.
         not_counted (`tuple[str, ...]`, *optional*):
             What takes more memory, by name.
     """
@@ -141,14 +143,20 @@ def estimate_peak(
         "weights": (shape.parameters + teacher_parameters) * size // shards,
         "experts": max_experts * expert * FLOAT32 // shards,
     }
-    if not shape.is_routed:  # settled experts are computed in copies of the MLPs' layers, of which most share memory
+    if shards > 1:
+        held["gathered layers"] = min(LIVE_PARAMETERS, shape.parameters) * size
+    elif not shape.is_routed:  # settled experts are computed in copies of the MLPs' layers, most of which share memory
         held["wider MLPs"] = size * (shape.layers * shape.hidden_size * shape.intermediate_size + experts * expert)
-    asked = (asking_bytes(shape, a, config.evaluation.batch_size, cache_room) for a in askings)
-    phases = {
-        "asking and writing": max(asked, default=0),
-        "training": 3 * expert * FLOAT32 + training_bytes(shape, config, width, texts, accumulation, is_cpu),
-        "checking the folded model": 0 if shape.is_routed else size * (shape.parameters + experts * expert),
-    }
+    phases = dict.fromkeys((asking.phase for asking in askings), 0)
+    for asking in askings:
+        asked = asking_bytes(shape, asking, config.evaluation.batch_size, cache_room)
+        phases[asking.phase] = max(phases[asking.phase], asked)
+    states = 3 * expert * FLOAT32 // shards  # gradient and two moments
+    passes = training_bytes(shape, config, width, texts, accumulation, is_cpu)
+    phases |= {name: states + taken for name, taken in passes.items()}
+    phases["checking the folded model"] = (
+        0 if shape.is_routed else size * (shape.parameters + experts * expert) // shards
+    )
     return Peak(held, phases, not_counted)
 
 
@@ -215,10 +223,10 @@ def kept_bytes(shape: Shape, width: int, rows: int, tokens: int, before: int = 0
 
 def training_bytes(
     shape: Shape, config: RunConfig, width: int, texts: Sequence[Texts], accumulation: int, is_cpu: bool
-) -> int:
-    """Return the bytes of a training step, apart from gradient and moments of the expert: those of its rollouts, of the
-    teacher, or of the student, whichever are the most. Prompts are read once, and references and rollouts behind
-    them, unless activations are recomputed: then each is read with its prompt."""
+) -> dict[str, int]:
+    """Return the bytes of each part of a training step, apart from gradient and moments of the expert: rollouts, the
+    teacher's pass, and the student's. Prompts are read once, and references and rollouts behind them, unless
+    activations are recomputed: then each is read with its prompt."""
     again, hidden = config.seeding.gradient_checkpointing, shape.hidden_size * shape.bytes_per_weight
 
     def cached(length: Callable[[Texts], int], of: Texts, rows: int, tokens: int) -> int:
@@ -235,7 +243,12 @@ def training_bytes(
             before, read = (0, t.student + tokens) if again else (t.student, tokens)
             kept += kept_bytes(shape, width, rows, read, before, again)
     tile = TILES * min(TILE_POSITIONS[is_cpu], written) * shape.vocabulary * FLOAT32
-    return max(rollouts, hidden * written + max(taught, int(SCATTERED * kept) + tile))
+    student = int(SCATTERED * kept) + tile
+    return {
+        "rollouts": rollouts,
+        "teacher's pass": hidden * written + taught,
+        "student's pass": hidden * written + student,
+    }
 
 
 def _student(texts: Texts) -> int:

@@ -30,6 +30,8 @@ class Shape:
     key_values: int
     """Keys and values of a token in one layer."""
     is_routed: bool = False
+    is_tied: bool = False
+    """Whether the head is the embedding."""
 
     @staticmethod
     def of(
@@ -53,6 +55,7 @@ class Shape:
             bytes_per_weight=bytes_per_weight,
             key_values=count_key_values(config),
             is_routed=is_routed,
+            is_tied=bool(config.get_text_config().tie_word_embeddings),
         )
 
     def expert_parameters(self, width: int) -> int:

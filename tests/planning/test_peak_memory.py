@@ -25,6 +25,7 @@ SHAPE = Shape(
 )
 TEXTS = [Texts(prompts=2, student=10, teacher=40, reference=8, rollouts=2, rollout=10)]
 ROOM = 2**30
+STEP = ("rollouts", "teacher's pass", "student's pass")
 
 
 def config(**seeding: object) -> RunConfig:
@@ -97,7 +98,7 @@ def test_a_peak_is_what_is_held_and_the_largest_phase():
     expert = SHAPE.expert_parameters(8)
     assert peak.held["weights"] == 4 * 10**6 and peak.held["experts"] == 5 * 4 * expert
     assert peak.phases["checking the folded model"] == 4 * (10**6 + expert)
-    assert peak.phases["training"] > 3 * 4 * expert  # gradient and two moments
+    assert min(peak.phases[name] for name in STEP) > 3 * 4 * expert  # gradient and two moments
     assert peak.total == sum(peak.held.values()) + max(peak.phases.values())
     assert f"about {peak.total / MIB:,.0f} MiB per process" in str(peak)
     assert "not counted: dreaming" in str(estimate(config(), not_counted=("dreaming",)))
@@ -105,14 +106,27 @@ def test_a_peak_is_what_is_held_and_the_largest_phase():
 
 
 def test_what_saves_memory_lowers_the_estimate():
-    training = estimate(config()).phases["training"]
-    assert estimate(config(), texts=[replace(TEXTS[0], prompts=1)]).phases["training"] < training
-    assert estimate(config(), texts=[replace(TEXTS[0], rollouts=0)]).phases["training"] < training
+    training = estimate(config()).phases
+    fewer = estimate(config(), texts=[replace(TEXTS[0], prompts=1)]).phases
+    assert all(fewer[name] < training[name] for name in STEP)
+    without = estimate(config(), texts=[replace(TEXTS[0], rollouts=0)]).phases
+    assert all(without[name] < training[name] for name in ("rollouts", "student's pass"))
     long = [replace(TEXTS[0], prompts=8, reference=200)]
-    saving = estimate(config(gradient_checkpointing=True), texts=long).phases["training"]
-    assert saving < estimate(config(), texts=long).phases["training"]
+    saving = estimate(config(gradient_checkpointing=True), texts=long).phases["student's pass"]
+    assert saving < estimate(config(), texts=long).phases["student's pass"]
+
+
+def test_each_phase_has_what_it_is_asked():
+    askings = [Asking([[1] * 50], 9), Asking([[1] * 80], 9), Asking([[1] * 20], 9, "writing")]
+    phases = estimate(config(), askings=askings).phases
+    assert phases["evaluation"] == asking_bytes(SHAPE, askings[1], 64, ROOM)
+    assert phases["writing"] == asking_bytes(SHAPE, askings[2], 64, ROOM)
 
 
 def test_shards_divide_weights():
+    """Nothing is widened where weights are sharded, and the folded model is read back in shards."""
     whole, apart, held = estimate(config()), estimate(config(), shards=2), ("weights", "experts")
     assert [apart.held[name] for name in held] == [whole.held[name] // 2 for name in held]
+    assert "wider MLPs" not in apart.held and apart.held["gathered layers"] == 4 * 10**6
+    checking = "checking the folded model"
+    assert apart.phases[checking] == whole.phases[checking] // 2
