@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 
 from ..wake.records import MAX_BYTES
 from .backend import Backend
-from .fields import IGNORED_BY_TRANSFORMERS, WITHOUT_EFFECT, ChatFields, CompletionFields, find_fault
+from .fields import IGNORED_BY_TRANSFORMERS, PASSED_ON, WITHOUT_EFFECT, ChatFields, CompletionFields, find_fault
 
 BODY_TIMEOUT = 60.0  # seconds for the body of a request
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -134,6 +134,8 @@ def for_backend(body: dict[str, Any], backend: Backend, path: str) -> dict[str, 
     for name, neutral in ignored.items():
         if (value := sent.pop(name, None)) is not None and value != neutral:
             raise ApiError(400, f"`{name}` needs vLLM; this endpoint runs on transformers. Leave it out.", param=name)
+    if unknown := [name for name in sent if name not in PASSED_ON and name != "chat_template_kwargs"]:
+        raise ApiError(400, "A field is not known here. Leave it out, or use vLLM.", param=unknown[0])
     _check_for_transformers(sent, backend)
     if bias := sent.get("logit_bias"):
         sent["logit_bias"] = {token: float(value) for token, value in bias.items()}  # it fails at integers
