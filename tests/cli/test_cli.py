@@ -19,7 +19,7 @@ from sleep_trl.data.quickstart import MODEL
 from sleep_trl.runs.files import write_json, write_jsonl, write_text
 from sleep_trl.runs.ledger import read_ledger
 from sleep_trl.wake import WakeBuffer
-from tests.publish.test_unlearn import write_run
+from tests.publish.three_nights import write_run
 from tests.report.pages import make_results
 from tests.tiny_runs import arguments, write_finished_run, write_memories, write_model
 

@@ -13,7 +13,8 @@ from sleep_trl.runs.files import read_jsonl
 from sleep_trl.runs.finished import FinishedRun, describe
 from sleep_trl.runs.ledger import read_ledger, write_ledger
 from sleep_trl.wake import WakeBuffer, WakeRecord
-from tests.publish.test_unlearn import NIGHTS, filled, is_same, model_of, weights, write_run
+from tests.publish.test_unlearn import is_same, model_of, weights
+from tests.publish.three_nights import NIGHTS, filled, write_run
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ from sleep_trl.runs.files import read_json, write_json
 from sleep_trl.runs.finished import newest_committed_night
 from sleep_trl.runs.ledger import LedgerEntry, Source
 from sleep_trl.runs.model_card import model_card
-from tests.publish.test_unlearn import IDS, write_run
+from tests.publish.test_unlearn import IDS
+from tests.publish.three_nights import write_run
 from tests.tiny import tiny_model
 from tests.tiny_runs import write_model
 

@@ -19,7 +19,7 @@ from sleep_trl.runs.files import read_json, read_jsonl, write_json, write_jsonl
 from sleep_trl.runs.finished import FinishedRun, newest_model
 from sleep_trl.runs.folder import RunFolder
 from sleep_trl.runs.phases import Phases
-from tests.publish.test_unlearn import write_run
+from tests.publish.three_nights import write_run
 from tests.tiny import tiny_model
 from tests.tiny_runs import write_model
 
