@@ -159,6 +159,7 @@ class SyncedEngine:
         if self._has_begun:
             self.sync()
             _, digests = self._read_base()
+            digests |= self._digests(self.weights.experts().items())  # those that were not sent again included
             if PartialState().is_main_process:
                 self._send({}, digests)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # supported by vLLM's attention on a CPU
 # With a prompt in two passes vLLM rewinds the request's generator, which CPU generators do not support.
 ON_CPU = {"enable_chunked_prefill": False}
+LOWEST_TEMPERATURE = 0.01  # vLLM samples at this if asked for less, other than 0
 # Read when vLLM is imported. One process, so that weights need no copy; nothing is sent off the machine.
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -73,7 +74,7 @@ class VLLMReplica:
         return int(self.llm.llm_engine.model_config.max_model_len)
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """Generate one completion per prompt.
+        """Generate one completion per prompt. Temperatures below 0.01 are greedy decoding: vLLM would raise them to it.
 
         Raises:
             `ValueError`: if a prompt leaves no room for `max_new_tokens`: vLLM would silently shorten the completion.
@@ -89,7 +90,7 @@ class VLLMReplica:
             )
         options: dict[str, Any] = {
             "max_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
+            "temperature": sampling.temperature if sampling.temperature >= LOWEST_TEMPERATURE else 0.0,
             "top_p": sampling.top_p,
             "stop": list(sampling.stop),
             "stop_token_ids": list(self.spec.eos_ids),

@@ -10,7 +10,7 @@ from sleep_trl.memory import MemorySpec, attach
 from sleep_trl.rollout.replica import ReplicaSpec, TransformersReplica
 from sleep_trl.rollout.routed import LEARNING, Router, routed_config
 from sleep_trl.rollout.synced import InThisProcess, SyncedEngine
-from sleep_trl.rollout.weights import RoutedWeights, WeightMismatch
+from sleep_trl.rollout.weights import Region, RoutedWeights, WeightMismatch
 from tests.night.test_run import arguments as night
 from tests.night.test_run import results_of
 from tests.rollout.engines import (
@@ -44,6 +44,18 @@ def engine(memory):
 def test_greedy_is_transformers_own_before_and_after_updates(engine, memory):
     assert_equal_through_updates(engine, memory)
     engine.close()
+
+
+def test_a_weight_that_changed_since_it_was_sent_is_caught(engine, memory):
+    """The expert's own weights have not changed, so nothing is sent again."""
+    engine.sync()
+    region = Region("model.layers.1.mlp.memory.down", 1, 8, 8)
+    right = weights_of(memory).experts()[region]
+    engine.backend.update({region: right + 1e-3}, {})
+    with pytest.raises(WeightMismatch, match=r"memory\.down"):
+        engine.check()
+    engine.backend.update({region: right}, {})
+    engine.check()
 
 
 def test_top_p_samples_from_the_nucleus(engine, memory):

@@ -132,6 +132,12 @@ def test_prompts_that_do_not_fit_one_pass_are_drawn_with_their_seeds(engine):
     assert engine.generate(prompts, sampling) == engine.generate(prompts, sampling)
 
 
+def test_a_temperature_near_zero_is_greedy(engine):
+    """vLLM itself would sample at 0.01, at which these near ties are drawn."""
+    near, zero = (engine.generate(PROMPTS, Sampling(20, temperature=t, seed=3)) for t in (1e-6, 0.0))
+    assert near == zero
+
+
 def test_sampling_is_from_the_untruncated_distribution(engine, memory):
     """Frequencies of the first token over 4000 draws follow the model's own probabilities."""
     drawn = engine.generate([PROMPTS[0]] * 4000, Sampling(1, seed=2, logprobs=True))
