@@ -129,3 +129,22 @@ PASSED_ON = frozenset(
     }
 )
 """Fields that `transformers serve` obeys."""
+
+ARGUMENTS_OF_TEMPLATES = frozenset(
+    {
+        "add_generation_prompt",
+        "continue_final_message",
+        "conversation",
+        "load_audio_from_video",
+        "max_length",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+"""Names in `chat_template_kwargs` that `transformers serve` takes for arguments of its own, not for the template's."""

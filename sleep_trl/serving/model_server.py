@@ -67,6 +67,7 @@ def serve_transformers(model: Path, socket: str, name: str, options: Sequence[st
     loaded, tokenizer = models.load_model_and_processor(models.process_model_name(model.name))
     sample_by_default(loaded)
     stop_at_strings(loaded, tokenizer)
+    refuse_what_the_template_refuses(tokenizer)
     app = build_server(models, chat, completion, None, None, state)
     uvicorn.run(app, uds=socket, access_log=False)
 
@@ -86,6 +87,25 @@ def stop_at_strings(model: PreTrainedModel, tokenizer: Any) -> None:
         return generate(input_ids=input_ids, generation_config=generation_config, **options)
 
     model.generate = generate_until_a_string
+
+
+def refuse_what_the_template_refuses(tokenizer: Any) -> None:
+    """Let a chat that the model's template does not take be a fault of the request, not of the server: templates raise
+    errors, for instance where roles do not alternate."""
+    from fastapi import HTTPException
+    from jinja2 import TemplateError
+
+    apply = tokenizer.apply_chat_template
+
+    def apply_or_refuse(*args: Any, **options: Any) -> Any:
+        try:
+            return apply(*args, **options)
+        except Exception as error:  # a template runs on the request alone, so whatever it raises is about that
+            reason = f"it says: {error}" if isinstance(error, TemplateError) else f"it raised {type(error).__name__}"
+            message = f"The model's chat template does not take this chat; {reason.rstrip('.')}."
+            raise HTTPException(400, {"message": message, "param": "messages"}) from error
+
+    tokenizer.apply_chat_template = apply_or_refuse
 
 
 class WithinContext:

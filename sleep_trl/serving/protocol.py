@@ -12,9 +12,19 @@ from starlette.responses import JSONResponse
 
 from ..wake.records import MAX_BYTES
 from .backend import Backend
-from .fields import IGNORED_BY_TRANSFORMERS, PASSED_ON, WITHOUT_EFFECT, ChatFields, CompletionFields, find_fault
+from .fields import (
+    ARGUMENTS_OF_TEMPLATES,
+    IGNORED_BY_TRANSFORMERS,
+    PASSED_ON,
+    WITHOUT_EFFECT,
+    ChatFields,
+    CompletionFields,
+    find_fault,
+)
+from .messages import as_plain_messages, find_message_fault, find_part_without_text
 
 BODY_TIMEOUT = 60.0  # seconds for the body of a request
+LEAST_TEMPERATURE = 1e-5  # below, an answer is greedy, as with vLLM; logits divided by less overflow
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
@@ -78,8 +88,8 @@ async def read_request(request: Request, model: str) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ApiError(400, "The request's body must be a JSON object.")
     check_model(body.get("model"), model)
-    if request.url.path == CHAT:
-        _check_messages(body.get("messages"))
+    if request.url.path == CHAT and (wrong := find_message_fault(body.get("messages"))):
+        raise ApiError(400, wrong, param="messages")
     if fault := find_fault(body, ChatFields if request.url.path == CHAT else CompletionFields):
         field, reason = fault
         raise ApiError(400, f"`{field}`: {reason}.", param=field)
@@ -92,21 +102,6 @@ def check_model(requested: Any, model: str) -> None:
     """Raise `ApiError` unless the request is for the served model."""
     if requested != model:
         raise ApiError(404, f"There is no such model here. Use {model!r}.", "model_not_found", "model")
-
-
-def _check_messages(messages: Any) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise ApiError(400, "`messages` must be a list of objects with `role` and `content`.", param="messages")
-    for number, message in enumerate(messages):
-        is_message = isinstance(message, dict) and isinstance(message.get("role"), str)
-        content = message.get("content") if is_message else 0
-        parts = content if isinstance(content, list) else []
-        if not isinstance(content, str | list | None) or not all(isinstance(p, dict) and "type" in p for p in parts):
-            raise ApiError(
-                400,
-                f"messages[{number}] must be an object with `role` and `content`, a string or a list of parts.",
-                param="messages",
-            )
 
 
 def for_backend(body: dict[str, Any], backend: Backend, path: str) -> dict[str, Any]:
@@ -123,7 +118,8 @@ def for_backend(body: dict[str, Any], backend: Backend, path: str) -> dict[str, 
         )
     template = body.get("chat_template_kwargs")
     if template is not None and (not isinstance(template, dict) or "chat_template" in template):
-        raise ApiError(400, "`chat_template_kwargs` must be an object without `chat_template`.")
+        message = "`chat_template_kwargs` must be an object without `chat_template`."
+        raise ApiError(400, message, param="chat_template_kwargs")
     sent = {key: value for key, value in body.items() if key != "store"} | {"model": backend.model}
     if path == CHAT and (variables := {**backend.chat_template_kwargs, **(template or {})}):
         sent["chat_template_kwargs"] = variables
@@ -134,11 +130,22 @@ def for_backend(body: dict[str, Any], backend: Backend, path: str) -> dict[str, 
     for name, neutral in ignored.items():
         if (value := sent.pop(name, None)) is not None and value != neutral:
             raise ApiError(400, f"`{name}` needs vLLM; this endpoint runs on transformers. Leave it out.", param=name)
-    if unknown := [name for name in sent if name not in PASSED_ON and name != "chat_template_kwargs"]:
+    known = PASSED_ON - {"prompt"} | {"chat_template_kwargs"} if path == CHAT else PASSED_ON - {"messages", "tools"}
+    if unknown := [name for name in sent if name not in known]:
         raise ApiError(400, "A field is not known here. Leave it out, or use vLLM.", param=unknown[0])
     _check_for_transformers(sent, backend)
+    return _as_transformers_reads(sent)
+
+
+def _as_transformers_reads(sent: dict[str, Any]) -> dict[str, Any]:
+    """Return a request in the form that the transformers server reads, with the same meaning."""
+    sent = {field: value for field, value in sent.items() if value not in (None, [], {})}  # it fails at empty ones
+    if "messages" in sent:
+        sent["messages"] = as_plain_messages(sent["messages"])
     if bias := sent.get("logit_bias"):
         sent["logit_bias"] = {token: float(value) for token, value in bias.items()}  # it fails at integers
+    if sent.get("temperature", 1) < LEAST_TEMPERATURE:
+        sent["temperature"] = 0
     if (most := sent.pop("max_completion_tokens", None)) is not None:
         sent["max_tokens"] = most
     return sent
@@ -148,6 +155,14 @@ def _check_for_transformers(sent: dict[str, Any], backend: Backend) -> None:
     """Raise `ApiError` for values that the transformers server would fail at or ignore."""
     if "prompt" in sent and not isinstance(sent["prompt"], str):
         raise ApiError(400, "`prompt` must be a string; this endpoint runs on transformers.", param="prompt")
+    if place := find_part_without_text(sent.get("messages") or []):
+        raise ApiError(400, f"{place} is no text, and the model reads only text. Leave it out.", param="messages")
+    if taken := sorted(ARGUMENTS_OF_TEMPLATES.intersection(sent.get("chat_template_kwargs") or ())):
+        raise ApiError(
+            400,
+            f"`chat_template_kwargs` sets variables of the chat template; `{taken[0]}` is none of them. Leave it out.",
+            param="chat_template_kwargs",
+        )
     if sent.get("tools") and not backend.has_tools:
         raise ApiError(400, "`tools`: the model's chat template has no place for tools. Leave it out.", param="tools")
     if (sent.get("frequency_penalty") or 0) <= -1:

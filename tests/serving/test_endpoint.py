@@ -125,6 +125,12 @@ def test_temperature_means_what_it_says(served):
     assert short.usage.completion_tokens == 3 and short.choices[0].finish_reason == "length"
 
 
+def test_empty_options_and_texts_in_parts_mean_what_they_say(served):
+    whole = served.ask().choices[0].message.content
+    parts = [{"role": "user", "content": [{"type": "text", "text": text} for text in ("the cat of", "Mira is called")]}]
+    assert served.ask(messages=parts, stop=[], logit_bias={}, temperature=1e-300).choices[0].message.content == whole
+
+
 def test_streams(served):
     whole = served.ask().choices[0].message.content
     parts = list(served.ask(stream=True))
@@ -208,6 +214,8 @@ CHAT = {"model": "chain", "messages": ASKED}
         ({"model": "chain"}, 400, "`messages`"),
         (CHAT | {"messages": ["the boat"]}, 400, "messages[0]"),
         (CHAT | {"messages": [{"role": "user", "content": 5}]}, 400, "messages[0]"),
+        (CHAT | {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, 400, "messages[0].content[0]"),
+        (CHAT | {"chat_template_kwargs": {"documents": 5}}, 400, "chat template does not take this chat"),
         (CHAT | {"n": 2}, 400, "`n`"),
         (CHAT | {"temperature": "1"}, 400, "`temperature`: should be a valid number"),
         (CHAT | {"temperature": 2.5}, 400, "`temperature`: should be less than or equal to 2"),
@@ -219,7 +227,7 @@ CHAT = {"model": "chain", "messages": ASKED}
         (CHAT | {"stream_options": {"include_usage": True}}, 400, "`stream_options` needs `stream: true`"),
         (CHAT | {"messages": [{"role": "user", "content": "boat " * CONTEXT}]}, 400, "the model's context is 2048"),
         (CHAT | {"max_tokens": CONTEXT}, 400, "`max_tokens` is 2048, but the model's context is 2048 tokens"),
-        (CHAT | {"not_a_field": 2}, 422, "not_a_field"),
+        (CHAT | {"not_a_field": 2}, 400, "A field is not known here"),
         (CHAT | {"messages": [{"role": "user", "content": "boat " * 2_000_000}]}, 413, "8 MiB"),
     ],
 )

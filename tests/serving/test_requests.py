@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from types import SimpleNamespace
 from typing import get_type_hints
 
 import httpx
 import pytest
+from fastapi import HTTPException
 from openai.types import completion_create_params as completions
 from openai.types.chat import completion_create_params as chat
+from transformers import PreTrainedTokenizerBase
 
 from sleep_trl.serving.fields import (
+    ARGUMENTS_OF_TEMPLATES,
     IGNORED_BY_TRANSFORMERS,
     PASSED_ON,
     WITHOUT_EFFECT,
@@ -19,9 +23,12 @@ from sleep_trl.serving.fields import (
     CompletionFields,
     find_fault,
 )
+from sleep_trl.serving.messages import as_plain_messages, find_message_fault
+from sleep_trl.serving.model_server import refuse_what_the_template_refuses
 from sleep_trl.serving.protocol import CHAT, COMPLETIONS, ApiError, error_of, for_backend
 from sleep_trl.serving.proxy import events
 from sleep_trl.serving.stopping import StopCutter, cut
+from tests.tiny import tiny_tokenizer
 
 USER = {"role": "user", "content": "a"}
 
@@ -141,6 +148,81 @@ def test_a_request_cannot_bring_a_template():
             for_backend({"messages": [USER], "chat_template_kwargs": given}, server("transformers"), CHAT)
     asked = {"messages": [USER], "chat_template_kwargs": {"enable_thinking": False}}
     assert for_backend(asked, server("transformers"), CHAT) == asked | {"model": "model"}
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"content": [{"type": "text"}]}, "messages[1].content[0] must have `text`"),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": None}]}, "messages[1].content[1]"),
+        ({"content": [{"type": 5}]}, "messages[1] must be an object"),
+        ({"tool_calls": "look"}, "messages[1].tool_calls must be a list"),
+        ({"tool_calls": [{"type": "function"}]}, "messages[1].tool_calls"),
+        ({"tool_calls": [CALL | {"function": {"name": "look", "arguments": "{"}}]}, "messages[1].tool_calls"),
+        ({"tool_calls": [CALL | {"function": {"name": "look", "arguments": "[]"}}]}, "messages[1].tool_calls"),
+    ],
+)
+def test_messages_that_no_server_takes_are_named(message, says):
+    found = find_message_fault([USER, {"role": "assistant"} | message])
+    assert found is not None and found.startswith(says)
+
+
+def test_messages_get_the_form_that_transformers_reads():
+    parts = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]
+    sent_back = {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None, "audio": None}
+    messages = [USER, {"role": "assistant", "content": parts, "tool_calls": None, "annotations": []}, sent_back]
+    assert find_message_fault(messages) is None
+    assert as_plain_messages(messages) == [
+        USER,
+        {"role": "assistant", "content": "a b"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    ]
+
+
+def test_what_transformers_would_drop_or_fail_at_is_refused_or_converted():
+    image = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}]}
+    with pytest.raises(ApiError, match=r"messages\[0\].content\[1\] is no text") as refused:
+        for_backend({"messages": [image]}, server("transformers"), CHAT)
+    assert refused.value.param == "messages"
+    assert for_backend({"messages": [image]}, server("vllm"), CHAT)["messages"] == [image]
+    empty = {"stop": [], "logit_bias": {}, "tools": [], "seed": None, "temperature": 1e-300}
+    expected = {"messages": [USER], "model": "model", "temperature": 0}
+    assert for_backend({"messages": [USER]} | empty, server("transformers"), CHAT) == expected
+    for path, field in ((CHAT, "prompt"), (COMPLETIONS, "messages"), (COMPLETIONS, "tools")):
+        given = {"messages": [USER]} if path == CHAT else {"prompt": "a"}
+        with pytest.raises(ApiError, match="not known here") as refused:
+            for_backend(given | {field: "b"}, server("transformers"), path)
+        assert refused.value.param == field
+
+
+def test_variables_of_templates_are_not_arguments_of_the_server():
+    own = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
+    assert own - {"self", "kwargs", "documents", "chat_template"} | {"load_audio_from_video"} == ARGUMENTS_OF_TEMPLATES
+    for name in ARGUMENTS_OF_TEMPLATES:
+        with pytest.raises(ApiError, match=f"`{name}` is none of them") as refused:
+            for_backend({"messages": [USER], "chat_template_kwargs": {name: 1}}, server("transformers"), CHAT)
+        assert refused.value.param == "chat_template_kwargs"
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "says"),
+    [
+        ("{{ raise_exception('Roles must alternate.') }}", {}, "it says: Roles must alternate."),
+        ("{{ messages[0].content + none }}", {}, "TypeError"),
+        ("{{ messages[0].content }}", {"documents": 5}, "TypeError"),
+    ],
+)
+def test_what_a_template_refuses_is_a_fault_of_the_request(template, options, says):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    refuse_what_the_template_refuses(tokenizer)
+    with pytest.raises(HTTPException) as refused:
+        tokenizer.apply_chat_template([USER], **options)
+    assert refused.value.status_code == 400 and refused.value.detail["param"] == "messages"
+    assert says in refused.value.detail["message"]
 
 
 @pytest.mark.parametrize(
