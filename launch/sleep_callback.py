@@ -86,19 +86,7 @@ class SleepCallback(TrainerCallback):
         model: Any = None,
         **kwargs: object,
     ) -> None:
-        check_run(args)
-        check_model(model)
-        if "output_dir" not in self.config.model_fields_set:
-            self.nights.folder = Path(
-                f"{Path(str(args.output_dir))}-nights"
-            )  # beside it: what is in it goes to the Hub
-        folder = self.nights.folder
-        if args.push_to_hub and folder.absolute().is_relative_to(Path(str(args.output_dir)).absolute()):
-            raise ValueError(
-                f"output_dir: the nights in {folder} hold texts of memories, and push_to_hub uploads all of "
-                f"{args.output_dir}. Give SleepCallback another output_dir, or leave it out."
-            )
-        model.load_state_dict = partial(self._load_state_dict, model)
+        self._set_up(args, model)
 
     def on_train_begin(
         self,
@@ -109,7 +97,7 @@ class SleepCallback(TrainerCallback):
         processing_class: Any = None,
         **kwargs: object,
     ) -> None:
-        self.on_init_end(args, state, control, model)
+        self._set_up(args, model)  # again: the callback may have been added after the Trainer was made
         memory = self._memory(model)
         if state.global_step == 0 and any(RunFolder(night).is_finished for night in self.nights.folders()):
             raise ValueError(
@@ -144,6 +132,20 @@ class SleepCallback(TrainerCallback):
                 results = self._sleep(state.global_step, args, memory, processing_class)
             if results is not None:
                 log_to_run(trackers_of_caller(), args, state, control, results)
+
+    def _set_up(self, args: TrainingArguments, model: Any) -> None:
+        check_run(args)
+        check_model(model)
+        if "output_dir" not in self.config.model_fields_set:
+            # Beside the run's folder, which goes to the Hub.
+            self.nights.folder = Path(f"{Path(str(args.output_dir))}-nights")
+        folder = self.nights.folder
+        if args.push_to_hub and folder.absolute().is_relative_to(Path(str(args.output_dir)).absolute()):
+            raise ValueError(
+                f"output_dir: the nights in {folder} hold texts of memories, and push_to_hub uploads all of "
+                f"{args.output_dir}. Give SleepCallback another output_dir, or leave it out."
+            )
+        model.load_state_dict = partial(self._load_state_dict, model)
 
     # -- a night ------------------------------------------------------------------------------------------------------
 
