@@ -23,14 +23,14 @@ class Fit:
             The night.
         available (`list[MemoryText]`):
             What there is to learn.
-        earlier (`list[LedgerEntry]`):
-            The ledger as the night begins.
         rows (`int`):
             Rows about memories in all steps of the night; counts only if `seeding.steps` is given, as the next one.
         rows_after (`int`):
             The same of a night that continues this one.
+        read_earlier (`Callable[[], list[LedgerEntry]]`):
+            Returns the ledger as the night begins. Called when it is first needed, as the next two.
         count_tokens (`Callable[[], Mapping[str, int]]`):
-            Returns the tokens of each memory, by id. Called when it is first needed, as the next one.
+            Returns the tokens of each memory, by id.
         count_windows (`Callable[[], Mapping[str, int]]`):
             Returns the windows of each memory, by id.
     """
@@ -39,16 +39,16 @@ class Fit:
         self,
         config: RunConfig,
         available: list[MemoryText],
-        earlier: list[LedgerEntry],
         *,
         rows: int,
         rows_after: int,
+        read_earlier: Callable[[], list[LedgerEntry]],
         count_tokens: Callable[[], Mapping[str, int]],
         count_windows: Callable[[], Mapping[str, int]],
     ) -> None:
-        self.config, self.available, self.earlier = config, available, earlier
+        self.config, self.available = config, available
         self.rows, self.rows_after = rows, rows_after
-        self._count_tokens, self._count_windows = count_tokens, count_windows
+        self._read_earlier, self._count_tokens, self._count_windows = read_earlier, count_tokens, count_windows
 
     @property
     def taken(self) -> list[MemoryText]:
@@ -73,7 +73,7 @@ class Fit:
         waiting = [memory.id for memory in self._selection[1]]
         by_tokens = 0
         if self.room is not None:
-            ingested = tokens_ingested(self.earlier) + self.tokens
+            ingested = tokens_ingested(self._earlier) + self.tokens
             counts = [self._token_counts[name] for name in waiting]
             by_tokens = count_sleeps(counts, ingested, self.config.levels.chunks[0])
         if self.config.seeding.steps is None:
@@ -87,7 +87,7 @@ class Fit:
         chunks, is_stream = self.config.levels.chunks, self.config.nights == AUTO or self.config.source.buffer
         if not (chunks and is_stream) or began_in_0_1(self.config):
             return None
-        ingested = tokens_ingested(self.earlier)
+        ingested = tokens_ingested(self._earlier)
         return Schedule(chunks).next_boundary(ingested) - ingested
 
     @property
@@ -97,6 +97,10 @@ class Fit:
             return "these steps"
         chunk = f"a chunk of {self.config.levels.chunks[0]:,} tokens"
         return chunk if self.config.seeding.steps is None else f"these steps and {chunk}"
+
+    @cached_property
+    def _earlier(self) -> list[LedgerEntry]:
+        return self._read_earlier()
 
     @cached_property
     def _token_counts(self) -> Mapping[str, int]:
@@ -110,8 +114,8 @@ class Fit:
     def _selection(self) -> tuple[list[MemoryText], list[MemoryText]]:
         taken, waiting = self.available, list[MemoryText]()
         if self.room is not None:
-            taken, waiting = select_memories(taken, self._token_counts, self.room, self.earlier, may_exceed=True)
+            taken, waiting = select_memories(taken, self._token_counts, self.room, self._earlier, may_exceed=True)
         if self.config.seeding.steps is None or began_in_0_1(self.config):
             return taken, waiting
-        taken, more = select_memories(taken, self._window_counts, self.rows, self.earlier)
+        taken, more = select_memories(taken, self._window_counts, self.rows, self._earlier)
         return taken, [*more, *waiting]

@@ -147,9 +147,9 @@ class RunInputs:
         return Fit(
             self.config,
             self.available,
-            self.earlier,
             rows=self.expected_rows,
             rows_after=self._rows_of({**self._shares, "earlier": self.config.dataset.earlier_share}),
+            read_earlier=lambda: self.earlier,
             count_tokens=lambda: {memory.id: self.prompter.count_tokens(memory.text) for memory in self.available},
             count_windows=lambda: {name: len(windows) for name, windows in self._all_windows.items()},
         )

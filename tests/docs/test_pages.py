@@ -54,11 +54,13 @@ def files() -> tuple[str, ...]:
 
 @cache
 def words() -> frozenset[str]:
-    """Return the words of the code, its tests and settings, without this file."""
+    """Return the words of the code, its tests and settings, without this file, and of committed results, their
+    names included."""
     found: set[str] = set()
     for name in files():
-        if name.endswith((".py", ".yaml", ".j2", ".toml", "Makefile")) and not name.startswith("/tests/docs/"):
-            found |= set(re.findall(r"\w+", (ROOT / name[1:]).read_text("utf-8")))
+        is_code = name.endswith((".py", ".yaml", ".j2", ".toml", "Makefile")) and not name.startswith("/tests/docs/")
+        if is_code or name.startswith("/benchmarks/results/"):
+            found |= set(re.findall(r"\w+", name + (ROOT / name[1:]).read_text("utf-8")))
     return frozenset(found)
 
 
