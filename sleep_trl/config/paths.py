@@ -14,6 +14,7 @@ FOLDERS = ("model", "teacher_model", "memories", "nights", "continue_from")
 FILES = (
     "dataset.templates",
     "dataset.general_texts",
+    "dataset.plain_texts",
     "dream.template",
     "dream.rewards",
     "dream.rewards.name",

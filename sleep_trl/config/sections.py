@@ -121,6 +121,14 @@ class DatasetConfig(Section):
     general_max_new_tokens: int = Field(128, ge=1)
     """Maximum length of a general sample, in tokens. Longer answers are cut there and kept."""
 
+    plain_texts: Path | None = None
+    """JSON Lines file of texts, not memories, that the model reads as they are, without prompt or chat template, for
+    self-replay of ordinary writing. Default: 39 texts that come with the package, none of those on which the perplexity
+    is measured, unless the tokenizer does not know them."""
+
+    plain_share: float = Field(0.5, ge=0, le=1)
+    """Share of the general samples that are pieces of plain texts, as far as these go."""
+
     general_share: float = Field(0.25, ge=0, le=1)
     """Share of training rows used for general self-replay."""
 

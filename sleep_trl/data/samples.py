@@ -3,15 +3,19 @@ the model already knows. filters.py says which completions are dropped."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from ..rollout import Completion, Engine, Progress, Sampling
 from .drops import Drops
 from .filters import apply_filters
 from .parts import Part
 from .prompts import Prompter
+from .windows import token_windows
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,32 @@ def write_general(
     pairs = [(s, Completion(s.reference_ids, s.reference, "length")) for s in samples]
     kept, dropped = apply_filters(pairs, lambda s, _: (s.prompt, s.reference), keep_truncated=True)
     return WrittenSamples([sample for sample, _ in kept], dropped)
+
+
+def read_plain(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], count: int, tokens: int, seed: int
+) -> list[Sample]:
+    """Cut texts into pieces that the model reads as they are, with nothing before them: general samples for which
+    nothing is generated (ours). What is replayed is the model's distribution along them.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`):
+            The model's tokenizer.
+        texts (`Sequence[str]`):
+            The texts.
+        count (`int`):
+            Maximum number of pieces. If the texts have more, they are drawn at random.
+        tokens (`int`):
+            Maximum length of a piece, in tokens behind the first, which is the prompt.
+        seed (`int`):
+            Seed for the order.
+    """
+    pieces = token_windows(texts, tokenizer, tokens + 1)
+    return [
+        Sample("general", "", "plain", tokenizer.decode(start), start, start, tokenizer.decode(rest), rest)
+        for piece in random.Random(seed).sample(pieces, min(count, len(pieces)))
+        for start, rest in [(piece[:1], piece[1:])]
+    ]
 
 
 def write_earlier(

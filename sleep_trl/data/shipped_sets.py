@@ -14,6 +14,7 @@ from .prompts import Prompter
 from .sources import read_memories
 
 MOST_UNKNOWN = 0.03  # share of a text's tokens that may be the unknown token
+MEASURED, REPLAYED = slice(0, None, 2), slice(1, None, 2)  # of the shipped prose; nothing is measured on what is read
 
 
 def read_shipped(name: str) -> list[MemoryText]:
@@ -27,6 +28,16 @@ def unknown_share(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> f
     tokenizer of bytes, and near 1 for one of a few hundred words."""
     ids = [i for text in texts for i in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
     return ids.count(tokenizer.unk_token_id) / len(ids) if ids else 0.0
+
+
+def find_unreadable(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[MemoryText], what: str, option: str
+) -> str | None:
+    """Return why a model cannot read shipped texts, with the option that gives others, or `None` if it can."""
+    share = unknown_share(tokenizer, [m.text for m in texts])
+    if share <= MOST_UNKNOWN:
+        return None
+    return f"the tokenizer does not know {share:.0%} of the tokens of the shipped {what}; give {option}"
 
 
 def readable_prompts(prompter: Prompter, room: int, seed: int) -> tuple[list[str], Counter[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import regex
+from transformers import PreTrainedTokenizerBase
 
 from .words import count_words
 
@@ -24,6 +25,29 @@ FEWEST_WORDS = 3  # of a sentence that states something: in Japanese 8 character
 def split_all(texts: Iterable[str], count_tokens: CountTokens, window: int, overlap: int) -> list[list[str]]:
     """Split each memory with [`split_windows`]. The overlap is limited to half a window."""
     return [split_windows(text, count_tokens, window, min(overlap, window // 2)) for text in texts]
+
+
+def token_windows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, size: int) -> list[list[int]]:
+    """Return the token ids of texts, cut into consecutive windows without overlap.
+
+    Args:
+        texts (`Iterable[str]`):
+            The texts.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The model's tokenizer. Each window begins with the tokens that it puts before a text, if any.
+        size (`int`):
+            Maximum length of a window, in tokens.
+
+    Returns:
+        `list[list[int]]`: windows of at least two tokens, since the first one has nothing to be predicted from.
+    """
+    start = [i for i in tokenizer("", verbose=False)["input_ids"] if i != tokenizer.eos_token_id]
+    step = size - len(start)
+    windows = []
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        windows += [start + ids[i : i + step] for i in range(0, len(ids), step)]
+    return [window for window in windows if len(window) > 1]
 
 
 def split_windows(text: str, count_tokens: CountTokens, window: int, overlap: int) -> list[str]:

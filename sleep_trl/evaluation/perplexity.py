@@ -8,38 +8,14 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from ..distributed.zero3 import gathered
 from ..models.head import Head
 from ..rollout import Progress
 
-LONGEST_WINDOW = 1024  # tokens
 LARGEST_LOSS = 100.0  # nats
 TILE = 2**24  # logits held at a time: 64 MiB in float32
-
-
-def token_windows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int) -> list[list[int]]:
-    """Return the token ids of texts, cut into consecutive windows without overlap.
-
-    Args:
-        texts (`Sequence[str]`):
-            The texts.
-        tokenizer (`PreTrainedTokenizerBase`):
-            The model's tokenizer. Each window begins with the tokens that it puts before a text, if any.
-        context (`int`):
-            Tokens that the model can see; a window has at most that many, and at most 1,024.
-
-    Returns:
-        `list[list[int]]`: windows of at least two tokens, since the first one has nothing to be predicted from.
-    """
-    start = [i for i in tokenizer("", verbose=False)["input_ids"] if i != tokenizer.eos_token_id]
-    size = min(context, LONGEST_WINDOW) - len(start)
-    windows = []
-    for text in texts:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        windows += [start + ids[i : i + size] for i in range(0, len(ids), size)]
-    return [window for window in windows if len(window) > 1]
 
 
 @torch.no_grad()
@@ -54,7 +30,8 @@ def mean_loss(
         model (`PreTrainedModel`):
             A causal language model. It runs without dropout and is left in its previous mode.
         windows (`Sequence[Sequence[int]]`):
-            Token ids, from [`token_windows`]. All but the first token of each window count, and all alike.
+            Token ids, see [`sleep_trl.data.windows.token_windows`]. All but the first token of each
+            window count, and all alike.
         progress (`Callable[[int], None]`, *optional*):
             Called with the number of finished windows.
 

@@ -11,15 +11,15 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.documents import MemoryText
 from ..data.prompts import Prompter
-from ..data.shipped_sets import MOST_UNKNOWN, read_shipped, unknown_share
-from .perplexity import token_windows
+from ..data.shipped_sets import MEASURED, find_unreadable, read_shipped
+from ..data.windows import token_windows
 from .recall import QAItem
 from .retention import READING
 
 Item = TypeVar("Item")
 
 READING_QUESTIONS = 150  # of 210: the same in every night, three or four to a passage
-PROSE_STEP = 2  # every second of 79 texts, so that the measurement costs less than the reading
+LONGEST_WINDOW = 1024  # tokens
 PROSE = "shipped prose texts"
 
 
@@ -55,7 +55,7 @@ def reading_probe(given: Sequence[MemoryText], file: str, prompter: Prompter, ro
         items = [QAItem(q.question, q.answers, m.text) for m in given for q in m.questions]
         return Probe(f"{len(items)} questions of {file}", items)
     passages = read_shipped("reading")
-    if reason := _unreadable(prompter.tokenizer, passages, "passages", "evaluation.skill"):
+    if reason := find_unreadable(prompter.tokenizer, passages, "passages", "evaluation.skill"):
         return Probe(READING, left_out=reason)
     fitting = [m for m in passages if prompter.count_tokens(m.text) <= room]
     turns = [(turn, number) for number, m in enumerate(fitting) for turn in range(len(m.questions))]
@@ -82,21 +82,14 @@ def perplexity_probe(
         tokenizer (`PreTrainedTokenizerBase`):
             The model's tokenizer.
         context (`int`):
-            Tokens that the model can see.
+            Tokens that the model can see; a window has at most that many, and at most 1,024.
     """
-    texts = list(given) or read_shipped("prose")[::PROSE_STEP]
-    if not given and (reason := _unreadable(tokenizer, texts, "prose", "evaluation.perplexity")):
+    texts = list(given) or read_shipped("prose")[MEASURED]
+    if not given and (reason := find_unreadable(tokenizer, texts, "prose", "evaluation.perplexity")):
         return Probe(PROSE, left_out=reason)
-    windows = token_windows([m.text for m in texts], tokenizer, context)
+    windows = token_windows([m.text for m in texts], tokenizer, min(context, LONGEST_WINDOW))
     tokens = f"{sum(map(len, windows)):,} tokens"
     what = f"{len(texts)} texts of {file}" if given else f"{len(texts)} {PROSE}"
     if not windows:
         return Probe(what, left_out="the texts have fewer than two tokens")
     return Probe(f"{what}, {tokens}", windows)
-
-
-def _unreadable(tokenizer: PreTrainedTokenizerBase, texts: Sequence[MemoryText], what: str, option: str) -> str | None:
-    share = unknown_share(tokenizer, [m.text for m in texts])
-    if share <= MOST_UNKNOWN:
-        return None
-    return f"the tokenizer does not know {share:.0%} of the tokens of the shipped {what}; give {option}"

@@ -14,8 +14,8 @@ from accelerate import PartialState
 from ..data.drops import Drops, pack, unpack
 from ..data.fit import sentence_size
 from ..data.quality import find_uncovered, measure_faithfulness
-from ..data.samples import Sample, WrittenSamples, write_earlier, write_general
-from ..data.shipped_sets import readable_prompts, take
+from ..data.samples import Sample, WrittenSamples, read_plain, write_earlier, write_general
+from ..data.shipped_sets import REPLAYED, find_unreadable, read_shipped, readable_prompts, take
 from ..data.templates import Template
 from ..data.writing import Task, Writing, drop_collisions, generations_of, measure_coverage, tasks_of, write_about
 from ..distributed.progress import bar, echo
@@ -178,12 +178,17 @@ def _agree(answer: str, other: str) -> bool:
 
 
 def _general(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> WrittenSamples:
-    """Let the pretrained model write general samples; it also teaches them."""
+    """Let the pretrained model write general samples, and read plain texts; it also teaches them."""
     data = ctx.config.dataset
     if not (data.general_share > 0 and data.general_samples):
         return WrittenSamples()
-    count, tokens, seed = data.general_samples + HELD_OUT, data.general_max_new_tokens, next(seeds)
+    tokens, seed = data.general_max_new_tokens, next(seeds)
     assert seed == ctx.inputs.general_seed, "the plan knows which texts are taken"
+    plain = read_plain(ctx.tokenizer, _plain_texts(ctx), round(data.plain_share * data.general_samples), tokens, seed)
+    if plain:
+        whose = "given" if ctx.inputs.plain else "shipped"
+        echo(f"For self-replay the model also reads {len(plain)} pieces of {whose} texts")
+    count = HELD_OUT + data.general_samples - len(plain)
     spare = 2 * HELD_OUT  # so that a text is not both held out and trained on, even if some samples are dropped
     texts = take(_general_texts(ctx, seed), count, once=spare)
 
@@ -191,7 +196,20 @@ def _general(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> WrittenS
         with bar("Writing general self-replay", count) as progress, ctx.memory.as_base():
             return write_general(ctx.answering(ctx.engine), ctx.prompter, count, tokens, seed, texts, progress)
 
-    return _once(parts, "general", write)
+    return _once(parts, "general", write) + WrittenSamples(plain)
+
+
+def _plain_texts(ctx: NightContext) -> list[str]:
+    """Return the texts that are read as they are: the user's, or the shipped ones if the model can read them."""
+    texts = ctx.inputs.plain or read_shipped("prose")[REPLAYED]
+    if not ctx.config.dataset.plain_share:
+        return []
+    if not ctx.inputs.plain and (
+        reason := find_unreadable(ctx.tokenizer, texts, "prose", "dataset.plain_texts, or plain_share 0")
+    ):
+        echo(f"No plain texts are read for self-replay: {reason}", style="yellow")
+        return []
+    return [memory.text for memory in texts]
 
 
 def _general_texts(ctx: NightContext, seed: int) -> list[str]:

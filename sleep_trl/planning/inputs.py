@@ -186,6 +186,11 @@ class RunInputs:
         """The user's texts with which general samples begin."""
         return read_memories(str(self.config.dataset.general_texts)) if self.config.dataset.general_texts else []
 
+    @cached_property
+    def plain(self) -> list[MemoryText]:
+        """The user's texts that are read as they are."""
+        return read_memories(str(self.config.dataset.plain_texts)) if self.config.dataset.plain_texts else []
+
     @property
     def general_seed(self) -> int:
         """Seed of the general samples: each teacher has one for each template, and theirs come first."""

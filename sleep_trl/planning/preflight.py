@@ -35,6 +35,7 @@ CHECKS: tuple[Callable[[RunInputs], object], ...] = (
     attrgetter("skill"),
     attrgetter("prose"),
     attrgetter("general"),
+    attrgetter("plain"),
     checks.check_templates,
     attrgetter("capacity"),
     attrgetter("hosts"),

@@ -1,8 +1,9 @@
 """What a model reads of the shipped data sets."""
 
 from sleep_trl.data.prompts import Prompter
-from sleep_trl.data.samples import write_general
-from sleep_trl.data.shipped_sets import read_shipped, readable_prompts, take, unknown_share
+from sleep_trl.data.samples import read_plain, write_general
+from sleep_trl.data.shipped_sets import MEASURED, REPLAYED, read_shipped, readable_prompts, take, unknown_share
+from sleep_trl.evaluation.probes import perplexity_probe
 from sleep_trl.rollout import Completion
 from tests.tiny import byte_tokenizer, tiny_tokenizer
 
@@ -54,6 +55,22 @@ def test_prompts_that_a_model_cannot_read_are_left_out_and_counted():
     assert left_out == {"longer than the context": 410 - len(texts)}
     texts, left_out = readable_prompts(Prompter(tiny_tokenizer()), 4096, seed=3)
     assert not texts and left_out == {"not in the tokenizer's vocabulary": 410}
+
+
+def test_plain_texts_are_read_in_pieces_as_the_perplexity_is_measured():
+    tokenizer = byte_tokenizer()
+    pieces = read_plain(tokenizer, ["abcdefgh", "xyz"], 9, 4, seed=1)
+    assert sorted((s.prompt, s.reference) for s in pieces) == [("a", "bcde"), ("f", "gh"), ("x", "yz")]
+    assert all(tokenizer.decode(s.prompt_ids + s.reference_ids) == s.prompt + s.reference for s in pieces)
+    assert all(s.part == "general" and s.teacher_prompt_ids == s.prompt_ids for s in pieces)
+    assert len(read_plain(tokenizer, ["abcdefgh", "xyz"], 2, 4, seed=1)) == 2
+
+
+def test_no_shipped_prose_is_both_replayed_and_measured():
+    prose = [m.text for m in read_shipped("prose")]
+    assert sorted(prose[MEASURED] + prose[REPLAYED]) == sorted({*prose}) and len(prose[REPLAYED]) == 39
+    measured = perplexity_probe([], "", byte_tokenizer(), 4096).items
+    assert "".join(byte_tokenizer().decode(window) for window in measured) == "".join(prose[MEASURED])
 
 
 def test_texts_are_repeated_only_when_all_are_used_and_the_first_never():

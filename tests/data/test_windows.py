@@ -4,7 +4,8 @@ import time
 import pytest
 import regex
 
-from sleep_trl.data.windows import split_all, split_sentences, split_windows
+from sleep_trl.data.windows import split_all, split_sentences, split_windows, token_windows
+from tests.tiny import byte_tokenizer, tiny_tokenizer
 
 TEXT = " ".join(f'Sentence {i} says "hello." It {i} goes on{" and on" * (i % 5)}!' for i in range(40))
 
@@ -155,3 +156,20 @@ def test_windows_without_overlap_give_the_text_back(language):
 def test_a_character_longer_than_a_window_is_cut_as_a_last_resort():
     windows = split_windows("e" + "\u0301" * 50, len, 16, 0)
     assert "".join(windows) == "e" + "\u0301" * 50 and max(map(len, windows)) <= 16
+
+
+def test_windows_of_tokens_lose_nothing():
+    tokenizer = byte_tokenizer()
+    text = "the boat of Ben " * 20
+    windows = token_windows([text, "x"], tokenizer, 64)
+    assert [len(window) for window in windows] == [64] * 5 and tokenizer.decode([i for w in windows for i in w]) == text
+    assert [len(window) for window in token_windows([text], tokenizer, 100)] == [100, 100, 100, 20]
+
+
+def test_a_window_of_tokens_begins_with_what_the_tokenizer_puts_before_a_text():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny_tokenizer()
+    special = [("<bos>", 1), ("<eos>", 2)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<bos> $A <eos>", special_tokens=special)
+    assert token_windows(["the cat of Mira", "it"], tokenizer, 3) == [[1, 4, 5], [1, 6, 7], [1, 12]]

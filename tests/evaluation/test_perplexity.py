@@ -1,4 +1,4 @@
-"""Perplexity against the plain cross-entropy of all logits, and how texts are cut."""
+"""Perplexity against the plain cross-entropy of all logits."""
 
 import math
 
@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from sleep_trl.evaluation import perplexity
-from sleep_trl.evaluation.perplexity import mean_loss, token_windows
+from sleep_trl.evaluation.perplexity import mean_loss
 from sleep_trl.memory import MemorySpec, attach
 from sleep_trl.models.head import Head
-from tests.tiny import byte_tokenizer, tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model
 
 WINDOWS = [[1, 5, 9, 33, 7, 8], [4, 2], [1, *range(10, 60)]]
 
@@ -56,21 +56,3 @@ def test_a_broken_model_has_a_loss_that_can_be_stored():
     with torch.no_grad():
         model.get_output_embeddings().weight.fill_(math.nan)
     assert mean_loss(model, WINDOWS) == 100.0
-
-
-def test_texts_are_cut_into_windows_that_lose_nothing(monkeypatch):
-    tokenizer = byte_tokenizer()
-    text = "the boat of Ben " * 20
-    windows = token_windows([text, "x"], tokenizer, 64)
-    assert [len(window) for window in windows] == [64] * 5 and tokenizer.decode([i for w in windows for i in w]) == text
-    monkeypatch.setattr(perplexity, "LONGEST_WINDOW", 100)
-    assert [len(window) for window in token_windows([text], tokenizer, 4096)] == [100, 100, 100, 20]
-
-
-def test_a_window_begins_with_what_the_tokenizer_puts_before_a_text(monkeypatch):
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = tiny_tokenizer()
-    special = [("<bos>", 1), ("<eos>", 2)]
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<bos> $A <eos>", special_tokens=special)
-    assert token_windows(["the cat of Mira", "it"], tokenizer, 3) == [[1, 4, 5], [1, 6, 7], [1, 12]]

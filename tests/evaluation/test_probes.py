@@ -5,6 +5,7 @@ from collections import Counter
 from sleep_trl.data.documents import MemoryText, Question
 from sleep_trl.data.prompts import Prompter
 from sleep_trl.data.shipped_sets import read_shipped
+from sleep_trl.evaluation import probes
 from sleep_trl.evaluation.probes import perplexity_probe, reading_probe
 from tests.tiny import byte_tokenizer, tiny_tokenizer
 
@@ -35,6 +36,11 @@ def test_the_shipped_prose_is_of_all_kinds():
     kinds = {m.id.split("-")[1] for m in texts}
     assert {"narrative", "news", "code", "dialogue", "technical", "letter"} <= kinds
     assert max(map(len, probe.items)) <= 1024
+
+
+def test_a_window_of_prose_is_limited(monkeypatch):
+    monkeypatch.setattr(probes, "LONGEST_WINDOW", 100)
+    assert max(map(len, perplexity_probe([], "", byte_tokenizer(), 4096).items)) == 100
 
 
 def test_sets_that_the_tokenizer_does_not_know_are_left_out_with_the_reason():

@@ -14,6 +14,11 @@ from tests.tiny_runs import arguments, write_memories
 CHAT = "{% for m in messages %}<user>{{ m.content }}{% endfor %}<assistant>"
 
 
+def plain_texts(folder: Path) -> Path:
+    write_jsonl(folder / "plain.jsonl", ({"text": f"plain {n:02}"} for n in range(12)))
+    return folder / "plain.jsonl"
+
+
 def general_samples(folder: Path, chat_template: str | None, **options: object) -> list[str]:
     """Run a night and return its general samples: prompt and answer, in order."""
     tokenizer = byte_tokenizer()
@@ -30,7 +35,7 @@ def general_samples(folder: Path, chat_template: str | None, **options: object) 
 
 @pytest.mark.parametrize(("chat_template", "how"), [(CHAT, "answers"), (None, "continues")])
 def test_by_default_each_begins_with_another_shipped_prompt(tmp_path, capsys, chat_template, how):
-    general = general_samples(tmp_path, chat_template, dataset__general_samples=4)
+    general = general_samples(tmp_path, chat_template, dataset__general_samples=4, dataset__plain_share=0)
     assert f"For self-replay the model {how} shipped prompts" in " ".join(capsys.readouterr().out.split())
     prompts = [prompt.text for prompt in read_shipped("general_prompts")]
     starts = [next(p for p in prompts if text.removeprefix("<user>").startswith(p)) for text in general]
@@ -38,7 +43,7 @@ def test_by_default_each_begins_with_another_shipped_prompt(tmp_path, capsys, ch
 
 
 def test_samples_that_are_held_out_are_counted_apart(tmp_path, capsys):
-    general = general_samples(tmp_path, None, dataset__general_samples=4)
+    general = general_samples(tmp_path, None, dataset__general_samples=4, dataset__plain_share=0)
     counts = read_json(tmp_path / "run" / "results.json")["dataset"]["samples"]
     assert counts["general"] + counts["held_out"] == len(general) and counts["held_out"] == HELD_OUT
     assert counts["general"] <= 4 and f"{counts['general']} general, 0 earlier, 8 held out" in capsys.readouterr().out
@@ -47,6 +52,21 @@ def test_samples_that_are_held_out_are_counted_apart(tmp_path, capsys):
 def test_a_text_that_is_held_out_is_not_trained_on(tmp_path):
     write_jsonl(tmp_path / "texts.jsonl", ({"text": f"text {n:02}:"} for n in range(2 * HELD_OUT + 1)))
     options = {"dataset__general_texts": tmp_path / "texts.jsonl", "dataset__general_samples": 3 * HELD_OUT}
+    options |= {"dataset__plain_share": 0}
     starts = [text[: len("text 00:")] for text in general_samples(tmp_path, None, **options)]
     assert starts[:3] == ["text 00:", "text 01:", "text 02:"] and len(starts) > len({*starts})
     assert not {*starts[:HELD_OUT]} & {*starts[HELD_OUT:]}
+
+
+@pytest.mark.parametrize("chat_template", [CHAT, None])
+def test_half_of_the_replayed_samples_are_plain_texts(tmp_path, capsys, chat_template):
+    options = {"dataset__plain_texts": plain_texts(tmp_path), "dataset__general_samples": 8}
+    general = general_samples(tmp_path, chat_template, **options)
+    assert "also reads 4 pieces of given texts" in " ".join(capsys.readouterr().out.split())
+    is_plain = [text.startswith("plain") or text[0] == " " for text in general]
+    assert len(general) == HELD_OUT + 8 and is_plain == [False] * (HELD_OUT + 4) + [True] * 4
+
+
+def test_no_plain_text_is_read_if_none_is_wanted(tmp_path):
+    options = {"dataset__plain_texts": plain_texts(tmp_path), "dataset__plain_share": 0, "dataset__general_samples": 8}
+    assert not any(text.startswith("plain") for text in general_samples(tmp_path, None, **options))
