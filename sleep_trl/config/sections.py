@@ -76,8 +76,9 @@ class DatasetConfig(Section):
     nothing."""
 
     check_answers: bool = True
-    """Keep an answer only if the teacher gives it again, most of its words stand in the text, and the model does not
-    give it without the text."""
+    """Keep an answer only if the teacher gives it again, most words that it adds to the question stand in the sentence
+    asked about or the one before, and the model does not give it without the text. If one of the first two fails, that
+    sentence is learned as the answer."""
 
     window: int | None = Field(None, ge=16)
     """Tokens of a memory that the teacher sees at once. Default: 256, or as many as fit the context with prompt and

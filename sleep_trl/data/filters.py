@@ -35,7 +35,8 @@ class Check:
         without_text (`str`):
             The student's answer.
         text (`str`):
-            What the teacher read.
+            What the answer has to stand in: the sentence that was asked about and the one before, or what the teacher
+            read.
         request (`str`, *optional*):
             What was asked.
     """
@@ -99,10 +100,12 @@ def is_inconsistent(candidate: Candidate) -> bool:
 
 
 def is_unsupported(candidate: Candidate) -> bool:
-    """Most words of the answer do not stand in the text: small models make answers up, and do so again."""
+    """Most words that the answer adds to the request do not stand in what was asked about: small models make them up,
+    or take them from another sentence, and do so again."""
     if candidate.check is None:
         return False
-    return share_in(words_of(candidate.text), candidate.check.text) < 0.5
+    asked = set(words_of(candidate.check.request))
+    return share_in([word for word in words_of(candidate.text) if word not in asked], candidate.check.text) < 0.5
 
 
 def is_question(candidate: Candidate) -> bool:
@@ -144,6 +147,7 @@ def apply_filters(
     checks: Sequence[Check] | None = None,
     keep_truncated: bool = False,
     describe: Callable[[Item, Completion], DroppedText] | None = None,
+    instead: Callable[[Item, str], tuple[Item, Completion] | None] | None = None,
 ) -> tuple[list[tuple[Item, Completion]], Drops]:
     """Drop the completions that teach nothing.
 
@@ -158,6 +162,8 @@ def apply_filters(
             Whether completions that were cut at the token limit are kept.
         describe (`Callable[[Item, Completion], DroppedText]`, *optional*):
             What the report shows of a completion that is dropped. Default: nothing.
+        instead (`Callable[[item, str], tuple | None]`, *optional*):
+            What takes the place of a completion that is dropped for a reason, if anything does. It is not checked.
 
     Returns:
         `tuple[list, Drops]`: the pairs that are kept, in order, and the number of those dropped by reason.
@@ -168,7 +174,11 @@ def apply_filters(
     for number, (item, completion) in enumerate(pairs):
         key, check = identity(item, completion), checks[number] if checks else None
         candidate = Candidate(completion.text, completion.stop_reason, key, keep_truncated, identities, check)
-        if reason := next((reason for reason, drops in FILTERS.items() if drops(candidate)), None):
+        reason = next((reason for reason, drops in FILTERS.items() if drops(candidate)), None)
+        if reason and instead and (other := instead(item, reason)):
+            (item, completion), key = other, identity(*other)
+            reason = "duplicate" if key in identities else None
+        if reason:
             dropped[reason] += 1
             if describe:
                 dropped.examples.append(replace(describe(item, completion), reason=reason))

@@ -41,6 +41,13 @@ class Window:
     index: int = 0
     sentences: tuple[str, ...] = ()
 
+    def around(self, sentence: str | None) -> str:
+        """Return a sentence after the one before it, which has the names for its pronouns; without one, the text."""
+        if sentence not in self.sentences:
+            return sentence or self.text
+        place = self.sentences.index(sentence)
+        return " ".join(self.sentences[max(0, place - 1) : place + 1])
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -62,6 +69,7 @@ class Sample:
     window: int = 0  # index of the window it was written about
     sentence: str | None = None  # the sentence that the request was about
     request: str = ""  # what was asked, if the template lets the teacher write requests
+    is_quoted: bool = False  # whether the sentence took the place of the teacher's answer
 
     def as_row(self) -> dict[str, Any]:
         return asdict(self)

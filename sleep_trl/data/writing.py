@@ -1,7 +1,9 @@
 """Let the teacher write about the memories, sentence by sentence, and check what it wrote.
 
 A template that asks for a request is asked about each sentence of a window in turn, with the whole window in view. Each
-answer is then checked: the teacher has to give it again, and the student must not give it without the text.
+answer is then checked: the teacher has to give it again, it has to stand where the teacher was asked about, and the
+student must not give it without the text. A small teacher asks better than it answers: where an answer fails, the
+sentence itself takes its place (ours).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from .filters import Check, Item, apply_filters
 from .prompts import Prompter
 from .samples import Sample, Window, WrittenSamples
 from .templates import Template
-from .words import forms_of, words_of
+from .words import forms_of, share_in, words_of
 
 Agree = Callable[[str, str], bool]
 STAGES = 4  # generations of a sample: request, answer, the answer again, the answer without the text
@@ -27,7 +29,8 @@ CHECKED_BEYOND = 8  # tokens by which an answer may be longer than those it is c
 
 _WORD = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}'’-]*")
 _PAIR = regex.compile(r"[\p{Han}\p{Katakana}ー]{2}|\p{Thai}{2}")
-_MIN_LETTERS = 4  # of a word of the title that names the document
+_MIN_LETTERS = 4  # of a word that names what a text is about; 2 in scripts without case, which write names shorter
+_QUOTED = ("inconsistent", "unsupported", "question", "echo")  # reasons for which a sentence takes an answer's place
 
 
 @dataclass(frozen=True)
@@ -229,12 +232,13 @@ class _Writer:
     def check(
         self, answered: Sequence[tuple[Sample, Completion]], tasks: Sequence[Task], student: Engine, agree: Agree
     ) -> tuple[list[tuple[Sample, Completion]], Drops]:
-        """Drop the samples whose answer the teacher does not give again, does not stand in the text, or is given by the
-        student without it."""
+        """Drop the samples whose answer the student gives without the text. If the teacher does not give it again, or
+        it does not stand in the sentence asked about or the one before, that sentence becomes the answer."""
         if not answered:
             return [], Drops()
         samples = [sample for sample, _ in answered]
-        texts = {(task.window.memory_id, task.window.index): task.window.text for task in tasks}
+        windows = {(task.window.memory_id, task.window.index): task.window for task in tasks}
+        asked_about = [windows[s.memory_id, s.window].around(s.sentence) for s in samples]
         # Longer than any answer to agree with, no longer: what a student that knows nothing says is long.
         longest = max(len(sample.reference_ids) for sample in samples) + CHECKED_BEYOND
         sampling = self._sampling(self.writing.temperature, tuple(samples[0].stop), 2, longest)
@@ -242,10 +246,18 @@ class _Writer:
         sampling = replace(sampling, temperature=0.0, top_p=1.0)
         known = student.generate([s.prompt_ids for s in samples], sampling, self.progress)
         checks = [
-            Check(agree, a.text, k.text, texts[s.memory_id, s.window], s.request)
-            for a, k, s in zip(again, known, samples, strict=True)
+            Check(agree, a.text, k.text, text, s.request)
+            for a, k, text, s in zip(again, known, asked_about, samples, strict=True)
         ]
-        return self._filter(answered, _by_prompt, _describe, checks)
+
+        def quote(sample: Sample, reason: str) -> tuple[Sample, Completion] | None:
+            title = windows[sample.memory_id, sample.window].source
+            if reason not in _QUOTED or not is_about(sample.request, sample.sentence or "", title):
+                return None
+            given = self._give(sample.sentence or "")
+            return replace(sample, reference=given.text, reference_ids=given.ids, is_quoted=True), given
+
+        return self._filter(answered, _by_prompt, _describe, checks, quote)
 
     def _filter(
         self,
@@ -253,9 +265,10 @@ class _Writer:
         identity: Callable[[Item, Completion], object],
         describe: Callable[[Item, Completion], DroppedText],
         checks: Sequence[Check] | None = None,
+        instead: Callable[[Item, str], tuple[Item, Completion] | None] | None = None,
     ) -> tuple[list[tuple[Item, Completion]], Drops]:
-        keep_truncated = self.writing.keep_truncated
-        return apply_filters(pairs, identity, checks=checks, keep_truncated=keep_truncated, describe=describe)
+        keep = self.writing.keep_truncated
+        return apply_filters(pairs, identity, checks=checks, keep_truncated=keep, describe=describe, instead=instead)
 
     def _sampling(self, temperature: float, stop: tuple[str, ...], turn: int, most: int | None = None) -> Sampling:
         """Return how a stage samples: each with a seed of its own."""
@@ -269,12 +282,16 @@ class _Writer:
         return self.prompter.begin(task.sentence, self.writing.sentence_tokens)
 
     def _given(self, task: Task) -> Completion:
-        """Return the sample that the template gives. In a chat it ends the turn."""
-        prompter = self.prompter
+        """Return the sample that the template gives."""
         text = self.template.respond.render(
-            chat=prompter.has_chat, source=task.window.source, context=task.window.text, sentence=task.sentence
+            chat=self.prompter.has_chat, source=task.window.source, context=task.window.text, sentence=task.sentence
         ).reference
         assert text is not None
+        return self._give(text)
+
+    def _give(self, text: str) -> Completion:
+        """Return a text as if it were generated. In a chat it ends the turn."""
+        prompter = self.prompter
         end = prompter.tokenizer.eos_token_id
         ids = prompter.ids(text if prompter.has_chat else f" {text}")
         return Completion([*ids, end] if prompter.has_chat and end is not None else ids, text, "eos")
@@ -315,6 +332,19 @@ def measure_coverage(windows: Sequence[Window], samples: Sequence[Sample]) -> di
     stated = {(window.memory_id, sentence) for window in windows for sentence in window.sentences}
     covered = stated.intersection((sample.memory_id, sample.sentence) for sample in samples)
     return {"sentences": len(stated), "covered": len(covered)}
+
+
+def is_about(request: str, sentence: str, title: str) -> bool:
+    """Whether a request has a word of a sentence that says something and is not in the title of its document: one with
+    at least four letters or a digit, and in scripts without case or spaces at least two characters."""
+    titled = set(words_of(title))
+
+    def says_something(word: str) -> bool:
+        has_case = word.upper() != word
+        return len(word) >= (_MIN_LETTERS if has_case else 2) or any(map(str.isdigit, word))
+
+    words = [word for word in words_of(request) if word not in titled and says_something(word)]
+    return any(share_in([word], sentence) for word in words)
 
 
 def _shares_a_name(title: str, request: str) -> bool:

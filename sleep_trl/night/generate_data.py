@@ -76,6 +76,8 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     echo(f"Samples: {kept}; dropped: {dropped}")
     if coverage["covered"]:  # no sample is about a sentence if no template asks about them
         echo(f"Sentences with a usable sample: {coverage['covered']:,} of {coverage['sentences']:,}")
+    if quoted := sum(sample.is_quoted for sample in written.samples):
+        echo(f"Questions whose answer failed its check, answered by the sentence they are about: {quoted:,}")
     if counts["earlier"] == 0 and config.continue_from and data.earlier_share > 0:
         echo("No prompt of an earlier night got a usable answer, so earlier nights are not replayed", style="yellow")
     if data.general_samples and counts["held_out"] and not counts["general"]:
@@ -95,6 +97,7 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
         "coverage": coverage,
         "uncovered": uncovered,
         "faithful": faithful,
+        "quoted": quoted,
         "samples": samples,
         "teacher_questions": [sample.as_row() for sample in teacher_questions],
         "queued": queued,

@@ -72,6 +72,7 @@ def collect_results(
             "dropped": written["dropped"],
             "coverage": written.get("coverage", {"sentences": 0, "covered": 0}),  # 0.1 did not count them
             "faithful": written.get("faithful", {"samples": 0, "faithful": 0}),
+            "quoted": written.get("quoted", 0),
             "collisions": written["dropped"].get("collision", 0),
         },
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
@@ -183,6 +184,8 @@ def render_results(results: dict[str, Any]) -> Table:
     faithful = results["dataset"].get("faithful") or {"samples": 0}
     if faithful["samples"]:
         table.add_row(f"samples in words of the text, of {faithful['samples']:,}", "", f"{faithful['faithful']:,}")
+    if quoted := results["dataset"].get("quoted"):
+        table.add_row("questions answered by the sentence they are about", "", f"{quoted:,}")
     if (unread := results.get("not_read")) and unread["faults"]:
         table.add_row("files or rows that could not be read (not_read in results.json)", "", f"{unread['faults']:,}")
     if left := results.get("not_trained"):

@@ -24,7 +24,8 @@ def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[S
     """Hold some of the teacher's questions out from training.
 
     A question is held out only if another sample about its sentence stays, so that the night still learns the sentence,
-    and if no other sample has its prompt. There is one at most of each sentence, and documents take turns.
+    if no other sample has its prompt, and if its answer is the teacher's own, since no reply contains a whole sentence.
+    There is one at most of each sentence, and documents take turns.
 
     Args:
         samples (`Sequence[Sample]`):
@@ -40,7 +41,7 @@ def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[S
     """
     about = Counter((sample.memory_id, sample.sentence) for sample in samples)
     prompts = Counter(sample.prompt for sample in samples)
-    asked = [sample for sample in samples if sample.template == TEMPLATE and sample.request and sample.sentence]
+    asked = [s for s in samples if s.template == TEMPLATE and s.request and s.sentence and not s.is_quoted]
     can_be = [s for s in asked if about[s.memory_id, s.sentence] > 1 and prompts[s.prompt] == 1]
     if not share or len(can_be) < LEAST_TO_CHOOSE_FROM:
         return list(samples), []
@@ -58,7 +59,7 @@ def hold_out_if_needed(ctx: NightContext, samples: list[Sample]) -> tuple[list[S
     if not share or not ctx.memories or any(memory.questions for memory in ctx.memories):
         return samples, []
     kept, held_out = hold_out(samples, share, ctx.config.seed)
-    of = sum(sample.template == TEMPLATE for sample in samples)
+    of = sum(sample.template == TEMPLATE and not sample.is_quoted for sample in samples)
     if held_out:
         echo(
             f"The memories have no questions, so {len(held_out)} of the {of:,} that the teacher wrote are not trained "

@@ -208,6 +208,12 @@ def facts(results: Row) -> Iterator[tuple[str, str, str]]:
         share = percent(faithful["faithful"] / faithful["samples"])
         of = f"{faithful['faithful']:,} of {faithful['samples']:,}"
         yield "Faithful samples", share, f"{of} samples about memories have only words of the text"
+    if quoted := (results.get("dataset") or {}).get("quoted"):
+        yield (
+            "Quoted answers",
+            f"{quoted:,}",
+            "questions whose answer by the teacher failed its check; their sentence is learned as the answer",
+        )
     if (collisions := (results.get("dataset") or {}).get("collisions")) is not None:
         yield (
             "Collisions",

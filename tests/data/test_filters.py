@@ -23,6 +23,7 @@ DROPPED = {
     "unsupported": [
         candidate("Ada Finch", check=check("Ada Finch", "Ben", "Ben has a boat.")),
         candidate("the red boat", check=check("the red boat", "Ben", "Ben has a boat.")),
+        candidate("She ends it here", check=check("She ends it here", "", "Ben leads it.", "Where does she end?")),
     ],
     "question": [candidate(f"Ben{mark}", check=check("Ben", "Mira")) for mark in ("?", "？", "؟")],
     "echo": [
@@ -42,6 +43,7 @@ KEPT = {
     "unsupported": [
         candidate("Ada"),
         candidate("A boat!", check=check("A boat!", "Ben", "Ben has a boat.")),
+        candidate("Ben leads it", check=check("Ben leads it", "", "He is called Ben.", "Who leads it?")),
         candidate("小舟", check=check("小舟", "Ben", "本有一条小舟。")),
     ],
     "question": [candidate("Who?"), candidate("Ben", check=check("Ben", "Mira", "Who? Ben."))],
@@ -70,6 +72,20 @@ def test_a_completion_counts_for_the_first_filter_that_drops_it():
     completions = [Completion([], text, reason) for text, reason in [("", "length"), (loop, "length"), (loop, "eos")]]
     kept, dropped = apply_filters(((None, c) for c in completions), lambda _, c: c.text)
     assert kept == [] and dropped == Counter(empty=1, truncated=1, repetitive=1)
+
+
+def test_another_answer_takes_the_place_of_one_that_is_dropped():
+    good, cut, guess = Completion([], "Ben", "eos"), Completion([], "Mi", "length"), Completion([], "Ada", "eos")
+    checks = [check("Ben", ""), check("Mi", ""), check("Tom", "")]
+
+    def instead(number, reason):
+        return (number + 10, good) if reason == "inconsistent" else None
+
+    pairs = list(enumerate([good, cut, guess]))
+    kept, dropped = apply_filters(pairs, lambda n, c: (n, c.text), checks=checks, instead=instead)
+    assert kept == [(0, good), (12, good)] and dropped == Counter(truncated=1)
+    kept, dropped = apply_filters(pairs, lambda _, c: c.text, checks=checks, instead=instead)
+    assert kept == [(0, good)] and dropped == Counter(truncated=1, duplicate=1)
 
 
 def test_only_kept_completions_have_duplicates():

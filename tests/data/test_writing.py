@@ -11,6 +11,7 @@ from sleep_trl.data.writing import (
     STAGES,
     Writing,
     drop_collisions,
+    is_about,
     measure_coverage,
     name_subject,
     tasks_of,
@@ -133,6 +134,43 @@ def test_answers_are_checked_with_and_without_the_text():
     assert [sample.reference for sample in written.samples] == ["a boat"]
     assert written.dropped == Counter(inconsistent=1, known=1)
     assert student.prompts[0][1].temperature == 0 and student.prompts[0][0][0] == written.samples[0].prompt_ids
+
+
+def test_a_sentence_takes_the_place_of_an_answer_that_fails_its_check():
+    sentences = ("Pascoe Linn leads the walk.", "He wears a long coat.", "It ends at the pond.")
+    window = Window("m", "The lantern walk", " ".join(sentences), 0, sentences)
+    asked = ["Who leads the children?", "Who wears the coat?", "Where is the walk?"]
+    answers = ["the pond", "Pascoe Linn", "the pond"]
+    engine = FixedEngine(*map(answer, [*asked, *answers, *answers[:2], "a hat"]), *[answer("")] * 3)
+    written = write_about(
+        tasks_of(window, 3, TEMPLATE), TEMPLATE, engine, Prompter(tiny_tokenizer()), WRITING, agree=str.__eq__
+    )
+    # The first answer stands in another sentence; the second one in the sentence before. Nobody asks about the third.
+    assert [(s.reference, s.is_quoted) for s in written.samples] == [(sentences[0], True), ("Pascoe Linn", False)]
+    assert written.dropped == Counter(inconsistent=1)
+    ids = tiny_tokenizer()(f" {sentences[0]}", add_special_tokens=False)["input_ids"]
+    assert written.samples[0].reference_ids == ids and written.samples[0].request.endswith(asked[0])
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence", "found"),
+    [
+        ("The lantern walk: Who leads the way?", "Pascoe leads.", True),
+        ("The lantern walk: Who is it?", "The walk is short; who is it?", False),  # words of the title, and short ones
+        ("How much in 94?", "It cost 94.", True),
+        ("蘭はどこですか", "蘭学の町", False),
+        ("蘭学はどこですか", "蘭学の町", True),
+        ("متى افتتح المتحف؟", "افتتح في مايو.", True),
+        ("Who?", "", False),
+    ],
+)
+def test_whether_a_question_is_about_a_sentence(asked, sentence, found):
+    assert is_about(asked, sentence, "The lantern walk") is found
+
+
+def test_what_stands_around_a_sentence():
+    window = Window("m", "", "A. B. C.", 0, ("A.", "B."))
+    assert [window.around(s) for s in ("A.", "B.", "C.", None)] == ["A.", "A. B.", "C.", "A. B. C."]
 
 
 def test_prompts_that_documents_answer_in_different_ways_are_dropped():
