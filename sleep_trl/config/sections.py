@@ -199,7 +199,7 @@ class SeedingConfig(Section):
     """Edit distance above which that term of the reward is 0 (Eq. 4): in tokens, or as a share of the length if below
     1."""
 
-    replay_weight: float = Field(2.0, ge=0)
+    replay_weight: float = Field(8.0, ge=0)
     """Weight of self-replay rows in divergence and drift, relative to 1 for memory rows."""
 
     drift_weight: float = Field(0.0, ge=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from ..data.templates import Template
 from ..data.writing import Task, Writing, drop_collisions, generations_of, measure_coverage, tasks_of, write_about
 from ..distributed.progress import bar, echo
 from ..evaluation.metrics import contains
+from ..evaluation.perplexity import mean_loss
 from ..planning.inputs import SEEDS_APART
 from ..planning.plan import describe_fit
 from ..planning.relearning import prompts_without
@@ -33,6 +35,7 @@ from .earlier_prompts import choose_prompts
 from .teacher_questions import hold_out_if_needed
 
 HELD_OUT = 8  # general samples held out from training, to measure agreement with the base
+TRIED = 8  # pieces of plain texts on which it is tried whether the model can read them
 
 
 class NothingUsable(ValueError):
@@ -187,10 +190,7 @@ def _general(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> WrittenS
         return WrittenSamples()
     tokens, seed = data.general_max_new_tokens, next(seeds)
     assert seed == ctx.inputs.general_seed, "the plan knows which texts are taken"
-    plain = read_plain(ctx.tokenizer, _plain_texts(ctx), round(data.plain_share * data.general_samples), tokens, seed)
-    if plain:
-        whose = "given" if ctx.inputs.plain else "shipped"
-        echo(f"For self-replay the model also reads {len(plain)} pieces of {whose} texts")
+    plain = _plain(ctx, seed)
     count = HELD_OUT + data.general_samples - len(plain)
     spare = 2 * HELD_OUT  # so that a text is not both held out and trained on, even if some samples are dropped
     texts = take(_general_texts(ctx, seed), count, once=spare)
@@ -202,17 +202,34 @@ def _general(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> WrittenS
     return _once(parts, "general", write) + WrittenSamples(plain)
 
 
-def _plain_texts(ctx: NightContext) -> list[str]:
-    """Return the texts that are read as they are: the user's, or the shipped ones if the model can read them."""
-    texts = ctx.inputs.plain or read_shipped("prose")[REPLAYED]
-    if not ctx.config.dataset.plain_share:
+def _plain(ctx: NightContext, seed: int) -> list[Sample]:
+    """Return pieces of texts that are read as they are: the user's, or the shipped ones if the model can read them."""
+    data, tokenizer, given = ctx.config.dataset, ctx.tokenizer, ctx.inputs.plain
+    if not (count := round(data.plain_share * data.general_samples)):
         return []
-    if not ctx.inputs.plain and (
-        reason := find_unreadable(ctx.tokenizer, texts, "prose", "dataset.plain_texts, or plain_share 0")
-    ):
+    texts = given or read_shipped("prose")[REPLAYED]
+    pieces = read_plain(tokenizer, [memory.text for memory in texts], count, data.general_max_new_tokens, seed)
+    reason = (
+        None if given else find_unreadable(tokenizer, texts, "prose", "dataset.plain_texts") or _guesses(ctx, pieces)
+    )
+    if reason:
         echo(f"No plain texts are read for self-replay: {reason}", style="yellow")
         return []
-    return [memory.text for memory in texts]
+    whose = "given" if given else "shipped"
+    echo(f"For self-replay the model also reads {len(pieces)} pieces of {whose} texts")
+    return pieces
+
+
+def _guesses(ctx: NightContext, pieces: Sequence[Sample]) -> str | None:
+    """Return a reason not to replay shipped texts if the pretrained model predicts them worse than by guessing."""
+    with ctx.memory.as_base():
+        loss = mean_loss(ctx.model, [piece.prompt_ids + piece.reference_ids for piece in pieces[:TRIED]])
+    if loss is None or loss <= math.log(ctx.inputs.vocabulary):
+        return None
+    return (
+        "the model predicts the shipped prose worse than by guessing, so it was not trained on such texts; give "
+        "dataset.plain_texts"
+    )
 
 
 def _general_texts(ctx: NightContext, seed: int) -> list[str]:

@@ -23,7 +23,9 @@ def general_samples(folder: Path, chat_template: str | None, **options: object) 
     """Run a night and return its general samples: prompt and answer, in order."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = chat_template
-    tiny_model(vocab_size=257, max_position_embeddings=512).save_pretrained(folder / "model")
+    model = tiny_model(vocab_size=257, max_position_embeddings=512)
+    model.get_output_embeddings().weight.data *= 100  # so sure of itself that it predicts worse than by guessing
+    model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     paths = {"model": folder / "model", "memories": write_memories(folder / "m.jsonl"), "output_dir": folder / "run"}
     options |= {"seeding__steps": 1, "seeding__prompts_per_step": 4, "dataset__samples_per_window": 1}
@@ -65,6 +67,12 @@ def test_half_of_the_replayed_samples_are_plain_texts(tmp_path, capsys, chat_tem
     assert "also reads 4 pieces of given texts" in " ".join(capsys.readouterr().out.split())
     is_plain = [text.startswith("plain") or text[0] == " " for text in general]
     assert len(general) == HELD_OUT + 8 and is_plain == [False] * (HELD_OUT + 4) + [True] * 4
+
+
+def test_shipped_texts_are_not_read_by_a_model_that_guesses(tmp_path, capsys):
+    assert len(general_samples(tmp_path, None, dataset__general_samples=8)) == HELD_OUT + 8
+    told = " ".join(capsys.readouterr().out.split())
+    assert "No plain texts are read for self-replay: the model predicts the shipped prose worse than by guess" in told
 
 
 def test_no_plain_text_is_read_if_none_is_wanted(tmp_path):

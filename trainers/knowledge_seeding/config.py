@@ -41,7 +41,7 @@ class KnowledgeSeedingConfig(GRPOConfig):
         z0 (`float`, *optional*):
             Levenshtein distance above which the other part of that reward is 0 (Eq. 4), in tokens, or as a share of the
             longer sequence if below 1.
-        replay_weight (`float`, *optional*, defaults to `2.0`):
+        replay_weight (`float`, *optional*, defaults to `8.0`):
             Weight of the self-replay rows (those whose `part` is neither `"memory"` nor `"dream"`), in divergence and
             drift (ours).
         drift_weight (`float`, *optional*, defaults to `0.0`):
