@@ -92,8 +92,9 @@ def test_startup():
 
 @pytest.mark.slow
 def test_crash():
-    result = answer("crash.py")
-    assert (result["kills"], result["identical"], result["lost_records"]) == (2, 2, 0)
+    result = answer("crash.py", "--scenario", "night", "drop", "forget", "export")
+    assert (result["kills"], result["identical"]) == (8, 8)
+    assert (result["lost_records"], result["learned_twice"], result["came_back"]) == (0, 0, 0)
 
 
 @pytest.mark.slow
