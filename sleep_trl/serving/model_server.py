@@ -58,10 +58,10 @@ def serve_transformers(model: Path, socket: str, name: str, options: Sequence[st
     models, state = ModelManager(force_model=model.name), GenerationState()
 
     class Chat(WithinContext, ChatCompletionHandler):
-        pass
+        field = "messages"
 
     class Completion(WithinContext, CompletionHandler):
-        pass
+        field = "prompt"
 
     chat, completion = Chat(models, state), Completion(models, state)
     loaded, tokenizer = models.load_model_and_processor(models.process_model_name(model.name))
@@ -112,6 +112,9 @@ class WithinContext:
     """Lets a handler of `transformers serve` refuse prompts that the model cannot read, and end answers at the end of
     its context; beyond, a model writes garbage."""
 
+    field: str
+    """The field of a request that has its prompt."""
+
     async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
         asked.set(body.get("max_tokens"))
         return await super().handle_request(body, request_id)  # type: ignore[misc]
@@ -119,21 +122,21 @@ class WithinContext:
     def _streaming(
         self, request_id: str, model: Any, processor: Any, name: str, inputs: Any, *args: Any, **kw: Any
     ) -> Any:
-        fit(model, inputs, args[0])
+        fit(model, inputs, args[0], self.field)
         return super()._streaming(request_id, model, processor, name, inputs, *args, **kw)  # type: ignore[misc]
 
     async def _non_streaming(
         self, request_id: str, model: Any, processor: Any, name: str, inputs: Any, *args: Any, **kw: Any
     ) -> Any:
-        fit(model, inputs, args[0])
+        fit(model, inputs, args[0], self.field)
         return await super()._non_streaming(request_id, model, processor, name, inputs, *args, **kw)  # type: ignore[misc]
 
 
-def fit(model: PreTrainedModel, inputs: Any, generation: GenerationConfig) -> None:
-    """Limit an answer to what is left of the model's context.
+def fit(model: PreTrainedModel, inputs: Any, generation: GenerationConfig, field: str) -> None:
+    """Limit an answer to what is left of the model's context. `field` has the prompt.
 
     Raises:
-        `fastapi.HTTPException`: with status 400, if nothing is left, or less than `max_tokens`.
+        `fastapi.HTTPException`: with status 400, if nothing is left, or less than `max_tokens`, or there is no prompt.
     """
     from fastapi import HTTPException
 
@@ -141,10 +144,12 @@ def fit(model: PreTrainedModel, inputs: Any, generation: GenerationConfig) -> No
 
     limit, length = context_limit(model.config), len(inputs["input_ids"][0])
     most = asked.get()
+    if not length:
+        raise HTTPException(400, {"message": "The prompt has no tokens. Write at least one.", "param": field})
     if length + (most or 1) > limit:
         answer = f" and `max_tokens` is {most}" if most else ""
         message = f"The prompt has {length} tokens{answer}, but the model's context is {limit} tokens. Shorten it."
-        detail = {"message": message, "param": "max_tokens" if most and length < limit else "messages"}
+        detail = {"message": message, "param": "max_tokens" if most and length < limit else field}
         raise HTTPException(400, detail | {"code": "context_length_exceeded"})
     generation.max_new_tokens = min(generation.max_new_tokens or limit, limit - length)
 

@@ -189,5 +189,7 @@ def error_of(answer: httpx.Response) -> ApiError:
     if answer.status_code >= 500 or detail is None:
         return ApiError(502, "The model server failed at this request.", "model_server_failed")
     if isinstance(detail, dict):
-        return ApiError(answer.status_code, str(detail.get("message")), param=detail.get("param"))
+        code = detail.get("code")  # vLLM has the status there
+        code = code if isinstance(code, str) else None
+        return ApiError(answer.status_code, str(detail.get("message")), code, detail.get("param"))
     return ApiError(answer.status_code, str(detail))

@@ -240,6 +240,22 @@ def test_bad_requests_are_answered_in_openais_form(served, body, status, says):
     assert "boat" not in answer.text and served.recorded() == before
 
 
+@pytest.mark.parametrize(
+    ("given", "message", "param", "code"),
+    [
+        ({"prompt": ""}, "The prompt has no tokens. Write at least one.", "prompt", None),
+        ({"prompt": "boat " * CONTEXT}, "the model's context is 2048", "prompt", "context_length_exceeded"),
+        ({"prompt": "boat", "max_tokens": CONTEXT}, "the model's context", "max_tokens", "context_length_exceeded"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_completions_without_a_prompt_or_beyond_the_context_are_refused(served, given, message, param, code, stream):
+    with pytest.raises(openai.BadRequestError) as refused:
+        served.client.completions.create(model="chain", stream=stream, **given)
+    assert message in refused.value.body["message"]
+    assert (refused.value.param, refused.value.code) == (param, code)
+
+
 def test_other_paths_do_not_exist(served):
     for path in ("/reset", "/load_model", "/responses", "/../reset"):
         assert served.post(path, {"model": "chain"}).status_code in (404, 405)

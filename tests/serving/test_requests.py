@@ -228,15 +228,17 @@ def test_what_a_template_refuses_is_a_fault_of_the_request(template, options, sa
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [
-        (422, b'{"detail": "Unexpected fields"}', (422, "Unexpected fields", None)),
-        (400, b'{"error": {"message": "too long", "param": "prompt"}}', (400, "too long", "prompt")),
-        (500, b'{"error": {"message": "a text of the request"}}', (502, "The model server failed", None)),
-        (400, b"<html>", (502, "The model server failed", None)),
+        (422, b'{"detail": "Unexpected fields"}', (422, "Unexpected fields", None, None)),
+        (400, b'{"error": {"message": "no", "param": "n", "code": 400}}', (400, "no", "n", None)),  # as vLLM does
+        (400, b'{"detail": {"message": "no", "param": "n", "code": "c"}}', (400, "no", "n", "c")),
+        (500, b'{"error": {"message": "a text"}}', (502, "The model server", None, "model_server_failed")),
+        (400, b"<html>", (502, "The model server failed", None, "model_server_failed")),
     ],
 )
 def test_errors_of_model_servers_in_openais_form(status, body, expected):
     error = error_of(httpx.Response(status, content=body))
-    assert (error.status, error.param) == (expected[0], expected[2]) and error.message.startswith(expected[1])
+    expected_status, message, *rest = expected
+    assert (error.status, error.param, error.code) == (expected_status, *rest) and error.message.startswith(message)
 
 
 def test_events_are_split_at_line_feeds_only():
