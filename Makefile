@@ -96,6 +96,7 @@ test-browser: setup ## test report and endpoint in Chromium, which must be insta
 	@$(BIN)/python -m pytest -q -rs tests/browser
 
 test-slow: setup ## run the tests marked slow
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[fuzz]' -c constraints.txt
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
 
 lint: setup ## run ruff, and check the import graph
