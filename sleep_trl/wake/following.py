@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 from ..data.files import source_of
@@ -102,8 +103,7 @@ class _Stream:
         if _is_same(self.descriptor, known):
             self._begin(known.offset)
         elif (
-            rotated := self._find(lambda descriptor: _is_same(descriptor, known))
-            or self._find(lambda descriptor: _is_copy(descriptor, known))
+            rotated := self._find(lambda file: _is_same(file, known), lambda file: _is_copy(file, known))
         ) is not None:
             os.close(self.descriptor)
             self.descriptor = rotated  # it is read to its end, and then the file at the path
@@ -198,9 +198,11 @@ class _Stream:
         finally:
             os.close(copy)
 
-    def _find(self, is_wanted: Callable[[int], bool]) -> int | None:
-        """Open the newest file beside the followed one, of a similar name, that is wanted."""
-        for path in sorted(self._beside(), key=lambda path: -path.stat().st_mtime):
+    def _find(self, *conditions: Callable[[int], bool]) -> int | None:
+        """Open the newest file beside the followed one, of a similar name, that meets the first of these conditions, or
+        else the next one."""
+        newest_first = sorted(self._beside(), key=lambda path: -path.stat().st_mtime)
+        for is_wanted, path in product(conditions, newest_first):
             descriptor = os.open(path, os.O_RDONLY)
             if is_wanted(descriptor):
                 return descriptor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sleep_trl.wake import WakeBuffer, follow
+from sleep_trl.wake.following import _Stream
 
 
 class Log:
@@ -91,6 +93,31 @@ def test_a_follower_that_starts_again_finds_the_rotated_file(log, rotate) -> Non
     counted = sum(t.added + t.duplicates for t in follow(log.buffer, log.path, idle=0))
     assert log.texts() == log.expected() and counted == log.number - 3
     assert sum(t.added + t.duplicates for t in follow(log.buffer, log.path, idle=0)) == 0
+
+
+def test_a_rotated_file_may_have_descriptor_zero(log, monkeypatch) -> None:
+    """The first that is free where standard input is closed, as in a service."""
+    log.write(3)
+    list(follow(log.buffer, log.path, idle=0))
+    renamed(log)
+    log.write(1)
+    beside, standard_input, left_open = _Stream._beside, os.dup(0), [0]
+
+    def and_close_standard_input(stream: _Stream) -> list[Path]:
+        found = beside(stream)
+        while left_open:
+            os.close(left_open.pop())
+        return found
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(_Stream, "_beside", and_close_standard_input)
+            list(follow(log.buffer, log.path, idle=0))
+        still_open = {path.resolve().name for path in Path("/proc/self/fd").iterdir()}
+    finally:
+        os.dup2(standard_input, 0)
+        os.close(standard_input)
+    assert log.texts() == log.expected() and not still_open & {"app.log", "app.log.1"}
 
 
 @pytest.mark.parametrize("copies", [False, True])
