@@ -18,7 +18,7 @@ from ..config.visible import show_warnings_visibly
 from ..runs.files import read_json
 from ..runs.finished import newest_night
 from ..runs.folder import RunFolder
-from . import memory, share, wake
+from . import memory, paths, share, wake
 from .demo import demo
 from .doctor import SETTINGS, doctor
 from .live import live
@@ -155,7 +155,9 @@ def _results(words: Sequence[str]) -> Row:
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a chain (uses its newest night).")],
+    run: Annotated[
+        Path, typer.Argument(parser=paths.path, help="Folder of a finished run, or of a chain (uses its newest night).")
+    ],
     json: Json = False,
 ) -> None:
     """Rewrite a run's report.html."""

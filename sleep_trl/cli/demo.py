@@ -8,12 +8,15 @@ from typing import Annotated
 import typer
 
 from ..data.quickstart import MODEL, NIGHTS, QUICKSTART
+from . import paths
 
 
 def demo(
     context: typer.Context,
     nights: Annotated[int, typer.Option(min=1, max=len(NIGHTS), help="Nights to run.")] = 1,
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder of the chain.")] = Path("runs/demo"),
+    output_dir: Annotated[Path, typer.Option("--output_dir", parser=paths.path, help="Folder of the chain.")] = Path(
+        "runs/demo"
+    ),
 ) -> None:
     """Run one to three nights of the bundled tiny model: table, report and grown model, in about two minutes a night.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..config.exit_codes import DONE, USER_ERROR
+from . import paths
 from .output import as_line, redirect_to_stderr, table, warn_renamed
 
 if TYPE_CHECKING:
@@ -30,7 +31,12 @@ def doctor(
     prove: Annotated[bool | None, typer.Option("--prove/--no-prove", hidden=True)] = None,
     config_file: Annotated[
         Path | None,
-        typer.Option("--config_file", metavar="FILE", help="Configuration of `accelerate launch`. Default: none."),
+        typer.Option(
+            "--config_file",
+            parser=paths.path,
+            metavar="FILE",
+            help="Configuration of `accelerate launch`. Default: none.",
+        ),
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port to serve on later. Default: 8000, if free.")] = None,
 ) -> None:

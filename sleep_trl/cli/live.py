@@ -12,6 +12,7 @@ import typer
 
 from ..config.exit_codes import STOPPED
 from ..config.visible import visible
+from . import paths
 from .output import as_line
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def live(
     context: typer.Context,
     buffer: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Wake buffer to learn from, created if it is missing."),
+        typer.Option(parser=paths.path, metavar="PATH", help="Wake buffer to learn from, created if it is missing."),
     ] = None,
     memories: Annotated[str | None, typer.Option(metavar="wake:PATH", help="The same, as for a single night.")] = None,
     after_tokens: Annotated[

@@ -13,13 +13,16 @@ import typer
 from ..data.files import matching
 from ..runs.finished import FinishedRun, describe, newest_night
 from ..wake import WakeBuffer
+from . import paths
 from .output import Json, Row, change, redirect_to_stderr, say, show, table
 
 SHOWN = 10  # records that are named
 
 app = typer.Typer(help="List, disable and drop what nights learned.", no_args_is_help=True)
 
-Run = Annotated[Path, typer.Argument(help="Folder of a finished run, or of a chain (uses its newest night).")]
+Run = Annotated[
+    Path, typer.Argument(parser=paths.path, help="Folder of a finished run, or of a chain (uses its newest night).")
+]
 Entry = Annotated[str, typer.Argument(help="An entry of its ledger, such as entry-001.")]
 Model = Annotated[str | None, typer.Option(help="The base model, if it was moved since the run.")]
 
@@ -74,7 +77,8 @@ def drop(
         str | None, typer.Option(help="Drop every entry with records from this source, or one that ends with it.")
     ] = None,
     buffer: Annotated[
-        Path | None, typer.Option(help="Wake buffer to queue the other records in again. Default: the run's.")
+        Path | None,
+        typer.Option(parser=paths.path, help="Wake buffer to queue the other records in again. Default: the run's."),
     ] = None,
     later: Annotated[
         Literal["drop", "keep"] | None,

@@ -9,13 +9,16 @@ from typing import Annotated
 import typer
 
 from ..config.memory_source import WAKE
+from . import paths
 from .output import Json, Row, show
 
 FILE = "night.yaml"
 
 
 def new(
-    folder: Annotated[Path, typer.Argument(help="Folder for night.yaml. The run will be in FOLDER/run.")],
+    folder: Annotated[
+        Path, typer.Argument(parser=paths.path, help="Folder for night.yaml. The run will be in FOLDER/run.")
+    ],
     model: Annotated[str, typer.Option(help="Base model: a name on the Hub, a folder, or a GGUF file.")],
     memories: Annotated[str, typer.Option(help="What to learn: a file, a folder, a data set, or wake:PATH.")],
     json: Json = False,

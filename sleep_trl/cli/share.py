@@ -11,9 +11,10 @@ from typing import Annotated, Literal
 import typer
 
 from ..config.visible import VisibleFormatter
+from . import paths
 from .output import Json, redirect_to_stderr, show
 
-Run = Annotated[Path, typer.Argument(help="Folder of a finished run, or of a chain of nights.")]
+Run = Annotated[Path, typer.Argument(parser=paths.path, help="Folder of a finished run, or of a chain of nights.")]
 
 
 def serve(
@@ -28,7 +29,8 @@ def serve(
         ),
     ] = None,
     record: Annotated[
-        Path | None, typer.Option(metavar="WAKE_BUFFER", help="Record conversations to this wake buffer.")
+        Path | None,
+        typer.Option(parser=paths.path, metavar="WAKE_BUFFER", help="Record conversations to this wake buffer."),
     ] = None,
     backend: Annotated[
         Literal["vllm", "transformers"] | None,
@@ -62,7 +64,9 @@ def export(
         Literal["checkpoint", "adapter", "peft"],
         typer.Option(help="checkpoint: the folded model. adapter: the experts alone. peft: refused, with the reason."),
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Destination folder, missing or empty.")],
+    output: Annotated[
+        Path, typer.Option(parser=paths.path, metavar="DIR", help="Destination folder, missing or empty.")
+    ],
     pad_to: Annotated[
         int | None,
         typer.Option(

@@ -14,13 +14,16 @@ from ..data.files import matching
 from ..runs.finished import FinishedRun
 from ..wake import Form, State, Tally, WakeBuffer, add_path, add_stream, follow
 from ..wake.reading import form_of
+from . import paths
 from .output import Json, Row, redirect_to_stderr, say, show
 
 app = typer.Typer(help="Store records for the next night in a wake buffer.", no_args_is_help=True)
 
 
-Buffer = Annotated[Path, typer.Option("--buffer", help="The wake buffer's file, created if it is missing.")]
-ExistingBuffer = Annotated[Path, typer.Option("--buffer", help="The wake buffer's file.")]
+Buffer = Annotated[
+    Path, typer.Option("--buffer", parser=paths.path, help="The wake buffer's file, created if it is missing.")
+]
+ExistingBuffer = Annotated[Path, typer.Option("--buffer", parser=paths.path, help="The wake buffer's file.")]
 Source = Annotated[str | None, typer.Option(help="Source of records that name none. Default: the file's path.")]
 FormOption = Annotated[
     Form | None,
@@ -59,7 +62,7 @@ def add(
 
 @app.command()
 def tail(
-    path: Annotated[Path, typer.Argument(help="A growing file.")],
+    path: Annotated[Path, typer.Argument(parser=paths.path, help="A growing file.")],
     buffer: Buffer = BUFFER,
     source: Source = None,
     form: FormOption = None,

@@ -105,12 +105,12 @@ def parse(argv: Sequence[str]) -> RunConfig:
 
 def with_underscores(word: str) -> str:
     """Return a word of the command line with an option's name spelled with underscores: `--output-dir` is
-    `--output_dir`."""
+    `--output_dir`, and `--no_report` is `--no-report`."""
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")
-    prefix = "--no-" if name.startswith("--no-") else "--"
-    return f"{prefix}{name.removeprefix(prefix).replace('-', '_')}{equals}{value}"
+    prefix = "--no-" if name.startswith(("--no-", "--no_")) else "--"
+    return f"{prefix}{name[len(prefix) :].replace('-', '_')}{equals}{value}"
 
 
 def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:

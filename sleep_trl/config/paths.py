@@ -25,6 +25,9 @@ FILES = (
 )
 """Options that may name a file to read. A word without a dot or a slash is no file: `statement`, `imitation`."""
 
+PARAMETERS = ("rewards.params.", "dream.rewards.params.")
+"""Beginnings of parameters of rewards, which may name files as well, such as the model of a judge."""
+
 FUNCTION = re.compile(r"(?<=\.py):\w+$")  # of a reward, after the file in which it is
 
 
@@ -51,7 +54,8 @@ def with_paths(value: Any, folder: Path | None = None, name: str = "") -> Any:
     prefix = WAKE if value.startswith(WAKE) else ""
     path = value.removeprefix(prefix)
     path = os.path.expanduser(path) if path.startswith("~") else path
-    may_be_there = name in FOLDERS or (name in FILES and re.search(r"[./]", path))
+    is_file = name in FILES or name.startswith(PARAMETERS)
+    may_be_there = name in FOLDERS or (is_file and re.search(r"[./]", path))
     if folder is not None and may_be_there and path != "auto" and (folder / FUNCTION.sub("", path)).exists():
         path = str(folder / path)
     return prefix + path

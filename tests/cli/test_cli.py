@@ -11,10 +11,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
-from sleep_trl.cli import main
+from sleep_trl.cli import app, main
 from sleep_trl.data.quickstart import MODEL
 from sleep_trl.runs.files import write_json, write_jsonl, write_text
 from sleep_trl.runs.ledger import read_ledger
@@ -237,9 +238,31 @@ def test_options_are_spelled_with_dashes_or_underscores(call, tmp_path):
     for option in ("--push_to_hub", "--push-to-hub"):
         code, _, err = call("export", ".", "--to", "adapter", "--output", "x", option, "a b")
         assert code == 2 and "--push_to_hub:" in err
-    for option in ("--seeding.num_generations", "--seeding.num-generations"):
-        code, _, err = call("night", "--model", "m", "--memories", "x.jsonl", option, "1", "--no-report")
+    for option, flag in (("--seeding.num_generations", "--no_report"), ("--seeding.num-generations", "--no-report")):
+        code, _, err = call("night", "--model", "m", "--memories", "x.jsonl", option, "1", flag)
         assert code == 2 and "seeding.num_generations: '1' was given" in err
+
+
+def test_every_path_of_every_command_may_begin_with_the_home_folder(call, tmp_path, documents, monkeypatch):
+    """A shell leaves `~` as it is in `--buffer=~/wake.db`."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert call("wake", "add", documents, "--buffer=~/wake.db")[0] == 0
+    assert (tmp_path / "home" / "wake.db").is_file() and not (tmp_path / "~").exists()
+    found = dict(paths_of(app))
+    assert set(found) == {"buffer", "config_file", "folder", "output", "output_dir", "path", "record", "run"}
+    assert {parser and parser("~/a") for parser in found.values()} == {tmp_path / "home" / "a"}
+
+
+def paths_of(commands):
+    """Yield the name and the parser of each parameter that is a path, of these commands and of those below them."""
+    for command in commands.registered_commands:
+        for name, hint in get_type_hints(command.callback, include_extras=True).items():
+            kind, *info = get_args(hint) or (hint,)
+            if Path in (kind, *get_args(kind)):
+                yield name, info[0].parser
+    for group in commands.registered_groups:
+        yield from paths_of(group.typer_instance)
 
 
 # -- night and report ------------------------------------------------------------------------------

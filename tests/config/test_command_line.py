@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from sleep_trl.config import RunConfig
 from sleep_trl.config.command_line import explain, options, parse
 from sleep_trl.config.option_help import help_text
+from sleep_trl.config.paths import FILES, FOLDERS
 from sleep_trl.config.sections import DatasetConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,7 +185,7 @@ def test_a_file_next_to_the_configuration_is_found(tmp_path: Path, monkeypatch: 
     config.write_text(
         "model: owner/name\nmemories: docs [1].md\noutput_dir: towns\ncontinue_from: ~/towns\n"
         "evaluation: {skill: skill.jsonl, perplexity: absent.jsonl}\ndataset: {templates: [statement]}\n"
-        'rewards: ["mine.py:brevity", "imitation"]\n'
+        'rewards: ["mine.py:brevity", {name: imitation, params: {judge: {name: lm, params: {model: ./towns}}}}]\n'
     )
     read = parse([f"--config={config}"])
     assert read.memories == "home/docs [1].md"
@@ -193,11 +194,17 @@ def test_a_file_next_to_the_configuration_is_found(tmp_path: Path, monkeypatch: 
     assert (read.evaluation.skill, read.evaluation.perplexity) == (folder / "skill.jsonl", Path("absent.jsonl"))
     assert read.dataset.templates == ("statement",)
     assert [reward.name for reward in read.rewards] == ["home/mine.py:brevity", "imitation"]
+    assert read.rewards[1].params["judge"]["params"] == {"model": str(folder / "towns")}
     given = parse(["--model=m", "--memories=wake:~/wake.db"])
     assert given.source.buffer == tmp_path / "home" / "wake.db"
     nights = parse(["--model=m", '--nights=["docs [1].md", "~/b.md"]']).nights
     assert nights == ("docs [1].md", str(tmp_path / "home" / "b.md"))
     assert parse(["--model=m", "--nights=docs [1].md,b.md"]).nights == ("docs [1].md", "b.md")
+
+
+def test_every_option_that_names_something_to_read_is_resolved() -> None:
+    named = {name for name, field in options() if "Path" in str(field.annotation)}
+    assert "evaluation.skill" in named and named - {"output_dir"} <= {*FILES, *FOLDERS}
 
 
 def test_a_path_given_from_python_may_begin_with_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
