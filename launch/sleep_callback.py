@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from sleep_trl.config import RunConfig
-from sleep_trl.config.command_line import explain, read_yaml
+from sleep_trl.config.command_line import explain, read_options
 from sleep_trl.config.paths import with_paths
 from sleep_trl.distributed.progress import echo
 from sleep_trl.launch.checks import check_trainer
@@ -280,8 +280,7 @@ def read_config(config: RunConfig | Mapping[str, Any] | str | Path) -> RunConfig
     if isinstance(config, Mapping):
         options = with_paths(dict(config))
     else:
-        path = Path(config).expanduser()
-        options = with_paths(read_yaml(path, "config"), path.parent)
+        options = read_options(Path(config).expanduser(), "config")
     try:
         return RunConfig.model_validate({"model": THE_MODEL, **options})
     except ValidationError as error:

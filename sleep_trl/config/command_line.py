@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 
 from .. import __version__
 from . import RunConfig
+from .grpo_file import as_options, beside, is_grpo_file
 from .option_help import help_text, kind_of_value
 from .paths import with_paths
 from .reward import RewardSpec
@@ -91,12 +92,14 @@ def parse(argv: Sequence[str]) -> RunConfig:
         cli_implicit_flags=True,
         add_argument_method=_add_argument,
     )
-    arguments, unknown = parser.parse_known_args([with_underscores(word) for word in argv])
+    words, grpo_file = _without_grpo_file([with_underscores(word) for word in argv])
+    arguments, unknown = parser.parse_known_args(words)
     if unknown:
         raise ValueError(_unknown_argument(unknown[0]))
-    file = Path(arguments.config).expanduser() if arguments.config else None
-    from_file = with_paths(read_yaml(file), file.parent) if file else {}
+    from_file = read_options(Path(arguments.config).expanduser()) if arguments.config else {}
     given = with_paths(_given(source, arguments))
+    if grpo_file is not None:
+        from_file = _merged(_read_grpo_file(beside(grpo_file, None)), from_file)
     if not given.keys().isdisjoint(MEMORY_OPTIONS):
         replaced = ("nights",) if tuple(given.get("nights", ())) == AUTO else MEMORY_OPTIONS
         from_file = {name: value for name, value in from_file.items() if name not in replaced}
@@ -111,6 +114,47 @@ def with_underscores(word: str) -> str:
     name, equals, value = word.partition("=")
     prefix = "--no-" if name.startswith(("--no-", "--no_")) else "--"
     return f"{prefix}{name[len(prefix) :].replace('-', '_')}{equals}{value}"
+
+
+def read_options(path: Path, option: str = "--config") -> dict[str, Any]:
+    """Read the options in a YAML file, in which relative paths may be those of files next to it.
+
+    Args:
+        path (`Path`):
+            The file.
+        option (`str`, *optional*, defaults to `"--config"`):
+            The option that names it, for messages.
+
+    Raises:
+        `ValueError`: as [`read_yaml`], also for the file that `seeding.extra` may name.
+    """
+    options: dict[str, Any] = with_paths(read_yaml(path, option), path.parent)
+    seeding = options.get("seeding")
+    if not isinstance(seeding, dict) or not isinstance(extra := seeding.get("extra"), str) or not is_grpo_file(extra):
+        return options
+    own = options | {"seeding": {name: value for name, value in seeding.items() if name != "extra"}}
+    return _merged(_read_grpo_file(beside(extra, path.parent)), own)
+
+
+def _read_grpo_file(path: Path) -> dict[str, Any]:
+    return as_options(read_yaml(path, "--seeding.extra"), str(path))
+
+
+def _without_grpo_file(words: Sequence[str]) -> tuple[list[str], str | None]:
+    """Take a file that `--seeding.extra` names out of the words of a command line."""
+    kept, left = list[str](), iter(words)
+    file: str | None = None
+    for word in left:
+        name, equals, value = word.partition("=")
+        if name != "--seeding.extra":
+            kept.append(word)
+            continue
+        value = value if equals else next(left, "")
+        if is_grpo_file(value):
+            file = value
+        else:
+            kept.append(f"{name}={value}")
+    return kept, file
 
 
 def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:

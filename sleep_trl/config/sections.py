@@ -256,7 +256,8 @@ class SeedingConfig(Section):
     """Steps between checkpoints. --resume continues from the last one."""
 
     extra: dict[str, Any] = {}
-    """More arguments for TRL's GRPOConfig, such as {"report_to": "wandb"}, passed through unchanged."""
+    """More arguments for TRL's GRPOConfig, such as {"report_to": "wandb"}, passed through unchanged; or a YAML file of
+    them."""
 
     @property
     def rollouts_per_step(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import fields
 
-from ..config import SeedingConfig
+from ..config.grpo_file import DECIDED, OPTIONS
 from .inputs import RunInputs
 
 logger = logging.getLogger(__name__)
@@ -22,23 +22,7 @@ NOT_WITH_EXPERTS = {
 """Arguments that are refused, unless they are off."""
 
 OFF = (None, False, 0, "no")
-SET_BY_THE_RUN = {
-    "output_dir": "output_dir",
-    "seed": "seed",
-    "max_steps": "seeding.steps",
-    "num_train_epochs": "seeding.steps",
-    "per_device_train_batch_size": "seeding.per_device_batch_size",
-    "gradient_accumulation_steps": "seeding.prompts_per_step",
-    "generation_batch_size": "seeding.prompts_per_step",
-    "steps_per_generation": "seeding.prompts_per_step",
-    "reward_weights": "rewards",
-    "expert_width": "memory.width",
-    "chat_template_kwargs": "chat_template_kwargs",
-    "bf16": "dtype",
-    "fp16": "dtype",
-    "shuffle_dataset": "seed",
-    "resume_from_checkpoint": "resume",
-}
+SET_BY_THE_RUN = OPTIONS | DECIDED | {"expert_width": "memory.width"}
 """Arguments that may not stand there, and the option to use in their place."""
 
 WITHOUT_EFFECT = {
@@ -68,8 +52,7 @@ def check_grpo_arguments(inputs: RunInputs) -> None:
 
     known = {field.name for field in fields(GRPOConfig)}
     for key in extra:
-        own = f"seeding.{key}" if key in SeedingConfig.model_fields else SET_BY_THE_RUN.get(key)
-        if own:
+        if own := SET_BY_THE_RUN.get(key):
             raise ValueError(f"seeding.extra: {key!r} is set by the run itself. Take it out and use --{own}.")
         if key in NOT_WITH_EXPERTS and extra[key] not in OFF:
             raise ValueError(f"seeding.extra: {key!r} {NOT_WITH_EXPERTS[key]}. Take it out.")

@@ -105,7 +105,8 @@ def _fault_of_run(words: list[str]) -> str | None:
         if word == GAP:
             continue
         value = left[0] if word.startswith("--") and left and not left[0].startswith("--") else None
-        if value == GAP or (word == "--config" and value and not (ROOT / value).exists()):
+        is_file = word == "--config" or (word == "--seeding.extra" and (value or "").endswith(".yaml"))
+        if value == GAP or (is_file and value and not (ROOT / value).exists()):
             left.pop(0)
             is_partial = True
         elif word == "--help":

@@ -6,7 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import AutoModelForCausalLM
+from trl import GRPOConfig
 
 from sleep_trl.launch import sleep
 from tests.tiny_runs import arguments, write_model
@@ -63,6 +65,17 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path, capsys):
 def test_arguments_that_work_are_taken(tmp_path, capsys):
     extra = {"optim": "sgd", "adam_beta2": 0.9, "report_to": "none"}
     assert refuse(tmp_path, capsys, seeding__extra=json.dumps(extra))[0] == 0
+
+
+def test_a_grpo_config_of_trl_is_taken_as_it_is(tmp_path, capsys, caplog):
+    """With all of its arguments, most of which are TRL's defaults."""
+    chosen = {"max_steps": 4, "max_completion_length": 8, "num_generations": 4, "per_device_train_batch_size": 4}
+    config = GRPOConfig(str(tmp_path / "run"), use_cpu=True, bf16=False, **chosen)
+    (tmp_path / "grpo.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    options = dict.fromkeys(f"seeding__{name}" for name in ("steps", "num_generations", "max_completion_length"))
+    code, shown = refuse(tmp_path, capsys, seeding__extra=tmp_path / "grpo.yaml", **options)
+    assert code == 0, shown
+    assert "grpo.yaml: generation_batch_size, gradient_accumulation_steps, " in caplog.text
 
 
 @pytest.mark.parametrize(("name", "reason"), [("broken", "ZeroDivisionError"), ("too_few", "1 rewards for 2")])
