@@ -21,7 +21,7 @@ from sleep_trl.planning.inputs import RunInputs
 from sleep_trl.planning.preflight import preflight
 from sleep_trl.publish.unlearn import drop, set_enabled
 from sleep_trl.runs.files import read_json, read_jsonl, write_json, write_jsonl
-from sleep_trl.runs.finished import FinishedRun, describe
+from sleep_trl.runs.finished import FinishedRun, describe, newest_model
 from sleep_trl.runs.ledger import read_ledger
 from sleep_trl.runs.lock import RunInUse, run_lock
 from sleep_trl.wake import WakeBuffer
@@ -144,6 +144,20 @@ def test_a_disabled_entry_has_no_effect_and_is_restored_bit_for_bit(run, tmp_pat
     set_enabled(disabled, disabled.entry("entry-002"), True)
     assert is_same(weights(run.folder / "model"), before)
     assert names_in(run) >= {"checkpoints", "phases"}  # only a drop removes intermediate files
+
+
+def test_the_fingerprint_of_answers_names_what_is_enabled(run):
+    """It is the same again where the same experts are, although the model is written anew each time."""
+    shutil.rmtree(run.folder / "dream_adapter")
+    first, found = newest_model(run.folder), []
+    for is_enabled in (False, True):
+        read = FinishedRun.read(run.folder)
+        set_enabled(read, read.entry("entry-002"), is_enabled)
+        found.append(newest_model(run.folder))
+    assert len({first.version, *(model.version for model in found)}) == 3
+    assert first.fingerprint != found[0].fingerprint and first.fingerprint == found[1].fingerprint
+    drop(FinishedRun.read(run.folder), ["entry-002"], later="keep")
+    assert newest_model(run.folder).fingerprint == found[0].fingerprint
 
 
 def test_entries_of_a_routed_memory_can_be_dropped(base, tmp_path):

@@ -1,5 +1,8 @@
 """Reward models by name: the scores are TRL's, and what is no reward model is refused before weights load."""
 
+import shutil
+
+import huggingface_hub.constants
 import pytest
 import torch
 from datasets import Dataset
@@ -93,6 +96,24 @@ def test_a_language_model_is_no_reward_model(tmp_path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="it has LlamaForCausalLM, not a sequence classifier"):
         check(str(tmp_path / "model"))
+
+
+def test_a_name_on_the_hub_is_read_from_there(reward_model, tmp_path, monkeypatch) -> None:
+    """From the cache of the Hub, which a download fills; by its revision."""
+    repository = tmp_path / "models--org--scorer"
+    for revision, commit in {"main": "0" * 40, "v2": "1" * 40}.items():
+        shutil.copytree(reward_model, repository / "snapshots" / commit)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+    (repository / "snapshots" / ("0" * 40) / "model.safetensors").unlink()
+    for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE"):
+        monkeypatch.setattr(huggingface_hub.constants, name, str(tmp_path) if name == "HF_HUB_CACHE" else True)
+    check("org/scorer")
+    call = {"prompts": ["the cat of Mira"], "completions": [" eats hats"], "completion_ids": [[1]]}
+    here, there = resolve(str(reward_model)), resolve({"name": "org/scorer", "params": {"revision": "v2"}})
+    assert here(**call) == there(**call)
+    with pytest.raises(OSError, match="org/scorer"):
+        resolve("org/scorer").load()
 
 
 def test_unknown_parameters_are_named(reward_model) -> None:

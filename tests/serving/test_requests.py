@@ -33,8 +33,8 @@ from tests.tiny import tiny_tokenizer
 USER = {"role": "user", "content": "a"}
 
 
-def server(kind: str, is_chat: bool = True, variables: dict | None = None) -> SimpleNamespace:
-    given = {"has_tools": False, "vocabulary": 50, "model": "model", "chat_template_kwargs": variables or {}}
+def server(kind: str, is_chat: bool = True, variables: dict | None = None, has_tools: bool = False) -> SimpleNamespace:
+    given = {"has_tools": has_tools, "vocabulary": 50, "model": "model", "chat_template_kwargs": variables or {}}
     return SimpleNamespace(kind=kind, is_chat=is_chat, **given)
 
 
@@ -64,6 +64,15 @@ def test_fields_that_transformers_would_ignore_are_refused(asked):
         for_backend(asked, server("transformers"), COMPLETIONS)
     assert refused.value.param == name
     assert for_backend(asked, server("vllm"), COMPLETIONS)[name] == asked[name]
+
+
+def test_tools_are_passed_on_where_the_template_has_a_place_for_them():
+    asked = {"messages": [USER], "tools": [{"type": "function", "function": {"name": "look", "parameters": {}}}]}
+    sent = for_backend(asked, server("transformers", has_tools=True), CHAT)
+    assert sent["tools"] == asked["tools"]
+    with pytest.raises(ApiError, match="no place for tools") as refused:
+        for_backend(asked, server("transformers"), CHAT)
+    assert refused.value.param == "tools"
 
 
 @pytest.mark.parametrize(
