@@ -147,6 +147,7 @@ def plan_peak(inputs: RunInputs, shape: Shape) -> Peak:
     }
     askings = find_askings(inputs)
     gathers = engine == "transformers" and config.seeding.extra.get("ds3_gather_for_generation", True)
+    weights = (shape.parameters + parameters) * shape.bytes_per_weight // count_shards()
     return estimate_peak(
         shape,
         config,
@@ -156,7 +157,7 @@ def plan_peak(inputs: RunInputs, shape: Shape) -> Peak:
         askings=askings if engine == "transformers" else [],
         texts=find_texts(inputs, askings),
         accumulation=inputs.batches.accumulation,
-        cache_room=_cache_room((shape.parameters + parameters) * shape.bytes_per_weight),
+        cache_room=_cache_room(weights),
         is_cpu=not torch.accelerator.is_available(),
         teacher_parameters=parameters,
         shards=1 if gathers else count_shards(),

@@ -28,7 +28,6 @@ from .shape import Shape
 PROMPT, SENTENCE, READING = 64, 25, 400  # tokens around a text, of a sentence, and of a passage with its question
 OF_FLOPS, OF_BANDWIDTH = 0.4, 0.6  # of the maker's figures
 OF_MEMORY = 0.95  # of a GPU's memory; the rest is the driver's
-UNLIMITED = 2**62  # `TransformersEngine` does not limit the cache of a sharded model
 STAY_SHARDED = '{"ds3_gather_for_generation": false}'
 PASSES = 3  # that gather sharded weights: the teacher's, the student's forward and backward
 
@@ -145,7 +144,7 @@ def _plan(config: RunConfig, count: int, gpu: GPU, corpus: Corpus, shards: int) 
     reserved = int(config.rollout.gpu_memory * gpu.memory)
     has_vllm = config.rollout.engine != "transformers" and not is_routed and weights <= reserved
     texts = _texts(config, parts, batches.per_device, context)
-    room = max(0, int(OF_MEMORY * gpu.memory) - weights) // 2 if shards == 1 else UNLIMITED
+    room = max(0, int(OF_MEMORY * gpu.memory) - weights // shards) // 2
     peak = estimate_peak(
         shape,
         config,

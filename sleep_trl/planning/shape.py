@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..models.key_values import count_key_values
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -67,16 +69,3 @@ class Shape:
     def cache_bytes(self) -> int:
         """Bytes of a token in the KV cache."""
         return self.layers * self.key_values * self.bytes_per_weight
-
-
-def count_key_values(config: PretrainedConfig) -> int:
-    """Return the number of keys and values that a layer keeps of each token: twice the heads that have them, times the
-    size of a head. Models that keep less, such as those with linear or latent attention, are overestimated."""
-    text = config.get_text_config()
-    heads = int(text.num_attention_heads)
-    size = getattr(text, "head_dim", None) or int(text.hidden_size) // heads
-    if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):  # Falcon
-        heads = 1
-    else:
-        heads = next((n for name in ("num_key_value_heads", "num_kv_heads") if (n := getattr(text, name, None))), heads)
-    return 2 * int(heads) * int(size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -90,9 +89,10 @@ class TransformersEngine:
         if not prompts:
             return []
         most_rows = min(self.batch_size, -(-len(prompts) // processes))
-        most_tokens = self.room.tokens()
-        can_share = most_tokens is not None
-        everywhere, batches = plan_batches(prompts, most_rows, most_tokens or math.inf, sampling.max_new_tokens)
+        can_share, most_tokens = self.room.can_share, self.room.tokens()
+        if processes > 1 and PartialState().num_processes > 1:  # all have to plan the same batches
+            most_tokens = min(gather_object([most_tokens]))
+        everywhere, batches = plan_batches(prompts, most_rows, most_tokens, sampling.max_new_tokens)
         known = None
         if everywhere and can_share:
             known = read_prefixes(self.model, [prompts[0][:everywhere]], self.pad_id)
@@ -148,7 +148,7 @@ class TransformersEngine:
         width = ids.shape[1]
         stopping = [StopStrings(self.tokenizer, sampling.stop, width)] if sampling.stop else []
         cache: Any = prefixes.begin(owners, [len(prompt) for prompt in prompts]) if prefixes else None
-        step = sampling.max_new_tokens if keep_rows or self.room.tokens() is None else ROUND
+        step = ROUND if self.room.can_share and not keep_rows else sampling.max_new_tokens
         written: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[float]] = [[] for _ in prompts]
         rows = list(range(len(prompts)))

@@ -9,14 +9,17 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from sleep_trl.models.head import backbone
+from sleep_trl.models.key_values import count_key_values
 
 logger = logging.getLogger(__name__)
 
@@ -273,7 +276,8 @@ def _by_prompt(
 
 
 class CacheRoom:
-    """How many tokens a KV cache may hold in this process, and whether rows can take a prefix from another cache.
+    """How many tokens a KV cache may hold in this process, and whether rows can take a prefix from another cache, which
+    is logged if they cannot.
 
     Args:
         model (`PreTrainedModel`):
@@ -286,29 +290,45 @@ class CacheRoom:
 
     def __init__(self, model: PreTrainedModel, token: int, gib: float | None = None) -> None:
         self.model, self.token, self.gib = model, token, gib
-        self._token_bytes: int | None = 0  # measured when first needed
 
+    @cached_property
     @torch.no_grad()
-    def tokens(self) -> float | None:
-        """Return the number of tokens for which there is room, or `None` if rows cannot take a prefix from another
-        cache, which is logged."""
-        if self._token_bytes == 0:
-            self._token_bytes = cache_bytes_per_token(self.model, self.token)
-            if self._token_bytes is None:
-                logger.warning(
-                    "Shared prefixes are read once for each prompt: rows of a %s cannot share its cache "
-                    "(sharded weights, linear attention or a cache of its own).",
-                    type(self.model).__name__,
-                )
-        if self._token_bytes is None:
-            return None
+    def _measured(self) -> int | None:
+        measured = cache_bytes_per_token(self.model, self.token)
+        if measured is None:
+            logger.warning(
+                "Shared prefixes are read once for each prompt: rows of a %s cannot share its cache (sharded weights, "
+                "linear attention or a cache of its own).",
+                type(self.model).__name__,
+            )
+        return measured
+
+    @property
+    def can_share(self) -> bool:
+        """Whether rows can take a prefix from another cache."""
+        return self._measured is not None
+
+    def tokens(self) -> float:
+        """Return the number of tokens for which there is room. What a token takes is measured, or estimated from the
+        config if it cannot be, for layers with attention."""
+        token_bytes = self._measured or estimate_cache_bytes(self.model)
+        return self._bytes() / token_bytes if token_bytes else math.inf
+
+    def _bytes(self) -> float:
         if self.gib is not None:
-            room = self.gib * 2**30
-        elif self.model.device.type == "cpu":
-            room = CPU_CACHE_GIB * 2**30
-        else:
-            room = torch.accelerator.get_memory_info(self.model.device)[0] / 2
-        return room / self._token_bytes
+            return self.gib * 2**30
+        if self.model.device.type == "cpu":
+            return CPU_CACHE_GIB * 2**30
+        return torch.accelerator.get_memory_info(self.model.device)[0] / 2
+
+
+def estimate_cache_bytes(model: PreTrainedModel) -> int:
+    """Return the size of a token in the KV cache by the model's config; 0 for a model without attention."""
+    config = model.config.get_text_config(decoder=True)
+    if not getattr(config, "num_attention_heads", None):
+        return 0
+    layers = [layer for layer in DynamicCache(config=config).layers if isinstance(layer, DynamicLayer)]
+    return len(layers or range(config.num_hidden_layers)) * count_key_values(config) * model.dtype.itemsize
 
 
 def cache_bytes_per_token(model: PreTrainedModel, token: int) -> int | None:

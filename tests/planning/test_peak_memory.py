@@ -8,8 +8,8 @@ import torch
 from sleep_trl.config import RunConfig
 from sleep_trl.memory import MemorySpec, attach
 from sleep_trl.planning.peak_memory import Asking, Texts, asking_bytes, estimate_peak, kept_bytes
-from sleep_trl.planning.shape import MIB, Shape, count_key_values
-from sleep_trl.rollout.prefixes import cache_bytes_per_token
+from sleep_trl.planning.shape import MIB, Shape
+from sleep_trl.rollout.prefixes import cache_bytes_per_token, estimate_cache_bytes
 from tests.tiny import ATTENTIVE, tiny_model
 
 SHAPE = Shape(
@@ -44,7 +44,7 @@ def test_the_cache_of_a_token_is_what_the_engine_measures(form):
     memory = attach(model, MemorySpec(width=4, max_experts=1))
     shape = Shape.of(form, memory.hosts, model.config, 0, 4)
     assert shape.cache_bytes == cache_bytes_per_token(model, 1)
-    assert count_key_values(model.config) * shape.layers * 4 == shape.cache_bytes
+    assert shape.cache_bytes == estimate_cache_bytes(model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -64,11 +64,11 @@ def test_what_does_not_fit_is_sharded_and_refused_by_name():
     assert (night.launch, night.engine) == ("zero3.yaml", "transformers")
     assert night.peak.held["weights"] == pytest.approx(141.1e9 / 8, rel=0.01)
     assert night.gathered == pytest.approx(3 * 141.1e9 * 7 / 8, rel=0.01)  # by two forward passes and a backward one
-    assert night.too_large == ["evaluation", "writing", "rollouts"] and night.gathers
-    with pytest.raises(ValueError, match=r"evaluation .* GB, .*Lower --evaluation\.batch_size; .*ds3_gather_for_gen"):
+    assert night.too_large == ["rollouts"] and night.gathers
+    with pytest.raises(ValueError, match=r"rollouts .* GB. Give .*ds3_gather_for_gen"):
         check_fits(night, GPUS["H100"])
     sharded = {"extra": {"ds3_gather_for_generation": False}}
-    fitting = scale("8xH100", "llama3-70b", evaluation={"batch_size": 8}, seeding=sharded)
+    fitting = scale("8xH100", "llama3-70b", seeding=sharded)
     check_fits(fitting, GPUS["H100"])
     assert fitting.phases["rollouts"] == pytest.approx(night.phases["rollouts"] - 141.1e9 * 7 / 8, rel=0.01)
     assert fitting.rollout_seconds > night.rollout_seconds  # every token gathers the model

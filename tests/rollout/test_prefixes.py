@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from sleep_trl.models.key_values import count_key_values
 from sleep_trl.rollout import Sampling, TransformersEngine
 from sleep_trl.rollout.in_process import ROUND
-from sleep_trl.rollout.prefixes import SHORTEST, CacheRoom, hidden_behind, plan_batches
+from sleep_trl.rollout.prefixes import SHORTEST, CacheRoom, estimate_cache_bytes, hidden_behind, plan_batches
 from tests.tiny import ATTENTIVE, FORMS, RECURRENT, tiny_model, tiny_tokenizer
 
 EXAMPLES = [1, *(4 + (7 * j) % 90 for j in range(20))]  # what every prompt begins with
@@ -65,7 +66,7 @@ def test_greedy_tokens_are_those_of_each_prompt_alone(form) -> None:
     prompts, sampling = [*windows(), *UNRELATED], Sampling(6, temperature=0.0, logprobs=True)
     engine = TransformersEngine(model, tiny_tokenizer(), batch_size=8)
     assert_the_same(engine.generate(prompts, sampling), plainly(model, prompts, sampling))
-    assert bool(engine.room.tokens()) == (name not in RECURRENT), "what can be shared was, and nothing else"
+    assert engine.room.can_share == (name not in RECURRENT), "what can be shared was, and nothing else"
 
 
 def test_each_shared_token_is_read_once() -> None:
@@ -131,6 +132,25 @@ def test_a_batch_fits_the_memory_that_its_cache_may_take() -> None:
     assert small.room.tokens() == 300
     assert len(seen) > 4 and all(len(texts) * (max(map(len, texts)) + 4) <= 300 for texts in seen)
     assert_the_same(found, TransformersEngine(tiny_model(), tiny_tokenizer()).generate(prompts, sampling))
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_batch_fits_where_rows_cannot_share_a_cache(is_sharded) -> None:
+    """ZeRO-3 marks its parameters with `ds_id`; layers with linear attention keep nothing of a token."""
+    prompts, sampling = [*windows(), *UNRELATED], Sampling(4, temperature=0.0, logprobs=True)
+    model = tiny_model() if is_sharded else tiny_model("lfm2")
+    if is_sharded:
+        next(model.parameters()).ds_id = 0
+    attentive = 2 if is_sharded else sum(kind == "full_attention" for kind in model.config.layer_types)
+    token_bytes = estimate_cache_bytes(model)
+    assert token_bytes == attentive * count_key_values(model.config) * 4
+    small = Counting(model, tiny_tokenizer(), room=CacheRoom(model, 0, token_bytes * 300 / 2**30))
+    with patch.object(small, "generate_batch", wraps=small.generate_batch) as generate_batch:
+        found = small.generate(prompts, sampling)
+    seen = [call.args[0] for call in generate_batch.call_args_list]
+    assert not small.room.can_share and small.room.tokens() == 300
+    assert len(seen) > 4 and all(len(texts) * (max(map(len, texts)) + 4) <= 300 for texts in seen)
+    assert_the_same(found, plainly(model, prompts, sampling))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -40,7 +40,8 @@ class SharedPrompts(ExpertCheckpoints):
         Each is of shape `(rows, length, hidden)`. Where the model can, it reads a prompt once for all its texts."""
         model, forward = reader.model, partial(self._forward_redirection, reader.wrapped, reader.model)
         has_cache = self._is_whole and not (model.training and is_checkpointing(model))
-        if has_cache and (room := self._room(model).tokens()) is not None:
-            read: list[torch.Tensor] = forward(read_behind, model, texts, self._tokenizer.pad_token_id, room)
+        if has_cache and (room := self._room(model)).can_share:
+            pad_id = self._tokenizer.pad_token_id
+            read: list[torch.Tensor] = forward(read_behind, model, texts, pad_id, room.tokens())
             return read
         return [predicting(forward(last_hidden, model, *concat_padded(*text)), text[1][0]) for text in texts]
