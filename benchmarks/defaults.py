@@ -36,6 +36,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "learning rate 1e-3": {"learning_rate": 1e-3},
     "learning rate 4e-3": {"learning_rate": 4e-3},
     "twice as many passes": {"passes": 8.0},
+    "replay weight 2": {"replay_weight": 2.0},
+    "no rollouts, replay weight 2": {"rollout_start": 1.0, "replay_weight": 2.0},
+    "no rollouts, replay weight 16": {"rollout_start": 1.0, "replay_weight": 16.0},
 }
 RIVALS = {"lora": "lora", "lora replay": "lora_replay"}
 SHORT_STEPS = 2

@@ -77,6 +77,15 @@ def test_dream_farm():
 
 
 @pytest.mark.slow
+def test_phase_memory():
+    result = answer("phase_memory.py")
+    phases = result["contexts"]["250"]
+    assert {*phases} == {"evaluation", "writing", "training", "commit"}
+    # Which phase comes close is for the benchmark; none is measured at another's peak or planned at nothing.
+    assert all(0.3 < row["ratio"] < 3 and row["measured_mib"] > 300 for row in phases.values())
+
+
+@pytest.mark.slow
 def test_plan_accuracy():
     result = answer("plan_accuracy.py", "--contexts", "250")
     [row] = result["contexts"].values()
