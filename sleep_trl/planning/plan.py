@@ -93,7 +93,7 @@ def render(plan: Plan) -> Table:
     if plan.queued:
         more = f"{plan.nights_after} more night{'s' * (plan.nights_after != 1)} of this length (--nights auto)"
         memories = f"{describe_fit(plan.memories, plan.queued, plan.limit)}, for {more}"
-    steps = f"{plan.steps:,}" if plan.passes is None else f"about {plan.steps:,} ({plan.passes:g} passes):"
+    steps = f"{plan.steps:,} steps" if plan.passes is None else f"about {plan.steps:,} steps ({plan.passes:g} passes)"
     routing = "all" if plan.top_k is None else f"{plan.top_k} chosen by a router, plus the one that learns"
     for name, value in {
         "model": f"{plan.model} ({plan.architecture}, {plan.layers} layers of {plan.hidden_size})"
@@ -108,7 +108,7 @@ def render(plan: Plan) -> Table:
         "not read": shown(list(plan.left_out)).strip() or "nothing is left out",
         "windows": f"{plan.windows} of at most {plan.window} of {plan.context} tokens of context",
         "teacher's samples": f"at most {plan.samples:,}",
-        "training": f"{steps} steps, {plan.rows:,} prompts, {plan.rollouts:,} rollouts",
+        "training": f"{steps}, {plan.rows:,} prompts, {plan.rollouts:,} rollouts",
         "peak memory": str(plan.peak),
         "on disk": f"about {plan.disk_bytes / MIB:,.1f} MiB, adapter {plan.adapter_bytes / MIB:,.1f}",
         "the grown model": f"{plan.output_dir}/model" if plan.top_k is None else where_routed(plan.output_dir),

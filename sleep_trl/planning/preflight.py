@@ -7,6 +7,7 @@ from operator import attrgetter
 
 import torch
 
+from ..config import first_rollout_step
 from ..distributed.zero3 import count_shards
 from ..models.gguf import unconverted
 from ..models.inspection import build_without_weights
@@ -97,6 +98,7 @@ def make_plan(inputs: RunInputs) -> Plan:
     adapter_bytes, disk_bytes = estimate_disk(shape, capacity.width, capacity.experts)
     due = [inputs.relearning] if inputs.relearning else inputs.consolidations
     windows = sum(map(len, inputs.windows))
+    first_rollout = first_rollout_step(seeding.alpha, seeding.lmbda, seeding.rollout_start, steps)
     return Plan(
         model=config.model,
         architecture=shape.architecture,
@@ -126,7 +128,7 @@ def make_plan(inputs: RunInputs) -> Plan:
         passes=None if seeding.steps else seeding.passes,
         rows=steps * seeding.prompts_per_step,
         steps=steps,
-        rollouts=steps * seeding.rollouts_per_step,
+        rollouts=(steps - first_rollout) * seeding.rollouts_per_step,
         peak=plan_peak(inputs, shape),
         adapter_bytes=adapter_bytes,
         disk_bytes=disk_bytes,

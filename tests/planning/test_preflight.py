@@ -69,7 +69,7 @@ def test_plan_counts_windows_samples_and_rollouts(model: Path, tmp_path: Path) -
     plan = preflight(RunInputs(config))
     assert (plan.memories, plan.memory_tokens, plan.windows) == (1, 48, 3)
     assert plan.samples == 3 * 4 * (2 + 4)  # of each window and sentence, two answers, and the statement for each cue
-    assert (plan.steps, plan.rows, plan.rollouts) == (12, 96, 384)
+    assert (plan.steps, plan.rows, plan.rollouts) == (12, 96, 64)  # rollouts in the last two steps
     assert (plan.context, plan.window) == (100, 16)
     passes = RunInputs(config.model_copy(update={"seeding": config.seeding.model_copy(update={"steps": None})}))
     plan = preflight(passes)
