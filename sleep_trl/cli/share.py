@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..config.visible import VisibleFormatter
+from ..runs.finished import newest_committed_night
 from . import paths
 from .output import Json, redirect_to_stderr, show
 
@@ -42,6 +43,7 @@ def serve(
     """Serve the newest committed model over an OpenAI-compatible API; switch to each new night without downtime."""
     if missing := [package for package in ("starlette", "uvicorn") if find_spec(package) is None]:
         raise ValueError(f"Serving needs {', '.join(missing)}. Install it: pip install 'sleep-trl[serve]'.")
+    newest_committed_night(run)  # a wrong folder is refused before torch is imported
     from ..serving.server import Endpoint, ServeOptions
     from ..serving.server import serve as run_server
 

@@ -48,6 +48,9 @@ def write_report(folder: Path) -> Path:
     """
     library = plotly_library()
     files = RunFolder(folder)
+    if not files.results.exists():
+        problem = f"has no {files.results.name}, which a finished night has" if folder.is_dir() else "is not a folder"
+        raise ValueError(f"{folder} {problem}. Give the output_dir of a finished run or of a chain of nights.")
     results = read_json(files.results)
     written = _phase(files, "write_dataset")
     entries = read_ledger(files.ledger) if files.ledger.exists() else []

@@ -185,7 +185,7 @@ def test_missing_pieces_are_named(tmp_path) -> None:
 
 
 def test_missing_results_are_named(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"results\.json does not exist"):
+    with pytest.raises(ValueError, match=r"has no results\.json, which a finished night has\. Give"):
         write_report(tmp_path)
 
 
