@@ -67,7 +67,8 @@ def find_documents(folder: Path) -> tuple[list[Path], list[LeftOut]]:
                 found.append(path)
     if others:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-        left.append(LeftOut(f"{folder}: {counts}: not documents, which are {shown_suffixes()}", False))
+        hint = "; a .jsonl file is given by its own path (sleep-trl wake add takes both)" if others[".jsonl"] else ""
+        left.append(LeftOut(f"{folder}: {counts}: not documents, which are {shown_suffixes()}{hint}", False))
     return sorted(found), left
 
 

@@ -56,6 +56,11 @@ def test_folder_is_read_sorted_by_path(tmp_path: Path, monkeypatch: pytest.Monke
     assert reading.memories[1] == MemoryText("b.md", "letters [2024]/b.md", "text of b.md")
     [left] = reading.left_out
     assert not left.is_fault and left.reason.startswith("letters [2024]: 1 .png: not documents")
+    assert "wake add" not in left.reason
+    (folder / "questions.jsonl").write_text('{"text": "a text"}\n')
+    [left] = read_all(str(folder)).left_out
+    assert left.reason.startswith("letters [2024]: 1 .jsonl, 1 .png: not documents")
+    assert left.reason.endswith("a .jsonl file is given by its own path (sleep-trl wake add takes both)")
 
 
 @pytest.mark.parametrize("in_splits", [False, True])
