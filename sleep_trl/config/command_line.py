@@ -228,6 +228,8 @@ def _explain_part(part: Mapping[str, Any]) -> str:
 
 
 def _unknown_argument(argument: str) -> str:
+    if argument.lower() in ("true", "false"):
+        return f"Command line: {argument!r} is no option's value. A switch takes none: give --NAME or --no-NAME."
     if not argument.startswith("-"):
         return f"Command line: {argument!r} is not an option, nor the value of one. See --help."
     name = argument.lstrip("-").partition("=")[0]

@@ -76,6 +76,7 @@ def test_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--seeding.alfa", "1"], "--seeding.alfa is not an option. Did you mean --seeding.alpha?"),
         (["--alpha=1"], "--alpha is not an option. Did you mean --seeding.alpha?"),
         (["--sede", "1"], "--sede is not an option. Did you mean --seed?"),
+        (["--report", "false"], "'false' is no option's value. A switch takes none: give --NAME or --no-NAME."),
         (["--confg", "x"], "--confg is not an option. Did you mean --config?"),
         (["--seeding", '{"stepps": 1}'], "seeding.stepps is not an option. Did you mean seeding.s"),
         (["--rewards", '[{"name": "a", "wieght": 1}]'], "Did you mean rewards.0.weight?"),
