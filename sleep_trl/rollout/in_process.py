@@ -148,7 +148,7 @@ class TransformersEngine:
         width = ids.shape[1]
         stopping = [StopStrings(self.tokenizer, sampling.stop, width)] if sampling.stop else []
         cache: Any = prefixes.begin(owners, [len(prompt) for prompt in prompts]) if prefixes else None
-        step = ROUND if self.room.can_share and not keep_rows else sampling.max_new_tokens
+        step = ROUND if not keep_rows and self.room.can_share else sampling.max_new_tokens
         written: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[float]] = [[] for _ in prompts]
         rows = list(range(len(prompts)))
