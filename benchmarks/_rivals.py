@@ -33,7 +33,7 @@ from sleep_trl.data.samples import Sample
 from sleep_trl.data.templates import Template
 from sleep_trl.evaluation.perplexity import mean_loss
 from sleep_trl.evaluation.probes import perplexity_probe, reading_probe
-from sleep_trl.evaluation.recall import QAItem, ask
+from sleep_trl.evaluation.recall import QAItem, ask, window_with_answer
 from sleep_trl.memory import load_memory
 from sleep_trl.memory.hosts import find_hosts
 from sleep_trl.models.loading import load_model
@@ -98,8 +98,15 @@ class Exam:
     def of(inputs: RunInputs, documents: Sequence[dict[str, Any]], most: int | None = None) -> Exam:
         """Make the exam of a night about documents. The base skill is measured as in the night, by at most `most`
         questions and texts, or none where the model cannot read them."""
+        contexts = {m.id: texts for m, texts in zip(inputs.memories, inputs.contexts, strict=True)}
         plain, other = (
-            [QAItem(q["question"], tuple(q["answers"])) for row in documents for q in row[key]]
+            [
+                QAItem(q["question"], answers, window_with_answer(texts, answers))
+                for row in documents
+                for texts in [contexts.get(row.get("id"), [row["text"]])]
+                for q in row[key]
+                for answers in [tuple(q["answers"])]
+            ]
             for key in ("questions", "other_words")
         )
         reading = reading_probe(inputs.skill, "", inputs.prompter, inputs.largest_window)
@@ -114,27 +121,25 @@ class Exam:
     def grade(self, model: Any) -> Grade:
         """Return a model's recall (`after`), its recall in `other_words`, the mean loss of a token of the answers to
         both in nats (`answer_loss`, finer than recall), its `reading`, and its `perplexity`."""
-        config = self.inputs.config
-        engine = TransformersEngine(model, self.inputs.tokenizer, config.evaluation.batch_size)
-
-        def score(items: list[QAItem], with_context: bool) -> float | None:
-            return ask(
-                items,
-                engine,
-                self.inputs.prompter,
-                with_context=with_context,
-                metric=config.evaluation.metric,
-                max_new_tokens=config.evaluation.max_new_tokens,
-            )
-
         loss = mean_loss(model, self.prose)
         return {
-            "after": score(self.plain, False),
-            "other_words": score(self.other_words, False),
+            "after": self._score(model, self.plain, False),
+            "other_words": self._score(model, self.other_words, False),
             "answer_loss": self.answer_loss(model),
-            "reading": score(self.reading, True),
+            "reading": self._score(model, self.reading, True),
             "perplexity": None if loss is None else math.exp(loss),
         }
+
+    def _score(self, model: Any, items: list[QAItem], with_context: bool) -> float | None:
+        config = self.inputs.config
+        return ask(
+            items,
+            TransformersEngine(model, self.inputs.tokenizer, config.evaluation.batch_size),
+            self.inputs.prompter,
+            with_context=with_context,
+            metric=config.evaluation.metric,
+            max_new_tokens=config.evaluation.max_new_tokens,
+        )
 
     @torch.no_grad()
     def answer_loss(self, model: Any) -> float:
@@ -150,8 +155,9 @@ class Exam:
         return total / count
 
     def grade_base(self) -> Grade:
-        """Grade the model before the night."""
-        return self.grade(load_model(self.inputs.config))
+        """Grade the model before the night, and also in other words with the text in context: what it can read."""
+        model = load_model(self.inputs.config)
+        return self.grade(model) | {"other_words_with_context": self._score(model, self.other_words, True)}
 
     def grade_grown(self, adapter: Path) -> Grade:
         """Grade the model with the night's experts."""

@@ -37,7 +37,8 @@ RIVALS = ("lora", "lora_replay", "lora_text", "sdft")  # see _rivals.py, which l
 FOLDER = Path("runs/real_night")
 SHORT = ["--seeding.steps=3", "--seeding.prompts_per_step=2", "--dataset.samples_per_window=2", "--no-report"]
 SHORT_DOCUMENTS, SHORT_PROBE = 2, 4
-RECALL, SKILL = ("before", "with_context", "after", "other_words"), ("reading", "perplexity")
+RECALL = ("before", "with_context", "after", "other_words", "other_words_with_context")
+SKILL = ("reading", "perplexity")
 
 
 # -- a night ----------------------------------------------------------------------------------------------------------
@@ -137,7 +138,11 @@ def measure(arguments: argparse.Namespace, documents: list[dict[str, Any]], seed
     sft = once(folder / "sft_step.json", lambda: time_step(exam, folder / "night"))
     quality = once(folder / "quality.json", lambda: examine(folder / "night"))
     figures = {
-        "recall": {**night["recall"], "other_words": after["other_words"]},
+        "recall": {
+            **night["recall"],
+            "other_words": after["other_words"],
+            "other_words_with_context": before.get("other_words_with_context"),  # not in folders of earlier versions
+        },
         "skill": {
             f"{name}_{when}": grade[name] for name in SKILL for when, grade in (("before", before), ("after", after))
         },
@@ -232,8 +237,17 @@ def tabulate(means: dict[str, Any], errors: dict[str, Any]) -> list[Row]:
     start = {name: means["skill"][f"{name}_before"] for name in SKILL} | {"after": means["recall"]["before"]}
     rows: Iterator[tuple[str, dict[str, Any]]] = iter([("before", start), *sides.items()])
     table += [(name, *(_cell(side.get(c), spread.get(name, {}).get(c), c) for c in columns)) for name, side in rows]
-    names = ("with_context", "seconds", "seconds_per_step", "step_in_sft_steps", "peak_mib", "plan_mib", "coverage")
-    figures = {**means, "with_context": means["recall"]["with_context"]}
+    names = (
+        "with_context",
+        "other_words_with_context",
+        "seconds",
+        "seconds_per_step",
+        "step_in_sft_steps",
+        "peak_mib",
+        "plan_mib",
+        "coverage",
+    )
+    figures = means | means["recall"]
     table += [(name.replace("_", " "), _cell(figures[name], None, name), *[""] * 5) for name in names]
     table += [(name, _cell(figures[name], None, name), *[""] * 5) for name in ("faithful", "collisions")]
     return table

@@ -123,7 +123,8 @@ def test_a_night_and_its_rivals_are_measured_and_resumed(tmp_path) -> None:
     town = ("--model", "examples/quickstart/model", "--set", "examples/quickstart/memories.jsonl")
     words = (*town, "--rivals", "--compare", "lora", "lora_text", "--folder", str(tmp_path))
     result = answer("real_night.py", *words)
-    assert set(result["recall"]) == {"before", "with_context", "after", "other_words"}
+    with_context = {"with_context", "other_words_with_context"}
+    assert set(result["recall"]) == {"before", "after", "other_words", *with_context}
     assert all(0 <= value <= 1 for value in result["recall"].values())
     skill = result["skill"]
     assert set(skill) == {"reading_before", "reading_after", "perplexity_before", "perplexity_after"}
