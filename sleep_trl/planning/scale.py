@@ -6,13 +6,12 @@ Time is the larger of arithmetic and memory traffic, each at a share of the make
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
-from ..config import RunConfig
+from ..config import RunConfig, first_rollout_step
 from ..data.parts import Part
 from ..data.rows import count_steps, split_shares
 from ..data.templates import Template
@@ -171,7 +170,8 @@ def _plan(config: RunConfig, count: int, gpu: GPU, corpus: Corpus, shards: int) 
     writing = max(step.written / (count * OF_FLOPS * gpu.flops), step.decoded * a_token) + (received if gathers else 0)
     samples = corpus.sentences * _samples_of_a_sentence(config)
     steps = config.seeding.steps or count_steps(samples, config.seeding.passes, parts["memory"])
-    rolled = math.ceil((1 - config.seeding.rollout_start) * steps)
+    seeding = config.seeding
+    rolled = steps - first_rollout_step(seeding.alpha, seeding.lmbda, seeding.rollout_start, steps)
     return Scale(
         launch="zero3.yaml" if shards > 1 else "ddp.yaml" if count > 1 else "single.yaml",
         gathers=gathers,

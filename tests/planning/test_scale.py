@@ -59,6 +59,12 @@ def test_two_hundred_long_documents_fit_80_gb(model, parameters):
     check_fits(night, GPUS["H100"])
 
 
+def test_a_night_that_learns_from_rollouts_alone_has_them_in_every_step():
+    night, alone = scale("1xH100", "qwen3-0.6b"), scale("1xH100", "qwen3-0.6b", seeding={"lmbda": 1.0})
+    assert alone.night_seconds == pytest.approx(alone.steps * alone.rollout_seconds)
+    assert night.steps == alone.steps and night.night_seconds < alone.night_seconds
+
+
 def test_what_does_not_fit_is_sharded_and_refused_by_name():
     night = scale("8xH100", "llama3-70b")
     assert (night.launch, night.engine) == ("zero3.yaml", "transformers")
