@@ -77,6 +77,12 @@ def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
                 f"the model predicts {prose.name} worse than by guessing, so it was not trained on such texts; give "
                 f"texts that it knows (evaluation.perplexity)"
             )
+        if result["skill"] == 0 and not config.evaluation.skill:
+            result["skill"] = None
+            result["left_out"]["skill"] = (
+                f"the model answers none of the {reading.name}, so it has nothing to lose; give passages with "
+                f"questions that it can answer (evaluation.skill)"
+            )
         for name, reason in result["left_out"].items():
             echo(f"The base skill is measured without {MEASURES[name]}: {reason}", style="yellow")
         result["with_context"] = score("with context", items, True)

@@ -9,6 +9,7 @@ from sleep_trl.night.evaluate import evaluate
 from sleep_trl.planning.inputs import RunInputs
 from sleep_trl.runs.files import read_json, write_jsonl
 from sleep_trl.runs.ledger import read_ledger
+from tests.tiny import byte_tokenizer, tiny_model
 from tests.tiny_runs import arguments, write_memories
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,18 @@ def test_a_night_that_raises_the_perplexity_too_much_is_rolled_back(model, tmp_p
     reason = results["left_out"]["skill"]
     assert "the shipped passages" in reason and reason in (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "The base skill is measured without reading questions" in said
+
+
+def test_questions_of_which_the_model_answers_none_are_not_its_skill(tmp_path, capsys):
+    """An untrained model of characters reads the shipped passages, and answers none of their questions."""
+    tiny_model(vocab_size=257, max_position_embeddings=2048).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    memories = write_memories(tmp_path / "m.jsonl")
+    options = {"evaluation__max_questions": 4, "evaluation__max_new_tokens": 2, "rollout__engine": "transformers"}
+    paths = {"model": tmp_path / "model", "memories": memories, "output_dir": tmp_path / "run"}
+    before = evaluate(prepare(RunInputs(parse(arguments(**paths, **options)))), "before")
+    assert before["skill"] is None and "answers none of the" in before["left_out"]["skill"]
+    assert "measured without reading questions: the model answers none" in " ".join(capsys.readouterr().out.split())
 
 
 def test_texts_that_the_model_predicts_worse_than_by_guessing_are_not_its_skill(tmp_path, capsys):
