@@ -7,11 +7,12 @@ import pytest
 from sleep_trl.data.documents import MemoryText
 from sleep_trl.data.filters import Candidate, Check, is_echo, is_question, is_repetitive, is_unsupported
 from sleep_trl.data.samples import Sample, Window
+from sleep_trl.data.subjects import name_subject
 from sleep_trl.data.templates import Template
 from sleep_trl.data.titles import find_titles, with_title
 from sleep_trl.data.windows import find_statements, split_sentences, split_windows
 from sleep_trl.data.words import count_words, share_in, words_of
-from sleep_trl.data.writing import measure_coverage, name_subject, tasks_of
+from sleep_trl.data.writing import measure_coverage, tasks_of
 from sleep_trl.evaluation import contains, exact_match
 
 JAPANESE = [

@@ -11,9 +11,7 @@ from sleep_trl.data.writing import (
     STAGES,
     Writing,
     drop_collisions,
-    is_about,
     measure_coverage,
-    name_subject,
     tasks_of,
     write_about,
 )
@@ -152,22 +150,6 @@ def test_a_sentence_takes_the_place_of_an_answer_that_fails_its_check():
     assert written.samples[0].reference_ids == ids and written.samples[0].request.endswith(asked[0])
 
 
-@pytest.mark.parametrize(
-    ("asked", "sentence", "found"),
-    [
-        ("The lantern walk: Who leads the way?", "Pascoe leads.", True),
-        ("The lantern walk: Who is it?", "The walk is short; who is it?", False),  # words of the title, and short ones
-        ("How much in 94?", "It cost 94.", True),
-        ("蘭はどこですか", "蘭学の町", False),
-        ("蘭学はどこですか", "蘭学の町", True),
-        ("متى افتتح المتحف؟", "افتتح في مايو.", True),
-        ("Who?", "", False),
-    ],
-)
-def test_whether_a_question_is_about_a_sentence(asked, sentence, found):
-    assert is_about(asked, sentence, "The lantern walk") is found
-
-
 def test_what_stands_around_a_sentence():
     window = Window("m", "", "A. B. C.", 0, ("A.", "B."))
     assert [window.around(s) for s in ("A.", "B.", "C.", None)] == ["A.", "A. B.", "C.", "A. B. C."]
@@ -189,13 +171,7 @@ def test_prompts_that_documents_answer_in_different_ways_are_dropped():
     assert measure_coverage(windows, kept.samples) == {"sentences": 2, "covered": 1}
 
 
-def test_a_question_that_names_nothing_gets_the_title_of_its_document():
-    title = "The Harbor Canteen"
-    assert name_subject("Who runs the kitchen?", title) == "The Harbor Canteen: Who runs the kitchen?"
-    for named in ("Who runs the canteen?", "Who is Ben?", "What opened in 1911?"):
-        assert name_subject(named, title) == named
-    assert name_subject("Who runs it?", "") == "Who runs it?"
-    assert name_subject("谁经营它？", "港口食堂") == "港口食堂: 谁经营它？"
+def test_two_documents_do_not_share_a_question_that_names_nothing():
     engine = FixedEngine(*[answer("Who runs it?")] * 2, answer("Ben."), answer("Mira."))
     windows = [Window("a", "Inn", "text"), Window("b", "Pub", "text")]
     tasks = [task for window in windows for task in tasks_of(window, 1, TEMPLATE)]
