@@ -9,6 +9,7 @@ import re
 import shutil
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import ForkServerContext
@@ -23,7 +24,7 @@ LOCK = ".lock"  # a killed process leaves its file; the lock itself ends with th
 LINES, PAUSE = 400, 0.01  # of a log: how many, and the seconds between two
 
 
-class Unlearning:
+class Unlearning(ABC):
     """Kills a command that unlearns on a chain of two nights, with a third night that was itself killed.
 
     Args:
@@ -43,13 +44,13 @@ class Unlearning:
         self.waiting: set[str] = set()  # hashes of records that are to wait for a fourth night
         self.states: dict[str, str] = {}
 
+    @abstractmethod
     def words(self) -> list[str]:
         """Return the command."""
-        raise NotImplementedError
 
+    @abstractmethod
     def place(self) -> str:
         """Say what a killed command had done."""
-        raise NotImplementedError
 
     def prepare(self) -> float:
         """Run the chain, and the command undisturbed; return the command's seconds."""
