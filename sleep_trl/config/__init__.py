@@ -1,14 +1,13 @@
 """One run as one frozen model: YAML in, dotted overrides on top, validated once. Imports no torch."""
 
+from .chain import LevelsConfig, RetentionConfig
 from .dreaming import DreamConfig
 from .memory_source import MemorySource
 from .run import RunConfig
 from .sections import (
     DatasetConfig,
     EvaluationConfig,
-    LevelsConfig,
     MemoryConfig,
-    RetentionConfig,
     RolloutConfig,
     SeedingConfig,
     first_rollout_step,

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from .chain import LevelsConfig, RetentionConfig
 from .dreaming import DreamConfig
 from .memory_source import MemorySource
 from .model_name import MAIN
@@ -14,9 +15,7 @@ from .reward import RewardSpec
 from .sections import (
     DatasetConfig,
     EvaluationConfig,
-    LevelsConfig,
     MemoryConfig,
-    RetentionConfig,
     RolloutConfig,
     Section,
     SeedingConfig,
