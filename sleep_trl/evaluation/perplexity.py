@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,14 @@ from ..rollout import Progress
 
 LARGEST_LOSS = 100.0  # nats
 TILE = 2**24  # logits held at a time: 64 MiB in float32
+
+
+def find_guessing(loss: float | None, vocabulary: int, what: str, option: str) -> str | None:
+    """Return why texts say nothing about a model that predicts them worse than by guessing, with the option that gives
+    others, or `None` if it does not."""
+    if loss is None or loss <= math.log(vocabulary):
+        return None
+    return f"the model predicts {what} worse than by guessing, so it was not trained on such texts; give {option}"
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 
 from ..distributed.progress import bar, echo
-from ..evaluation.perplexity import mean_loss
+from ..evaluation.perplexity import find_guessing, mean_loss
 from ..evaluation.probes import Probe, perplexity_probe, reading_probe
 from ..evaluation.recall import QAItem, ask, sample_items, window_with_answer
 from ..rollout.synced import SyncedEngine
@@ -71,12 +71,10 @@ def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
     result["probes"] = {"skill": reading.name, "perplexity": prose.name}
     result["left_out"] = {name: p.left_out for name, p in (("skill", reading), ("perplexity", prose)) if p.left_out}
     if when == "before":
-        if loss is not None and loss > math.log(ctx.inputs.vocabulary) and not config.evaluation.perplexity:
-            result["perplexity"] = None
-            result["left_out"]["perplexity"] = (
-                f"the model predicts {prose.name} worse than by guessing, so it was not trained on such texts; give "
-                f"texts that it knows (evaluation.perplexity)"
-            )
+        texts = "texts that it knows (evaluation.perplexity)"
+        reason = find_guessing(loss, ctx.inputs.vocabulary, prose.name, texts)
+        if reason and not config.evaluation.perplexity:
+            result["perplexity"], result["left_out"]["perplexity"] = None, reason
         if result["skill"] == 0 and not config.evaluation.skill:
             result["skill"] = None
             result["left_out"]["skill"] = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -21,7 +20,7 @@ from ..data.templates import Template
 from ..data.writing import Task, Writing, drop_collisions, generations_of, measure_coverage, tasks_of, write_about
 from ..distributed.progress import bar, echo
 from ..evaluation.metrics import contains
-from ..evaluation.perplexity import mean_loss
+from ..evaluation.perplexity import find_guessing, mean_loss
 from ..planning.inputs import SEEDS_APART
 from ..planning.plan import describe_fit
 from ..planning.relearning import prompts_without
@@ -224,12 +223,7 @@ def _guesses(ctx: NightContext, pieces: Sequence[Sample]) -> str | None:
     """Return a reason not to replay shipped texts if the pretrained model predicts them worse than by guessing."""
     with ctx.memory.as_base():
         loss = mean_loss(ctx.model, [piece.prompt_ids + piece.reference_ids for piece in pieces[:TRIED]])
-    if loss is None or loss <= math.log(ctx.inputs.vocabulary):
-        return None
-    return (
-        "the model predicts the shipped prose worse than by guessing, so it was not trained on such texts; give "
-        "dataset.plain_texts"
-    )
+    return find_guessing(loss, ctx.inputs.vocabulary, "the shipped prose", "dataset.plain_texts")
 
 
 def _general_texts(ctx: NightContext, seed: int) -> list[str]:
