@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -230,3 +230,13 @@ class StopStrings(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         tails = self.tokenizer.batch_decode(input_ids[:, self.prompt_width :][:, -STOP_TAIL:], skip_special_tokens=True)
         return torch.tensor([any(s in tail for s in self.strings) for tail in tails], device=input_ids.device)
+
+
+class StopWhen(StoppingCriteria):
+    """End all rows once a function says so."""
+
+    def __init__(self, is_over: Callable[[], bool]) -> None:
+        self.is_over = is_over
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self.is_over(), device=input_ids.device)

@@ -7,6 +7,7 @@ run here, because that command can only listen on a port, which every user of th
 
 from __future__ import annotations
 
+import asyncio
 import os
 import runpy
 import signal
@@ -19,11 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from transformers import GenerationConfig, PreTrainedModel
 
 STOP_TIMEOUT = 10.0  # seconds between terminating a process and killing it
 asked: ContextVar[int | None] = ContextVar("asked", default=None)
 """`max_tokens` of the request that a task answers."""
+left: ContextVar[threading.Event | None] = ContextVar("left", default=None)
+"""Is set when the client of the request that a task answers has left."""
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # the model is on disk; names in requests are not looked up
@@ -66,27 +70,64 @@ def serve_transformers(model: Path, socket: str, name: str, options: Sequence[st
     chat, completion = Chat(models, state), Completion(models, state)
     loaded, tokenizer = models.load_model_and_processor(models.process_model_name(model.name))
     sample_by_default(loaded)
-    stop_at_strings(loaded, tokenizer)
+    stop_where_asked(loaded, tokenizer)
     refuse_what_the_template_refuses(tokenizer)
     app = build_server(models, chat, completion, None, None, state)
-    uvicorn.run(app, uds=socket, access_log=False)
+    uvicorn.run(NoticesLeaving(app), uds=socket, access_log=False)
 
 
-def stop_at_strings(model: PreTrainedModel, tokenizer: Any) -> None:
-    """Let a model's `generate` look for stop strings in the text. The criterion of transformers looks for them in the
-    vocabulary, which it cannot read for every tokenizer."""
-    from ..rollout.in_process import StopStrings
+def stop_where_asked(model: PreTrainedModel, tokenizer: Any) -> None:
+    """Let a model's `generate` stop at stop strings and when `generation_config.left` is set. The criterion of
+    transformers looks for strings in the vocabulary, which it cannot read for every tokenizer, and `transformers serve`
+    stops only streamed answers for a client that left."""
+    from ..rollout.in_process import StopStrings, StopWhen
 
     generate = model.generate
 
-    def generate_until_a_string(input_ids: Any, generation_config: GenerationConfig, **options: Any) -> Any:
+    def generate_until_asked(input_ids: Any, generation_config: GenerationConfig, **options: Any) -> Any:
+        criteria: list[Any] = []
         if stops := generation_config.stop_strings:
             generation_config.stop_strings = None
             found = StopStrings(tokenizer, (stops,) if isinstance(stops, str) else tuple(stops), input_ids.shape[1])
-            options["stopping_criteria"] = [found]
+            criteria.append(found)
+        if event := vars(generation_config).pop("left", None):
+            criteria.append(StopWhen(event.is_set))
+        if criteria:
+            options["stopping_criteria"] = criteria
         return generate(input_ids=input_ids, generation_config=generation_config, **options)
 
-    model.generate = generate_until_a_string
+    model.generate = generate_until_asked
+
+
+class NoticesLeaving:
+    """Lets an application know by `left` when the client of a request has closed its connection."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        event = threading.Event()
+        left.set(event)
+        watching: list[asyncio.Task[None]] = []
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            event.set()
+
+        async def receive_and_watch() -> Message:
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body"):
+                watching.append(asyncio.create_task(watch()))  # nothing but a disconnect comes after the body
+            return message
+
+        try:
+            await self.app(scope, receive_and_watch, send)
+        finally:
+            for task in watching:
+                task.cancel()
 
 
 def refuse_what_the_template_refuses(tokenizer: Any) -> None:
@@ -129,6 +170,7 @@ class WithinContext:
         self, request_id: str, model: Any, processor: Any, name: str, inputs: Any, *args: Any, **kw: Any
     ) -> Any:
         fit(model, inputs, args[0], self.field)
+        args[0].left = left.get()
         return await super()._non_streaming(request_id, model, processor, name, inputs, *args, **kw)  # type: ignore[misc]
 
 

@@ -284,17 +284,23 @@ def test_an_aborted_answer_is_not_recorded(served):
     assert served.recorded() == before
 
 
-def test_a_client_that_left_is_not_recorded(served):
+def test_a_client_that_left_is_neither_recorded_nor_served_to_the_end(served):
+    """The model server answers one request at a time, so the next one would wait for an answer that nobody reads."""
     before = served.recorded()
-    body = {"model": "chain", "messages": [{"role": "user", "content": "Ben sleeps"}], "max_tokens": 1500}
+    long = {"messages": [{"role": "user", "content": "Ben sleeps"}], "logit_bias": {"2": -100}}  # 2 would end it early
+    began = time.monotonic()
+    served.ask(**long, max_tokens=300, store=False)
+    seconds = time.monotonic() - began
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
             f"{served.url}/chat/completions",
-            json=body | {"logit_bias": {"2": -100}},
+            json={"model": "chain", "max_tokens": 1900, **long},
             headers={"Authorization": f"Bearer {KEY}"},
             timeout=0.05,
         )
+    began = time.monotonic()
     served.ask(store=False)
+    assert time.monotonic() - began < 3 * seconds  # the whole answer takes more than six times as long
     assert served.recorded() == before
 
 
