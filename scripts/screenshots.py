@@ -3,7 +3,8 @@
     make demo MODEL=smollm2
     python scripts/screenshots.py runs/demo-smollm2/night-001/report.html
 
-Those in the repository are of the night that `benchmarks/README.md` describes, with other notes. Needs what `make test-browser` installs. They are written as docs/report_*.png.
+Those in the repository are of the night that `benchmarks/README.md` describes, with other notes. Needs what
+`make test-browser` installs. They are written as docs/report_*.png.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def reading_probe(given: Sequence[MemoryText], file: str, prompter: Prompter, ro
     """
     if given:
         items = [QAItem(q.question, q.answers, m.text) for m in given for q in m.questions]
-        return Probe(f"{len(items)} questions of {file}", items)
+        return Probe(f"{len(items):,} questions of {file}", items)
     passages = read_shipped("reading")
     if reason := find_unreadable(prompter.tokenizer, passages, "passages", "evaluation.skill"):
         return Probe(READING, left_out=reason)
