@@ -215,7 +215,7 @@ class RayPool:
         job = self._jobs[ready[0]]
         try:
             result = self._ray.get(ready[0])
-        except errors.RayActorError as error:
+        except (errors.RayActorError, errors.ObjectLostError) as error:  # the second: its node went with the answer
             return self._lose(job, error), None
         except errors.RayTaskError as error:
             self._jobs.clear()  # later answers belong to a failed call
@@ -234,7 +234,7 @@ class RayPool:
         self._jobs = {reference: other for reference, other in self._jobs.items() if reference not in lost}
         self.members.remove(member)
         self._ray.kill(member.actor)
-        is_hopeless = isinstance(why, self._ray.exceptions.ActorDiedError) and not member.has_answered
+        is_hopeless = getattr(why, "actor_init_failed", False)  # by an error of its own; a node's loss is none
         if member.restarts < self.max_restarts and not is_hopeless:
             logger.warning("Lost %s while %s; replacing it. %s", member.name, job.phase, why)
             new = self._start(member.place, member.restarts + 1)
