@@ -43,15 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_warnings_visibly()
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
+        from sleep_trl.planning.chain import is_auto, nights_of, unfinished
+        from sleep_trl.planning.paths import check_paths
+
+        nights = nights_of(config)
+        waiting = unfinished(nights) if config.nights else nights
+        check_paths(waiting)
         _init_processes(config)  # first import of torch and transformers
         if config.starts_ray or (_may_have_pool(config) and config.rollout.ray_address is None):
             from sleep_trl.distributed.ray import prepare
 
             prepare()  # before TRL imports what imports Ray
-        from sleep_trl.planning.chain import is_auto, nights_of, unfinished
-
-        nights = nights_of(config)
-        waiting = unfinished(nights) if config.nights else nights
     except ValueError as error:
         _print_error(f"Error: {explain(error)}")
         return USER_ERROR

@@ -28,3 +28,20 @@ def hub_repository(name: str) -> str | None:
     if is_gguf(name) and (repository.count("/") != 1 or Path(repository).is_dir()):
         return None
     return repository if repository.count("/") <= 1 else None
+
+
+def check_exists(name: str, option: str = "model") -> None:
+    """Raise if a name can only be a path, and nothing is there.
+
+    Args:
+        name (`str`):
+            The name of a model.
+        option (`str`, *optional*, defaults to `"model"`):
+            The option that gives it, for the message.
+
+    Raises:
+        `ValueError`: if it is missing.
+    """
+    if not Path(name).exists() and hub_repository(name) is None:
+        what = "file" if is_gguf(name) else "folder"
+        raise ValueError(f"{option}: the {what} {name} does not exist. Check the path.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,26 +133,64 @@ def read_all(spec: str, dataset: DatasetOptions = DatasetOptions()) -> Reading:
         rows = _rows_of_dataset(source_of(path), path.name, _load_saved_dataset(path, dataset.split), dataset.columns)
     elif path.is_file():
         rows = _rows_of_file(path)
-    elif _looks_like_a_path(spec):
+    else:
+        check_exists(spec)
+        rows = _rows_of_dataset(spec, spec, _load_dataset(spec, dataset), dataset.columns)
+    return _read(spec, rows, left)
+
+
+def check_exists(spec: str) -> None:
+    """Raise if memories can only be a path, and nothing is there.
+
+    Args:
+        spec (`str`): as for [`read_all`].
+
+    Raises:
+        `ValueError`: if it is missing; if it is a list of what exists, with how several are learned.
+    """
+    if Path(spec).exists():
+        return
+    parts = [part for part in re.split(r"[,\s]+", spec) if part]
+    if len(parts) > 1 and all(Path(part).exists() for part in parts):
+        raise ValueError(
+            f"memories: {spec} is a list, but one file, folder or data set is read. To learn all of it in one night, "
+            f"collect it with `sleep-trl wake add {' '.join(parts)}` and give --memories wake:runs/wake.db. For one "
+            f"night each, give --nights {','.join(parts)}."
+        )
+    if len(parts) > 1 or _looks_like_a_path(spec):
         raise ValueError(
             f"memories: {spec} does not exist. Give a .jsonl file, a document ({shown_suffixes()}), a folder of "
             f"documents, or a data set."
         )
-    else:
-        rows = _rows_of_dataset(spec, spec, _load_dataset(spec, dataset), dataset.columns)
-    return _read(spec, rows, left)
+
+
+def check_texts_exist(path: Path, option: str) -> None:
+    """Raise `ValueError` if the file that an option names is missing."""
+    if not path.exists():
+        raise ValueError(f"{option}: {path} does not exist. Give a .jsonl file.")
+
+
+def read_texts(path: Path | None, option: str) -> list[MemoryText]:
+    """Read the file of texts that an option names, as [`read_memories`] does; nothing if it names none.
+
+    Raises:
+        `ValueError`: as [`check_texts_exist`] and [`read_memories`].
+    """
+    if path is None:
+        return []
+    check_texts_exist(path, option)
+    return read_memories(str(path))
 
 
 def read_skill(path: Path) -> list[MemoryText]:
     """Read the probe of base skill: rows as in [`read_memories`], each with questions about its text.
 
     Raises:
-        `ValueError`: as [`read_memories`], or if a row has no questions.
+        `ValueError`: as [`read_texts`], if it is a folder, or if a row has no questions.
     """
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"evaluation.skill: {path} {problem}. Give a .jsonl file.")
-    documents = read_memories(str(path))
+    if path.is_dir():
+        raise ValueError(f"evaluation.skill: {path} is a folder. Give a .jsonl file.")
+    documents = read_texts(path, "evaluation.skill")
     for document in documents:
         if not document.questions:
             raise ValueError(

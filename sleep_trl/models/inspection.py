@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import has_file
 
 from ..config import RunConfig
-from ..config.model_name import MAIN, is_gguf
+from ..config.model_name import MAIN, check_exists, is_gguf
 from ..distributed.zero3 import sharding
 from .gguf import local_checkpoint, read_gguf, unconverted
 from .loading import load_tokenizer
@@ -66,8 +66,7 @@ def read_config(name: str, revision: str = MAIN, needs_weights: bool = True) -> 
         _check_folder(path)
     elif path.exists():
         raise ValueError(f"model: {name} is a file. Give the folder that holds config.json, or a .gguf file.")
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"model: the folder {name} does not exist. Check the path.")
+    check_exists(name)
     config = _explain_errors(
         f"model: {name!r} cannot be used: its config does not load",
         "Check the name, the network and config.json. Code in a model repository is never run.",

@@ -11,6 +11,7 @@ from ..runs.checksums import mention_unchecked
 from ..runs.folder import RunFolder
 from ..runs.ledger import read_ledger
 from .consolidation import HOW_TO_FREE_EXPERTS, HOW_TO_FREE_MORE, missing_blocks
+from .paths import check_continued
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,13 @@ def find_capacity(config: RunConfig) -> Capacity:
 
 def _read_memory(run: RunFolder) -> tuple[MemorySpec, list[dict[str, object]]]:
     """Return the size of a finished run's memory, and its experts as `memory.json` has them."""
-    adapter = run.adapter
-    needed = (adapter.description, adapter.experts, adapter.prompts, adapter.questions, run.ledger)
-    if missing := run.missing(*needed):
-        found = "lacks " + ", ".join(missing) if run.path.is_dir() else "does not exist"
-        raise ValueError(f"continue_from: {run.path} {found}. Give the output_dir of a run that has finished.")
+    check_continued(run)
     if run.dropping.is_file():
         raise ValueError(
             f"continue_from: a `sleep-trl memory drop` was interrupted in {run.path}. Finish it with the same command."
         )
     mention_unchecked(run.path)
-    description = read_description(adapter.path)
+    description = read_description(run.adapter.path)
     try:
         spec = MemorySpec(**description["spec"])
         read_ledger(run.ledger)

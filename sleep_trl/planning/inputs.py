@@ -24,7 +24,7 @@ from ..data.parts import Part
 from ..data.prompts import Prompter
 from ..data.rows import count_steps, split_shares
 from ..data.samples import Window
-from ..data.sources import Reading, read_memories, read_skill
+from ..data.sources import Reading, read_skill, read_texts
 from ..data.templates import Template
 from ..data.titles import find_titles, with_title
 from ..data.windows import find_statements, split_all
@@ -179,17 +179,17 @@ class RunInputs:
     @cached_property
     def prose(self) -> list[MemoryText]:
         """The user's texts on which the perplexity is measured."""
-        return read_memories(str(self.config.evaluation.perplexity)) if self.config.evaluation.perplexity else []
+        return read_texts(self.config.evaluation.perplexity, "evaluation.perplexity")
 
     @cached_property
     def general(self) -> list[MemoryText]:
         """The user's texts with which general samples begin."""
-        return read_memories(str(self.config.dataset.general_texts)) if self.config.dataset.general_texts else []
+        return read_texts(self.config.dataset.general_texts, "dataset.general_texts")
 
     @cached_property
     def plain(self) -> list[MemoryText]:
         """The user's texts that are read as they are."""
-        return read_memories(str(self.config.dataset.plain_texts)) if self.config.dataset.plain_texts else []
+        return read_texts(self.config.dataset.plain_texts, "dataset.plain_texts")
 
     @property
     def general_seed(self) -> int:

@@ -23,14 +23,19 @@ if TYPE_CHECKING:
     from ..config import RunConfig
 
 
+def check_buffer(path: Path) -> None:
+    """Raise `ValueError` if there is no wake buffer."""
+    if not path.is_file():
+        raise ValueError(f"memories: there is no wake buffer {path}. Create one with `sleep-trl wake add`.")
+
+
 def read_new(path: Path) -> list[MemoryText]:
     """Return the records of a buffer that are waiting for a night.
 
     Raises:
         `ValueError`: if there is no buffer, or nothing is waiting in it.
     """
-    if not path.is_file():
-        raise ValueError(f"memories: there is no wake buffer {path}. Create one with `sleep-trl wake add`.")
+    check_buffer(path)
     with WakeBuffer(path) as buffer:
         if not (memories := buffer.memories("new")):
             counts = ", ".join(f"{count} {state}" for state, count in buffer.counts().items())

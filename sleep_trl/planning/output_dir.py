@@ -15,7 +15,6 @@ from ..config import RunConfig
 from ..runs import checksums
 from ..runs.files import read_json
 from ..runs.folder import RunFolder
-from .run_dtype import recorded_dtype
 from .shape import MIB
 
 MAY_CHANGE = {"resume", "dry_run", "output_dir", "report", "seeding.logging_steps"}
@@ -61,6 +60,8 @@ def check_output(config: RunConfig) -> None:
 
 def changed_options(config: RunConfig, earlier: Path) -> list[str]:
     """Return the options that differ from those a run was begun with, one phrase each."""
+    from .run_dtype import recorded_dtype  # imports torch
+
     then = dict(_flat(_complete(read_json(earlier)))) | {"dtype": recorded_dtype(earlier.parent)}
     now = dict(_flat(config.model_dump(mode="json")))
     names = [name for name in {**then, **now} if name not in MAY_CHANGE]

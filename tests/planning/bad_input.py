@@ -128,6 +128,23 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     # memories and the skill probe
     "memories missing": (options(memories="no.jsonl"), r"no\.jsonl does not exist\. Give a \.jsonl"),
+    "memories are a list": (
+        file("more/one.md", TEXT, memories="more/,docs.jsonl"),
+        r"more/,docs\.jsonl is a list, but one .* `sleep-trl wake add more/ docs\.jsonl`.*--nights more/,docs\.jsonl",
+    ),
+    "general texts missing": (
+        options(dataset__general_texts="texts.jsonl"),
+        r"dataset\.general_texts: texts\.jsonl does not exist\. Give",
+    ),
+    "perplexity missing": (
+        options(evaluation__perplexity="prose.jsonl"),
+        r"evaluation\.perplexity: prose\.jsonl does not exist",
+    ),
+    "teacher missing": (options(teacher_model='["./taught"]'), r"teacher_model: the folder \./taught does not exist"),
+    "several paths at once": (
+        options(model="./nowhere", memories="no.jsonl", continue_from="gone", evaluation__skill="no.skill"),
+        r"model: .*nowhere.*\nmemories: no\.jsonl.*\nevaluation\.skill: no\.skill.*\ncontinue_from: gone",
+    ),
     "memories empty": (file("docs.jsonl", ""), r"docs\.jsonl is empty\. Give at least one row"),
     "memories are no json": (file("docs.jsonl", "hello\n"), r"docs\.jsonl, line 1: not valid JSON"),
     "memories are not utf-8": (

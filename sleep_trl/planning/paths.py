@@ -1,0 +1,70 @@
+"""The paths that a run names, checked before torch is imported: wrong ones are told at once, and all together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from operator import attrgetter
+
+from ..config import RunConfig
+from ..config.model_name import check_exists as check_model_exists
+from ..data.sources import check_exists, check_texts_exist
+from ..runs.folder import RunFolder
+from .night_source import check_buffer
+from .output_dir import check_output
+
+TEXTS = ("dataset.general_texts", "dataset.plain_texts", "evaluation.skill", "evaluation.perplexity")
+
+
+def check_paths(nights: Sequence[RunConfig]) -> None:
+    """Raise if a path that the nights of a run name is missing, or an output folder is not free.
+
+    What a Hub has and what files hold is checked by [`~sleep_trl.planning.preflight.preflight`].
+
+    Args:
+        nights (`Sequence[RunConfig]`):
+            Those to run: one, or those of a chain that are left, each of which continues the one before.
+
+    Raises:
+        `ValueError`: with a line for each path.
+    """
+    if problems := list(dict.fromkeys(_problems(nights))):
+        raise ValueError("\n".join(problems))
+
+
+def check_continued(run: RunFolder) -> None:
+    """Raise `ValueError` unless a folder holds what a night needs of the run that it continues."""
+    adapter = run.adapter
+    needed = (adapter.description, adapter.experts, adapter.prompts, adapter.questions, run.ledger)
+    if missing := run.missing(*needed):
+        found = "lacks " + ", ".join(missing) if run.path.is_dir() else "does not exist"
+        raise ValueError(f"continue_from: {run.path} {found}. Give the output_dir of a run that has finished.")
+
+
+def _problems(nights: Sequence[RunConfig]) -> Iterator[str]:
+    for night in nights:
+        for check in _checks(night, is_first=night is nights[0]):
+            try:
+                check()
+            except ValueError as error:
+                yield str(error)
+
+
+def _checks(night: RunConfig, is_first: bool) -> Iterator[Callable[[], None]]:
+    yield partial(check_model_exists, night.model)
+    for name in night.teacher_model:
+        yield partial(check_model_exists, name, "teacher_model")
+    run, source = RunFolder(night.output_dir), night.source
+    if source.documents is not None:
+        yield partial(check_exists, source.documents)
+    elif source.buffer is not None and not run.is_begun:
+        yield partial(check_buffer, source.buffer)
+    for option in TEXTS:
+        if (path := attrgetter(option)(night)) is not None:
+            yield partial(check_texts_exist, path, option)
+    if is_first and night.continue_from is not None:
+        yield partial(check_continued, RunFolder(night.continue_from))
+    is_in_use = run.is_begun and not run.is_finished  # perhaps by a process that works on it: its lock tells
+    if int(os.environ.get("RANK", 0)) == 0 and not night.resume and not is_in_use:
+        yield partial(check_output, night)

@@ -1,0 +1,45 @@
+"""Wrong paths are told before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from sleep_trl.config.command_line import parse
+from sleep_trl.planning.chain import nights_of
+from sleep_trl.planning.paths import check_paths
+from tests.planning.mistakes import MakeOptions, make_arguments, options
+from tests.tiny_runs import write_finished_run
+
+LOADED = """
+import json, sys
+from sleep_trl.launch.sleep import main
+
+for name, argv in json.load(sys.stdin).items():
+    code = main(argv)
+    print(name, code, [heavy for heavy in ("torch", "transformers", "trl", "datasets") if heavy in sys.modules])
+"""
+
+WRONG: dict[str, MakeOptions] = {
+    "model": options(model="./nowhere"),
+    "memories": options(memories="no.jsonl"),
+    "nights": options(memories=None, nights="docs.jsonl,no.jsonl"),
+    "wake_buffer": options(memories="wake:no.db"),
+    "continue_from": options(continue_from="gone"),
+    "skill": options(evaluation__skill="no.jsonl"),
+    "finished": lambda place: {"output_dir": write_finished_run(place / "done")},
+}
+
+
+def test_wrong_paths_are_told_before_torch_is_imported(place: Path) -> None:
+    given = json.dumps({name: make_arguments(place, make) for name, make in WRONG.items()})
+    command = [sys.executable, "-c", LOADED]
+    done = subprocess.run(command, cwd=place, input=given, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [f"{name} 2 []" for name in WRONG], done.stderr
+
+
+def test_later_nights_of_a_chain_continue_what_is_not_there_yet(place: Path) -> None:
+    config = parse(make_arguments(place, options(memories=None, nights="docs.jsonl,docs.jsonl", output_dir="chain")))
+    check_paths(nights_of(config))
