@@ -20,6 +20,11 @@ from .shape import MIB
 MAY_CHANGE = {"resume", "dry_run", "output_dir", "report", "seeding.logging_steps"}
 """Options that may differ when a run is resumed, since they do not change any result."""
 
+OF_A_LAUNCH = {".log", ".out", ".err", ".yaml", ".yml"}
+"""Extensions of what may be in the folder before a run begins: a log of the launch, or its configuration."""
+
+SHOWN = 3  # names that a message lists
+
 BEFORE_SEEDING = {f"seeding.{name}" for name in ("max_completion_length", "passes", "steps", "prompts_per_step")}
 """The options of `seeding` that affect phases before the seeding: the windows of memories, and how much is written."""
 
@@ -50,6 +55,12 @@ def check_output(config: RunConfig) -> None:
     if foreign and not run.is_begun and not (foreign == [run.phases.name] and _was_about_to_begin(run)):
         raise ValueError(
             f"output_dir: {folder} holds {', '.join(foreign)}, which a run would overwrite. Give another --output_dir."
+        )
+    if not run.is_begun and (foreign := _foreign(folder)):
+        more = f" and {len(foreign) - SHOWN:,} more" if len(foreign) > SHOWN else ""
+        raise ValueError(
+            f"output_dir: {folder} holds {', '.join(foreign[:SHOWN])}{more}, and no run. Give a new or empty folder as "
+            f"--output_dir; only hidden files, logs (.log, .out, .err) and configurations (.yaml, .yml) may be there."
         )
     if config.resume and (changed := changed_options(config, run.config)):
         raise ValueError(
@@ -84,6 +95,13 @@ def _complete(begun: dict[str, Any]) -> dict[str, Any]:
 
 def _written_by_runs(run: RunFolder) -> tuple[Path, ...]:
     return (run.adapter.path, run.model, run.phases, run.checkpoints, run.ledger, run.report)
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Return what a folder without a run holds that neither a run nor its launch has left there."""
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    others = (path for path in found if path.name != RunFolder(folder).phases.name and path.suffix not in OF_A_LAUNCH)
+    return [path.name for path in others if not path.name.startswith(".")]
 
 
 def _was_about_to_begin(run: RunFolder) -> bool:

@@ -265,6 +265,10 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         options(continue_from="run"),
         r"continue_from and output_dir are the same folder",
     ),
+    "output has foreign files": (
+        file("run/thesis.tex", "x"),
+        r"run holds thesis\.tex, and no run\. Give a new or empty folder as --output_dir",
+    ),
     "no run to continue": (options(continue_from="gone"), r"continue_from: gone does not exist"),
     "unfinished run to continue": (
         file("half/config.json", "{}", continue_from="half"),

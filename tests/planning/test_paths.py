@@ -1,4 +1,4 @@
-"""Wrong paths are told before torch is imported."""
+"""Wrong paths are told before torch is imported; what a launch leaves in the output folder is in nobody's way."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 from sleep_trl.config.command_line import parse
+from sleep_trl.launch import sleep
 from sleep_trl.planning.chain import nights_of
 from sleep_trl.planning.paths import check_paths
-from tests.planning.mistakes import MakeOptions, make_arguments, options
+from tests.planning.mistakes import MakeOptions, file, make_arguments, options
 from tests.tiny_runs import write_finished_run
 
 LOADED = """
@@ -29,6 +30,7 @@ WRONG: dict[str, MakeOptions] = {
     "wake_buffer": options(memories="wake:no.db"),
     "continue_from": options(continue_from="gone"),
     "skill": options(evaluation__skill="no.jsonl"),
+    "output_dir": file("taken/thesis.tex", "x", output_dir="taken"),
     "finished": lambda place: {"output_dir": write_finished_run(place / "done")},
 }
 
@@ -38,6 +40,12 @@ def test_wrong_paths_are_told_before_torch_is_imported(place: Path) -> None:
     command = [sys.executable, "-c", LOADED]
     done = subprocess.run(command, cwd=place, input=given, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == [f"{name} 2 []" for name in WRONG], done.stderr
+
+
+def test_what_a_launch_leaves_in_the_output_folder_is_in_nobodys_way(place: Path) -> None:
+    for name in ("night.log", "night.yaml", ".gitignore"):
+        file(f"run/{name}", "")(place)
+    assert sleep.main(make_arguments(place, options(dry_run=True))) == 0
 
 
 def test_later_nights_of_a_chain_continue_what_is_not_there_yet(place: Path) -> None:
