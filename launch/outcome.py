@@ -1,4 +1,4 @@
-"""The end of a night for whoever started it: the report, the table, and where everything is."""
+"""The end of a night for whoever started it: the report, the table, whether it worked, and where everything is."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ def write_report_if_possible(config: RunConfig) -> bool:
 
 
 def show_outcome(config: RunConfig, results: dict[str, Any], has_report: bool) -> None:
-    """Print the table of a night and what was written, on the main process."""
+    """Print the table of a night, whether it worked, and what was written, on the main process."""
     from sleep_trl.distributed.progress import echo
-    from sleep_trl.night.results import render_results
+    from sleep_trl.night.results import render_results, unmeasured
     from sleep_trl.planning.plan import where_routed
+    from sleep_trl.report.words import verdict
 
     echo(render_results(results))
+    for line in unmeasured(results):
+        echo(line)
+    echo(verdict(results))
     model = "model/, " if (is_folded := results["fold_difference"] is not None) else ""
     report = ", report.html" if has_report else ""
     echo(f"Written to {config.output_dir}: {model}adapter/, ledger.jsonl, results.json{report}")

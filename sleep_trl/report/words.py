@@ -109,7 +109,10 @@ def _own_questions(asked: Mapping[str, Any]) -> str:
 def _learned(recall: Mapping[str, Any], questions: str = "the questions") -> str:
     before, context, after = (finite(recall[key]) for key in ("before", "with_context", "after"))
     if before is None or after is None:
-        return "The memories have no questions, so recall was not measured"
+        return (
+            "It is not known what the model has learned: the memories have no questions, and none of the teacher's "
+            "were held out, so recall was not measured (`questions` in a .jsonl file of memories measure it)"
+        )
     change = f"without the text it answers {percent(after)} of {questions} ({percent(before)} before the night)"
     if context is None:
         return f"The model's recall was not compared with a teacher: {change}"

@@ -1,0 +1,32 @@
+"""What a night prints at its end: the table, what was not measured and why, and in a sentence whether it worked."""
+
+import pytest
+
+from sleep_trl.config import RunConfig
+from sleep_trl.launch.outcome import show_outcome
+from tests.report.pages import make_results
+
+UNMEASURED = {"before": None, "with_context": None, "after": None}
+
+
+def shown(capsys: pytest.CaptureFixture[str], **changes: object) -> str:
+    results = make_results(
+        agreement={"before": None, "after": None},
+        consolidations=[],
+        capacity={"max_experts": 8, "by_level": {"1": 1}},
+        fold_difference=0.0,
+        **changes,
+    )
+    show_outcome(RunConfig(model="m", memories="d.jsonl"), results, has_report=True)
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_the_end_says_whether_the_night_worked(capsys):
+    assert "The model has learned the memories: without the text it answers 96.0 %" in shown(capsys)
+    assert "It is not known what the model has learned" in shown(capsys, recall=UNMEASURED)
+
+
+def test_the_end_says_why_something_was_not_measured(capsys):
+    printed = shown(capsys, left_out={"perplexity": "the texts have fewer than two tokens"})
+    assert "Not measured: perplexity: the texts have fewer than two tokens" in printed
+    assert "results.json)" not in printed
