@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config.counting import counted
 from ..config.exit_codes import STOPPED
 from ..config.visible import visible
 from . import paths
@@ -20,16 +21,16 @@ if TYPE_CHECKING:
 
 MESSAGES = {
     "waiting_for_lock": "Waiting for another process that works on {chain}: a `sleep-trl live`, or a night it started.",
-    "pending": "Pending: {records:,} records",
+    "pending": "Pending: {records}",
     "buffer_unavailable": "The wake buffer cannot be read at the moment ({reason}); trying again.",
     "nothing_new": "Scheduled time reached; no new records, skipping.",
     "started": "Starting {night}, attempt {attempt} ({why})",
-    "finished": "Finished {night}: {entry}, {records:,} records, {seconds:,.0f} s",
-    "quarantined": "Quarantined {night}: the teacher wrote nothing usable about its {records:,} records. They will be "
+    "finished": "Finished {night}: {entry}, {records}, {seconds:,.0f} s",
+    "quarantined": "Quarantined {night}: the teacher wrote nothing usable about its {records}, to be "
     "learned together with records that arrive later.",
     "nothing_left": "Nothing is left to learn in {night}: its records were forgotten.",
     "failed": "{night} failed with exit code {exit_code}",
-    "done": "Finished all {nights} nights.",
+    "done": "Finished {nights}.",
     "stopped": "Stopped. The same command continues from here.",
 }
 
@@ -131,7 +132,8 @@ def _time_of_day(given: str | None) -> time | None:
 
 
 def _message(event: str, fields: dict[str, Any]) -> str:
-    message = MESSAGES[event].format(**fields)
+    counts = {f"{noun}s": counted(fields[f"{noun}s"], noun) for noun in ("record", "night") if f"{noun}s" in fields}
+    message = MESSAGES[event].format(**fields | counts)
     if event == "pending" and fields["tokens"] is not None:
         message += f", {fields['tokens']:,} tokens"
     if event == "failed":

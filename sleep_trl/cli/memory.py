@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..config.counting import counted
 from ..data.files import matching
 from ..runs.finished import FinishedRun, describe, newest_night
 from ..wake import WakeBuffer
@@ -192,7 +193,7 @@ def _warn_about_loss(names: list[str], has_buffer: bool) -> None:
 def _drop_text(row: Row) -> str:
     lines = [f"Dropped {', '.join(row['dropped'])}."]
     if row["buffer"]:
-        lines.append(f"Queued {len(row['queued'])} records in {row['buffer']}.")
+        lines.append(f"Queued {counted(len(row['queued']), 'record')} in {row['buffer']}.")
     else:
         lines.append("Records were not queued again: the run has no wake buffer, and none was given.")
     if row["lost"]:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..config.counting import counted
 from ..config.exit_codes import DONE, STOPPED, TRY_AGAIN, USER_ERROR
 from ..data.files import matching
 from ..runs.finished import FinishedRun
@@ -168,7 +169,7 @@ def _record_text(row: Row) -> str:
 
 
 def _forgotten_text(row: Row, buffer: Path) -> str:
-    lines = [f"{row['forgotten']:,} records forgotten"]
+    lines = [f"{counted(row['forgotten'], 'record')} forgotten"]
     if len(row["sources"]) > 1:
         lines.append(f"Of the sources {', '.join(row['sources'])}.")
     if row["erased"]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..config import RolloutConfig
+from ..config.counting import counted
 from ..data.sources import SHOWN
 from .launcher import ChildFailed, run_python
 from .machine import check_disk, check_memory
@@ -94,7 +95,7 @@ def check_vocabulary(case: Case) -> Finding:
     shares = {m.id: unknown_share(case.inputs.tokenizer, [m.text]) for m in case.inputs.memories}
     unknown = {name: share for name, share in shares.items() if share > MOST_UNKNOWN}
     if not unknown:
-        return ok(f"the tokenizer can spell {len(shares)} memories")
+        return ok(f"the tokenizer can spell {counted(len(shares), 'memory')}")
     worst = max(unknown, key=lambda name: unknown[name])
     found = (
         f"{len(unknown)} of {len(shares)} memories have more than {MOST_UNKNOWN:.0%} tokens that the tokenizer does "
@@ -126,7 +127,8 @@ def check_plan(case: Case) -> Finding:
     from ..planning.plan import NOT_CONVERTED
 
     plan = case.plan
-    found = f"{plan.memories} memories, {plan.samples:,} samples, {plan.steps:,} steps, {plan.rollouts:,} rollouts"
+    counts = {"memory": plan.memories, "sample": plan.samples, "step": plan.steps, "rollout": plan.rollouts}
+    found = ", ".join(counted(number, noun) for noun, number in counts.items())
     return ok(found if plan.is_converted else f"{found}; the model: {NOT_CONVERTED}")
 
 
@@ -162,7 +164,7 @@ def check_context(case: Case) -> Finding:
     longest = inputs.lengths.teacher_prompt(max(map(inputs.prompter.count_tokens, windows)))
     answer = inputs.lengths.answer
     sizes = f"prompts of at most {longest} and answers of at most {answer}"
-    message = f"{len(windows)} windows of at most {inputs.window} tokens; {sizes}"
+    message = f"{counted(len(windows), 'window')} of at most {inputs.window} tokens; {sizes}"
     if longest + answer > inputs.context:
         return fault(f"{message} do not fit a context of {inputs.context}", "Lower --dataset.window.")
     return ok(f"{message} fit a context of {inputs.context}: nothing is truncated")

@@ -145,7 +145,8 @@ def render_chain(chain: dict[str, Any]) -> Table:
     Args:
         chain (`dict`): from [`describe_chain`].
     """
-    table = Table(title=f"Recall after each of {len(chain['nights'])} nights, in percent", header_style="bold")
+    nights = "a night" if len(chain["nights"]) == 1 else f"each of {len(chain['nights'])} nights"
+    table = Table(title=f"Recall after {nights}, in percent", header_style="bold")
     table.add_column("after night")
     for entry in chain["entries"]:
         table.add_column(f"of {chain['nights'].index(entry) + 1}", justify="right")

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import RunConfig
+from ..config.counting import counted
 from ..data.documents import MemoryText
 from ..data.prompts import Prompter
 from ..data.thoughts import WithoutThoughts
@@ -120,10 +121,10 @@ def prepare(inputs: RunInputs, memory: Memory | None = None) -> NightContext:
     for level in missing_blocks(config.levels, memory.describe()["experts"]):
         memory.add_block(level)
     teachers = [load_model(config, name) for name in config.teacher_model]
-    count, size = sum(map(len, inputs.windows)), inputs.window
-    if inputs.overlap < config.dataset.window_overlap and count > len(inputs.memories):
+    windows, size = sum(map(len, inputs.windows)), inputs.window
+    if inputs.overlap < config.dataset.window_overlap and windows > len(inputs.memories):
         echo(f"Windows of {size} tokens overlap by {inputs.overlap} tokens, not {config.dataset.window_overlap}")
-    echo(f"Read {len(inputs.memories)} memories in {count} windows of at most {size} tokens")
+    echo(f"Read {counted(len(inputs.memories), 'memory')} in {counted(windows, 'window')} of at most {size} tokens")
     batch_size = config.evaluation.batch_size
     base = Checkpoint.of(config)
     engine, which = make_engine(config.rollout, memory, inputs.tokenizer, batch_size, inputs.new_experts, base)

@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from ..config.counting import counted
 from ..data.drops import Drops, pack, unpack
 from ..data.fit import sentence_size
 from ..data.quality import find_uncovered, measure_faithfulness
@@ -90,7 +91,8 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
             "dataset.max_new_tokens if they were truncated, dataset.samples_per_window if there were few."
         )
     if unused := sorted({memory.id for memory in ctx.memories} - {s.memory_id for s in written.samples}):
-        echo(f"Nothing usable was written about {len(unused)} memories: {', '.join(unused[:5])}", style="yellow")
+        about = f"{counted(len(unused), 'memory')}: {', '.join(unused[:5])}"
+        echo(f"Nothing usable was written about {about}", style="yellow")
     samples = [sample.as_row() for sample in written.samples]
     return {
         "counts": counts,

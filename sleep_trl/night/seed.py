@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import RunConfig, first_rollout_step
+from ..config.counting import counted
 from ..data.columns import add_columns
 from ..data.rows import build_rows, shares_of, steps_of
 from ..data.samples import Sample
@@ -108,7 +109,8 @@ def seed(
     checkpoints = folder.checkpoints if name == "seeded" else folder.checkpoints_of(name)
     teachers = [] if is_own_teacher else [teacher.model for teacher in ctx.teachers]
     trained = {row["memory_id"] for row in rows if row["part"] == "memory"}
-    echo(f"Training for {steps:,} steps, on {len(rows):,} rows about {len(trained):,} memories and self-replay")
+    about = f"{counted(len(rows), 'row')} about {counted(len(trained), 'memory')} and self-replay"
+    echo(f"Training for {counted(steps, 'step')}, on {about}")
     history = seed_expert(config, ctx.model, ctx.tokenizer, rows, checkpoints, ctx.engine, teachers)
     ctx.serve()
     if takes_part_in_saving(ctx.model):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from ..config.counting import counted
 from ..data.sources import shown
 from .peak_memory import Peak
 from .shape import FLOAT32, MIB, Shape
@@ -91,9 +92,11 @@ def render(plan: Plan) -> Table:
     share = f"{plan.trainable_share:.2%} of the grown model"
     memories = f"{plan.memories:,}"
     if plan.queued:
-        more = f"{plan.nights_after} more night{'s' * (plan.nights_after != 1)} of this length (--nights auto)"
+        more = f"{counted(plan.nights_after, 'more night')} of this length (--nights auto)"
         memories = f"{describe_fit(plan.memories, plan.queued, plan.limit)}, for {more}"
-    steps = f"{plan.steps:,} steps" if plan.passes is None else f"about {plan.steps:,} steps ({plan.passes:g} passes)"
+    steps = counted(plan.steps, "step")
+    if plan.passes is not None:
+        steps = f"about {steps} ({plan.passes:g} passes)"
     routing = "all" if plan.top_k is None else f"{plan.top_k} chosen by a router, plus the one that learns"
     for name, value in {
         "model": f"{plan.model} ({plan.architecture}, {plan.layers} layers of {plan.hidden_size})"
@@ -104,7 +107,7 @@ def render(plan: Plan) -> Table:
         "expert": f"number {plan.experts} of {plan.max_experts}, width {plan.width}",
         "experts per token": routing,
         "levels": "; ".join(plan.consolidations) or "nothing is due",
-        "memories": f"{memories}, {plan.memory_tokens:,} tokens, {plan.questions} questions",
+        "memories": f"{memories}, {counted(plan.memory_tokens, 'token')}, {counted(plan.questions, 'question')}",
         "not read": shown(list(plan.left_out)).strip() or "nothing is left out",
         "windows": f"{plan.windows} of at most {plan.window} of {plan.context} tokens of context",
         "teacher's samples": f"at most {plan.samples:,}",

@@ -83,7 +83,7 @@ def test_add_list_forget(call, documents, tmp_path):
     assert found == [("a", "letters", 2), ("b", "docs.jsonl", 2)]
     assert [row["excerpt"] for row in rows(out)] == ["the cat", "the boat"]
     assert call("wake", "list", "--source", "letters")[1].endswith("a  letters  “the cat”\n")
-    assert call("wake", "forget", "letters")[:2] == (0, "1 records forgotten\n")
+    assert call("wake", "forget", "letters")[:2] == (0, "1 record forgotten\n")
     assert rows(call("wake", "list", "--counts", "--json")[1]) == [
         {"new": 1, "consolidated": 0, "failed": 0, "forgotten": 1, "rejected": 0}
     ]
@@ -182,7 +182,7 @@ def test_a_source_that_matches_several_is_forgotten_only_if_all_are_meant(call, 
     assert [row["source"] for row in rows(call("wake", "list", "--json")[1])] == ["a/README.md", "b/README.md"]
     code, _, err = call("wake", "forget", "README.md")
     assert code == 2 and "the end of 2 sources: a/README.md, b/README.md" in err and "--all" in err
-    assert call("wake", "forget", "a/README.md")[:2] == (0, "1 records forgotten\n")
+    assert call("wake", "forget", "a/README.md")[:2] == (0, "1 record forgotten\n")
     (row,) = rows(call("wake", "forget", "README.md", "--all", "--json")[1])
     assert (row["forgotten"], row["sources"]) == (1, ["a/README.md", "b/README.md"])
 

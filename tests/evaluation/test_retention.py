@@ -134,8 +134,10 @@ def test_a_dropped_entry_has_no_column_and_a_consolidation_no_row() -> None:
 def test_the_terminal_shows_matrix_and_measures() -> None:
     shown = StringIO()
     Console(width=100, file=shown).print(render_chain(describe_chain(entries())))
+    Console(width=100, file=shown).print(render_chain(describe_chain(entries()[:1])))
     for words in (
         "Recall after each of 3 nights",
+        "Recall after a night",
         "50.0",
         "60.0",
         "100.0",
