@@ -34,7 +34,7 @@ def check_run(args: TrainingArguments) -> None:
         raise ValueError(
             f"SleepCallback works in one process, on one device, with the weights as they are, but this run has "
             f"{' and '.join(found)}. Leave that out, or train without the callback and run nights on what is saved "
-            f"(launch/sleep.py --model FOLDER)."
+            f"(sleep-trl night --model FOLDER)."
         )
 
 

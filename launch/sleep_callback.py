@@ -292,13 +292,13 @@ def check_config(config: RunConfig) -> None:
     reasons = {
         "continue_from": (config.continue_from, "each night continues the one before"),
         "nights": (config.nights, "each night learns what is new in memories: give a folder, a file or a wake buffer"),
-        "memories": (config.source.forget, "remove entries with a night of launch/sleep.py"),
+        "memories": (config.source.forget, "remove entries with `sleep-trl night`"),
         "resume": (config.resume, "an interrupted night is resumed with its run"),
         "dry_run": (config.dry_run, "the first night is checked when training begins"),
-        "dream.rounds": (config.dream.rounds, "dream in nights of launch/sleep.py"),
+        "dream.rounds": (config.dream.rounds, "dream in nights of `sleep-trl night`"),
         "levels": (
             config.levels.chunks or config.levels.when_full != "stop",
-            "consolidate in nights of launch/sleep.py",
+            "consolidate in nights of `sleep-trl night`",
         ),
         "memory.routing": (config.memory.routing != "dense", "routed experts do not fold into the run's checkpoints"),
         "rollout.engine": (

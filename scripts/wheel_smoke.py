@@ -152,14 +152,7 @@ def try_as_a_new_user(wheel: Path, work: Path) -> None:
     call("python", "-m", "pip", "install", "-qq", "--disable-pip-version-check", str(wheel))
     where = "from sleep_trl.data.quickstart import QUICKSTART; print(QUICKSTART)"
     town = Path(call("python", "-c", where).strip())
-    given = {
-        "--config": "config.yaml",
-        "--model": "model",
-        "--memories": "memories_night2.jsonl",
-        "--dataset.general_texts": "general.jsonl",
-        "--evaluation.skill": "skill.jsonl",
-    }
-    night = [word for option, name in given.items() for word in (option, str(town / name))]
+    night = ("--config", str(town / "config.yaml"), "--memories", str(town / "memories_night2.jsonl"))
     call("sleep-trl", "demo")
     call("sleep-trl", "doctor", *night, "--continue_from", "runs/demo", "--output_dir", "runs/second")
     launch = ("accelerate", "launch", "-m", "sleep_trl.launch.sleep")

@@ -127,8 +127,8 @@ def _edge_text(sender: int, receiver: int | None) -> str:
     add_help_option=False,
 )
 def night(context: typer.Context) -> None:
-    """Run a night or a chain of nights in one process. Takes the options of launch/sleep.py (see `sleep-trl night
-    --help`), and --json: print results.json without history and configuration."""
+    """Run a night or a chain of nights in one process. Takes the options of a run, and --json: print results.json
+    without history and configuration."""
     from ..launch import sleep
 
     words = [word for word in context.args if word != "--json"]

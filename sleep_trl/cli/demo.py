@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..data.quickstart import MODEL, NIGHTS, QUICKSTART
+from ..data.quickstart import NIGHTS, QUICKSTART
 from . import paths
 
 
@@ -20,13 +20,11 @@ def demo(
 ) -> None:
     """Run one to three nights of the bundled tiny model: table, report and grown model, in about two minutes a night.
 
-    Called again, it skips finished nights and continues an interrupted one. Also takes the options of launch/sleep.py
-    (see `sleep-trl night --help`).
+    Called again, it skips finished nights and continues an interrupted one. Also takes the options of a night (see
+    `sleep-trl night --help`).
     """
     from ..launch import sleep
 
-    words = [f"--config={QUICKSTART / 'config.yaml'}", f"--model={MODEL}"]
-    words += [f"--nights={memories}" for memories in NIGHTS[:nights]]
-    words += [f"--dataset.general_texts={QUICKSTART / 'general.jsonl'}"]
-    words += [f"--evaluation.skill={QUICKSTART / 'skill.jsonl'}", f"--output_dir={output_dir}", "--resume"]
+    words = [f"--config={QUICKSTART / 'config.yaml'}", *(f"--nights={memories}" for memories in NIGHTS[:nights])]
+    words += [f"--output_dir={output_dir}", "--resume"]
     raise typer.Exit(sleep.main([*words, *context.args]))

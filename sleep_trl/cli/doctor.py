@@ -15,7 +15,7 @@ from .output import as_line, redirect_to_stderr, table, warn_renamed
 if TYPE_CHECKING:
     from ..doctor import Case, Finding
 
-SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # the options of launch/sleep.py are parsed by it
+SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # the options of a run are parsed by it
 
 
 def doctor(
@@ -40,7 +40,7 @@ def doctor(
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port to serve on later. Default: 8000, if free.")] = None,
 ) -> None:
-    """Check this machine and, given the options of a run (--config my.yaml and those of launch/sleep.py), that run.
+    """Check this machine and, given the options of a run (--config my.yaml and those of `sleep-trl night`), that run.
 
     Leaves no process running and writes nothing. Exit code 0: no fault was found; 2: a fault was found.
     """

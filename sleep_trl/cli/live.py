@@ -72,7 +72,7 @@ def live(
 ) -> None:
     """Run nights when enough records are pending or at a scheduled time, until stopped.
 
-    Also takes the options of a chain of nights: --config chain.yaml, and those of launch/sleep.py (see `sleep-trl night
+    Also takes the options of a chain of nights: --config chain.yaml, and those of a night (see `sleep-trl night
     --help`). Each night continues the newest one in output_dir and runs in its own process, so that GPUs are free
     between nights. After a stop or a kill, the same command continues where it stopped.
 

@@ -23,7 +23,7 @@ def plan(
 ) -> None:
     """Estimate a night on named GPUs: memory by phase, what travels, and seconds of a step.
 
-    Takes the options of launch/sleep.py, of which only --model is needed, and reads of the model only its config.json.
+    Takes the options of `sleep-trl night`, of which only --model is needed, and reads only the model's config.json.
     Memory is the estimate of every plan, with these lengths in place of a run's texts; seconds follow from the makers'
     figures and have not been measured. Exit code 2: a phase takes more memory than a GPU has.
     """

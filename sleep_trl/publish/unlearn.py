@@ -202,7 +202,7 @@ def _plan(run: FinishedRun, names: Sequence[str], without: str | None, later: st
         source = MemorySource(forget=tuple(requested))
         raise ValueError(
             f"Entries that depend on {', '.join(names)} in {run.folder}: {', '.join(dependents)}. A night can relearn "
-            f"them: launch/sleep.py --continue_from {run.folder} --memories {source}. Or choose: --later drop also "
+            f"them: sleep-trl night --continue_from {run.folder} --memories {source}. Or choose: --later drop also "
             f"drops them and queues their records for the next night; --later keep keeps them, although they may "
             f"answer worse."
         )

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from sleep_trl.config.command_line import parse
+from sleep_trl.data.quickstart import MODEL, NIGHTS, QUICKSTART
 from sleep_trl.launch import sleep
 from sleep_trl.planning.chain import nights_of
 from sleep_trl.planning.paths import check_paths
@@ -51,3 +54,10 @@ def test_what_a_launch_leaves_in_the_output_folder_is_in_nobodys_way(place: Path
 def test_later_nights_of_a_chain_continue_what_is_not_there_yet(place: Path) -> None:
     config = parse(make_arguments(place, options(memories=None, nights="docs.jsonl,docs.jsonl", output_dir="chain")))
     check_paths(nights_of(config))
+
+
+def test_the_shipped_configuration_runs_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = parse(["--config", str(QUICKSTART / "config.yaml")])
+    check_paths(nights_of(config))
+    assert Path(config.model) == MODEL and Path(config.memories) == NIGHTS[0]

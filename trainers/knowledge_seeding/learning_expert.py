@@ -20,7 +20,7 @@ def check_that_experts_support(model: Any, args: KnowledgeSeedingConfig, kwargs:
     if args.use_vllm:
         raise ValueError(
             "use_vllm=True: vLLM cannot load the expert that TRL would send it. Leave it out to generate with "
-            "transformers, or run a night with --rollout.engine vllm (launch/sleep.py), which starts a vLLM with "
+            "transformers, or run a night with --rollout.engine vllm (sleep-trl night), which starts a vLLM with "
             "room for the expert. With a teacher_model and a model without a memory, TRL's use_vllm remains possible."
         )
 
