@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -27,8 +28,14 @@ def new(
 
     Loads nothing and overwrites nothing. Prints the commands that check the configuration and run it.
     """
+    from ..config.model_name import check_exists as check_model_exists
     from ..config.new_file import new_file
+    from ..data.sources import check_exists
 
+    model, memories = map(os.path.expanduser, (model, memories))
+    check_model_exists(model)
+    if not memories.startswith(WAKE):
+        check_exists(memories)
     path = folder / FILE
     run = str(folder.expanduser().absolute() / "run")
     text = new_file({"model": _lasting(model), "memories": _lasting(memories), "output_dir": run})
@@ -39,7 +46,8 @@ def new(
     except FileExistsError:
         there = path if path.exists() else folder
         raise ValueError(f"{there} exists and is not overwritten. Give another folder, or delete it.") from None
-    show([{"config": str(path)}], json, _next_steps)
+    is_dataset = not (memories.startswith(WAKE) or Path(memories).exists())
+    show([{"config": str(path)} | ({"dataset": memories} if is_dataset else {})], json, _next_steps)
 
 
 def _lasting(value: str) -> str:
@@ -51,8 +59,10 @@ def _lasting(value: str) -> str:
 
 def _next_steps(row: Row) -> str:
     config = shlex.quote(row["config"])
+    dataset = row.get("dataset")
+    taken = f"{dataset} is no file or folder here, so it is taken as the name of a data set.\n" if dataset else ""
     return (
-        f"Written to {row['config']}\n"
+        f"Written to {row['config']}\n{taken}"
         f"check it: sleep-trl night --config {config} --dry_run\n"
         f"run it:   sleep-trl night --config {config}\n"
         f"          accelerate launch -m sleep_trl.launch.sleep --config {config}    # on several GPUs"

@@ -13,6 +13,8 @@ from pydantic.fields import FieldInfo
 
 LINE = 114  # characters of a summary, which stands after `# ` in a file whose lines have 120 at most
 
+OUTSIDE = r"(?![^({]*[)}])"  # after a place that is not inside brackets
+
 
 def description(field: FieldInfo) -> str:
     """Return the docstring of an option on one line."""
@@ -29,7 +31,7 @@ def summary(field: FieldInfo) -> str:
     allowed = f"one of {choices}" if choices else bounds(field)
     rest = f" {allowed[:1].upper()}{allowed[1:]}." if allowed else ""
     for ends in ("[:;] ", ", "):
-        first = re.split(ends, first)[0] if len(first) + len(rest) >= LINE else first
+        first = re.split(ends + OUTSIDE, first)[0] if len(first) + len(rest) >= LINE else first
     for other in others:
         if other.startswith("Default: ") and len(first) + len(rest) + len(other) < LINE - 2:
             rest = f"{rest} {other}."

@@ -55,3 +55,14 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys) -> None:
     assert (tmp_path / "night.yaml").read_text() == "mine"
     assert call("new", tmp_path / "night.yaml", "--model", "m", "--memories", "d") == 2
     assert (tmp_path / "night.yaml").read_text() == "mine"
+
+
+def test_what_is_not_there_is_told_before_a_file_is_written(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("new", "a", "--model", "./nowhere", "--memories", "d") == 2
+    assert "model: the folder ./nowhere does not exist" in capsys.readouterr().err
+    assert call("new", "a", "--model", "m", "--memories", "docs/") == 2
+    assert "memories: docs/ does not exist" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert call("new", "a", "--model", "m", "--memories", "docs") == 0  # may be on the Hub
+    assert "docs is no file or folder here, so it is taken as the name of a data set." in capsys.readouterr().out

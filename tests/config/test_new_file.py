@@ -49,4 +49,5 @@ def test_summary_is_a_sentence_with_what_is_allowed() -> None:
     assert shown["dtype"] == "Dtype of the frozen base. One of auto, float32, bfloat16."
     assert shown["max_context"].endswith("in tokens. At least 32. Default: the model's limit.")
     assert shown["memories"] == "What to learn."  # the list that follows is longer than a line
+    assert not [name for name, line in shown.items() if any(line.count(a) != line.count(b) for a, b in ("()", "{}"))]
     assert not [name for name, line in shown.items() if not re.fullmatch(r"[A-Z\w].*\w.*\.", line)]
