@@ -12,6 +12,7 @@ import typer
 
 from ..config.counting import counted
 from ..data.files import matching
+from ..publish.drop_plan import check_switch, interrupted_drop, plan_drop
 from ..runs.finished import FinishedRun, describe, newest_night
 from ..wake import WakeBuffer
 from . import paths
@@ -103,6 +104,7 @@ def drop(
         raise ValueError(f"No entry of {run} has records from {source!r}. See `sleep-trl memory show`.")
     for name in names:
         found.entry(name)
+    plan_drop(found, names, source, later)  # refuses before torch is imported
     path = buffer or found.config.source.buffer
 
     with redirect_to_stderr(), WakeBuffer(path) if path else nullcontext() as opened:
@@ -127,8 +129,6 @@ def drop(
 
 def _full_source(run: FinishedRun, name: str) -> str:
     """Return the one source of a run's records that has this name or ends with it."""
-    from ..publish.unlearn import interrupted_drop
-
     if (plan := interrupted_drop(run)) is not None and plan.without is not None and matching(name, [plan.without]):
         return plan.without
     found = matching(name, (source.source for entry in run.entries for source in entry.sources))
@@ -139,8 +139,6 @@ def _full_source(run: FinishedRun, name: str) -> str:
 
 def _holding(run: FinishedRun, source: str) -> list[str]:
     """Return the entries with records from a source, also if dropping them was interrupted."""
-    from ..publish.unlearn import interrupted_drop
-
     if (plan := interrupted_drop(run)) is not None and plan.without == source:
         return list(plan.entries)
     return [entry.id for entry in run.holding(source)]
@@ -149,6 +147,7 @@ def _holding(run: FinishedRun, source: str) -> list[str]:
 def _enable(run: Path, name: str, is_enabled: bool, model: str | None, as_json: bool) -> None:
     found = FinishedRun.read(newest_night(run))
     entry = found.entry(name)
+    check_switch(found, entry, is_enabled)  # refuses before torch is imported
     if together := [other for other in found.sharing_expert_with([name]) if other != name]:
         done = "enabled" if is_enabled else "disabled"
         say(f"Also {done}, because they share an expert with {name}: {', '.join(together)}.")

@@ -11,12 +11,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from ..config import RunConfig
-from ..config.memory_source import MemorySource
 from ..config.model_name import MAIN
 from ..data.documents import MemoryText
 from ..data.sources import read_all
@@ -33,6 +31,7 @@ from ..runs.ledger import LedgerEntry, Source, active_entries, expert_owners, no
 from ..runs.lock import run_lock
 from ..wake import WakeBuffer, WakeRecord
 from .beside import erase_beside, may_hold, related_runs
+from .drop_plan import DropPlan, check_switch, plan_drop
 from .export import card_of
 
 
@@ -86,14 +85,8 @@ def set_enabled(run: FinishedRun, entry: LedgerEntry, is_enabled: bool, model: s
 
 
 def _set_enabled(run: FinishedRun, entry: LedgerEntry, is_enabled: bool, model: str | None) -> None:
-    check_is_whole(run)
-    if (adapter := RunFolder(run.folder).dream_adapter).is_dir():
-        raise ValueError(f"{adapter} fits only the model with its present experts. Move it away and try again.")
-    if entry.dropped is not None:
-        raise ValueError(f"{entry.id} was dropped on {entry.dropped}: its expert is gone. Learn its records again.")
+    check_switch(run, entry, is_enabled)
     owner = run.owners[entry.id]
-    if (run.state(owner) == "enabled") == is_enabled and _is_settled(run):
-        raise ValueError(f"{owner.id} is already {run.state(owner)}.")
     _rewrite(run, lambda memory: memory.enable(owner.expert, is_enabled), lambda: None, model)
 
 
@@ -134,12 +127,7 @@ def drop(
     """
     with run_lock(run.folder):
         run = FinishedRun.read(run.folder)
-        plan = interrupted_drop(run)
-        if plan is None:
-            plan = _plan(run, names, without, later)
-        elif not set(names) <= set(plan.entries) or without != plan.without:
-            raise ValueError(_how_to_finish(run, plan))
-        return _drop(run, plan, buffer, model)
+        return _drop(run, plan_drop(run, names, without, later), buffer, model)
 
 
 def records_to_lose(
@@ -151,63 +139,8 @@ def records_to_lose(
 ) -> list[Source]:
     """Return the records that [`drop`] would not queue again, for want of their texts or of a buffer. Arguments are
     those of [`drop`]; nothing changes."""
-    texts = _texts(run, interrupted_drop(run) or _plan(run, names, without, later))
+    texts = _texts(run, plan_drop(run, names, without, later))
     return _find(run, texts, buffer)[1] if buffer else texts
-
-
-@dataclass(frozen=True)
-class DropPlan:
-    """What is dropped, as `dropping.json` has it until that is done.
-
-    Args:
-        entries (`tuple[str, ...]`): ids of the entries.
-        without (`str`, *optional*): the source whose records are forgotten.
-        when (`str`): UTC, ISO 8601.
-        has_report (`bool`): whether the run has a report to write again.
-    """
-
-    entries: tuple[str, ...]
-    without: str | None
-    when: str
-    has_report: bool
-
-
-def interrupted_drop(run: FinishedRun) -> DropPlan | None:
-    """Return the drop that was interrupted in a run, if any."""
-    if not (path := RunFolder(run.folder).dropping).is_file():
-        return None
-    plan = read_json(path)
-    return DropPlan(**plan | {"entries": tuple(plan["entries"])})
-
-
-def check_is_whole(run: FinishedRun) -> None:
-    """Raise `ValueError` if a drop was interrupted in a run."""
-    if (plan := interrupted_drop(run)) is not None:
-        raise ValueError(_how_to_finish(run, plan))
-
-
-def _how_to_finish(run: FinishedRun, plan: DropPlan) -> str:
-    what = f"--source {plan.without!r}" if plan.without is not None else plan.entries[0]
-    return (
-        f"Dropping {', '.join(plan.entries)} from {run.folder} was interrupted. Finish it first: sleep-trl memory drop "
-        f"{run.folder} {what}, with --buffer if it was given."
-    )
-
-
-def _plan(run: FinishedRun, names: Sequence[str], without: str | None, later: str | None) -> DropPlan:
-    if (gone := [entry for entry in map(run.entry, names) if entry.dropped]) and _is_settled(run):
-        raise ValueError(f"{gone[0].id} was already dropped, on {gone[0].dropped}.")
-    requested, names = names, run.sharing_expert_with(names)
-    if (dependents := run.dependents_of(names)) and later is None:
-        source = MemorySource(forget=tuple(requested))
-        raise ValueError(
-            f"Entries that depend on {', '.join(names)} in {run.folder}: {', '.join(dependents)}. A night can relearn "
-            f"them: sleep-trl night --continue_from {run.folder} --memories {source}. Or choose: --later drop also "
-            f"drops them and queues their records for the next night; --later keep keeps them, although they may "
-            f"answer worse."
-        )
-    has_report = RunFolder(run.folder).report.is_file() and find_spec("plotly") is not None
-    return DropPlan((*names, *(dependents if later == "drop" else [])), without, now(), has_report)
 
 
 def _drop(run: FinishedRun, plan: DropPlan, buffer: WakeBuffer | None, model: str | None) -> Dropped:
@@ -285,15 +218,6 @@ def _find(run: FinishedRun, wanted: Sequence[Source], buffer: WakeBuffer) -> tup
         every += [texts[source.sha256] for source in missing if source.sha256 in texts]
         missing = [source for source in missing if source.sha256 not in texts]
     return every, missing
-
-
-def _is_settled(run: FinishedRun) -> bool:
-    """Return whether no earlier change was interrupted: experts and ledger agree, and `model/` is the only model."""
-    files = RunFolder(run.folder)
-    is_routed = read_json(files.adapter.description)["spec"]["routing"] == "topk"
-    has_model = is_routed or files.model.is_dir()
-    is_clean = not (files.partial_model.exists() or files.replaced_model.exists())
-    return has_model and is_clean and {entry.expert for entry in expert_owners(run.entries)} == set(run.enabled)
 
 
 def _rewrite(
