@@ -172,9 +172,8 @@ def fine_tune(
     samples = samples_of(folder / "night")
     found: dict[str, Any] = {}
     for name in arguments.compare:
-        timed = name if RECIPES[name].is_on_policy else "lora"
-        file = folder / f"{'sft' if timed == 'lora' else timed}_step.json"
-        step = once(file, partial(time_step, exam, folder / "night", timed))
+        file = folder / f"{'sft' if name == 'lora' else name}_step.json"
+        step = once(file, partial(time_step, exam, folder / "night", name))
         budget = {"equal_steps": night_steps, "equal_seconds": max(1, round(night_seconds / step))}
         for equal, steps in budget.items():
             tried = []
