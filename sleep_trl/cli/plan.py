@@ -53,7 +53,8 @@ def _print(model: str, count: int, gpu: GPU, corpus: Corpus, scale: Scale) -> No
     from ..planning.gpus import GB
     from ..planning.scale import OF_BANDWIDTH, OF_FLOPS
 
-    held = ", ".join(f"{name} {size / GB:,.1f}" for name, size in scale.peak.held.items() if size >= GB / 20)
+    shown = [f"{name} {size / GB:,.1f}" for name, size in scale.peak.held.items() if size >= GB / 20]
+    held = ", ".join(shown) or "less than 0.05"
     reserved = f", vLLM {scale.reserved / GB:,.1f}" if scale.reserved else ""
     update = f"{scale.update / GB:,.3f} GB an engine, {scale.update_share:.1%} of the model"
     lines = {

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sleep_trl.cli import main
+from sleep_trl.data.quickstart import MODEL
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^sleep-trl (plan .+)\n((?:.*\n)*?)```$", (ROOT / "docs/scaling.md").read_text("utf-8"), re.M)
@@ -36,6 +37,11 @@ def test_json_is_one_object(capsys, monkeypatch):
     found = json.loads(out)
     assert code == 0 and found["gpus"] == "1xH200" and found["too_large"] == []
     assert found["steps"] == 3 * 4 * 6 * 4 // 6 and found["peak"]["held"]["weights"] < found["phases"]["rollouts"]
+
+
+def test_a_model_too_small_for_the_unit_is_said_to_be(capsys):
+    _, out, _ = call(capsys, "plan", "--gpus", "1xH100", "--model", str(MODEL))
+    assert "held throughout, GB              less than 0.05" in out
 
 
 @pytest.mark.parametrize(
