@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
+from pathlib import Path
 
 from ..config import RunConfig
 from ..config.model_name import check_exists as check_model_exists
@@ -63,8 +64,18 @@ def _checks(night: RunConfig, is_first: bool) -> Iterator[Callable[[], None]]:
     for option in TEXTS:
         if (path := attrgetter(option)(night)) is not None:
             yield partial(check_texts_exist, path, option)
+    for option in ("rewards", "dream.rewards"):
+        for reward in attrgetter(option)(night):
+            yield partial(_check_reward, reward.name, option)
     if is_first and night.continue_from is not None:
         yield partial(check_continued, RunFolder(night.continue_from))
     is_in_use = run.is_begun and not run.is_finished  # perhaps by a process that works on it: its lock tells
     if int(os.environ.get("RANK", 0)) == 0 and not night.resume and not is_in_use:
         yield partial(check_output, night)
+
+
+def _check_reward(name: str, option: str) -> None:
+    """Raise `ValueError` if the file of a reward is missing, `path/to/file.py:function`."""
+    place = name.rpartition(":")[0]
+    if place.endswith(".py") and not Path(place).is_file():
+        raise ValueError(f"{option}: {place} does not exist (looked for from {Path.cwd()}). Check the path.")

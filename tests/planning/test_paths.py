@@ -33,6 +33,7 @@ WRONG: dict[str, MakeOptions] = {
     "wake_buffer": options(memories="wake:no.db"),
     "continue_from": options(continue_from="gone"),
     "skill": options(evaluation__skill="no.jsonl"),
+    "reward": options(rewards='["no.py:f"]'),
     "output_dir": file("taken/thesis.tex", "x", output_dir="taken"),
     "finished": lambda place: {"output_dir": write_finished_run(place / "done")},
 }
