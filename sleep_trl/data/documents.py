@@ -180,8 +180,10 @@ def _text(place: str, values: dict[str, Any], key: str) -> str:
         raise ValueError(f"{place}: `{key}` must be a string, not {_kind(value)}.")
     if not value.strip():
         raise ValueError(f"{place}: `{key}` is empty. Fill it in, or remove the row.")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{place}: `{key}` contains half a surrogate pair. Write it as UTF-8.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{place}: `{key}` contains half a surrogate pair. Write it as UTF-8.") from None
     return value
 
 

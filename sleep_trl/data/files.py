@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, BinaryIO
 
 TEXT_SUFFIXES = (".txt", ".md")
 IGNORED_FOLDERS = ("node_modules", "__pycache__")  # and those whose names begin with a dot
-MAX_CONVERTED = 64 * 2**20  # bytes of a file with another form than plain text; most of that is usually pictures
+MAX_BYTES = 64 * 2**20  # of a document, or of a row of a .jsonl file: about 10 million words of plain text
 FULL_LINE = 0.7  # share of a page's longest line from which a line of a PDF is taken to go on in the next (ours)
 
 
@@ -129,6 +130,52 @@ def read_document(path: Path, content: bytes) -> str:
     if not text.strip():
         raise InvalidDocument("no text", "contains no text, as a scan does. Convert it with an OCR program.")
     return text
+
+
+def check_size(path: PurePath, size: int) -> None:
+    """Raise `InvalidDocument` if a document, or a row of a .jsonl file, has more bytes than are read at once."""
+    if size > MAX_BYTES:
+        remedy = "Split it, or convert it to text" if path.suffix.lower() in CONVERTERS else "Split it"
+        reason = f"{size / 2**20:.0f} MiB, more than {MAX_BYTES / 2**20:g} MiB. {remedy}."
+        raise InvalidDocument("too long", reason)
+
+
+def read_content(path: Path) -> bytes:
+    """Return what a document contains.
+
+    Raises:
+        `InvalidDocument`: if it is too long.
+        `ValueError`: if it cannot be read.
+    """
+    with _opened(path) as file:
+        check_size(path, os.fstat(file.fileno()).st_size)
+        return file.read()
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the size and the content of each line of a file; of a line that is too long, only its end.
+
+    Raises:
+        `ValueError`: if it cannot be read.
+    """
+    with _opened(path) as file:
+        size, line = 0, b""
+        while part := file.readline(MAX_BYTES + 1):
+            size, line = size + len(part), part
+            if line.endswith(b"\n"):
+                yield size - 1, line[:-1]
+                size = 0
+        if size:
+            yield size, line
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from None
 
 
 def decode(content: bytes) -> str:

@@ -12,13 +12,15 @@ from typing import Any
 from .documents import KEYS, MemoryText, Row, check_row, parse_line
 from .files import (
     CONVERTERS,
-    MAX_CONVERTED,
     TEXT_SUFFIXES,
     InvalidDocument,
     LeftOut,
+    check_size,
     find_documents,
     is_document,
+    read_content,
     read_document,
+    read_lines,
     shown_suffixes,
     source_of,
 )
@@ -236,22 +238,19 @@ def _rows_of_file(path: Path) -> Iterator[Row | LeftOut]:
 
 def _rows_of_lines(path: Path) -> Iterator[Row | LeftOut]:
     source = source_of(path)
-    for number, line in enumerate(_content(path).split(b"\n"), 1):
+    for number, (size, line) in enumerate(read_lines(path), 1):
         place = f"{path}, line {number}"
-        if not line.strip():
-            continue
         try:
-            yield Row(place, f"{path.name}:{number}", source, parse_line(line))
+            check_size(path, size)
+            if line.strip():
+                yield Row(place, f"{path.name}:{number}", source, parse_line(line))
         except InvalidDocument as error:
             yield LeftOut(f"{place}: {error}", True)
 
 
 def _row_of_document(path: Path, name: str) -> Row | LeftOut:
     try:
-        if path.suffix.lower() in CONVERTERS and (size := path.stat().st_size) > MAX_CONVERTED:
-            reason = f"{size / 2**20:.0f} MiB, more than {MAX_CONVERTED / 2**20:g} MiB. Split it, or convert it to text"
-            return LeftOut(f"{path}: {reason}.", True)
-        return Row(str(path), name, source_of(path), {"text": read_document(path, _content(path))})
+        return Row(str(path), name, source_of(path), {"text": read_document(path, read_content(path))})
     except InvalidDocument as error:
         return LeftOut(f"{path}: {error}", True)
     except ValueError as error:
@@ -328,10 +327,3 @@ def _looks_like_a_path(spec: str) -> bool:
     suffixes = (*TEXT_SUFFIXES, *CONVERTERS, ".jsonl", ".json", ".csv", ".parquet", "/")
     is_deep = spec.startswith((".", "/", "~")) or spec.count("/") > 1
     return is_deep or spec.lower().endswith(suffixes)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from ..data.files import CONVERTERS, MAX_CONVERTED, find_documents, is_document, shown_suffixes, source_of
+from ..data.files import CONVERTERS, InvalidDocument, check_size, find_documents, is_document, shown_suffixes, source_of
 from .buffer import WakeBuffer
 from .records import (
     MAX_BYTES,
@@ -167,11 +167,12 @@ def _add_documents(buffer: WakeBuffer, folder: Path, source: str | None) -> Tall
 def _document(path: Path, source: str) -> WakeRecord | Rejection:
     try:
         if path.suffix.lower() in CONVERTERS:
-            if path.stat().st_size > MAX_CONVERTED:
-                return rejection(str(path), "too long", f"longer than {MAX_CONVERTED / 2**20:g} MiB. Split it.")
+            check_size(path, path.stat().st_size)
             return record_of_document(path, path.read_bytes(), source)
         with path.open("rb") as file:
             return _whole_text(file.fileno(), str(path), source)
+    except InvalidDocument as error:
+        return rejection(str(path), error.kind, str(error))
     except OSError as error:
         return rejection(str(path), "unreadable", f"cannot be read: {error.strerror}. Check its permissions.")
 

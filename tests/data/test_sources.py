@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 
 import datasets
@@ -254,6 +255,41 @@ def test_bad_rows_and_files_are_listed_together_and_the_rest_is_read(tmp_path: P
     (tmp_path / "c.txt").write_text("text")
     reading = read_all(str(tmp_path))
     assert [memory.id for memory in reading.memories] == ["c.txt"] and len(reading.faults) == 2
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.html", "a.pdf"])
+def test_a_document_of_93_mib_is_refused_without_being_read(tmp_path: Path, name: str) -> None:
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(93 * 2**20)
+    remedy = "Split it." if name in ("a.txt", "a.md") else "Split it, or convert it to text."
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"{name}: 93 MiB, more than 64 MiB. {remedy}$"):
+            read_memories(str(tmp_path / name))
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    (tmp_path / "b.txt").write_text("The ferry sails at noon.")
+    reading = read_all(str(tmp_path))
+    assert [memory.id for memory in reading.memories] == ["b.txt"] and "93 MiB" in reading.faults[0]
+
+
+@pytest.mark.parametrize("last", [b"", b"\n", b"\r\n"])
+def test_a_row_that_is_too_long_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: bytes) -> None:
+    monkeypatch.setattr("sleep_trl.data.files.MAX_BYTES", 100)
+    fitting = json.dumps({"text": "x" * (100 - len('{"text": ""}') - last.count(b"\r"))}).encode()
+    rows = [b'{"text": "a"}', b" " * 301, fitting, b"", b"x" * 202, b"y" * 101, fitting.replace(b"xx", b"yy")]
+    path = tmp_path / "docs.jsonl"
+    path.write_bytes(b"\n".join(rows) + last)
+    reading = read_all(str(path))
+    assert [(memory.id, memory.text[0]) for memory in reading.memories] == [
+        ("docs.jsonl:1", "a"),
+        ("docs.jsonl:3", "x"),
+        ("docs.jsonl:7", "y"),
+    ]
+    places = [f"{path}, line {number}" for number in (2, 5, 6)]
+    assert [reason.split(": ")[0] for reason in reading.faults] == places
+    assert all("Split it." in reason for reason in reading.faults)
 
 
 def test_only_the_first_faults_are_listed(tmp_path: Path) -> None:
