@@ -29,7 +29,7 @@ from sleep_trl.data.rows import build_rows
 from sleep_trl.data.samples import Sample, Window, write_general
 from sleep_trl.data.sources import read_memories, read_skill
 from sleep_trl.data.templates import Template
-from sleep_trl.data.windows import split_windows
+from sleep_trl.data.windows import split_all
 from sleep_trl.data.writing import Writing, tasks_of, write_about
 from sleep_trl.evaluation.recall import QAItem, ask
 from sleep_trl.models.loading import load_model, load_tokenizer
@@ -158,7 +158,7 @@ def write_night(config: RunConfig, memories: Path, file: Path) -> list[Sample]:
         windows = [
             Window(memory.id, memory.source, text)
             for memory in read_memories(str(memories))
-            for text in split_windows(memory.text, prompter.count_tokens, data.window, data.window_overlap)
+            for text in split_all([memory.text], prompter.count_all, data.window, data.window_overlap)[0]
         ]
         samples = []
         for number, template in enumerate(map(Template.load, data.templates)):

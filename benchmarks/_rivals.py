@@ -98,7 +98,7 @@ class Exam:
     def of(inputs: RunInputs, documents: Sequence[dict[str, Any]], most: int | None = None) -> Exam:
         """Make the exam of a night about documents. The base skill is measured as in the night, by at most `most`
         questions and texts, or none where the model cannot read them."""
-        contexts = {m.id: texts for m, texts in zip(inputs.memories, inputs.contexts, strict=True)}
+        contexts = inputs.contexts_of(inputs.memories)
         plain, other = (
             [
                 QAItem(q["question"], answers, window_with_answer(texts, answers))

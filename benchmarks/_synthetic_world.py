@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from _report import ROOT
 
 if TYPE_CHECKING:
+    from sleep_trl.data.windows import CountAll
     from sleep_trl.runs.ledger import LedgerEntry
 
 QUICKSTART = ROOT / "examples" / "quickstart"
@@ -39,15 +40,15 @@ def write_memories(path: Path, night: int, pages: int | None = None) -> Path:
 
 
 def sentence_tasks(
-    memories: Sequence[dict[str, Any]], count_tokens: Callable[[str], int], most: int | None = None
+    memories: Sequence[dict[str, Any]], count_all: CountAll, most: int | None = None
 ) -> list[dict[str, Any]]:
     """Return a task for [`DreamingTrainer`] per sentence, with the questions whose answers and names it contains."""
-    from sleep_trl.data.windows import split_windows
+    from sleep_trl.data.windows import split_all
 
     rows = []
     for memory in memories:
         asked = memory["questions"] + memory["other_words"]
-        for k, text in enumerate(split_windows(memory["text"], count_tokens, WINDOW, 0)):
+        for k, text in enumerate(split_all([memory["text"]], count_all, WINDOW, 0)[0]):
             about = [q for q in asked if q["answers"][0] in text and _names(q["question"]) <= set(_words(text))]
             questions = [{"question": q["question"], "answers": q["answers"]} for q in about]
             rows.append({"prompt": text, "task_id": f"{memory['id']}-{k}", "context": text, "questions": questions})

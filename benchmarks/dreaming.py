@@ -68,9 +68,9 @@ def make_trainer(options: dict[str, Any], seed: int, arguments: argparse.Namespa
     options = USUAL | options
     model = make_model(options.pop("is_routed"), seed, arguments)
     tokenizer = AutoTokenizer.from_pretrained(QUICKSTART / "model")
-    count_tokens = Prompter(tokenizer).count_tokens
+    count_all = Prompter(tokenizer).count_all
     tasks, fresh = (
-        Dataset.from_list(sentence_tasks(memories_of(night), count_tokens, arguments.sentences))
+        Dataset.from_list(sentence_tasks(memories_of(night), count_all, arguments.sentences))
         for night in (DREAMT_NIGHT, FRESH_NIGHT)
     )
     dreams = len(tasks) * DREAMS

@@ -98,7 +98,7 @@ def check_measure(inputs: RunInputs) -> None:
 
 
 def try_reward(reward: RewardSpec, inputs: RunInputs) -> None:
-    """Call a reward with two rows about the first memory, one answered rightly.
+    """Call a reward with two rows about a memory, one answered rightly.
 
     Raises:
         `ValueError`: if it fails or returns something else than rewards.
@@ -128,7 +128,7 @@ def try_reward(reward: RewardSpec, inputs: RunInputs) -> None:
             asyncio.run(_result(scores))
     except RewardError as error:
         raise ValueError(
-            f"rewards: tried on two made-up rows about the first memory: {error} Correct the reward, or let it abstain "
+            f"rewards: tried on two made-up rows about a memory: {error} Correct the reward, or let it abstain "
             f"(on_error)."
         ) from None
 
@@ -138,12 +138,12 @@ async def _result(scores: Any) -> Any:
 
 
 def made_up_rows(inputs: RunInputs) -> dict[str, list[Any]]:
-    """Return the columns of two rows about the first memory, as a night would make them."""
+    """Return the columns of two rows about a memory, as a night would make them."""
     from sleep_trl.data.columns import add_columns
     from sleep_trl.data.rows import MARGIN
     from sleep_trl.data.templates import Template
 
-    window = inputs.reading[0]
+    window = inputs.extent.reading[0]
     template = Template.load(inputs.config.dataset.templates[0])
     variables = {"request": MADE_UP_QUESTION, "source": window.source, "sentence": None}
     ids, prompt, stop = inputs.prompter(template.respond, **variables)

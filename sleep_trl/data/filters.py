@@ -14,7 +14,7 @@ import regex
 
 from ..rollout import Completion
 from .drops import DroppedText, Drops
-from .words import count_words, share_in, words_of
+from .words import has_words, share_in, words_of
 
 Item = TypeVar("Item")
 NGRAM = 4  # words
@@ -118,7 +118,7 @@ def is_echo(candidate: Candidate) -> bool:
     if candidate.check is None:
         return False
     words, asked = words_of(candidate.text), words_of(candidate.check.request)
-    return count_words(candidate.text) >= SHORTEST_ECHO and set(words).issubset(asked)
+    return has_words(candidate.text, SHORTEST_ECHO) and set(words).issubset(asked)
 
 
 def is_known(candidate: Candidate) -> bool:

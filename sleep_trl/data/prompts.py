@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from .templates import Example, PromptTemplate, Template, load_general
+
+BLOCK = 2**20  # characters that the tokenizer reads at once, which bounds its memory
 
 
 class Prompter:
@@ -104,8 +107,34 @@ class Prompter:
         return text if len(ids) <= tokens else str(self.tokenizer.decode(ids[:tokens])).rstrip("\ufffd")
 
     def count_tokens(self, text: str) -> int:
-        """Return the length of a text in tokens, without special tokens."""
-        return len(self.ids(text))
+        """Return the length of a text in tokens, without special tokens. See [`Prompter.count_all`]."""
+        return self.count_all([text])[0]
+
+    def count_all(self, texts: Sequence[str]) -> list[int]:
+        """Return the lengths of texts in tokens, without special tokens.
+
+        Texts are read many at once, which is faster than one by one, and a text of more than a million characters in
+        pieces, to take less memory: a token that crosses from one of its pieces to the next counts twice.
+        """
+        counts = [0] * len(texts)
+        for block in _blocks(texts):
+            for (number, _), ids in zip(block, self._ids_of([piece for _, piece in block]), strict=True):
+                counts[number] += len(ids)
+        return counts
+
+    def can_spell(self, texts: Sequence[str]) -> list[bool]:
+        """Return of each text whether the tokenizer knows all of it."""
+        unknown, known = self.tokenizer.unk_token_id, [True] * len(texts)
+        for block in _blocks(texts) if unknown is not None else ():
+            for (number, _), ids in zip(block, self._ids_of([piece for _, piece in block]), strict=True):
+                known[number] &= unknown not in ids
+        return known
+
+    def _ids_of(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(
+            texts, add_special_tokens=False, verbose=False, return_attention_mask=False, return_token_type_ids=False
+        )["input_ids"]
+        return ids
 
     def _plain(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
@@ -116,3 +145,28 @@ class Prompter:
     def _start(self) -> int:
         start = self.tokenizer.bos_token_id
         return int(start if start is not None else self.tokenizer.eos_token_id)
+
+
+def _blocks(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
+    """Yield texts in blocks of at most `BLOCK` characters, each with its number. A longer one is cut."""
+    block, size = list[tuple[int, str]](), 0
+    for number, text in enumerate(texts):
+        for piece in _cut(text):
+            if block and size + len(piece) > BLOCK:
+                yield block
+                block, size = [], 0
+            block.append((number, piece))
+            size += len(piece)
+    if block:
+        yield block
+
+
+def _cut(text: str) -> Iterator[str]:
+    """Yield a text in pieces of at most `BLOCK` characters, which end with a line, or else before a space."""
+    start = 0
+    while len(text) - start > BLOCK:
+        end = start + BLOCK
+        end = text.rfind("\n", start, end) + 1 or max(text.rfind(" ", start + 1, end), 0) or end
+        yield text[start:end]
+        start = end
+    yield text[start:]

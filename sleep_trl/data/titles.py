@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
 
 import regex
@@ -13,26 +13,24 @@ from .files import is_document
 from .windows import split_sentences
 
 LENGTH = 80  # characters, at most
+HEAD = 4096  # characters of a text in which its first line is looked for
 _MARKUP = "#*_=-> \t\u3000・●○■□◆◇※•"
 
 
-def find_titles(memories: Sequence[MemoryText], can_spell: Callable[[str], bool]) -> dict[str, str]:
+def find_titles(memories: Sequence[MemoryText]) -> dict[str, str]:
     """Return the title of each memory by its id: its source, of a file its name, if no other memory has the same; else
     its first words.
 
     Args:
         memories (`Sequence[MemoryText]`):
             The memories of a night.
-        can_spell (`Callable[[str], bool]`):
-            Whether the tokenizer knows all of a text. A title that it cannot spell is left empty.
     """
     names = [_name(memory.source) for memory in memories]
     counts = Counter(names)
     titles = {}
     for name, memory in zip(names, memories, strict=True):
         is_own = counts[name] == 1 and not name.endswith(".jsonl")
-        title = _shorten(name if is_own else first_words(memory.text))
-        titles[memory.id] = title if can_spell(title) else ""
+        titles[memory.id] = _shorten(name if is_own else first_words(memory.text))
     return titles
 
 
@@ -42,8 +40,12 @@ def _name(source: str) -> str:
 
 def first_words(text: str) -> str:
     """Return the first line of a text without its markup, or its first sentence."""
-    line = next((stripped for line in text.splitlines() if (stripped := line.strip(_MARKUP))), "")
+    line = _first_line(text[:HEAD]) or _first_line(text)
     return split_sentences(line)[0].strip() if line else ""
+
+
+def _first_line(text: str) -> str:
+    return next((stripped for line in text.splitlines() if (stripped := line.strip(_MARKUP))), "")
 
 
 def with_title(title: str, text: str) -> str:

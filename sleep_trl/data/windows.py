@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby, islice
 
 import regex
 from transformers import PreTrainedTokenizerBase
 
-from .words import count_words
+from .words import has_words
 
-CountTokens = Callable[[str], int]
+CountAll = Callable[[Sequence[str]], Sequence[int]]  # the lengths of texts in tokens
+Piece = tuple[int, str, int]  # the number of its text, what it says, and its length in tokens
 
 # A line break ends a sentence too: headings, lists, tables, chats.
 _LINE = regex.compile(r"[^\n]*\n+|[^\n]+")
@@ -22,9 +24,56 @@ LONGEST_BLOCK = 4096  # characters; sentencex takes time in proportion to the sq
 FEWEST_WORDS = 3  # of a sentence that states something: in Japanese 8 characters, as 2.5 are a word
 
 
-def split_all(texts: Iterable[str], count_tokens: CountTokens, window: int, overlap: int) -> list[list[str]]:
-    """Split each memory with [`split_windows`]. The overlap is limited to half a window."""
-    return [split_windows(text, count_tokens, window, min(overlap, window // 2)) for text in texts]
+def split_all(
+    texts: Sequence[str], count_all: CountAll, window: int, overlap: int, totals: Sequence[int] | None = None
+) -> list[list[str]]:
+    """
+    Split texts into windows of whole sentences that together cover them.
+
+    Args:
+        texts (`Sequence[str]`):
+            The memories.
+        count_all (`Callable[[Sequence[str]], Sequence[int]]`):
+            Returns the lengths of texts in tokens, without special tokens. It gets all sentences at once.
+        window (`int`):
+            Maximum length of a window, in tokens.
+        overlap (`int`):
+            Maximum number of tokens, in whole sentences, that a window repeats from the previous one. At most half a
+            window is repeated.
+        totals (`Sequence[int]`, *optional*):
+            The lengths of the texts in tokens, if they are known.
+
+    Returns:
+        `list[list[str]]`: the windows of each text. Without overlap they give the text when joined, but for white space
+        where it is cut. A sentence longer than a window is split between words, and where it has no spaces between
+        characters.
+    """
+    totals = count_all(texts) if totals is None else totals
+    windows = [[text] for text in texts]
+    long = [number for number, total in enumerate(totals) if total > window]
+    sentences = [(number, sentence) for number in long for sentence in split_sentences(texts[number])]
+    for number, of_text in groupby(_fit(sentences, count_all, window), key=lambda piece: piece[0]):
+        windows[number] = _join(list(of_text), window, min(overlap, window // 2))
+    return windows
+
+
+def _join(pieces: Sequence[Piece], window: int, overlap: int) -> list[str]:
+    """Join consecutive pieces of a text to windows."""
+    windows: list[str] = []
+    start = 0
+    while True:
+        end, total = start, 0
+        while end < len(pieces) and (end == start or total + pieces[end][2] <= window):
+            total += pieces[end][2]
+            end += 1
+        windows.append("".join(piece for _, piece, _ in pieces[start:end]).strip())
+        if end == len(pieces):
+            return windows
+        repeated, back = 0, end
+        while back - 1 > start and repeated + pieces[back - 1][2] <= overlap:
+            back -= 1
+            repeated += pieces[back][2]
+        start = back
 
 
 def token_windows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, size: int) -> list[list[int]]:
@@ -48,52 +97,6 @@ def token_windows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, size
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         windows += [start + ids[i : i + step] for i in range(0, len(ids), step)]
     return [window for window in windows if len(window) > 1]
-
-
-def split_windows(text: str, count_tokens: CountTokens, window: int, overlap: int) -> list[str]:
-    """
-    Split a text into windows of whole sentences that together cover it.
-
-    Args:
-        text (`str`):
-            The memory.
-        count_tokens (`Callable[[str], int]`):
-            Returns the length of a text in tokens, without special tokens.
-        window (`int`):
-            Maximum length of a window, in tokens.
-        overlap (`int`):
-            Maximum number of tokens, in whole sentences, that a window repeats from the previous one.
-
-    Returns:
-        `list[str]`: the windows. Without overlap they give the text when joined, but for white space where it is cut. A
-        sentence longer than a window is split between words, and where it has no spaces between characters.
-
-    Raises:
-        `ValueError`: if the overlap is not smaller than the window.
-    """
-    if overlap >= window:
-        raise ValueError(
-            f"The overlap of windows ({overlap} tokens) must be smaller than the window ({window} tokens). Lower it."
-        )
-    if count_tokens(text) <= window:
-        return [text]
-    fitting = [fit for sentence in split_sentences(text) for fit in _fit(sentence, count_tokens, window)]
-    pieces, lengths = [piece for piece, _ in fitting], [length for _, length in fitting]
-    windows: list[str] = []
-    start = 0
-    while True:
-        end, total = start, 0
-        while end < len(pieces) and (end == start or total + lengths[end] <= window):
-            total += lengths[end]
-            end += 1
-        windows.append("".join(pieces[start:end]).strip())
-        if end == len(pieces):
-            return windows
-        repeated, back = 0, end
-        while back - 1 > start and repeated + lengths[back - 1] <= overlap:
-            back -= 1
-            repeated += lengths[back]
-        start = back
 
 
 def split_sentences(text: str) -> list[str]:
@@ -132,15 +135,31 @@ def _segment(line: str) -> Iterator[str]:
 def find_statements(text: str) -> list[str]:
     """Return the sentences of a text that state something, without the white space around them: those of at least
     three words (ours)."""
-    return [sentence for piece in split_sentences(text) if count_words(sentence := piece.strip()) >= FEWEST_WORDS]
+    return [sentence for piece in split_sentences(text) if has_words(sentence := piece.strip(), FEWEST_WORDS)]
 
 
-def _fit(sentence: str, count_tokens: CountTokens, window: int) -> list[tuple[str, int]]:
-    """Halve a sentence until every piece fits a window, and return the pieces with their lengths in tokens."""
-    if (length := count_tokens(sentence)) <= window or len(sentence) < 2:
-        return [(sentence, length)]
-    cut = _find_cut(sentence)
-    return _fit(sentence[:cut], count_tokens, window) + _fit(sentence[cut:], count_tokens, window)
+def _fit(texts: Sequence[tuple[int, str]], count_all: CountAll, window: int) -> list[Piece]:
+    """Halve sentences until every piece fits a window. Each comes with the number of its text, and keeps it."""
+    found = _count(texts, count_all)
+    while halves := [
+        (number, half)
+        for number, piece, length in found
+        if length > window and len(piece) > 1
+        for cut in [_find_cut(piece)]
+        for half in (piece[:cut], piece[cut:])
+    ]:
+        counted = iter(_count(halves, count_all))
+        found = [
+            new
+            for number, piece, length in found
+            for new in (islice(counted, 2) if length > window and len(piece) > 1 else [(number, piece, length)])
+        ]
+    return found
+
+
+def _count(texts: Sequence[tuple[int, str]], count_all: CountAll) -> list[Piece]:
+    lengths = count_all([text for _, text in texts])
+    return [(number, text, length) for (number, text), length in zip(texts, lengths, strict=True)]
 
 
 def _find_cut(sentence: str) -> int:

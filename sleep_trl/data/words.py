@@ -34,15 +34,17 @@ def words_of(text: str) -> list[str]:
     return list(_words(_MARKS.sub("", text.casefold())))
 
 
-def count_words(text: str) -> float:
-    """Return how many words a text has, in scripts without spaces about."""
+def has_words(text: str, least: int) -> bool:
+    """Return whether a text has at least so many words, in scripts without spaces about."""
     spaced = unspaced = 0
     for part in _PART.finditer(_MARKS.sub("", text)):
         if run := part["unspaced"]:
             unspaced += len(_CHARACTER.findall(run))
         else:
             spaced += 1
-    return spaced + unspaced / _PER_WORD
+        if spaced + unspaced / _PER_WORD >= least:
+            return True
+    return least <= 0
 
 
 def share_in(words: list[str], text: str) -> float:

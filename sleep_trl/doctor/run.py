@@ -129,6 +129,7 @@ def check_plan(case: Case) -> Finding:
     plan = case.plan
     counts = {"memory": plan.memories, "sample": plan.samples, "step": plan.steps, "rollout": plan.rollouts}
     found = ", ".join(counted(number, noun) for noun, number in counts.items())
+    found += "; samples and steps are estimates" if plan.about else ""
     return ok(found if plan.is_converted else f"{found}; the model: {NOT_CONVERTED}")
 
 
@@ -138,7 +139,7 @@ def check_prompts(case: Case) -> Finding:
 
     if not case.inputs.memories:
         return skipped("the night removes entries and reads no memories")
-    window = case.inputs.windows[0][0]
+    window = case.inputs.extent.reading[0].text
     for name in case.run.dataset.templates:
         respond = Template.load(name).respond
         student, teacher = (
@@ -161,7 +162,7 @@ def check_context(case: Case) -> Finding:
         if not covers(memory.text, pieces):
             return fault(f"the windows of memory {memory.id!r} leave something out", "Change --dataset.window.")
     windows = [window for pieces in inputs.windows for window in pieces]
-    longest = inputs.lengths.teacher_prompt(max(map(inputs.prompter.count_tokens, windows)))
+    longest = inputs.lengths.teacher_prompt(max(inputs.prompter.count_all(windows)))
     answer = inputs.lengths.answer
     sizes = f"prompts of at most {longest} and answers of at most {answer}"
     message = f"{counted(len(windows), 'window')} of at most {inputs.window} tokens; {sizes}"

@@ -8,7 +8,7 @@ from accelerate import PartialState
 
 from ..data.columns import add_columns
 from ..data.samples import Sample
-from ..data.windows import split_windows
+from ..data.windows import split_all
 from ..distributed.progress import echo
 from ..memory import load_experts, save_memory
 from ..runs.folder import RunFolder
@@ -70,6 +70,7 @@ def write_quiz(ctx: NightContext) -> list[dict[str, Any]]:
     config, prompter = ctx.config, ctx.prompter
     windows = ctx.inputs.reading
     if size := config.dream.window:
-        windows = ctx.inputs.under_titles([split_windows(m.text, prompter.count_tokens, size, 0) for m in ctx.memories])
+        texts = [memory.text for memory in ctx.memories]
+        windows = ctx.inputs.under_titles(ctx.memories, split_all(texts, prompter.count_all, size, 0))
     with ctx.memory.as_teacher():
         return write_tasks(config, find_tasks(ctx.memories, windows), ctx.engine, prompter, config.seed + 1001)

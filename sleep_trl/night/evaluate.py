@@ -55,8 +55,8 @@ def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
             )
 
     items = [
-        QAItem(q.question, q.answers, window_with_answer(contexts, q.answers))
-        for memory, contexts in zip(ctx.memories, ctx.inputs.contexts, strict=True)
+        QAItem(q.question, q.answers, window_with_answer(ctx.inputs.contexts[memory.id], q.answers))
+        for memory in ctx.memories
         for q in memory.questions
     ]
     result: dict[str, Any] = {

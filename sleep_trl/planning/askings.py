@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import TypeVar
 
 from ..config import RunConfig
@@ -15,6 +16,7 @@ from ..data.templates import PromptTemplate, Template
 from ..data.writing import tasks_of
 from ..evaluation.probes import reading_probe
 from ..evaluation.recall import QAItem, window_with_answer
+from .extent import COUNTED
 from .inputs import RunInputs
 from .peak_memory import Asking, Texts
 
@@ -36,13 +38,9 @@ def find_askings(inputs: RunInputs) -> list[Asking]:
         ]
         return Asking(prompts, evaluation.max_new_tokens)
 
-    items = [
-        QAItem(q.question, q.answers, window_with_answer(pieces, q.answers))
-        for memory, pieces in zip(inputs.memories, inputs.contexts, strict=True)
-        for q in memory.questions
-    ]
+    items = [QAItem(q.question, q.answers) for memory in inputs.memories for q in memory.questions]
     reading = reading_probe(inputs.skill, str(evaluation.skill), inputs.prompter, inputs.largest_window)
-    askings = [asked(items, False), asked(items, True), asked(reading.items, True)]
+    askings = [asked(items, False), asked(_with_context(inputs), True), asked(reading.items, True)]
     new_tokens = data.max_new_tokens + inputs.lengths.request
     askings += [Asking(prompts, new_tokens, "writing") for prompts in _about_windows(inputs)]
     if data.general_share > 0 and data.general_samples:
@@ -55,9 +53,10 @@ def find_texts(inputs: RunInputs, askings: Sequence[Asking]) -> list[Texts]:
     samples and prefixes about memories count together as much as the longest sentence: what a model asks and answers
     about a sentence is seldom longer."""
     data, lengths, count = inputs.config.dataset, inputs.lengths, inputs.prompter.count_tokens
-    sentences = {sentence for window in inputs.reading for sentence in window.sentences}
+    reading = inputs.extent.reading
+    sentences = dict.fromkeys(sentence for window in reading for sentence in window.sentences)
     sample = min(data.max_new_tokens, max(map(count, _longest(sentences, len, inputs)), default=data.max_new_tokens))
-    window = max((count(window.text) for window in _longest(inputs.reading, lambda w: len(w.text), inputs)), default=0)
+    window = max((count(window.text) for window in _longest(reading, lambda w: len(w.text), inputs)), default=0)
     prefix = min(lengths.rollout, max(0, data.general_max_new_tokens - lengths.rollout))
     return lay_out_texts(
         inputs.config,
@@ -110,13 +109,31 @@ def lay_out_texts(
     return texts
 
 
+def _with_context(inputs: RunInputs) -> list[QAItem]:
+    """Return the questions with their texts. If there is so much text that a plan does not count all of it, those of
+    the longest memories, as many as it would count."""
+    asked = [memory for memory in inputs.memories if memory.questions]
+    if inputs.extent.share == 1:
+        contexts = inputs.contexts
+    else:
+        by_length = sorted(asked, key=lambda memory: len(memory.text), reverse=True)
+        within = accumulate(len(memory.text) for memory in by_length)
+        asked = [memory for memory, size in zip(by_length, within, strict=True) if size <= COUNTED] or by_length[:1]
+        contexts = inputs.contexts_of(asked)
+    return [
+        QAItem(q.question, q.answers, window_with_answer(contexts[memory.id], q.answers))
+        for memory in asked
+        for q in memory.questions
+    ]
+
+
 def _longest(items: Collection[T], length: Callable[[T], int], inputs: RunInputs) -> list[T]:
     return sorted(items, key=length, reverse=True)[: inputs.config.evaluation.batch_size]
 
 
 def _about_windows(inputs: RunInputs) -> Iterator[list[list[int]]]:
     """Yield the prompts about windows by each template, those of its requests and those of its samples."""
-    windows: list[Window] = _longest(inputs.reading, lambda window: len(window.text), inputs)
+    windows: list[Window] = _longest(inputs.extent.reading, lambda window: len(window.text), inputs)
     for template in map(Template.load, inputs.config.dataset.templates):
         if template.is_given:
             continue

@@ -136,9 +136,10 @@ def check_nights(inputs: RunInputs) -> None:
         return
     needed = capacity.experts + (inputs.fit.nights_after if inputs.fit.queued else 0)
     if needed > capacity.max_experts:
+        about = "about " if inputs.fit.is_estimated else ""
         raise ValueError(
-            f"nights auto: {len(inputs.available):,} memories take {needed} nights of {config.seeding.steps} steps, "
-            f"but the memory has room for {capacity.max_experts} experts. Raise --seeding.steps, give "
+            f"nights auto: {len(inputs.available):,} memories take {about}{needed:,} nights of {config.seeding.steps} "
+            f"steps, but the memory has room for {capacity.max_experts} experts. Raise --seeding.steps, give "
             f"--memory.max_experts {needed} or more, or let --levels.when_full merge them."
         )
 
@@ -170,8 +171,8 @@ def check_texts(inputs: RunInputs) -> None:
 
 
 def _check_length(option: str, texts: list[MemoryText], inputs: RunInputs, limit: int) -> None:
-    for text in texts:
-        if (tokens := inputs.prompter.count_tokens(text.text)) > limit:
+    for text, tokens in zip(texts, inputs.prompter.count_all([text.text for text in texts]), strict=True):
+        if tokens > limit:
             raise ValueError(
                 f"{option}: row {text.id!r} has {tokens} tokens; at most {limit} fit the context along with question "
                 f"and answer. Shorten it or remove it."

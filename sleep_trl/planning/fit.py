@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 from ..config import RunConfig
@@ -10,9 +10,11 @@ from ..config.run import AUTO
 from ..config.schedule import Schedule
 from ..data.documents import MemoryText
 from ..runs.ledger import LedgerEntry, tokens_ingested
+from .extent import COUNTED, characters
 from .former_runs import began_in_0_1
 from .night_source import waiting_since_it_began
 from .selection import count_nights, count_sleeps, select_memories
+from .splits import Splits
 
 
 class Fit:
@@ -29,10 +31,10 @@ class Fit:
             The same of a night that continues this one.
         read_earlier (`Callable[[], list[LedgerEntry]]`):
             Returns the ledger as the night begins. Called when it is first needed, as the next two.
-        count_tokens (`Callable[[], Mapping[str, int]]`):
-            Returns the tokens of each memory, by id.
-        count_windows (`Callable[[], Mapping[str, int]]`):
-            Returns the windows of each memory, by id.
+        read_splits (`Callable[[], Splits]`):
+            Returns what counts the tokens and windows of each memory.
+        estimate_sizes (`Callable[[Sequence[MemoryText]], tuple[Mapping[str, int], Mapping[str, int]]]`):
+            Returns the tokens and windows of memories by id, estimated, for a queue that takes long to count.
     """
 
     def __init__(
@@ -43,12 +45,12 @@ class Fit:
         rows: int,
         rows_after: int,
         read_earlier: Callable[[], list[LedgerEntry]],
-        count_tokens: Callable[[], Mapping[str, int]],
-        count_windows: Callable[[], Mapping[str, int]],
+        read_splits: Callable[[], Splits],
+        estimate_sizes: Callable[[Sequence[MemoryText]], tuple[Mapping[str, int], Mapping[str, int]]],
     ) -> None:
         self.config, self.available = config, available
         self.rows, self.rows_after = rows, rows_after
-        self._read_earlier, self._count_tokens, self._count_windows = read_earlier, count_tokens, count_windows
+        self._read_earlier, self._read_splits, self._estimate_sizes = read_earlier, read_splits, estimate_sizes
 
     @property
     def taken(self) -> list[MemoryText]:
@@ -58,7 +60,7 @@ class Fit:
     @cached_property
     def tokens(self) -> int:
         """Tokens of the memories that the night learns."""
-        return sum(self._token_counts[memory.id] for memory in self.taken)
+        return sum(self._tokens[memory.id] for memory in self.taken)
 
     @cached_property
     def queued(self) -> list[MemoryText]:
@@ -69,16 +71,22 @@ class Fit:
 
     @cached_property
     def nights_after(self) -> int:
-        """Nights of the same length that it takes to learn what is queued, if each window gets its row."""
-        waiting = [memory.id for memory in self._selection[1]]
-        by_tokens = 0
+        """Nights of the same length that it takes to learn what is queued, if each window gets its row. An estimate, if
+        `is_estimated`."""
+        waiting = self._selection[1]
+        names, by_tokens = [memory.id for memory in waiting], 0
+        tokens, windows = self._estimate_sizes(waiting) if self.is_estimated else (self._tokens, self._windows)
         if self.room is not None:
             ingested = tokens_ingested(self._earlier) + self.tokens
-            counts = [self._token_counts[name] for name in waiting]
-            by_tokens = count_sleeps(counts, ingested, self.config.levels.chunks[0])
+            by_tokens = count_sleeps([tokens[name] for name in names], ingested, self.config.levels.chunks[0])
         if self.config.seeding.steps is None:
             return by_tokens
-        return max(by_tokens, count_nights([self._window_counts[name] for name in waiting], self.rows_after))
+        return max(by_tokens, count_nights([windows[name] for name in names], self.rows_after))
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether so much is queued that `nights_after` is an estimate."""
+        return characters(self._selection[1]) > COUNTED
 
     @cached_property
     def room(self) -> int | None:
@@ -102,20 +110,20 @@ class Fit:
     def _earlier(self) -> list[LedgerEntry]:
         return self._read_earlier()
 
-    @cached_property
-    def _token_counts(self) -> Mapping[str, int]:
-        return self._count_tokens()
+    @property
+    def _tokens(self) -> Mapping[str, int]:
+        return self._read_splits().token_counts
 
-    @cached_property
-    def _window_counts(self) -> Mapping[str, int]:
-        return self._count_windows()
+    @property
+    def _windows(self) -> Mapping[str, int]:
+        return self._read_splits().window_counts
 
     @cached_property
     def _selection(self) -> tuple[list[MemoryText], list[MemoryText]]:
         taken, waiting = self.available, list[MemoryText]()
         if self.room is not None:
-            taken, waiting = select_memories(taken, self._token_counts, self.room, self._earlier, may_exceed=True)
+            taken, waiting = select_memories(taken, self._tokens, self.room, self._earlier, may_exceed=True)
         if self.config.seeding.steps is None or began_in_0_1(self.config):
             return taken, waiting
-        taken, more = select_memories(taken, self._window_counts, self.rows, self._earlier)
+        taken, more = select_memories(taken, self._windows, self.rows, self._earlier)
         return taken, [*more, *waiting]

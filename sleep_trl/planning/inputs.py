@@ -12,56 +12,44 @@ from functools import cached_property
 
 import jinja2
 from accelerate.utils import broadcast_object_list
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config import RunConfig
 from ..config.sections import Batches
 from ..data.columns import ExtraColumns, extra_columns
 from ..data.documents import MemoryText
 from ..data.files import LeftOut
 from ..data.fit import Lengths
 from ..data.parts import Part
-from ..data.prompts import Prompter
 from ..data.rows import count_steps, split_shares
 from ..data.samples import Window
 from ..data.sources import Reading, read_skill, read_texts
-from ..data.templates import Template
 from ..data.titles import find_titles, with_title
 from ..data.windows import find_statements, split_all
 from ..memory import ExpertRecord
-from ..memory.hosts import Host, find_hosts
 from ..memory.storage import read_description
-from ..models.inspection import build_without_weights, read_config, read_tokenizer
-from ..models.loading import context_limit
-from ..rollout.choice import Choice, choose
 from ..runs.files import read_jsonl
 from ..runs.folder import RunFolder
 from ..runs.ledger import LedgerEntry, read_ledger
-from .capacity import Capacity, find_capacity
 from .consolidation import Consolidation, due_consolidations, due_updates, missing_blocks
+from .extent import Extent, estimate_sizes, measure, wanted_samples
 from .fit import Fit
-from .former_runs import began_in_0_1, with_former_defaults
+from .former_runs import began_in_0_1
+from .model_inputs import ModelInputs
 from .night_source import night_memories
 from .relearning import Relearning, plan_relearning, prompts_without
-from .run_dtype import choose_run_dtype
 from .selection import apportion
+from .splits import Splits
 
-MAX_EXAMPLES = 1024  # tokens of worked examples in a prompt; at most a quarter of the context
 SEEDS_APART = 4  # generations of a sample
 WINDOW = 256  # tokens of a memory that the teacher sees at once, by default (ours)
 
 
-class RunInputs:
+class RunInputs(ModelInputs):
     """Everything that follows from a run's configuration, its files and its model's config.
 
     Args:
         config (`RunConfig`):
             The run.
     """
-
-    def __init__(self, config: RunConfig) -> None:
-        self.dtype = choose_run_dtype(config)
-        self.config = with_former_defaults(config).model_copy(update={"dtype": self.dtype.name})
 
     def from_first_process(self) -> RunInputs:
         """Return the inputs with the memories and the dtype of the first process: a wake buffer may grow between two
@@ -72,52 +60,6 @@ class RunInputs:
         inputs = RunInputs(self.config.model_copy(update={"dtype": dtype.name}))
         inputs.reading_of_memories, inputs.dtype = reading, dtype
         return inputs
-
-    # -- the model ----------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def model_config(self) -> PretrainedConfig:
-        return read_config(self.config.model, self.config.model_revision)
-
-    @cached_property
-    def teacher_configs(self) -> list[PretrainedConfig]:
-        """Configs of the models that teach in the model's place, if any."""
-        return [read_config(name) for name in self.config.teacher_model]
-
-    @cached_property
-    def meta_model(self) -> PreTrainedModel:
-        """The model on the meta device: all shapes, no memory."""
-        return build_without_weights(self.config.model, self.model_config, self.config.attn_implementation)
-
-    @cached_property
-    def hosts(self) -> list[Host]:
-        """The MLPs that host experts, on the meta device."""
-        return find_hosts(self.meta_model)
-
-    @cached_property
-    def vocabulary(self) -> int:
-        """Size of the model's vocabulary."""
-        return int(self.model_config.get_text_config().vocab_size)
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return read_tokenizer(self.config, self.vocabulary)
-
-    @cached_property
-    def prompter(self) -> Prompter:
-        examples_tokens = min(MAX_EXAMPLES, self.context // 4) if self.config.dataset.worked_examples else 0
-        return Prompter(self.tokenizer, self.config.chat_template_kwargs, examples_tokens)
-
-    @cached_property
-    def context(self) -> int:
-        """Tokens that the model, and every model that teaches in its place, can see."""
-        return min(context_limit(c, self.config.max_context) for c in (self.model_config, *self.teacher_configs))
-
-    @cached_property
-    def engine(self) -> Choice:
-        """What the run generates with, and why."""
-        weight_bytes = sum(parameter.numel() for parameter in self.meta_model.parameters()) * self.dtype.dtype.itemsize
-        return choose(self.config.rollout, self.model_config, self.hosts, self.capacity.is_routed, weight_bytes)
 
     # -- the memories -------------------------------------------------------------------------------------------------
 
@@ -150,8 +92,8 @@ class RunInputs:
             rows=self.expected_rows,
             rows_after=self._rows_of({**self._shares, "earlier": self.config.dataset.earlier_share}),
             read_earlier=lambda: self.earlier,
-            count_tokens=lambda: {memory.id: self.prompter.count_tokens(memory.text) for memory in self.available},
-            count_windows=lambda: {name: len(windows) for name, windows in self._all_windows.items()},
+            read_splits=lambda: self.splits,
+            estimate_sizes=lambda memories: estimate_sizes(self, memories),
         )
 
     @property
@@ -164,12 +106,9 @@ class RunInputs:
         """What names each memory in prompts, by its id; empty where the tokenizer cannot spell it."""
         if not self.config.dataset.titles:
             return {memory.id: "" for memory in self.available}
-        unknown = self.tokenizer.unk_token_id
-
-        def can_spell(text: str) -> bool:
-            return unknown is None or unknown not in self.prompter.ids(text)
-
-        return find_titles(self.available, can_spell)
+        titles = find_titles(self.available)
+        can_spell = self.prompter.can_spell(list(titles.values()))
+        return {name: title if known else "" for (name, title), known in zip(titles.items(), can_spell, strict=True)}
 
     @cached_property
     def skill(self) -> list[MemoryText]:
@@ -195,7 +134,7 @@ class RunInputs:
     def general_seed(self) -> int:
         """Seed of the general samples: each teacher has one for each template, and theirs come first."""
         data, teachers = self.config.dataset, max(1, len(self.config.teacher_model))
-        return self.config.seed + 1 + SEEDS_APART * (len(data.templates) * teachers if self.windows else 0)
+        return self.config.seed + 1 + SEEDS_APART * (len(data.templates) * teachers if self.memories else 0)
 
     @cached_property
     def tokens(self) -> int:
@@ -206,7 +145,7 @@ class RunInputs:
     def lengths(self) -> Lengths:
         """The most tokens that the texts of the run have."""
         try:
-            title = max(map(self.prompter.count_tokens, self.titles.values()), default=0)
+            title = max(self.prompter.count_all(list(self.titles.values())), default=0)
             return Lengths.of(self.config, self.prompter, self.context, title)
         except (jinja2.TemplateError, TypeError) as error:
             raise ValueError(
@@ -236,40 +175,44 @@ class RunInputs:
         return min(self.config.dataset.window_overlap, self.window // 2)
 
     @cached_property
-    def windows(self) -> list[list[str]]:
-        """Each memory as the teacher reads it."""
-        return [self._all_windows[memory.id] for memory in self.memories]
+    def splits(self) -> Splits:
+        """Tokens and windows of everything there is to learn."""
+        return Splits(self.available, self.prompter.count_all, self.window, self.overlap)
 
     @cached_property
-    def _all_windows(self) -> dict[str, list[str]]:
-        """The windows of everything there is to learn, by id."""
-        texts = [memory.text for memory in self.available]
-        windows = split_all(texts, self.prompter.count_tokens, self.window, self.overlap)
-        return {memory.id: pieces for memory, pieces in zip(self.available, windows, strict=True)}
+    def windows(self) -> list[list[str]]:
+        """Each memory as the teacher reads it."""
+        return [self.splits.windows(memory.id) for memory in self.memories]
 
     @cached_property
     def reading(self) -> list[Window]:
         """All windows as the teacher reads them, under the title of their memory."""
-        return self.under_titles(self.windows)
+        return self.under_titles(self.memories, self.windows)
 
-    def under_titles(self, windows: Sequence[Sequence[str]]) -> list[Window]:
-        """Return the windows of all memories as the teacher reads them."""
+    def under_titles(self, memories: Sequence[MemoryText], windows: Sequence[Sequence[str]]) -> list[Window]:
+        """Return the windows of memories as the teacher reads them."""
         return [
             Window(memory.id, title, with_title(title, text), index, tuple(find_statements(text)))
-            for memory, texts in zip(self.memories, windows, strict=True)
+            for memory, texts in zip(memories, windows, strict=True)
             for index, text in enumerate(texts)
             for title in [self.titles[memory.id]]
         ]
 
     @cached_property
-    def contexts(self) -> list[list[str]]:
-        """Each memory in pieces as long as the context allows, for questions with the text in view."""
-        texts = [memory.text for memory in self.memories]
-        pieces = split_all(texts, self.prompter.count_tokens, self.largest_window, self.overlap)
-        return [
-            [with_title(self.titles[memory.id], piece) for piece in of_memory]
-            for memory, of_memory in zip(self.memories, pieces, strict=True)
-        ]
+    def contexts(self) -> dict[str, list[str]]:
+        """Each memory with questions, by its id, in pieces as long as the context allows."""
+        asked = [memory for memory in self.memories if memory.questions]
+        return self.contexts_of(asked, [self.splits.tokens(memory.id) for memory in asked])
+
+    def contexts_of(self, memories: Sequence[MemoryText], totals: Sequence[int] | None = None) -> dict[str, list[str]]:
+        """Return memories, by their ids, in pieces as long as the context allows, for questions with the text in view.
+        `totals` are their lengths in tokens, if they are known."""
+        texts = [memory.text for memory in memories]
+        pieces = split_all(texts, self.prompter.count_all, self.largest_window, self.overlap, totals)
+        return {
+            memory.id: [with_title(self.titles[memory.id], piece) for piece in of_memory]
+            for memory, of_memory in zip(memories, pieces, strict=True)
+        }
 
     # -- the length of the night --------------------------------------------------------------------------------------
 
@@ -299,16 +242,7 @@ class RunInputs:
     def sample_counts(self) -> list[list[int]]:
         """Samples that the teacher writes by each template about each window: as many as `dataset` asks for, and no
         more than `seeding.steps` has rows for."""
-        data = self.config.dataset
-        wanted = []
-        for template in map(Template.load, data.templates):
-            per_sentence = [max(1, len(w.sentences)) if template.is_per_sentence else 1 for w in self.reading]
-            if template.takes_cues:
-                wanted.append([count * data.cues_per_sentence for count in per_sentence])
-            elif template.is_given:  # a second sample would be the same
-                wanted.append(per_sentence)
-            else:
-                wanted.append([data.samples_per_window or count * data.samples_per_sentence for count in per_sentence])
+        wanted = wanted_samples(self.config.dataset, self.reading)
         total = sum(map(sum, wanted))
         if self.config.seeding.steps is None or began_in_0_1(self.config) or total <= self.expected_rows:
             return wanted
@@ -318,11 +252,16 @@ class RunInputs:
         ]
         return [list(counts) for counts in zip(*by_window, strict=True)]
 
+    @cached_property
+    def extent(self) -> Extent:
+        """How much there is to learn, for the plan."""
+        return measure(self)
+
     @property
     def expected_samples(self) -> int:
         """Samples about memories, at most. A night that removes entries has the prompts of those that it relearns."""
         if (relearning := self.relearning) is None:
-            return sum(map(sum, self.sample_counts))
+            return self.extent.samples
         assert self.config.continue_from is not None
         prompts = prompts_without(
             read_jsonl(RunFolder(self.config.continue_from).adapter.prompts), relearning.forgotten
@@ -336,11 +275,6 @@ class RunInputs:
         return seeding.steps or count_steps(self.expected_samples, seeding.passes, self.rows_by_part["memory"])
 
     # -- the memory and its ledger ------------------------------------------------------------------------------------
-
-    @cached_property
-    def capacity(self) -> Capacity:
-        """The place of the new expert."""
-        return find_capacity(self.config)
 
     @cached_property
     def earlier(self) -> list[LedgerEntry]:
@@ -373,12 +307,17 @@ class RunInputs:
             return []
         missing = missing_blocks(self.config.levels, (vars(record) for record in self.experts.values()))
         size = self.capacity.max_experts - len(missing)
-        return due_consolidations(self.config.levels, self.earlier, self.experts, size, self.tokens)
+        return due_consolidations(self.config.levels, self.earlier, self.experts, size, self._tokens_for_levels)
 
     @cached_property
     def updates(self) -> tuple[int, ...]:
         """Levels whose block takes its step in this night (Eq. 2), slow to fast."""
-        return tuple(due_updates(self.config.levels, self.earlier, self.tokens))
+        return tuple(due_updates(self.config.levels, self.earlier, self._tokens_for_levels))
+
+    @property
+    def _tokens_for_levels(self) -> int:
+        """Tokens of all memories, which are counted only if levels have chunks to fill."""
+        return self.tokens if self.config.levels.chunks else 0
 
     @property
     def new_experts(self) -> int:

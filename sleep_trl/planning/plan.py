@@ -12,6 +12,7 @@ from .peak_memory import Peak
 from .shape import FLOAT32, MIB, Shape
 
 NOT_CONVERTED = "not converted yet: the night does that first, and then checks that it predicts plain English"
+ESTIMATED = "tokens, windows, samples and what follows from them, from {:.1%} of the text; the night counts all of it"
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,12 @@ class Plan:
     Parameter counts are numbers of values; sizes on disk are in bytes, and so is `peak`, the memory of a process.
     `samples` is the maximum that the teacher writes, `rows` are training prompts; `context`, `window` and
     `memory_tokens` are in tokens. `dtype` is that of the frozen base, `dtype_reason` says why. `queued` counts the
-    memories that do not fit the night for its `limit`, `nights_after` the nights that learn them. If `passes` is not
-    `None`, `steps`, `rows` and `rollouts` follow from it and are estimates: the most, if all samples are usable.
-    `top_k` is `None` if every expert takes part in every token. `consolidations` describes which experts are
-    consolidated before the night learns anything. `left_out` says which files, rows and folders are not read.
+    memories that do not fit the night for its `limit`, `nights_after` the nights that learn them, an estimate if
+    `is_queue_estimated`. If `passes` is not `None`, `steps`, `rows` and `rollouts` follow from it and are estimates:
+    the most, if all samples are usable. `share` is the share of the text that was counted: if it is less than 1,
+    tokens, windows, samples and what follows from them are estimates. `top_k` is `None` if every expert takes part in
+    every token. `consolidations` describes which experts are consolidated before the night learns anything. `left_out`
+    says which files, rows and folders are not read.
     """
 
     model: str
@@ -45,6 +48,7 @@ class Plan:
     memories: int
     queued: int
     nights_after: int
+    is_queue_estimated: bool
     limit: str
     left_out: tuple[str, ...]
     memory_tokens: int
@@ -52,6 +56,7 @@ class Plan:
     window: int
     windows: int
     samples: int
+    share: float
     passes: float | None
     rows: int
     steps: int
@@ -65,6 +70,11 @@ class Plan:
     def peak_memory_mib(self) -> float:
         """Peak memory of a process in MiB; an estimate, not a bound."""
         return self.peak.total / MIB
+
+    @property
+    def about(self) -> str:
+        """What stands before numbers that are estimated from a part of the text."""
+        return "" if self.share == 1 else "about "
 
     @property
     def trainable_share(self) -> float:
@@ -92,7 +102,8 @@ def render(plan: Plan) -> Table:
     share = f"{plan.trainable_share:.2%} of the grown model"
     memories = f"{plan.memories:,}"
     if plan.queued:
-        more = f"{counted(plan.nights_after, 'more night')} of this length (--nights auto)"
+        about = "about " if plan.is_queue_estimated else ""
+        more = f"{about}{counted(plan.nights_after, 'more night')} of this length (--nights auto)"
         memories = f"{describe_fit(plan.memories, plan.queued, plan.limit)}, for {more}"
     steps = counted(plan.steps, "step")
     if plan.passes is not None:
@@ -107,16 +118,19 @@ def render(plan: Plan) -> Table:
         "expert": f"number {plan.experts} of {plan.max_experts}, width {plan.width}",
         "experts per token": routing,
         "levels": "; ".join(plan.consolidations) or "nothing is due",
-        "memories": f"{memories}, {counted(plan.memory_tokens, 'token')}, {counted(plan.questions, 'question')}",
+        "memories": f"{memories}, {plan.about}{counted(plan.memory_tokens, 'token')}, "
+        + counted(plan.questions, "question"),
         "not read": shown(list(plan.left_out)).strip() or "nothing is left out",
-        "windows": f"{plan.windows} of at most {plan.window} of {plan.context} tokens of context",
-        "teacher's samples": f"at most {plan.samples:,}",
+        "windows": f"{plan.about}{plan.windows:,} of at most {plan.window} of {plan.context} tokens of context",
+        "teacher's samples": f"at most {plan.about}{plan.samples:,}",
         "training": f"{steps}, {plan.rows:,} prompts, {plan.rollouts:,} rollouts",
+        "estimated": ESTIMATED.format(plan.share) if plan.about else "",
         "peak memory": str(plan.peak),
         "on disk": f"about {plan.disk_bytes / MIB:,.1f} MiB, adapter {plan.adapter_bytes / MIB:,.1f}",
         "the grown model": f"{plan.output_dir}/model" if plan.top_k is None else where_routed(plan.output_dir),
     }.items():
-        table.add_row(name, value)
+        if value:
+            table.add_row(name, value)
     return table
 
 

@@ -97,7 +97,7 @@ def make_plan(inputs: RunInputs) -> Plan:
     )
     adapter_bytes, disk_bytes = estimate_disk(shape, capacity.width, capacity.experts)
     due = [inputs.relearning] if inputs.relearning else inputs.consolidations
-    windows = sum(map(len, inputs.windows))
+    extent = inputs.extent
     first_rollout = first_rollout_step(seeding.alpha, seeding.lmbda, seeding.rollout_start, steps)
     return Plan(
         model=config.model,
@@ -118,13 +118,15 @@ def make_plan(inputs: RunInputs) -> Plan:
         memories=len(inputs.memories),
         queued=len(inputs.fit.queued),
         nights_after=inputs.fit.nights_after if inputs.fit.queued else 0,
+        is_queue_estimated=inputs.fit.is_estimated,
         limit=inputs.fit.limit,
         left_out=tuple(one.reason for one in inputs.left_out),
-        memory_tokens=inputs.tokens,
+        memory_tokens=extent.tokens,
         questions=sum(len(memory.questions) for memory in inputs.memories),
         window=inputs.window,
-        windows=windows,
-        samples=sum(map(sum, inputs.sample_counts)),
+        windows=extent.windows,
+        samples=extent.samples,
+        share=extent.share,
         passes=None if seeding.steps else seeding.passes,
         rows=steps * seeding.prompts_per_step,
         steps=steps,

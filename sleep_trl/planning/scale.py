@@ -20,7 +20,8 @@ from ..models.inspection import build_without_weights, read_config
 from ..models.loading import context_limit
 from .askings import lay_out_texts
 from .gpus import GB, GPU
-from .inputs import MAX_EXAMPLES, WINDOW
+from .inputs import WINDOW
+from .model_inputs import MAX_EXAMPLES
 from .peak_memory import Asking, Peak, Texts, estimate_peak
 from .shape import Shape
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 
 from ..data.documents import MemoryText
 from ..runs.ledger import LedgerEntry, active_entries
@@ -18,7 +19,8 @@ def select_memories(
     """Take as many memories as there is room for, in the order they arrived.
 
     If not all of them fit, those that the run has learned already are left out, unless there are no others, and those
-    of nights that were rolled back come last. At least one memory is taken, however long it is.
+    of nights that were rolled back come last. At least one memory is taken, however long it is. Memories are not
+    measured beyond the first that does not fit.
 
     Args:
         memories (`Sequence[MemoryText]`):
@@ -36,7 +38,7 @@ def select_memories(
         `tuple[list[MemoryText], list[MemoryText]]`: the memories that the night learns, in their order, and those that
         wait for another night.
     """
-    if sum(sizes[memory.id] for memory in memories) <= room:
+    if len(memories) < 2 or all(total <= room for total in accumulate(sizes[memory.id] for memory in memories)):
         return list(memories), []
     known = {source.sha256 for entry in active_entries(earlier) for source in entry.sources}
     tried = {source.sha256 for entry in earlier if entry.rolled_back for source in entry.sources}

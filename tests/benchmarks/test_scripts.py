@@ -122,6 +122,13 @@ def test_wake_buffer():
     assert result["records_per_second"] > 0 and result["peak_mb"] > 0
 
 
+@pytest.mark.slow
+def test_plan_speed():
+    result = answer("plan_speed.py", "--sentences", "300", "--mib", "0.1", "--files", "20")
+    for side in ("plan_one_sentence", "plan_sentences", "plan_document", "wake_add_files"):
+        assert result[side]["processor_seconds"] > 0 and result[side]["peak_mib"] > 10
+
+
 @pytest.mark.parametrize("script", ["seeding_step.py", "inference.py", "startup.py"])
 def test_help_names_every_option(script):
     finished = run(script, "--help")

@@ -63,6 +63,30 @@ def test_worked_examples_come_before_prompts_with_a_context(tmp_path):
     assert none(template.respond, request="q", context="c")[1] == "c\nQuestion: q\nAnswer:"
 
 
+def test_texts_are_counted_in_blocks(monkeypatch):
+    monkeypatch.setattr("sleep_trl.data.prompts.BLOCK", 100)
+    prompter, read = Prompter(tiny_tokenizer()), list[list[str]]()
+    ids_of = prompter._ids_of
+
+    def noted(texts):
+        read.append(texts)
+        return ids_of(texts)
+
+    monkeypatch.setattr(prompter, "_ids_of", noted)
+    texts = ["the cat of Mira eats hats.\n" * 50, "hats " * 200, "it eats\n", "", "the cat"]
+    assert prompter.count_all(texts) == [len(prompter.ids(text)) for text in texts]
+    assert "".join(map("".join, read)) == "".join(texts)
+    assert all(sum(map(len, block)) <= 100 for block in read) and len(read[-1]) > 1
+    assert prompter.count_all(["x" * 250]) == [3] and prompter.count_all([]) == []  # cut where it has to be
+
+
+def test_a_text_with_an_unknown_token_cannot_be_spelled():
+    prompter = Prompter(tiny_tokenizer())
+    assert prompter.can_spell(["the cat", "the zebra", ""]) == [True, False, True]
+    prompter.tokenizer.unk_token = None
+    assert prompter.can_spell(["the zebra"]) == [True]
+
+
 def test_worked_examples_are_earlier_turns_of_a_chat(tmp_path):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = CHAT

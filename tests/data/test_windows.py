@@ -1,10 +1,11 @@
 import random
 import time
+from collections.abc import Callable
 
 import pytest
 import regex
 
-from sleep_trl.data.windows import split_all, split_sentences, split_windows, token_windows
+from sleep_trl.data.windows import split_all, split_sentences, token_windows
 from tests.tiny import byte_tokenizer, tiny_tokenizer
 
 TEXT = " ".join(f'Sentence {i} says "hello." It {i} goes on{" and on" * (i % 5)}!' for i in range(40))
@@ -14,8 +15,12 @@ def count(text: str) -> int:
     return len(text.split())
 
 
+def split(text: str, count_tokens: Callable[[str], int], window: int, overlap: int = 0) -> list[str]:
+    return split_all([text], lambda texts: list(map(count_tokens, texts)), window, overlap)[0]
+
+
 def test_a_text_that_fits_is_one_window():
-    assert split_windows("One. Two.", count, 10, 2) == ["One. Two."]
+    assert split("One. Two.", count, 10, 2) == ["One. Two."]
 
 
 def test_sentences_joined_are_the_text():
@@ -26,7 +31,7 @@ def test_sentences_joined_are_the_text():
 @pytest.mark.parametrize("window", [12, 20, 50])
 @pytest.mark.parametrize("overlap", [0, 5, 11])
 def test_windows_fit_cover_everything_and_begin_at_sentences(window, overlap):
-    windows = split_windows(TEXT, count, window, overlap)
+    windows = split(TEXT, count, window, overlap)
     starts = {sentence.strip() for sentence in split_sentences(TEXT)}
     position = 0
     for text in windows:
@@ -39,7 +44,7 @@ def test_windows_fit_cover_everything_and_begin_at_sentences(window, overlap):
 
 
 def test_overlap_repeats_whole_sentences():
-    windows = split_windows("Ann has cats. Ben has dogs. Cleo has eels. Dan has fish.", count, 6, 3)
+    windows = split("Ann has cats. Ben has dogs. Cleo has eels. Dan has fish.", count, 6, 3)
     assert windows == [
         "Ann has cats. Ben has dogs.",
         "Ben has dogs. Cleo has eels.",
@@ -49,13 +54,13 @@ def test_overlap_repeats_whole_sentences():
 
 def test_a_sentence_longer_than_a_window_is_split_between_words():
     words = [f"word{i}" for i in range(100)]
-    windows = split_windows(" ".join(words), count, 10, 0)
+    windows = split(" ".join(words), count, 10, 0)
     assert [word for window in windows for word in window.split()] == words
     assert max(map(count, windows)) <= 10
 
 
 def test_a_word_longer_than_a_window_is_split_too():
-    windows = split_windows("x" * 1000, len, 64, 0)
+    windows = split("x" * 1000, len, 64, 0)
     assert "".join(windows) == "x" * 1000 and max(map(len, windows)) <= 64
 
 
@@ -75,22 +80,17 @@ def test_a_sentence_at_the_end_of_a_block_is_not_cut():
     assert len(split_sentences(text)) == 1001
 
 
-def test_overlap_must_be_smaller_than_the_window():
-    with pytest.raises(ValueError, match="must be smaller than the window"):
-        split_windows(TEXT, count, 10, 10)
-
-
 def test_random_texts_lose_nothing():
     rng = random.Random(0)
     for _ in range(100):
         text = "".join(rng.choice('ab .!?\n"') for _ in range(rng.randrange(1, 300))).strip() or "a"
-        kept = "".join("".join(w.split()) for w in split_windows(text, len, 16, 0))
+        kept = "".join("".join(w.split()) for w in split(text, len, 16, 0))
         assert kept == "".join(text.split())
 
 
 def test_small_windows_overlap_by_at_most_half():
     texts = ["Ann has cats. Ben has dogs. Cleo has eels.", "Yes."]
-    assert split_all(texts, count, 6, 50) == [
+    assert [split(text, count, 6, 50) for text in texts] == [
         ["Ann has cats. Ben has dogs.", "Ben has dogs. Cleo has eels."],
         ["Yes."],
     ]
@@ -129,7 +129,7 @@ LONG = {
 def test_windows_cut_no_word_and_no_character(language):
     """The length is that of UTF-8, as for a byte-level tokenizer; the longest character has 25 bytes."""
     text, window = LONG[language], 40
-    windows = split_windows(text, lambda piece: len(piece.encode()), window, 0)
+    windows = split(text, lambda piece: len(piece.encode()), window, 0)
     assert len(windows) > 1 and max(len(piece.encode()) for piece in windows) <= window
     assert "".join("".join(windows).split()) == "".join(text.split())
     characters = [character for piece in windows for character in regex.findall(r"\X", piece)]
@@ -143,7 +143,7 @@ def test_windows_cut_no_word_and_no_character(language):
 @pytest.mark.parametrize("language", SENTENCES)
 def test_windows_without_overlap_give_the_text_back(language):
     text = "".join(SENTENCES[language])
-    windows = split_windows(text, len, 30, 0)
+    windows = split(text, len, 30, 0)
     assert len(windows) > 1 or len(text) <= 30
     position = 0
     for piece in windows:
@@ -154,8 +154,30 @@ def test_windows_without_overlap_give_the_text_back(language):
 
 
 def test_a_character_longer_than_a_window_is_cut_as_a_last_resort():
-    windows = split_windows("e" + "\u0301" * 50, len, 16, 0)
+    windows = split("e" + "\u0301" * 50, len, 16, 0)
     assert "".join(windows) == "e" + "\u0301" * 50 and max(map(len, windows)) <= 16
+
+
+def test_texts_are_split_together_as_they_are_alone():
+    rng = random.Random(0)
+    texts = ["".join(rng.choice("ab .!?\n") for _ in range(rng.randrange(1, 200))) for _ in range(60)]
+    together = split_all(texts, lambda pieces: list(map(count, pieces)), 8, 3)
+    assert together == [split(text, count, 8, 3) for text in texts]
+    assert any(len(windows) > 1 for windows in together) and any(len(windows) == 1 for windows in together)
+
+
+def test_a_text_is_counted_once_as_a_whole_and_once_by_sentences():
+    counted = list[str]()
+
+    def count_all(texts):
+        counted.extend(texts)
+        return list(map(count, texts))
+
+    split_all([TEXT, "One. Two."], count_all, 12, 0)
+    assert "".join(counted) == TEXT + "One. Two." + TEXT
+    counted.clear()
+    split_all([TEXT], count_all, 12, 0, [count(TEXT)])
+    assert "".join(counted) == TEXT
 
 
 def test_windows_of_tokens_lose_nothing():
