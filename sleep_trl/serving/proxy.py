@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 DONE = "data: [DONE]\n\n"
 HEALTH = "/health"  # needs no key, and only reports that the endpoint runs
+MODELS = "/v1/models"
 
 
 class Proxy:
@@ -52,8 +53,8 @@ class Proxy:
         """Return the application, which requires the key."""
         routes = [
             Route(HEALTH, self.health),
-            Route("/v1/models", self.models),
-            Route("/v1/models/{model:path}", self.models),
+            Route(MODELS, self.models),
+            Route(f"{MODELS}/{{model:path}}", self.models),
             Route(CHAT, self.complete, methods=["POST"]),
             Route(COMPLETIONS, self.complete, methods=["POST"]),
         ]
@@ -213,7 +214,7 @@ class KeyRequired:
         else:
             refusal = ApiError(401, "The API key is missing or wrong.", "invalid_api_key")
             await refusal.response()(scope, receive, send_and_note_status)
-        path = scope["path"] if scope["path"] in (CHAT, COMPLETIONS) else "other"
+        path = scope["path"] if scope["path"] in (CHAT, COMPLETIONS, HEALTH, MODELS) else "other"
         logger.info("%s %s: %d in %.3f s", scope["method"], path, status, time.monotonic() - began)
 
 
