@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import httpx
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 DONE = "data: [DONE]\n\n"
 HEALTH = "/health"  # needs no key, and only reports that the endpoint runs
 MODELS = "/v1/models"
+ENDED = (httpx.NetworkError, httpx.RemoteProtocolError)  # what a request meets whose model server has ended
+ENDING = 5.0  # seconds to wait until it has
 
 
 class Proxy:
@@ -79,8 +81,18 @@ class Proxy:
         return JSONResponse(card)
 
     async def complete(self, request: Request) -> Response:
-        """Forward a request, and return its answer."""
+        """Forward a request, and return its answer. If the model server ends first, the next one is asked, once."""
         body = await read_request(request, self.model)
+        try:
+            return await self._complete(request, body)
+        except ENDED:
+            logger.warning("The model server ended before it answered; asking the next one")
+        try:
+            return await self._complete(request, body)
+        except ENDED:
+            raise _incomplete() from None
+
+    async def _complete(self, request: Request, body: dict[str, Any]) -> Response:
         async with AsyncExitStack() as stack:
             try:
                 backend = await stack.enter_async_context(self.keeper.backend())
@@ -98,6 +110,10 @@ class Proxy:
 
             try:
                 answer = await unless_gone(request, ask())
+            except ENDED:
+                with suppress(TimeoutError):  # its connections close a moment before it is known to have ended
+                    await asyncio.wait_for(backend.wait(), ENDING)
+                raise
             except httpx.TransportError:
                 raise _incomplete() from None
             if not answer.is_success:

@@ -356,6 +356,12 @@ def test_a_model_server_may_die_and_a_new_one_may_not_start(tmp_path, kind):
         with pytest.raises(openai.APIError, match="ended before its answer was complete"):
             list(stream)
         answer = endpoint.ask().choices[0].message.content  # waits for the server to be back
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(endpoint.ask, max_tokens=110, logit_bias={"2": -100})  # 2 would end it early
+            time.sleep(0.05)
+            psutil.Process(endpoint.process.pid).children()[0].kill()
+            assert not asked.done()
+            assert asked.result().usage.completion_tokens == 110, "the next server answers what is not streamed"
         assert answer.strip() == greedy(chain / "night-001", f"user {ASKED[0]['content']} assistant", 8)
         write_json(write_finished_run(chain / "night-002") / "model" / "config.json", {"dtype": "float32"})
         until = time.monotonic() + 120
