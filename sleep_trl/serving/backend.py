@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import sys
@@ -26,7 +27,9 @@ Kind = Literal["vllm", "transformers"]
 START_TIMEOUT = 900.0  # seconds; large models take minutes to load
 POLL = 0.1  # seconds between two checks of a server that is starting
 MEMORY_SHARE = 0.45  # of a device's memory, so that two vLLM servers fit during a swap
-TAIL = 4096  # bytes of a starting server's output, shown if it fails
+KEPT = 2**20  # bytes of a starting server's output
+TAIL = 4096  # characters of it that are shown if it fails
+CAUSE = re.compile(r"\b[A-Z]\w*(?:Error|Exception): .+")
 # One connection per request: the server may close a kept one at the moment it is reused.
 CONNECTIONS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 TIMEOUT = httpx.Timeout(None, connect=10.0)  # no limit for long answers; a dead server closes the connection
@@ -73,7 +76,7 @@ class Backend:
         self._in_flight = 0
         self._options = (name, *self._defaults(), *options)
         self._folder = Path(tempfile.mkdtemp(prefix="sleep-trl-"))  # mode 0700: other users cannot reach the socket
-        self._tail = b""
+        self._output: bytes | None = b""  # until it has started
         self._process: asyncio.subprocess.Process | None = None
         self.client = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=str(self._socket), limits=CONNECTIONS),
@@ -126,11 +129,11 @@ class Backend:
                     await asyncio.sleep(POLL)
                 await self._check()
         except (TimeoutError, httpx.HTTPError, RuntimeError) as error:
-            tail = self._tail.decode(errors="replace").strip()
+            output = (self._output or b"").decode(errors="replace").strip()
             raise RuntimeError(
-                f"The {self.kind} server of {self.committed.path} did not start ({error}). Last output: {tail}"
+                f"The {self.kind} server of {self.committed.path} did not start ({error}). {excerpt(output)}"
             ) from None
-        self._tail = b""
+        self._output = None
 
     async def _is_healthy(self) -> bool:
         if not self.is_alive:
@@ -149,7 +152,8 @@ class Backend:
         """Drain the server's output, so that it never blocks. It may contain texts of requests and is not kept."""
         assert process.stdout
         while piece := await process.stdout.read(65536):
-            self._tail = (self._tail + piece)[-TAIL:]
+            if self._output is not None:
+                self._output = (self._output + piece)[-KEPT:]
 
     @contextmanager
     def busy(self) -> Iterator[None]:
@@ -192,3 +196,10 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
             async with asyncio.timeout(STOP_TIMEOUT):
                 await process.wait()
                 return
+
+
+def excerpt(output: str) -> str:
+    """Return the first error in a server's output and the end of it: vLLM ends with "Engine core initialization failed.
+    See root cause above.", and what to do stands far above."""
+    first = CAUSE.search(output)
+    return (f"First error: {first[0].strip()}\n" if first else "") + f"Last output: {output[-TAIL:]}"

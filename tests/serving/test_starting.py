@@ -16,7 +16,7 @@ from sleep_trl.cli import main
 from sleep_trl.runs.checksums import record_folder
 from sleep_trl.runs.files import write_json
 from sleep_trl.runs.finished import newest_model
-from sleep_trl.serving.backend import Backend
+from sleep_trl.serving.backend import Backend, excerpt
 from sleep_trl.serving.keeper import Keeper
 from tests.tiny_runs import write_finished_run
 
@@ -65,9 +65,18 @@ def test_a_model_server_that_does_not_start_is_reported_with_its_last_output(run
             await backend.close()
 
     with pytest.raises(
-        RuntimeError, match=r"(?s)did not start \(exit code 1\). Last output:.*--no-such-option cannot be given"
+        RuntimeError,
+        match=r"(?s)did not start \(exit code 1\). First error: ValueError: --no-such-option cannot.*\nLast output: .*"
+        r"--no-such-option cannot be given",
     ):
         asyncio.run(start())
+
+
+def test_the_first_error_of_a_server_is_shown_however_much_comes_after_it():
+    output = f"starting\n(Worker) ERROR ValueError: too little memory \n{'x' * 9000}\nRuntimeError: see above"
+    assert excerpt(output).startswith("First error: ValueError: too little memory\nLast output: x")
+    assert excerpt(output).endswith("RuntimeError: see above") and len(excerpt(output)) < 5000
+    assert excerpt("all is well") == "Last output: all is well"
 
 
 def test_a_model_server_and_its_children_end_with_the_proxy():
