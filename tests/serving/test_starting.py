@@ -73,7 +73,10 @@ def test_a_model_server_that_does_not_start_is_reported_with_its_last_output(run
 
 
 def test_the_first_error_of_a_server_is_shown_however_much_comes_after_it():
-    output = f"starting\n(Worker) ERROR ValueError: too little memory \n{'x' * 9000}\nRuntimeError: see above"
+    start = (
+        "WARNING [a.py:9] it may raise `OSError: [Errno 24]`.\n(Worker) ERROR [b.py:7] ValueError: too little memory \n"
+    )
+    output = f"{start}{'x' * 9000}\nRuntimeError: see above"
     assert excerpt(output).startswith("First error: ValueError: too little memory\nLast output: x")
     assert excerpt(output).endswith("RuntimeError: see above") and len(excerpt(output)) < 5000
     assert excerpt("all is well") == "Last output: all is well"
