@@ -30,7 +30,7 @@ def show_outcome(config: RunConfig, results: dict[str, Any], has_report: bool) -
     echo(render_results(results))
     for line in unmeasured(results):
         echo(line)
-    echo(verdict(results))
+    echo(verdict(results).replace("\u00a0", " "))  # a terminal may know only ASCII
     model = "model/, " if (is_folded := results["fold_difference"] is not None) else ""
     report = ", report.html" if has_report else ""
     echo(f"Written to {config.output_dir}: {model}adapter/, ledger.jsonl, results.json{report}")

@@ -43,12 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_warnings_visibly()
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
-        from sleep_trl.planning.chain import is_auto, nights_of, unfinished
+        from sleep_trl.planning.chain import is_auto, is_finished, nights_of, unfinished
         from sleep_trl.planning.paths import check_paths
 
         nights = nights_of(config)
+        check_paths([night for night in nights if not (config.nights and is_finished(night.output_dir))])
         waiting = unfinished(nights) if config.nights else nights
-        check_paths(waiting)
         _init_processes(config)  # first import of torch and transformers
         if config.starts_ray or (_may_have_pool(config) and config.rollout.ray_address is None):
             from sleep_trl.distributed.ray import prepare

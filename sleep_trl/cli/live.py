@@ -26,8 +26,8 @@ MESSAGES = {
     "nothing_new": "Scheduled time reached; no new records, skipping.",
     "started": "Starting {night}, attempt {attempt} ({why})",
     "finished": "Finished {night}: {entry}, {records}, {seconds:,.0f} s",
-    "quarantined": "Quarantined {night}: the teacher wrote nothing usable about its {records}, to be "
-    "learned together with records that arrive later.",
+    "quarantined": "Quarantined {night}: the teacher wrote nothing usable about its {records}. They "
+    "will be learned together with records that arrive later.",
     "nothing_left": "Nothing is left to learn in {night}: its records were forgotten.",
     "failed": "{night} failed with exit code {exit_code}",
     "done": "Finished {nights}.",

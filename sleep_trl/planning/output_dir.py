@@ -23,6 +23,8 @@ MAY_CHANGE = {"resume", "dry_run", "output_dir", "report", "seeding.logging_step
 OF_A_LAUNCH = {".log", ".out", ".err", ".yaml", ".yml"}
 """Extensions of what may be in the folder before a run begins: a log of the launch, or its configuration."""
 
+OF_A_DISK = "lost+found"  # in the root of a volume
+
 SHOWN = 3  # names that a message lists
 
 BEFORE_SEEDING = {f"seeding.{name}" for name in ("max_completion_length", "passes", "steps", "prompts_per_step")}
@@ -98,9 +100,11 @@ def _written_by_runs(run: RunFolder) -> tuple[Path, ...]:
 
 
 def _foreign(folder: Path) -> list[str]:
-    """Return what a folder without a run holds that neither a run nor its launch has left there."""
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    others = (path for path in found if path.name != RunFolder(folder).phases.name and path.suffix not in OF_A_LAUNCH)
+    """Return what a folder without a run holds that neither a launch has left there, nor a run that was killed before
+    it had begun, or whose records were all forgotten."""
+    run, found = RunFolder(folder), sorted(folder.iterdir()) if folder.is_dir() else []
+    own = {run.phases.name, run.tensorboard.name, checksums.NAME, OF_A_DISK}
+    others = (path for path in found if path.name not in own and path.suffix not in {*OF_A_LAUNCH, ".partial"})
     return [path.name for path in others if not path.name.startswith(".")]
 
 

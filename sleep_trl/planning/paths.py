@@ -53,6 +53,8 @@ def _problems(nights: Sequence[RunConfig]) -> Iterator[str]:
 
 
 def _checks(night: RunConfig, is_first: bool) -> Iterator[Callable[[], None]]:
+    if night.resume and RunFolder(night.output_dir).is_finished:  # only its report may be missing
+        return
     yield partial(check_model_exists, night.model)
     for name in night.teacher_model:
         yield partial(check_model_exists, name, "teacher_model")

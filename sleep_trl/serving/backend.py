@@ -29,8 +29,8 @@ POLL = 0.1  # seconds between two checks of a server that is starting
 MEMORY_SHARE = 0.45  # of a device's memory, so that two vLLM servers fit during a swap
 KEPT = 2**20  # bytes of a starting server's output
 TAIL = 4096  # characters of it that are shown if it fails
-# An error at the beginning of a line, or after a log's "[file:line]".
-CAUSE = re.compile(r"(?:^|\] ?)((?:\w+\.)*[A-Z]\w*(?:Error|Exception): .+)", re.MULTILINE)
+# An error at the beginning of a line, after a process's "(name pid=1)", or after a log's "[file:line]".
+CAUSE = re.compile(r"(?:^(?:\([^)\n]*\) )?|\] ?)((?:\w+\.)*[A-Z]\w*(?:Error|Exception): .+)", re.MULTILINE)
 # One connection per request: the server may close a kept one at the moment it is reused.
 CONNECTIONS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 TIMEOUT = httpx.Timeout(None, connect=10.0)  # no limit for long answers; a dead server closes the connection

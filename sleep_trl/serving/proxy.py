@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
@@ -89,8 +89,9 @@ class Proxy:
             logger.warning("The model server ended before it answered; asking the next one")
         try:
             return await self._complete(request, body)
-        except ENDED:
-            raise _incomplete() from None
+        except ENDED:  # not a 5xx, which clients send again by themselves
+            message = "The model server ended twice at this request. Make it shorter, or read the server's log."
+            raise ApiError(400, message, "model_server_failed") from None
 
     async def _complete(self, request: Request, body: dict[str, Any]) -> Response:
         async with AsyncExitStack() as stack:
@@ -111,8 +112,10 @@ class Proxy:
             try:
                 answer = await unless_gone(request, ask())
             except ENDED:
-                with suppress(TimeoutError):  # its connections close a moment before it is known to have ended
+                try:  # its connections close a moment before it is known to have ended
                     await asyncio.wait_for(backend.wait(), ENDING)
+                except TimeoutError:
+                    raise _incomplete() from None
                 raise
             except httpx.TransportError:
                 raise _incomplete() from None

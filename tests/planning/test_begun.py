@@ -14,6 +14,7 @@ from sleep_trl.launch import sleep
 from sleep_trl.memory.storage import read_description
 from sleep_trl.planning.begun import Changed, changes, night_lock, record_beginning
 from sleep_trl.planning.night_source import began_with, begin_night
+from sleep_trl.planning.output_dir import check_output
 from sleep_trl.publish.unlearn import drop
 from sleep_trl.runs.files import read_json, write_json
 from sleep_trl.runs.finished import FinishedRun
@@ -141,6 +142,7 @@ def test_a_night_of_which_all_is_forgotten_is_removed(begun):
     with pytest.raises(Changed, match=r"All records of the night .* were forgotten"), night_lock(begun):
         pass
     assert files_of(begun.output_dir) == set()
+    check_output(begun.model_copy(update={"resume": False}))  # the next night takes its number
 
 
 def test_two_nights_do_not_work_in_one_folder(begun, place, capsys):

@@ -79,6 +79,7 @@ def test_the_first_error_of_a_server_is_shown_however_much_comes_after_it():
     output = f"{start}{'x' * 9000}\nRuntimeError: see above"
     assert excerpt(output).startswith("First error: ValueError: too little memory\nLast output: x")
     assert excerpt(output).endswith("RuntimeError: see above") and len(excerpt(output)) < 5000
+    assert excerpt("(Core pid=1) ValueError: so\nRuntimeError: see above").startswith("First error: ValueError: so")
     assert excerpt("all is well") == "Last output: all is well"
 
 
