@@ -143,17 +143,24 @@ def erase(nights: Iterable[Path], is_gone: IsGone) -> Copies:
     copies = Copies()
     for night in dict.fromkeys([*nights, *beside]):
         run = RunFolder(night)
-        if not run.ingested.is_file() or not any(map(is_gone, began_with(night))):
-            continue
+        is_held = run.ingested.is_file() and any(map(is_gone, began_with(night)))
         if run.is_committed:
-            copies.kept.append(night)
+            if is_held:
+                copies.kept.append(night)
+            continue
+        unfinished = [*run.partial, *run.phases.glob("*.partial")]  # of killed writes; they may hold a record too
+        if not is_held and not unfinished:
             continue
         try:
             with run_lock(night):
-                start_over(night, is_gone)
-            copies.erased.append(night)
+                if is_held:
+                    start_over(night, is_gone)
+                    copies.erased.append(night)
+                for path in unfinished:
+                    _remove(path)
         except RunInUse as error:
-            copies.in_use[night] = str(error)
+            if is_held:
+                copies.in_use[night] = str(error)
     return copies
 
 

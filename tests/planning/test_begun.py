@@ -121,6 +121,19 @@ def test_forgetting_reaches_a_night_that_was_begun(begun, stage, capsys):
     assert [memory.text for memory in began_with(begun.output_dir)] == ["the cat of Mira"]
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json.partial", "phases/ingested.jsonl.partial", "phases/checksums.sha256.partial"]
+)
+def test_forgetting_removes_what_a_killed_write_left(begun, name, capsys):
+    """Of the night, or of a forgetting before this one, which had erased all the rest."""
+    words = ("wake", "forget", "secret", "--buffer", begun.source.buffer, "--json")
+    call(*words)
+    (begun.output_dir / name).write_text(SECRET)
+    assert call(*words) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["erased"] == []
+    assert not list(begun.output_dir.rglob("*.partial"))
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_night_in_progress_starts_over_without_what_was_forgotten(begun, stage, capsys):
     """Forgetting does not wait for it. The night finds out before its next phase, or when it is resumed."""
