@@ -176,7 +176,11 @@ class Exporting:
                 outcome.killed.append(self.place())
             if self.output.exists():
                 break
-        if not self.output.exists():
+        if self.output.exists():  # given again it is refused, and clears away what a killed one has left
+            again = self.processes.Process(target=command, args=(self.words(),))
+            again.start()
+            again.join()
+        else:
             run_killed(self.processes, command, lambda _: self.words())
         outcome.difference = difference(self.output.parent, self.folder / self.to)
         outcome.difference = outcome.difference or difference(self.chain.folder, self.folder / "before")

@@ -60,11 +60,12 @@ def export(folder: str | Path, to: Target, output: str | Path, pad_to: int | Non
     run = FinishedRun.read(newest_committed_night(Path(folder)))
     if not any(run.enabled.values()):
         raise ValueError(f"No entry of {run.folder} is enabled: this is the base model. See `sleep-trl memory list`.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output: {output} already exists and is not empty. Give another folder, or remove it.")
     target = output.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.sleep-trl-export")  # what a killed export has left is written anew
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        shutil.rmtree(unfinished, ignore_errors=True)  # left by an export that was killed after its end
+        raise ValueError(f"--output: {output} already exists and is not empty. Give another folder, or remove it.")
+    target.parent.mkdir(parents=True, exist_ok=True)
     partial = unfinished / target.name
     with run_lock(unfinished):
         try:

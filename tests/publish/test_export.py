@@ -110,6 +110,16 @@ def test_the_next_export_clears_away_what_a_killed_one_has_left(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_an_export_given_again_clears_away_what_one_killed_after_its_end_has_left(run, tmp_path):
+    killed = "import os, sleep_trl.publish.export as e; e.shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), 9)"
+    go = f"{killed}; e.export({str(run)!r}, 'adapter', {str(tmp_path / 'out')!r})"
+    assert subprocess.run([sys.executable, "-c", go], cwd=ROOT, check=False).returncode == -9
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.sleep-trl-export"}
+    with pytest.raises(ValueError, match="already exists"):
+        export(run, "adapter", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_folder_of_the_user_beside_the_output_stays(run, tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.txt").write_text("mine")
