@@ -26,7 +26,6 @@ Kind = Literal["vllm", "transformers"]
 
 START_TIMEOUT = 900.0  # seconds; large models take minutes to load
 POLL = 0.1  # seconds between two checks of a server that is starting
-MEMORY_SHARE = 0.45  # of a device's memory, so that two vLLM servers fit during a swap
 KEPT = 2**20  # bytes of a starting server's output
 TAIL = 4096  # characters of it that are shown if it fails
 # An error at the beginning of a line, after a process's "(name pid=1)", or after a log's "[file:line]".
@@ -98,11 +97,11 @@ class Backend:
 
     def _defaults(self) -> list[str]:
         """Return default options of vLLM's server: the dtype the night was evaluated in (vLLM would convert float32 to
-        bfloat16), and a memory share that leaves space for the second server of a swap."""
+        bfloat16)."""
         if self.kind != "vllm":
             return []
         dtype = read_json(self.committed.path / "config.json").get("dtype", "auto")
-        return [f"--dtype={dtype}", f"--gpu-memory-utilization={MEMORY_SHARE}"]
+        return [f"--dtype={dtype}"]
 
     async def start(self) -> None:
         """Start the server, wait until it is healthy, and check that it answers a request.

@@ -19,11 +19,14 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from transformers import GenerationConfig, PreTrainedModel
 
 STOP_TIMEOUT = 10.0  # seconds between terminating a process and killing it
+MEMORY_SHARE = 0.45  # of a device's memory, so that two vLLM servers fit during a swap
 asked: ContextVar[int | None] = ContextVar("asked", default=None)
 """`max_tokens` of the request that a task answers."""
 left: ContextVar[threading.Event | None] = ContextVar("left", default=None)
@@ -38,9 +41,21 @@ ENVIRONMENT = {
 
 def serve_vllm(model: Path, socket: str, name: str, options: Sequence[str]) -> None:
     """Run vLLM's OpenAI server."""
-    module = "vllm.entrypoints.openai.api_server"
-    sys.argv = [module, f"--model={model}", f"--uds={socket}", f"--served-model-name={name}", *options]
+    from vllm.platforms import current_platform
+
+    module, share = "vllm.entrypoints.openai.api_server", memory_share(current_platform.is_cpu())
+    given = [f"--model={model}", f"--uds={socket}", f"--served-model-name={name}", f"--gpu-memory-utilization={share}"]
+    sys.argv = [module, *given, *options]
     runpy.run_module(module, run_name="__main__")
+
+
+def memory_share(is_cpu: bool) -> float:
+    """Return the share of the memory that vLLM's server takes if none is asked for. Of the machine's own memory other
+    programs use much, and vLLM does not start if less is free: there it is a share of what is free."""
+    if not is_cpu:
+        return MEMORY_SHARE
+    memory = psutil.virtual_memory()
+    return round(MEMORY_SHARE * memory.available / memory.total, 3)
 
 
 def serve_transformers(model: Path, socket: str, name: str, options: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from sleep_trl.runs.files import write_json
 from sleep_trl.runs.finished import newest_model
 from sleep_trl.serving.backend import Backend, excerpt
 from sleep_trl.serving.keeper import Keeper
+from sleep_trl.serving.model_server import memory_share
 from tests.tiny_runs import write_finished_run
 
 
@@ -81,6 +82,12 @@ def test_the_first_error_of_a_server_is_shown_however_much_comes_after_it():
     assert excerpt(output).endswith("RuntimeError: see above") and len(excerpt(output)) < 5000
     assert excerpt("(Core pid=1) ValueError: so\nRuntimeError: see above").startswith("First error: ValueError: so")
     assert excerpt("all is well") == "Last output: all is well"
+
+
+def test_vllm_takes_a_share_of_the_free_memory_of_a_machine_without_a_gpu(monkeypatch):
+    """It does not start if less is free than its share of the whole."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=24.0, available=8.0))
+    assert (memory_share(is_cpu=False), memory_share(is_cpu=True)) == (0.45, 0.15)
 
 
 def test_a_model_server_and_its_children_end_with_the_proxy():
