@@ -17,6 +17,8 @@ from .parts import Part
 from .prompts import Prompter
 from .windows import token_windows
 
+HELD_OUT = 8  # general samples held out from training, to measure agreement with the base
+
 
 @dataclass(frozen=True)
 class Window:

@@ -15,7 +15,7 @@ from ..config.counting import counted
 from ..data.drops import Drops, pack, unpack
 from ..data.fit import sentence_size
 from ..data.quality import find_uncovered, measure_faithfulness
-from ..data.samples import Sample, WrittenSamples, read_plain, write_earlier, write_general
+from ..data.samples import HELD_OUT, Sample, WrittenSamples, read_plain, write_earlier, write_general
 from ..data.shipped_sets import REPLAYED, find_unreadable, read_shipped, readable_prompts, take
 from ..data.templates import Template
 from ..data.writing import Task, Writing, drop_collisions, generations_of, measure_coverage, tasks_of, write_about
@@ -34,7 +34,6 @@ from .context import NightContext
 from .earlier_prompts import choose_prompts
 from .teacher_questions import hold_out_if_needed
 
-HELD_OUT = 8  # general samples held out from training, to measure agreement with the base
 TRIED = 8  # pieces of plain texts on which it is tried whether the model can read them
 
 

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 
 from ..config import RunConfig
-from ..data.samples import Sample
+from ..data.samples import HELD_OUT, Sample
 from ..data.sources import shown
 from ..distributed.progress import echo
 from ..evaluation.recall import agreement
@@ -34,7 +34,7 @@ from .context import prepare
 from .dream import adapt_to_dreams, dream
 from .dream_tasks import Dreamer
 from .evaluate import evaluate, evaluate_after
-from .generate_data import HELD_OUT, NothingUsable, remove_parts, write_dataset
+from .generate_data import NothingUsable, remove_parts, write_dataset
 from .results import collect_results, not_read, not_trained
 from .seed import SeedExpert, log_history, seed, trained_ids
 from .teacher_questions import ask_teacher_questions

@@ -12,14 +12,13 @@ from ..config import RunConfig, first_rollout_step
 from ..config.counting import counted
 from ..data.columns import add_columns
 from ..data.rows import build_rows, shares_of, steps_of
-from ..data.samples import Sample
+from ..data.samples import HELD_OUT, Sample
 from ..distributed.progress import echo
 from ..distributed.zero3 import takes_part_in_saving
 from ..memory import save_memory
 from ..rollout import Engine
 from ..runs.folder import RunFolder
 from .context import NightContext
-from .generate_data import HELD_OUT
 
 
 class SeedExpert(Protocol):

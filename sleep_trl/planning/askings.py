@@ -10,13 +10,13 @@ from typing import TypeVar
 from ..config import RunConfig
 from ..data.parts import Part
 from ..data.rows import MARGIN
-from ..data.samples import Window
-from ..data.shipped_sets import readable_prompts
+from ..data.samples import HELD_OUT, Window
+from ..data.shipped_sets import readable_prompts, take
 from ..data.templates import PromptTemplate, Template
 from ..data.writing import tasks_of
 from ..evaluation.probes import reading_probe
 from ..evaluation.recall import QAItem, window_with_answer
-from .extent import COUNTED
+from .extent import COUNTED, wanted_samples
 from .inputs import RunInputs
 from .peak_memory import Asking, Texts
 
@@ -41,8 +41,7 @@ def find_askings(inputs: RunInputs) -> list[Asking]:
     items = [QAItem(q.question, q.answers) for memory in inputs.memories for q in memory.questions]
     reading = reading_probe(inputs.skill, str(evaluation.skill), inputs.prompter, inputs.largest_window)
     askings = [asked(items, False), asked(_with_context(inputs), True), asked(reading.items, True)]
-    new_tokens = data.max_new_tokens + inputs.lengths.request
-    askings += [Asking(prompts, new_tokens, "writing") for prompts in _about_windows(inputs)]
+    askings += [Asking(prompts, data.max_new_tokens, "writing") for prompts in _about_windows(inputs)]
     if data.general_share > 0 and data.general_samples:
         askings.append(Asking(_general(inputs), data.general_max_new_tokens, "writing"))
     return askings
@@ -50,13 +49,18 @@ def find_askings(inputs: RunInputs) -> list[Asking]:
 
 def find_texts(inputs: RunInputs, askings: Sequence[Asking]) -> list[Texts]:
     """Return what a forward pass of training reads: rows about memories and earlier nights, and general ones. Requests,
-    samples and prefixes about memories count together as much as the longest sentence: what a model asks and answers
-    about a sentence is seldom longer."""
+    samples and prefixes about memories count together as much as the longest sentence that is written about: what a
+    model asks and answers about a sentence is seldom longer."""
     data, lengths, count = inputs.config.dataset, inputs.lengths, inputs.prompter.count_tokens
-    reading = inputs.extent.reading
-    sentences = dict.fromkeys(sentence for window in reading for sentence in window.sentences)
+    about = [(template, window, number) for template, of in _written(inputs) for window, number in of]
+    sentences = dict.fromkeys(
+        sentence
+        for template, window, number in about
+        for sentence in window.sentences[: number if template.is_per_sentence else None]
+    )
+    windows = dict.fromkeys(window.text for _, window, _ in about)
     sample = min(data.max_new_tokens, max(map(count, _longest(sentences, len, inputs)), default=data.max_new_tokens))
-    window = max((count(window.text) for window in _longest(reading, lambda w: len(w.text), inputs)), default=0)
+    window = max(map(count, _longest(windows, len, inputs)), default=0)
     prefix = min(lengths.rollout, max(0, data.general_max_new_tokens - lengths.rollout))
     return lay_out_texts(
         inputs.config,
@@ -131,14 +135,23 @@ def _longest(items: Collection[T], length: Callable[[T], int], inputs: RunInputs
     return sorted(items, key=length, reverse=True)[: inputs.config.evaluation.batch_size]
 
 
+def _written(inputs: RunInputs) -> Iterator[tuple[Template, list[tuple[Window, int]]]]:
+    """Yield each template with the windows that it writes about and the number of samples about each: with
+    `seeding.steps`, no more than a night has rows for. If a plan counts only a part of the text, all of that part."""
+    data, extent = inputs.config.dataset, inputs.extent
+    numbers = inputs.sample_counts if extent.share == 1 else wanted_samples(data, extent.reading)
+    for template, of_template in zip(map(Template.load, data.templates), numbers, strict=True):
+        yield template, [pair for pair in zip(extent.reading, of_template, strict=True) if pair[1]]
+
+
 def _about_windows(inputs: RunInputs) -> Iterator[list[list[int]]]:
     """Yield the prompts about windows by each template, those of its requests and those of its samples."""
-    windows: list[Window] = _longest(inputs.extent.reading, lambda window: len(window.text), inputs)
-    for template in map(Template.load, inputs.config.dataset.templates):
+    data = inputs.config.dataset
+    for template, windows in _written(inputs):
         if template.is_given:
             continue
-        tasks = [task for window in windows for task in tasks_of(window, max(1, len(window.sentences)), template)]
-        tasks = list(dict.fromkeys(tasks))[: inputs.config.evaluation.batch_size]
+        longest = _longest(windows, lambda pair: len(pair[0].text), inputs)
+        tasks = [task for pair in longest for task in tasks_of(*pair, template, data.cues_per_sentence)]
         sides: list[PromptTemplate] = [side for side in (template.ask, template.respond) if side is not None]
         for side in sides:
             yield [
@@ -149,7 +162,7 @@ def _about_windows(inputs: RunInputs) -> Iterator[list[list[int]]]:
                     request=task.sentence or "",
                     sentence=task.sentence,
                 )[0]
-                for task in tasks
+                for task in tasks[: inputs.config.evaluation.batch_size]
             ]
 
 
@@ -159,6 +172,8 @@ def _general(inputs: RunInputs) -> list[list[int]]:
     room = inputs.context - data.general_max_new_tokens
     given = [memory.text for memory in inputs.general]
     texts = given or readable_prompts(inputs.prompter, room, inputs.general_seed)[0]
-    chosen = _longest(texts[: data.general_samples], len, inputs)
-    prompts = map(inputs.prompter.general, chosen) if chosen else [inputs.prompter.general()]
+    count = HELD_OUT + data.general_samples
+    chosen = _longest(take(texts, count, once=2 * HELD_OUT), len, inputs)
+    nothing = [inputs.prompter.general()] * min(count, inputs.config.evaluation.batch_size)
+    prompts = list(map(inputs.prompter.general, chosen)) or nothing
     return [prompt + beginning for prompt, _, beginning in prompts]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from sleep_trl.data.samples import HELD_OUT
 from sleep_trl.data.shipped_sets import read_shipped
 from sleep_trl.launch import sleep
-from sleep_trl.night.generate_data import HELD_OUT
 from sleep_trl.runs.files import read_json, write_jsonl
 from tests.tiny import byte_tokenizer, tiny_model
 from tests.tiny_runs import arguments, write_memories

@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Trainer
 
+from sleep_trl.data.samples import HELD_OUT
 from sleep_trl.evaluation.recall import agreement
 from sleep_trl.launch import sleep
 from sleep_trl.memory import Memory, load_memory
-from sleep_trl.night.generate_data import HELD_OUT
 from sleep_trl.runs.checksums import check_folder
 from sleep_trl.runs.files import read_json
 from sleep_trl.runs.ledger import read_ledger
