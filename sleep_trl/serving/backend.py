@@ -172,30 +172,32 @@ class Backend:
         return self._process is not None and self._process.returncode is None
 
     async def wait(self) -> int:
-        """Wait for the process to end, and return its exit code."""
+        """Wait for the process to end, kill those that it has left, and return its exit code. `Process.wait` would also
+        wait for those, since they hold the server's output: vLLM's workers outlive a server that was killed."""
         assert self._process
-        return await self._process.wait()
+        while (code := self._process.returncode) is None:
+            await asyncio.sleep(POLL)
+        self._signal(signal.SIGKILL)
+        return code
 
     async def close(self) -> None:
-        """Stop the server and its children."""
+        """Terminate the server and its children, and kill them if they do not end."""
         await self.client.aclose()
         if self._process:
-            await _stop(self._process)
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                self._signal(number)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.wait(), STOP_TIMEOUT)
+                    break
+            await asyncio.wait([self._reading], timeout=STOP_TIMEOUT)  # ends with the last that holds the output
             self._reading.cancel()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    """Terminate a process and its children, and kill them if they do not end."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(STOP_TIMEOUT):
-                await process.wait()
-                return
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server's process group, if any of it is left."""
+        assert self._process
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
 
 def excerpt(output: str) -> str:

@@ -352,9 +352,12 @@ def test_a_model_server_may_die_and_a_new_one_may_not_start(tmp_path, kind):
         [server] = psutil.Process(endpoint.process.pid).children()
         stream = endpoint.ask(stream=True, max_tokens=100)
         next(stream)
+        workers = server.children(recursive=True)
+        assert bool(workers) == (kind == "vllm")
         server.kill()
         with pytest.raises(openai.APIError, match="ended before its answer was complete"):
             list(stream)
+        assert not psutil.wait_procs(workers, timeout=20)[1], "workers outlive their server"
         answer = endpoint.ask().choices[0].message.content  # waits for the server to be back
         with ThreadPoolExecutor() as pool:
             asked = pool.submit(endpoint.ask, max_tokens=110, logit_bias={"2": -100})  # 2 would end it early

@@ -103,6 +103,33 @@ def test_a_model_server_and_its_children_end_with_the_proxy():
     assert not psutil.wait_procs([child], timeout=20)[1]
 
 
+def test_a_server_that_is_killed_takes_its_children_along(run, tmp_path, monkeypatch):
+    """They hold its output, as vLLM's workers do, which must not keep its end from being seen."""
+    server = tmp_path / "server"
+    server.write_text(f"#!/bin/sh\nsleep 60 & echo $! > {tmp_path}/child\nwait\n")
+    server.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(server))
+
+    async def kill() -> int:
+        backend = Backend(newest_model(run), "transformers", "chain", [])
+        starting = asyncio.create_task(backend.start())
+        try:
+            while not (tmp_path / "child").exists() or not (pid := (tmp_path / "child").read_text()):
+                await asyncio.sleep(0.01)
+            child, waiting = psutil.Process(int(pid)), asyncio.create_task(backend.wait())
+            await asyncio.sleep(0.1)
+            child.parent().kill()
+            code = await asyncio.wait_for(waiting, 20)
+            with pytest.raises(RuntimeError, match="exit code -9"):
+                await asyncio.wait_for(starting, 20)
+            assert not psutil.wait_procs([child], timeout=20)[1]
+            return code
+        finally:
+            await backend.close()
+
+    assert asyncio.run(kill()) == -signal.SIGKILL
+
+
 def test_the_version_changes_when_a_model_is_rewritten(run):
     before = newest_model(run)
     assert before.fingerprint == f"{before.name}:{before.enabled}"
