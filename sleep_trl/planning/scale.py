@@ -289,7 +289,7 @@ def _askings(config: RunConfig, corpus: Corpus, context: int) -> list[Asking]:
     return [
         Asking(of(text + around), answer),
         Asking(of(READING), answer),
-        Asking(of(around + (data.window or WINDOW) + SENTENCE), 2 * data.max_new_tokens, "writing"),
+        Asking(of(around + (data.window or WINDOW) + SENTENCE), data.max_new_tokens, "writing"),
         Asking(of(PROMPT), data.general_max_new_tokens, "writing"),
     ]
 
