@@ -14,7 +14,7 @@ from ..config import RunConfig
 from ..rollout.prefixes import plan_batches
 from .shape import FLOAT32, MIB, Shape
 
-LIBRARIES = 640 * MIB  # resident in a process that has imported what a night needs; not on an accelerator
+LIBRARIES = 720 * MIB  # resident in a process that has imported what a night needs; not on an accelerator
 SCATTERED = 1.15  # what the kept tensors of a step take, since freed ones between them are not all reused
 SAMPLING = 6  # float32 copies of the last logits: scaled, sorted with their indices, summed up
 TILES = 10  # float32 tiles of logits that TRL's kernels hold (`positions_per_tile` in trainers/knowledge_seeding)
