@@ -15,6 +15,7 @@ from ..rollout.prefixes import plan_batches
 from .shape import FLOAT32, MIB, Shape
 
 LIBRARIES = 720 * MIB  # resident in a process that has imported what a night needs; not on an accelerator
+VLLM_LIBRARIES = 290 * MIB  # the same for vLLM
 SCATTERED = 1.15  # what the kept tensors of a step take, since freed ones between them are not all reused
 SAMPLING = 6  # float32 copies of the last logits: scaled, sorted with their indices, summed up
 TILES = 10  # float32 tiles of logits that TRL's kernels hold (`positions_per_tile` in trainers/knowledge_seeding)
@@ -102,6 +103,7 @@ def estimate_peak(
     cache_room: int,
     is_cpu: bool = True,
     teacher_parameters: int = 0,
+    vllm_cache: int | None = None,
     shards: int = 1,
     not_counted: tuple[str, ...] = (),
 ) -> Peak:
@@ -131,6 +133,8 @@ def estimate_peak(
             Whether the model is in main memory, where the libraries count too.
         teacher_parameters (`int`, *optional*, defaults to `0`):
             Parameters of models that teach in the model's place.
+        vllm_cache (`int`, *optional*):
+            Bytes of the KV cache of a vLLM in the process, which has weights of its own. Default: there is none.
         shards (`int`, *optional*, defaults to `1`):
             Processes over which the weights are sharded (ZeRO-3) and remain so: for rollouts on the model itself TRL
             gathers them unless configured not to.
@@ -147,6 +151,8 @@ def estimate_peak(
         held["gathered layers"] = min(LIVE_PARAMETERS, shape.parameters) * size
     elif not shape.is_routed:  # settled experts are computed in copies of the MLPs' layers, most of which share memory
         held["wider MLPs"] = size * (shape.layers * shape.hidden_size * shape.intermediate_size + experts * expert)
+    if vllm_cache is not None:
+        held["vLLM"] = (VLLM_LIBRARIES if is_cpu else 0) + vllm_cache + shape.parameters * size
     phases = dict.fromkeys((asking.phase for asking in askings), 0)
     for asking in askings:
         asked = asking_bytes(shape, asking, config.evaluation.batch_size, cache_room)

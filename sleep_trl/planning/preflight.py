@@ -12,6 +12,7 @@ from ..distributed.zero3 import count_shards
 from ..models.gguf import unconverted
 from ..models.inspection import build_without_weights
 from ..rollout.prefixes import CPU_CACHE_GIB
+from ..rollout.vllm import cpu_cache_bytes
 from . import checks
 from .askings import find_askings, find_texts
 from .growth import check_growth
@@ -144,9 +145,11 @@ def plan_peak(inputs: RunInputs, shape: Shape) -> Peak:
     named = zip(config.teacher_model, inputs.teacher_configs, strict=True)
     teachers = [build_without_weights(name, teacher) for name, teacher in named]
     parameters = sum(parameter.numel() for model in teachers for parameter in model.parameters())
+    is_cpu = not torch.accelerator.is_available()
+    has_vllm = engine == "vllm" and is_cpu  # on a GPU it takes rollout.gpu_memory
     others = {
         "dreaming": config.dream.rounds > 0,
-        f"the engine ({engine})": engine != "transformers",
+        f"the engine ({engine})": engine != "transformers" and not has_vllm,
         "models of rewards": any(reward.name != "imitation" or reward.params for reward in config.rewards),
     }
     askings = find_askings(inputs)
@@ -162,8 +165,9 @@ def plan_peak(inputs: RunInputs, shape: Shape) -> Peak:
         texts=find_texts(inputs, askings),
         accumulation=inputs.batches.accumulation,
         cache_room=_cache_room(weights),
-        is_cpu=not torch.accelerator.is_available(),
+        is_cpu=is_cpu,
         teacher_parameters=parameters,
+        vllm_cache=cpu_cache_bytes() if has_vllm else None,
         shards=1 if gathers else count_shards(),
         not_counted=tuple(name for name, counts in others.items() if counts),
     )

@@ -36,6 +36,12 @@ ENVIRONMENT = {
 }
 
 
+def cpu_cache_bytes() -> int:
+    """Return the bytes that vLLM takes of main memory for its KV cache."""
+    name = "VLLM_CPU_KVCACHE_SPACE"
+    return int(os.environ.get(name, ENVIRONMENT[name])) * 2**30
+
+
 class VLLMReplica:
     """A vLLM in this process. Each prompt has its own seed, so that a completion does not depend on others in the
     batch."""
