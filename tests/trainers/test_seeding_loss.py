@@ -9,6 +9,7 @@ from trl.experimental.gkd import GKDTrainer
 from sleep_trl.data.parts import PARTS
 from sleep_trl.memory import Memory, MemorySpec, attach
 from sleep_trl.rollout import TransformersEngine
+from sleep_trl.trainers import KnowledgeSeedingTrainer
 from tests.tiny import tiny_model
 from tests.trainers.seedings import first_batch, logged, of_memories, rows, student, trainer
 
@@ -127,6 +128,28 @@ def test_general_rows_are_not_rolled_out(tmp_path, monkeypatch, sampling, owner,
     assert asked == of_general * 3
     learned = logged(t, "divergence/general/reference")
     assert 0 < learned[-1] < learned[0] and not logged(t, "divergence/general/rollout")
+
+
+@pytest.mark.parametrize("is_general", [False, True])
+def test_rollouts_are_scored_as_trl_scores_them(tmp_path, monkeypatch, is_general):
+    """But without general rows, to whose length TRL would pad them."""
+    score, seen = KnowledgeSeedingTrainer._score_rollouts, []
+
+    def compare(self, model, ids, mask, length):
+        ours = score(self, model, ids, mask, length)
+        theirs = GRPOTrainer._get_per_token_logps_and_entropies(self, model, ids, mask, length)[0]
+        written = mask[:, -length:].bool() & ~torch.tensor(self._general)[:, None]
+        seen.append((int(written.sum()), ours.masked_select(~written), (ours - theirs).masked_select(written)))
+        return ours
+
+    monkeypatch.setattr(KnowledgeSeedingTrainer, "_score_rollouts", compare)
+    data = rows(8).map(lambda row: {"part": "general"}) if is_general else rows(8)
+    # more batches a generation than a step, so that the policy of the rollouts is not that of the loss
+    t = trainer(tmp_path, data=data, max_steps=1, gradient_accumulation_steps=2, steps_per_generation=4)
+    t.train()
+    [(count, others, differences)] = seen
+    assert (count > 16) != is_general and not others.any()
+    torch.testing.assert_close(differences, torch.zeros(count), atol=1e-5, rtol=0)
 
 
 def test_alpha_zero_rolls_out_every_row_as_grpo_does(tmp_path, monkeypatch):

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from sleep_trl.models.head import Head
 from sleep_trl.rollout import Sampling, TransformersEngine
 from sleep_trl.rollout.in_trl import changed_sampling
 from sleep_trl.rollout.stopping import tokens_before
 
 from ..trl_private import unwrap_model_for_generation
+from .loss import log_probs_per_token
 from .shared_prompts import SharedPrompts
+from .teachers import Teacher
 
 
 class Rollouts(SharedPrompts):
@@ -90,3 +95,19 @@ class Rollouts(SharedPrompts):
                     completion_ids[places[n]] = completion.ids or [self._tokenizer.eos_token_id]
             model.train(was_training)
         return completion_ids
+
+    def _score_rollouts(self, model: Any, ids: torch.Tensor, mask: torch.Tensor, length: int) -> torch.Tensor:
+        """Return the log-probabilities of the last `length` tokens of each row, shape `(rows, length)`: 0 for general
+        rows, which are not rolled out. Read with them, each rollout would be padded to their length."""
+        rows = [i for i, is_general in enumerate(self._general) if not is_general]
+        asked = rows or [0]  # every process reads something: sharded weights want all of them
+        prompts, written = (
+            (ids[asked][:, part], mask[asked][:, part]) for part in (slice(-length), slice(-length, None))
+        )
+        reader = Teacher(self.accelerator.unwrap_model(model), model)
+        with self.accelerator.autocast():
+            (hidden,) = self._read_behind(reader, [(prompts, written)])
+            log_probs, _ = log_probs_per_token(hidden, Head.of(reader.model), *written, self.temperature)
+        scored = log_probs.new_zeros(ids.shape[0], length)
+        scored[rows] = log_probs[: len(rows)]
+        return scored

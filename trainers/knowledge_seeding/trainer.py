@@ -309,17 +309,17 @@ class KnowledgeSeedingTrainer(Rollouts):
         **others: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Score the completions. Anything but a training pass over text alone is left to TRL."""
-        if any(self._general):  # before the loss, and what stands for their rollouts has no probability
+        has_others = any(value is not None and value is not False for value in others.values())
+        is_text = not has_others and not self.args.cast_lm_head_to_fp32
+        if any(self._general) and is_text:  # before the loss
+            return self._score_rollouts(model, input_ids, attention_mask, logits_to_keep), None, None
+        hidden = self._rollout_hidden
+        if hidden is None or not compute_entropy or not is_text:
             log_probs, *rest = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
             )
-            return log_probs.masked_fill(torch.tensor(self._general, device=log_probs.device)[:, None], 0.0), *rest
-        has_others = any(value is not None and value is not False for value in others.values())
-        hidden = self._rollout_hidden
-        if hidden is None or not compute_entropy or has_others or self.args.cast_lm_head_to_fp32:
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
-            )
+            has_none = torch.tensor(self._general or [False], device=log_probs.device)[:, None]
+            return log_probs.masked_fill(has_none, 0.0), *rest
         ids, mask = input_ids[:, -logits_to_keep:], attention_mask[:, -logits_to_keep:]
         head = Head.of(self.accelerator.unwrap_model(model))
         with self.accelerator.autocast():
