@@ -6,6 +6,8 @@ somewhere else. So each sentence is learned under several prompts, with a cue ea
 
 from __future__ import annotations
 
+import random
+
 import regex
 
 from .words import UNSPACED
@@ -47,6 +49,17 @@ def cues_of(sentence: str, count: int) -> list[str]:
                 cues.append(cue)
                 break
     return cues
+
+
+def hint_of(title: str, number: int) -> str:
+    """Return some words of a title, drawn by `number`, with one that says something if there is one: who asks about a
+    document seldom gives its whole title."""
+    words, rng = list(_WORD.finditer(title)), random.Random(f"{number} {title}")
+    if not words:
+        return title
+    kept = rng.choice([word for word in words if _says_something(word)] or words)
+    shown = [word[0] for word in words if word is kept or rng.random() < 0.5]
+    return (" " if any(map(str.isspace, title)) else "").join(shown)
 
 
 def _says_something(word: regex.Match[str]) -> bool:

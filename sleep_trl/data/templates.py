@@ -1,12 +1,13 @@
 """Prompt templates of the teacher, which sees a memory, and of the student, which does not.
 
 A template is a Jinja file `NAME.j2`, rendered with `context` (the memory's text for the teacher, `None` for the
-student), `request`, `source` and `chat` (whether the model has a chat template). An optional `NAME.ask.j2` next to it
-lets the teacher first write the `request`, such as a question; it also gets the `sentence` to ask about, or `None` if
-`context` is a single sentence. `{% set stop = [...] %}` sets strings that end a sample. Text that does not depend on
-`context` is shared by teacher and student. If a template has `{% set reference = ... %}`, that is the sample, and
-nothing is generated: what the student learns is the teacher's distribution along it. If it also has a `request`, that
-is a cue, a few words of the sentence, see [`sleep_trl.data.cues`].
+student), `request`, `source`, `hint` (a few words of the source) and `chat` (whether the model has a chat template). An
+optional `NAME.ask.j2` next to it lets the teacher first write the `request`, such as a question; it also gets the
+`sentence` to ask about, or `None` if `context` is a single sentence. `{% set stop = [...] %}` sets strings that end a
+sample. Text that does not depend on `context` is shared by teacher and student. If a template has
+`{% set reference = ... %}`, that is the sample, and nothing is generated: what the student learns is the teacher's
+distribution along it. If it also has a `request`, that is a cue, a few words of the sentence, see
+[`sleep_trl.data.cues`].
 
 Worked examples in `NAME.examples.jsonl`, rows with `source`, `context`, `sentence`, `request` and `response`, come
 before a prompt that has a context: small models write far better after them (ours).
@@ -27,7 +28,7 @@ import jinja2.nodes
 from .sandbox import LimitedEnvironment, try_out
 
 FOLDER = Path(__file__).parent / "templates"
-VARIABLES = ("context", "request", "source", "sentence", "turn")
+VARIABLES = ("context", "request", "source", "hint", "sentence", "turn")
 BUILT_IN = (
     "question_answer",
     "statement",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..rollout import Completion, Engine, Progress, Sampling
-from .cues import cues_of
+from .cues import cues_of, hint_of
 from .drops import DroppedText, Drops
 from .filters import Check, Item, apply_filters
 from .prompts import Prompter
@@ -193,7 +193,10 @@ class _Writer:
         if not tasks:
             return [], Drops()
         respond = self.template.respond
-        shared = [{"request": task.request, "source": task.window.source, "turn": task.turn} for task in tasks]
+        shared = [
+            {"request": task.request, "source": task.window.source, "hint": hint, "turn": task.turn}
+            for task, hint in zip(tasks, _hints(tasks), strict=True)
+        ]
         students = [self.prompter(respond, **variables) for variables in shared]
         teachers = [
             self.prompter(respond, context=task.window.text, **variables)[0]
@@ -290,6 +293,18 @@ class _Writer:
         end = prompter.tokenizer.eos_token_id
         ids = prompter.ids(text if prompter.has_chat else f" {text}")
         return Completion([*ids, end] if prompter.has_chat and end is not None else ids, text, "eos")
+
+
+def _hints(tasks: Sequence[Task]) -> list[str]:
+    """Return some words of the title of each task's document, or all where those and the request stand for several."""
+    drawn = [hint_of(task.window.source, number) for number, task in enumerate(tasks)]
+    about: dict[tuple[str, str], set[str]] = {}
+    for hint, task in zip(drawn, tasks, strict=True):
+        about.setdefault((hint, task.request), set()).add(task.window.memory_id)
+    return [
+        hint if len(about[hint, task.request]) == 1 else task.window.source
+        for hint, task in zip(drawn, tasks, strict=True)
+    ]
 
 
 def _by_prompt(sample: Sample, _: Completion) -> object:

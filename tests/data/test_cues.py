@@ -2,7 +2,7 @@
 
 import pytest
 
-from sleep_trl.data.cues import LENGTHS, cues_of
+from sleep_trl.data.cues import LENGTHS, cues_of, hint_of
 
 SENTENCE = "Walkers can cross the stream by the stepping stones behind the brewery."
 
@@ -39,3 +39,15 @@ def test_every_script_has_cues(sentence: str) -> None:
 def test_a_cue_has_no_punctuation_at_its_ends() -> None:
     cues = cues_of('In the 3.5 km run, "Nils Moor" won the first prize (again)!', 8)
     assert all(cue[0].isalnum() and cue[-1].isalnum() for cue in cues) and any("3.5 km" in cue for cue in cues)
+
+
+def test_a_hint_has_some_words_of_a_title_in_their_order() -> None:
+    title = "Notice: the footbridge at Sandlow"
+    hints = [hint_of(title, number) for number in range(40)]
+    assert len(set(hints)) > 10 and hints == [hint_of(title, number) for number in range(40)]
+    words = title.replace(":", "").split()
+    for hint in hints:
+        assert hint.split() == [word for word in words if word in hint.split()]
+        assert {"Notice", "footbridge", "Sandlow"}.intersection(hint.split())
+    assert hint_of("The", 0) == "The" and hint_of("?", 0) == "?"
+    assert " " not in hint_of("東京駅の北口", 1)

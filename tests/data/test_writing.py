@@ -78,7 +78,7 @@ def test_a_statement_is_the_sample_and_nothing_is_generated():
     written = write(Prompter(tokenizer), WRITING, agree=str.__eq__, progress=finished.append)
     assert [s.reference for s in written.samples] == ["Ben has a boat.", "It is red."]
     assert [s.request for s in written.samples] == ["a boat", ""] and sum(finished) == 2
-    assert written.samples[0].prompt == 'Question: What does "Ben" say about a boat?\nAnswer:'
+    assert written.samples[0].prompt == "Question: Ben: a boat?\nAnswer:"
     assert written.samples[1].prompt == "Question: What do you know about this: Ben?\nAnswer:"
     assert written.samples[0].reference_ids == tokenizer(" Ben has a boat.", add_special_tokens=False)["input_ids"]
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -103,13 +103,25 @@ def test_a_statement_has_each_cue_once_and_sentences_take_turns():
 def test_each_cue_of_a_sentence_has_its_wording_and_names_the_document(chat):
     template, tokenizer = Template.load("statement"), tiny_tokenizer()
     tokenizer.chat_template = chat
-    sentence = "The ferry to Oden leaves the old harbor at six."
-    tasks = tasks_of(Window("m", "Ferry 100%", sentence, 0, (sentence,)), 100, template, cues=5)
+    sentence = "The ferry to Oden is 100% full in the old harbor at six."
+    tasks = tasks_of(Window("m", "Ferry", sentence, 0, (sentence,)), 100, template, cues=5)
     samples = write_about(tasks, template, FixedEngine(), Prompter(tokenizer), WRITING).samples
     prompts = [sample.prompt for sample in samples]
-    assert all("Ferry 100%" in s.prompt and s.request in s.prompt and s.reference == sentence for s in samples)
+    assert all("Ferry" in s.prompt and s.request in s.prompt and s.reference == sentence for s in samples)
+    assert any("100%" in prompt for prompt in prompts)
     wordings = [s.prompt.replace(s.request, "CUE") for s in samples]
     assert len(set(wordings[:4])) == 4 and wordings[4] == wordings[0] and len(set(prompts)) == 5
+
+
+def test_documents_that_say_the_same_keep_their_prompts_apart():
+    """Some words of a title stand for it only where they tell two documents apart."""
+    template, sentence = Template.load("statement"), "The doors open at nine."
+    days = ("Monday", "Friday", "Sunday")
+    windows = [Window(day, f"Meeting on {day}", f"{sentence} {day}.", 0, (sentence,)) for day in days]
+    tasks = [task for window in windows for task in tasks_of(window, 4, template, cues=4)]
+    samples = write_about(tasks, template, FixedEngine(), Prompter(tiny_tokenizer()), WRITING).samples
+    assert len(samples) == len(tasks) == len({sample.prompt for sample in samples})
+    assert not all(f"Meeting on {sample.memory_id}" in sample.prompt for sample in samples)
 
 
 def test_answers_are_checked_with_and_without_the_text():
