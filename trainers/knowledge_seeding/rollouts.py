@@ -100,14 +100,12 @@ class Rollouts(SharedPrompts):
         """Return the log-probabilities of the last `length` tokens of each row, shape `(rows, length)`: 0 for general
         rows, which are not rolled out. Read with them, each rollout would be padded to their length."""
         rows = [i for i, is_general in enumerate(self._general) if not is_general]
-        asked = rows or [0]  # every process reads something: sharded weights want all of them
-        prompts, written = (
-            (ids[asked][:, part], mask[asked][:, part]) for part in (slice(-length), slice(-length, None))
-        )
-        reader = Teacher(self.accelerator.unwrap_model(model), model)
-        with self.accelerator.autocast():
-            (hidden,) = self._read_behind(reader, [(prompts, written)])
-            log_probs, _ = log_probs_per_token(hidden, Head.of(reader.model), *written, self.temperature)
-        scored = log_probs.new_zeros(ids.shape[0], length)
-        scored[rows] = log_probs[: len(rows)]
+        scored = torch.zeros(ids.shape[0], length, device=ids.device)
+        if rows:
+            ids, mask, reader = ids[rows], mask[rows], Teacher(self.accelerator.unwrap_model(model), model)
+            prompts, written = (ids[:, :-length], mask[:, :-length]), (ids[:, -length:], mask[:, -length:])
+            with self.accelerator.autocast():
+                (hidden,) = self._read_behind(reader, [(prompts, written)])
+                log_probs, _ = log_probs_per_token(hidden, Head.of(reader.model), *written, self.temperature)
+            scored[rows] = log_probs.to(scored.dtype)
         return scored

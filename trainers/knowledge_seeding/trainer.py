@@ -311,7 +311,7 @@ class KnowledgeSeedingTrainer(Rollouts):
         """Score the completions. Anything but a training pass over text alone is left to TRL."""
         has_others = any(value is not None and value is not False for value in others.values())
         is_text = not has_others and not self.args.cast_lm_head_to_fp32
-        if any(self._general) and is_text:  # before the loss
+        if any(self._general) and is_text and self._is_whole:  # before the loss
             return self._score_rollouts(model, input_ids, attention_mask, logits_to_keep), None, None
         hidden = self._rollout_hidden
         if hidden is None or not compute_entropy or not is_text:
