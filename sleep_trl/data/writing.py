@@ -193,9 +193,10 @@ class _Writer:
         if not tasks:
             return [], Drops()
         respond = self.template.respond
+        hints = _hints(tasks) if "hint" in respond.names else [None] * len(tasks)
         shared = [
             {"request": task.request, "source": task.window.source, "hint": hint, "turn": task.turn}
-            for task, hint in zip(tasks, _hints(tasks), strict=True)
+            for task, hint in zip(tasks, hints, strict=True)
         ]
         students = [self.prompter(respond, **variables) for variables in shared]
         teachers = [

@@ -23,7 +23,7 @@ def test_every_part_passes_on_small_shapes(tmp_path) -> None:
     command = [sys.executable, "benchmarks/gpu_check.py", "--tiny", "--json", "--out", str(tmp_path), "--only", *PARTS]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert finished.returncode == 0, finished.stdout + finished.stderr[-3000:]
     [line] = finished.stdout.splitlines()
     found = json.loads(line)["parts"]
     assert list(found) == PARTS and all(figures.get("passed", True) for figures in found.values())
