@@ -191,10 +191,12 @@ def _init_processes(config: RunConfig) -> None:
     from torch import accelerator
 
     from sleep_trl.distributed.zero3 import expect_no_gpu, is_deepspeed
+    from sleep_trl.runs.host_memory import bound_caches
 
     options: dict[str, Any] = {"timeout": WAIT_FOR_POOL} if _may_have_pool(config) else {}
     if not accelerator.is_available():
         expect_no_gpu()  # before TRL imports DeepSpeed
+        bound_caches()
         if "LOCAL_RANK" in os.environ:
             os.environ["ACCELERATE_USE_CPU"] = str(not is_deepspeed())  # else accelerate leaves DeepSpeed out
             os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # holds ninja

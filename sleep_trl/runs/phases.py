@@ -14,6 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from .files import read_json, write_json
+from .host_memory import give_back
 
 SAVE_EVERY = 5.0  # seconds between two saves of a phase's elapsed time; a kill loses no more than this
 
@@ -52,6 +53,7 @@ class Phases:
             watch = Stopwatch(self.folder / f"{name}.seconds") if is_writer else None
             with watch or nullcontext():
                 result = work()
+            give_back()  # else what a phase has freed counts against the next
             if watch:
                 write_json(path, {"seconds": round(watch.seconds, 3), "result": result}, is_checked=True)
                 watch.path.unlink()

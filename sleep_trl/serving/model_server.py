@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from ..runs.host_memory import bound_caches
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from transformers import GenerationConfig, PreTrainedModel
@@ -242,5 +244,6 @@ if __name__ == "__main__":
     end_with_parent()
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
+    bound_caches()  # a server lives long, and prompts have all lengths
     kind, folder, *rest = sys.argv[1:]
     KINDS[kind](Path(folder), rest[0], rest[1], rest[2:])
