@@ -13,7 +13,7 @@ from ..data.documents import MemoryText
 from ..data.prompts import Prompter
 from ..data.shipped_sets import MEASURED, find_unreadable, read_shipped
 from ..data.windows import token_windows
-from .recall import QAItem
+from .recall import QAItem, sample_items
 from .retention import READING
 
 Item = TypeVar("Item")
@@ -38,7 +38,9 @@ class Probe(Generic[Item]):
     left_out: str | None = None
 
 
-def reading_probe(given: Sequence[MemoryText], file: str, prompter: Prompter, room: int) -> Probe[QAItem]:
+def reading_probe(
+    given: Sequence[MemoryText], file: str, prompter: Prompter, room: int, most: int, seed: int
+) -> Probe[QAItem]:
     """Return the questions that measure the base skill, each with its passage.
 
     Args:
@@ -50,10 +52,14 @@ def reading_probe(given: Sequence[MemoryText], file: str, prompter: Prompter, ro
             Of the model.
         room (`int`):
             Tokens that a passage may have; longer shipped ones are left out.
+        most (`int`):
+            Most questions; of more, so many are drawn.
+        seed (`int`):
+            Seed for drawing them.
     """
     if given:
         items = [QAItem(q.question, q.answers, m.text) for m in given for q in m.questions]
-        return Probe(f"{len(items):,} questions of {file}", items)
+        return _asked(items, f"questions of {file}", most, seed)
     passages = read_shipped("reading")
     if reason := find_unreadable(prompter.tokenizer, passages, "passages", "evaluation.skill"):
         return Probe(READING, left_out=reason)
@@ -66,7 +72,13 @@ def reading_probe(given: Sequence[MemoryText], file: str, prompter: Prompter, ro
     ]
     if not items:
         return Probe(READING, left_out=f"no shipped passage fits {room} tokens of context; give evaluation.skill")
-    return Probe(f"{len(items)} {READING}", items)
+    return _asked(items, READING, most, seed)
+
+
+def _asked(items: Sequence[QAItem], what: str, most: int, seed: int) -> Probe[QAItem]:
+    asked = sample_items(items, most, seed)
+    of_all = f" of {len(items):,}" if len(asked) < len(items) else ""
+    return Probe(f"{len(asked):,}{of_all} {what}", asked)
 
 
 def perplexity_probe(

@@ -95,7 +95,7 @@ def _probes(ctx: NightContext) -> tuple[Probe[QAItem], Probe[list[int]]]:
     inputs, files = ctx.inputs, ctx.config.evaluation
     name, texts = (path.name if path else "" for path in (files.skill, files.perplexity))
     return (
-        reading_probe(inputs.skill, name, ctx.prompter, inputs.largest_window),
+        reading_probe(inputs.skill, name, ctx.prompter, inputs.largest_window, files.max_questions, ctx.config.seed),
         perplexity_probe(inputs.prose, texts, ctx.tokenizer, inputs.context),
     )
 

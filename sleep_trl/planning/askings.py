@@ -39,7 +39,14 @@ def find_askings(inputs: RunInputs) -> list[Asking]:
         return Asking(prompts, evaluation.max_new_tokens)
 
     items = [QAItem(q.question, q.answers) for memory in inputs.memories for q in memory.questions]
-    reading = reading_probe(inputs.skill, str(evaluation.skill), inputs.prompter, inputs.largest_window)
+    reading = reading_probe(
+        inputs.skill,
+        str(evaluation.skill),
+        inputs.prompter,
+        inputs.largest_window,
+        evaluation.max_questions,
+        inputs.config.seed,
+    )
     askings = [asked(items, False), asked(_with_context(inputs), True), asked(reading.items, True)]
     askings += [Asking(prompts, data.max_new_tokens, "writing") for prompts in _about_windows(inputs)]
     if data.general_share > 0 and data.general_samples:

@@ -13,7 +13,7 @@ OWN = [MemoryText("1", "town", "the cat of Mira", (Question("who", ("Mira",)), Q
 
 
 def test_the_shipped_questions_are_of_all_passages_and_have_their_answers_in_context():
-    probe = reading_probe([], "", Prompter(byte_tokenizer()), 4096)
+    probe = reading_probe([], "", Prompter(byte_tokenizer()), 4096, 2000, 0)
     assert probe.name == "150 shipped reading questions" and probe.left_out is None
     counts = Counter(item.context for item in probe.items)
     assert set(counts) == {m.text for m in read_shipped("reading")} and {*counts.values()} == {3, 4}
@@ -22,10 +22,10 @@ def test_the_shipped_questions_are_of_all_passages_and_have_their_answers_in_con
 
 
 def test_passages_that_do_not_fit_are_left_out():
-    probe = reading_probe([], "", Prompter(byte_tokenizer()), 500)
+    probe = reading_probe([], "", Prompter(byte_tokenizer()), 500, 2000, 0)
     assert probe.items and all(len(str(item.context).encode()) <= 500 for item in probe.items)
     assert probe.name == f"{len(probe.items)} shipped reading questions"
-    none = reading_probe([], "", Prompter(byte_tokenizer()), 50)
+    none = reading_probe([], "", Prompter(byte_tokenizer()), 50, 2000, 0)
     assert none.left_out == "no shipped passage fits 50 tokens of context; give evaluation.skill"
 
 
@@ -44,14 +44,16 @@ def test_a_window_of_prose_is_limited(monkeypatch):
 
 
 def test_sets_that_the_tokenizer_does_not_know_are_left_out_with_the_reason():
-    reading = reading_probe([], "", Prompter(tiny_tokenizer()), 4096)
+    reading = reading_probe([], "", Prompter(tiny_tokenizer()), 4096, 2000, 0)
     prose = perplexity_probe([], "", tiny_tokenizer(), 4096)
     assert not reading.items and "of the shipped passages; give evaluation.skill" in str(reading.left_out)
     assert not prose.items and "of the shipped prose; give evaluation.perplexity" in str(prose.left_out)
 
 
 def test_the_users_sets_replace_the_shipped_ones():
-    reading = reading_probe(OWN, "own.jsonl", Prompter(tiny_tokenizer()), 4096)
+    reading = reading_probe(OWN, "own.jsonl", Prompter(tiny_tokenizer()), 4096, 2000, 0)
     assert reading.name == "2 questions of own.jsonl" and reading.items[1].answers == ("the cat",)
+    some = reading_probe(OWN, "own.jsonl", Prompter(tiny_tokenizer()), 4096, 1, 0)
+    assert some.name == "1 of 2 questions of own.jsonl" and len(some.items) == 1
     prose = perplexity_probe(OWN, "own.jsonl", tiny_tokenizer(), 4096)
     assert prose.name == "1 texts of own.jsonl, 4 tokens" and prose.items == [[4, 5, 6, 7]]
