@@ -70,7 +70,8 @@ def test_dream_farm():
     result = answer("dream_farm.py", "--models", "bundled", "--dreams", "2", "--steps", "1", "--threads", "1")
     for key in ("speedup_vs_peft", "speedup_vs_trl_sft", "peak_memory_ratio", "growth_mib_farm", "growth_mib_peft"):
         assert result[key] > 0
-    assert result["max_abs_difference"] <= 1e-5  # after one step, which AdamW makes as long as the learning rate
+    # AdamW's first step is as long as the learning rate, 1e-3, also where rounding decides on the sign of a gradient.
+    assert result["relative_difference"] <= 1e-3 and result["max_abs_difference"] <= 2.1e-3
     # Four layers of 128, MLPs of 256, rank 8: two dreams' weights, gradients and two moments, four bytes each.
     adapter = 4 * 8 * (4 * (128 + 128) + 3 * (128 + 256))
     assert result["adapters_gradients_moments_mib"] == pytest.approx(2 * 4 * 4 * adapter / 2**20, rel=1e-3)

@@ -2,9 +2,13 @@
 
 import ast
 import inspect
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from trl import GRPOTrainer
 
 from sleep_trl.trainers import DreamingTrainer, KnowledgeSeedingTrainer
@@ -41,3 +45,12 @@ def test_each_private_method_of_trl_that_is_overridden_is_listed(trainer):
     overridden = {name for cls in ours for name in vars(cls) if name in private and not name.startswith("__")}
     assert overridden <= set(METHODS)
     assert overridden
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="is for a machine without a GPU")
+def test_importing_the_trainers_prints_nothing() -> None:
+    """Without a GPU DeepSpeed, which TRL imports, warns on standard output, unless it is told."""
+    env = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    command = [sys.executable, "-c", "import sleep_trl.trainers"]
+    finished = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    assert "accelerator" not in finished.stdout + finished.stderr
