@@ -19,7 +19,6 @@ VLLM_LIBRARIES = 290 * MIB  # the same for vLLM
 SCATTERED = 1.15  # what the kept tensors of a step take, since freed ones between them are not all reused
 SAMPLING = 6  # float32 copies of the last logits: scaled, sorted with their indices, summed up
 TILES = 10  # float32 tiles of logits that TRL's kernels hold (`positions_per_tile` in trainers/knowledge_seeding)
-TILE_POSITIONS = {True: 24, False: 1024}  # by whether it is a CPU
 LIVE_PARAMETERS = 10**9  # of sharded weights gathered at a time (DeepSpeed's stage3_max_live_parameters)
 
 Prompts = Sequence[Sequence[int]]
@@ -248,7 +247,8 @@ def training_bytes(
         for rows, tokens in t.continuations:
             before, read = (0, t.student + tokens) if again else (t.student, tokens)
             kept += kept_bytes(shape, width, rows, read, before, again)
-    tile = TILES * min(TILE_POSITIONS[is_cpu], written) * shape.vocabulary * FLOAT32
+    positions = 1024 if not is_cpu else 24 if shape.bytes_per_weight == FLOAT32 else 128
+    tile = TILES * min(positions, written) * shape.vocabulary * FLOAT32
     student = int(SCATTERED * kept) + tile
     return {
         "rollouts": rollouts,

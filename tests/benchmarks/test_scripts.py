@@ -46,6 +46,12 @@ def test_seeding_step():
     assert min(result["seconds"].values()) > 0
 
 
+def test_head_tiles():
+    result = answer("head_tiles.py", "--hidden", "16", "--vocabulary", "64", "--positions", "300")
+    assert result["used"] == {"bfloat16": 128, "float32": 24} and result["speedup"]["float32"] == 1
+    assert {*result["tiles"]["bfloat16"]} == {"24", "64", "128", "256"} and result["speedup"]["bfloat16"] > 0
+
+
 def test_inference():
     result = answer("inference.py", *SMALL, *SHORT, "--experts", "2", "--width", "16")
     for key in ("grown_vs_base", "grown_vs_base_prefill", "grown_vs_base_decode", "base_decode_tokens_per_second"):

@@ -17,15 +17,17 @@ def positions_per_tile(weight: torch.Tensor) -> int:
     """Return the number of positions at which a head with this weight is applied at a time.
 
     TRL uses 4096, so that an ordinary batch is one tile. Without Triton its kernels hold about ten float32 tiles at
-    once, and the head alone would determine the memory use of a step. On a CPU a step is no slower with 24 positions
-    than with 256, and takes 0.4 GiB less at 44 M parameters (benchmarks/README.md).
+    once, and the head alone would determine the memory use of a step. On a CPU they also copy the weight to float32 for
+    each tile, if it is not; without a copy 24 positions are as fast as 256 (benchmarks/head_tiles.py).
 
     A sharded head is gathered once per tile by all processes together, and their numbers of positions differ, so it is
     applied in one tile.
     """
     if hasattr(weight, "ds_id"):
         return sys.maxsize
-    return 24 if weight.device.type == "cpu" else 1024
+    if weight.device.type != "cpu":
+        return 1024
+    return 24 if weight.dtype == torch.float32 else 128
 
 
 def log_probs_per_token(
