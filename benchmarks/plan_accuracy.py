@@ -45,7 +45,9 @@ def make_model(folder: Path, longest: int) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     from sleep_trl.data.shipped_sets import read_shipped
+    from sleep_trl.distributed.zero3 import expect_no_gpu
 
+    expect_no_gpu()  # before transformers imports DeepSpeed, which would warn on standard output
     trained = ByteLevelBPETokenizer()
     texts = [memory.text for name in ("prose", "reading", "general_prompts") for memory in read_shipped(name)]
     trained.train_from_iterator(texts, VOCABULARY, special_tokens=["<pad>", "<bos>", "<eos>"], show_progress=False)
