@@ -24,15 +24,17 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from sleep_trl.config import RunConfig
+from sleep_trl.data.fit import sentence_size
 from sleep_trl.data.prompts import Prompter
 from sleep_trl.data.rows import build_rows
-from sleep_trl.data.samples import Sample, Window, write_general
+from sleep_trl.data.samples import Sample, write_general
 from sleep_trl.data.sources import read_memories, read_skill
 from sleep_trl.data.templates import Template
-from sleep_trl.data.windows import split_all
 from sleep_trl.data.writing import Writing, tasks_of, write_about
 from sleep_trl.evaluation.recall import QAItem, ask
 from sleep_trl.models.loading import load_model, load_tokenizer
+from sleep_trl.night.generate_data import agree_by_words
+from sleep_trl.planning.inputs import SEEDS_APART, RunInputs
 from sleep_trl.rollout import TransformersEngine
 from sleep_trl.runs.files import read_json, write_json
 
@@ -151,27 +153,27 @@ def evaluate(
 def write_night(config: RunConfig, memories: Path, file: Path) -> list[Sample]:
     """Let the pretrained model write samples about a night's memories and general samples, as in a first night."""
     if not file.exists():
+        inputs = RunInputs(config.model_copy(update={"memories": str(memories)}))
         model, tokenizer, data = load_model(config), load_tokenizer(config), config.dataset
         engine = TransformersEngine(model, tokenizer, config.evaluation.batch_size)
         prompter = Prompter(tokenizer, config.chat_template_kwargs)
-        assert data.window is not None
-        windows = [
-            Window(memory.id, memory.source, text)
-            for memory in read_memories(str(memories))
-            for text in split_all([memory.text], prompter.count_all, data.window, data.window_overlap)[0]
-        ]
         samples = []
         for number, template in enumerate(map(Template.load, data.templates)):
-            assert data.samples_per_window is not None
             writing = Writing(
                 data.max_new_tokens,
                 data.ask_temperature,
                 data.temperature,
                 data.top_p,
-                seed=config.seed + 1 + 2 * number,
+                seed=config.seed + 1 + SEEDS_APART * number,
+                sentence_tokens=sentence_size(inputs.context),
             )
-            tasks = tasks_of(windows, [data.samples_per_window] * len(windows), template)
-            samples += write_about(tasks, template, engine, prompter, writing).samples
+            tasks = [
+                task
+                for window, count in zip(inputs.reading, inputs.sample_counts[number], strict=True)
+                for task in tasks_of(window, count, template, data.cues_per_sentence)
+            ]
+            agree = agree_by_words if data.check_answers else None
+            samples += write_about(tasks, template, engine, prompter, writing, agree=agree).samples
         texts = [m.text for m in read_memories(str(data.general_texts))] if data.general_texts else []
         length, seed = data.general_max_new_tokens, config.seed + 101
         samples += write_general(engine, prompter, data.general_samples, length, seed, texts).samples

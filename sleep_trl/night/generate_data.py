@@ -135,7 +135,7 @@ def _about_memories(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> W
     data, windows, written = ctx.config.dataset, ctx.inputs.reading, WrittenSamples()
     models: Sequence[Engine] = ctx.teachers or [ctx.engine]
     writers = [ctx.answering(model) for model in models]
-    agree = _agree if data.check_answers else None
+    agree = agree_by_words if data.check_answers else None
     for number, template in enumerate(map(Template.load, data.templates)):
         counts = ctx.inputs.sample_counts[number]
         by_window = (
@@ -178,7 +178,7 @@ def deal_out(by_window: Iterable[Sequence[Task]], writers: int) -> list[list[Tas
     return tasks
 
 
-def _agree(answer: str, other: str) -> bool:
+def agree_by_words(answer: str, other: str) -> bool:
     """Whether one of two answers contains the other."""
     return contains(answer, other) or contains(other, answer)
 

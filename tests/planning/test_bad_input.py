@@ -101,7 +101,7 @@ def test_the_traceback_of_a_mistake_is_within_reach(place: Path) -> None:
     environment = {**os.environ, "PYTHONDEVMODE": "1"}
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "Traceback" in done.stderr and "storage.py" in done.stderr
+    assert "Traceback" in done.stderr and "attach.py" in done.stderr
 
 
 def test_there_are_enough_cases_with_messages_of_their_own() -> None:
