@@ -25,11 +25,13 @@ def show_outcome(config: RunConfig, results: dict[str, Any], has_report: bool) -
     from sleep_trl.distributed.progress import echo
     from sleep_trl.night.results import render_results, unmeasured
     from sleep_trl.planning.plan import where_routed
-    from sleep_trl.report.words import verdict
+    from sleep_trl.report.words import silent_rewards, verdict
 
     echo(render_results(results))
     for line in unmeasured(results):
         echo(line)
+    for line in silent_rewards(results["history"]):
+        echo(line, style="yellow")
     echo(verdict(results).replace("\u00a0", " "))  # a terminal may know only ASCII
     model = "model/, " if (is_folded := results["fold_difference"] is not None) else ""
     report = ", report.html" if has_report else ""

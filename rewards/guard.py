@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from sleep_trl.rewards.errors import RewardError, describe_error
 from sleep_trl.rewards.messages import as_messages, wanted_as_messages
-from sleep_trl.rewards.scored_rows import only, scored_rows, spread
+from sleep_trl.rewards.scored_rows import learned_rows, only, scored_rows, spread
 
 RewardFunc = Callable[..., Any]
 """TRL's form: `f(prompts, completions, completion_ids, **columns) -> list[float | None]`."""
@@ -45,9 +45,11 @@ class GuardedReward:
             Time limit of a call in seconds. The function then runs in a thread. Python cannot stop a thread: after the
             deadline it keeps running as a daemon until it returns.
         on_error (`str`, *optional*, defaults to `"raise"`):
-            `"raise"` raises a [`RewardError`]. `"abstain"` logs one warning and returns None, for the offending samples
-            if single values are wrong, otherwise for the whole call. The share of replaced samples is logged as
-            `rewards/<name>/abstained`.
+            `"raise"` raises a [`RewardError`]. `"abstain"` returns None, for the offending samples if single values
+            are wrong, otherwise for the whole call. The first failure is a warning, and the share of replaced samples
+            is logged as `rewards/<name>/abstained`.
+
+    The share of completions that got a value, of those not for self-replay, is logged as `rewards/<name>/scored`.
 
     Raises:
         `RewardError`: at a call, with the function, the first offending sample and its value. The original exception is
@@ -69,6 +71,7 @@ class GuardedReward:
         self.on_error = on_error
         self.__name__ = name or callable_name(func)
         self.wanted_as_messages = wanted_as_messages(unwrap(func))
+        self._has_failed = False
 
     def check(self) -> None:
         """Raise `ValueError` if what `load()` needs cannot be read, as far as this shows without loading weights."""
@@ -144,7 +147,7 @@ class GuardedReward:
         except RewardError as error:
             return self._fail(error, call)
         if not faults:
-            self._count(0, call)
+            self._count(0, values, call)
             return values
         index, what = faults[0]
         message = f"sample {index} of {len(values)} got {what}"
@@ -152,33 +155,41 @@ class GuardedReward:
             message += f", and {len(faults) - 1} more samples are wrong"
         if self.on_error == "raise":
             raise RewardError(f"Reward {self.__name__!r} failed: {message}.")
-        self._abstain(message, len(faults), call)
-        return values
+        return self._abstain(message, len(faults), values, call)
 
     def _fail(self, error: Exception | SystemExit, call: Mapping[str, Any]) -> list[float | None]:
         message = describe_error(error, call)
         if self.on_error == "raise":
             raise RewardError(f"Reward {self.__name__!r} failed: {message}.") from None
         samples = len(call["prompts"])
-        self._abstain(message, samples, call)
-        return [None] * samples
+        return self._abstain(message, samples, [None] * samples, call)
 
-    def _abstain(self, message: str, count: int, call: Mapping[str, Any]) -> None:
-        samples = len(call["prompts"])
-        logger.warning(
-            "Reward %r failed: %s. %d of %d rewards are None.",
-            self.__name__,
+    def _abstain(
+        self, message: str, failed: int, values: list[float | None], call: Mapping[str, Any]
+    ) -> list[float | None]:
+        level, name = logging.DEBUG if self._has_failed else logging.WARNING, self.__name__
+        logger.log(
+            level,
+            "Reward %r failed: %s. %d of %d rewards are None. Further failures are not printed but counted, as "
+            "rewards/%s/abstained.",
+            name,
             message,
-            count,
-            samples,
+            failed,
+            len(values),
+            name,
         )
-        self._count(count, call)
+        self._has_failed = True
+        self._count(failed, values, call)
+        return values
 
-    def _count(self, count: int, call: Mapping[str, Any]) -> None:
-        log_metric = call.get("log_metric")
-        if self.on_error == "abstain" and log_metric is not None:
-            share = count / max(len(call["prompts"]), 1)
-            log_metric(f"rewards/{self.__name__}/abstained", share)
+    def _count(self, failed: int, values: list[float | None], call: Mapping[str, Any]) -> None:
+        if (log_metric := call.get("log_metric")) is None:
+            return
+        if self.on_error == "abstain":
+            log_metric(f"rewards/{self.__name__}/abstained", failed / max(len(values), 1))
+        if learned := learned_rows(call):
+            scored = sum(values[row] is not None for row in learned)
+            log_metric(f"rewards/{self.__name__}/scored", scored / len(learned))
 
 
 class AsyncGuardedReward(GuardedReward):

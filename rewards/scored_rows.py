@@ -29,6 +29,12 @@ def scored_rows(call: Mapping[str, Any], needed: Collection[str]) -> list[int] |
     return None if len(rows) == len(call.get("part") or ()) else rows
 
 
+def learned_rows(call: Mapping[str, Any]) -> list[int]:
+    """Return the rows of a batch that are not self-replay, most of which have no reward by design."""
+    parts = call.get("part") or [LEARNED[0]] * len(call["prompts"])
+    return [row for row, part in enumerate(parts) if part in LEARNED]
+
+
 def only(call: dict[str, Any], rows: list[int] | None) -> dict[str, Any]:
     """Return a call for these rows of a batch."""
     if rows is None:

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..config.counting import counted
 from ..config.visible import visible
 from ..data.drops import MOST_EXAMPLES, unpack
 from ..evaluation.retention import describe_chain
@@ -23,7 +24,7 @@ from .figures import PARTS, Chart, charts
 from .levels import capacity_charts, count_experts
 from .retention import chain_charts
 from .samples import browse_samples
-from .words import clip, duration, finite, moment, number, outcome, percent, verdict
+from .words import clip, duration, finite, moment, number, outcome, percent, silent_rewards, verdict
 
 SHOWN_SAMPLES = 12
 SHOWN_SOURCES = 4  # of a ledger entry
@@ -230,6 +231,8 @@ def facts(results: Row) -> Iterator[tuple[str, str, str]]:
         reasons = f"{queued:,} do not fit in this night and stay queued" if queued else ""
         reasons += (", " if queued else "") + f"nothing usable was written about {unusable:,}" if unusable else ""
         yield "Documents learned", f"{left['of'] - left['count']:,} of {left['of']:,}", reasons
+    if silent := silent_rewards(results.get("history") or []):
+        yield "Rewards", counted(len(silent), "warning"), " · ".join(silent)
     if load := results.get("load"):
         tokens = [sum(layer[index] for layer in load) for index in range(len(load[0]))]
         shares = " · ".join(percent(count / max(1, sum(tokens))) for count in tokens if count)

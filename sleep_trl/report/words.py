@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,7 @@ from ..runs.ledger import LedgerEntry, active_entries, removed_by
 SKILL_KEPT = 0.005  # a smaller change of the base skill, half a point, is not reported
 PERPLEXITY_KEPT = 0.005  # a smaller relative change of the perplexity, half a percent, is not reported
 RECALL_KEPT = 0.02  # earlier nights must keep at least 98 % of their recall
+FEW_SCORED = 0.5  # a reward that gave a value for less than half of the completions is reported
 
 
 def clip(text: str, limit: int) -> str:
@@ -88,6 +90,29 @@ def verdict(results: Mapping[str, Any]) -> str:
     asked = results.get("teacher_questions")
     learned = _learned(asked, _own_questions(asked)) if asked else _learned(results["recall"])
     return f"{rolled_back}{_removed(removed) if removed else learned}; {kept}."
+
+
+def silent_rewards(history: Sequence[Mapping[str, Any]], few: float = FEW_SCORED) -> list[str]:
+    """Return a line for each reward of a training that failed, or that gave a value for no completion or only few.
+
+    Args:
+        history (`Sequence[Mapping]`): rows as TRL logs them, see [`~sleep_trl.rewards.GuardedReward`].
+        few (`float`, *optional*, defaults to 0.5): the share of completions below which they are few.
+    """
+    lines = []
+    for key in dict.fromkeys(key for row in history for key in row):
+        shares = [share for row in history if (share := finite(row.get(key))) is not None]
+        if (match := re.fullmatch(r"rewards/(.+)/(scored|abstained)", key, re.DOTALL)) is None or not shares:
+            continue
+        name, share = match[1], sum(shares) / len(shares)
+        if match[2] == "abstained":
+            if share:
+                lines.append(f"Reward {name!r} failed for {100 * share:.1f} % of the completions (on_error: abstain)")
+        elif not share:
+            lines.append(f"Reward {name!r} gave no value for any completion")
+        elif share < few:
+            lines.append(f"Reward {name!r} gave a value for only {100 * share:.1f} % of the completions")
+    return lines
 
 
 def _removed(forgotten: Mapping[str, Mapping[str, Any]]) -> str:

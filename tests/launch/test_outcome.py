@@ -30,3 +30,15 @@ def test_the_end_says_why_something_was_not_measured(capsys):
     printed = shown(capsys, left_out={"perplexity": "the texts have fewer than two tokens"})
     assert "Not measured: perplexity: the texts have fewer than two tokens" in printed
     assert "results.json)" not in printed
+
+
+def test_the_end_names_rewards_that_gave_no_value_or_failed(capsys):
+    history = [
+        {"step": step, "rewards/nones/scored": 0.0, "rewards/late/scored": share, "rewards/late/abstained": 1 - share}
+        for step, share in ((1, 0.75), (2, 0.0))
+    ]
+    printed = shown(capsys, history=[*history, {"step": 2, "train_runtime": 1.0}])
+    assert "Reward 'nones' gave no value for any completion" in printed
+    assert "Reward 'late' gave a value for only 37.5 % of the completions" in printed
+    assert "Reward 'late' failed for 62.5 % of the completions (on_error: abstain)" in printed
+    assert "Reward" not in shown(capsys, history=[{"step": 1, "rewards/imitation/scored": 0.9}])

@@ -46,6 +46,14 @@ def test_columns_of_the_memories_reach_rewards_as_in_trl(model, tmp_path, capsys
     assert "Rewards do not get the column stop of the memories" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_reward_that_gave_no_value_is_named_at_the_end(model, tmp_path, capsys) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("def nones(completions, **columns):\n    return [None] * len(completions)\n")
+    assert sleep.main(night(model, tmp_path, ["imitation", f"{plugin}:nones"])) == 0
+    printed = capsys.readouterr().out
+    assert "Reward 'nones' gave no value for any completion" in printed and "Reward 'imitation'" not in printed
+
+
 def test_a_column_that_is_missing_is_named_before_anything_begins(model, tmp_path, capsys) -> None:
     (tmp_path / "mine.py").write_text(PLUGIN)
     assert sleep.main(night(model, tmp_path, [f"{tmp_path / 'mine.py'}:fitting"], {"tags": ["a"]})) == 2

@@ -267,6 +267,12 @@ def test_questions_of_the_teacher_are_named_as_such() -> None:
     assert chart.caption.startswith("12 questions that the teacher wrote about the memories and nobody trained on")
 
 
+def test_a_reward_without_values_is_among_the_key_figures() -> None:
+    results = make_results(history=[{"step": 1, "rewards/nones/scored": 0.0, "rewards/imitation/scored": 1.0}])
+    values = {name: note for name, _, note in facts(results)}
+    assert values["Rewards"] == "Reward 'nones' gave no value for any completion"
+
+
 def test_key_figures() -> None:
     values = {name: value.replace("\u00a0", " ") for name, value, _ in facts(make_results())}
     assert values == {

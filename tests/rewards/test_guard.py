@@ -102,7 +102,10 @@ def test_wrong_value_is_named_and_replaced_alone(value, message, asynchronous, c
     logged: dict[str, float] = {}
     reward = guard(func, on_error="abstain")
     assert run(reward, log_metric=logged.__setitem__) == [0.5, None, None]
-    assert logged == {f"rewards/{func.__name__}/abstained": pytest.approx(2 / 3)}
+    assert logged == {
+        f"rewards/{func.__name__}/abstained": pytest.approx(2 / 3),
+        f"rewards/{func.__name__}/scored": pytest.approx(1 / 3),
+    }
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert "2 of 3 rewards are None" in record.getMessage()
@@ -129,7 +132,8 @@ def test_exception_is_placed_but_not_quoted(func, timeout_s, caplog) -> None:
     logged: dict[str, float] = {}
     reward = guard(func, timeout_s=timeout_s, on_error="abstain")
     assert run(reward, log_metric=logged.__setitem__) == [None] * 3
-    assert list(logged.values()) == [1.0]
+    name = reward.__name__
+    assert logged == {f"rewards/{name}/abstained": 1.0, f"rewards/{name}/scored": 0.0}
     assert len(caplog.records) == 1
     assert SECRET not in caplog.text
 
@@ -189,10 +193,30 @@ def test_abstaining_is_counted_also_when_nothing_fails() -> None:
     logged: dict[str, float] = {}
     func = returning([None, 1.0, 1.0])
     run(guard(func, on_error="abstain"), log_metric=logged.__setitem__)
-    assert logged == {"rewards/scored/abstained": 0.0}  # a None returned by the reward is not a failure
+    scored = {"rewards/scored/scored": pytest.approx(2 / 3)}
+    assert logged == {"rewards/scored/abstained": 0.0} | scored  # a None returned by the reward is not a failure
     logged.clear()
     run(guard(func), log_metric=logged.__setitem__)
+    assert logged == scored
+
+
+def test_self_replay_does_not_count_as_without_a_value() -> None:
+    logged: dict[str, float] = {}
+    reward = guard(returning([None, 1.0, None]))
+    run(reward, part=["general", "memory", "earlier"], log_metric=logged.__setitem__)
+    assert logged == {"rewards/scored/scored": 1.0}
+    logged.clear()
+    run(reward, part=["general"] * 3, log_metric=logged.__setitem__)
     assert logged == {}
+
+
+@BOTH
+def test_only_the_first_failure_is_printed(asynchronous, caplog) -> None:
+    reward = guard(returning("wrong", asynchronous), on_error="abstain")
+    for _ in range(3):
+        run(reward)
+    [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "3 of 3 rewards are None" in record.getMessage() and "rewards/scored" in record.getMessage()
 
 
 def test_parameter_with_the_name_of_a_column() -> None:

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from sleep_trl.config import RunConfig
 from sleep_trl.data.samples import Sample
-from sleep_trl.distributed.progress import StepBar
+from sleep_trl.distributed.progress import StepBar, echo
 from sleep_trl.dreams.gradients import Text, reference_gradient
+from sleep_trl.report.words import silent_rewards
 from sleep_trl.rewards import resolve
 from sleep_trl.rollout import plain_generation
 
@@ -114,6 +115,8 @@ def dream(
     trainer.remove_callback(PrinterCallback)
     with plain_generation(model):
         trainer.train()
+    for line in silent_rewards(trainer.state.log_history, few=0):  # most dreams are not tried, and have no reward
+        echo(line, style="yellow")
     records: list[dict[str, Any]] = gather_object(trainer.trials)
     trainer.release()
     return records
