@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from sleep_trl.config import RunConfig
-from sleep_trl.config.command_line import explain, read_options
+from sleep_trl.config.command_line import explain, nested, read_options
 from sleep_trl.config.paths import with_paths
 from sleep_trl.distributed.progress import echo
 from sleep_trl.launch.checks import check_trainer
@@ -278,7 +278,7 @@ def read_config(config: RunConfig | Mapping[str, Any] | str | Path) -> RunConfig
     if isinstance(config, RunConfig):
         return config
     if isinstance(config, Mapping):
-        options = with_paths(dict(config))
+        options = with_paths(nested(config, "config"))
     else:
         options = read_options(Path(config).expanduser(), "config")
     try:

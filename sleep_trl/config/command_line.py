@@ -7,13 +7,13 @@ first. `~` is the home directory.
 
 from __future__ import annotations
 
+import re
 from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
@@ -25,12 +25,13 @@ from .option_help import help_text, kind_of_value
 from .paths import with_paths
 from .reward import RewardSpec
 from .run import AUTO
+from .yaml_file import read_yaml
 
 USAGE = "sleep.py [--config FILE.yaml] --model MODEL --memories MEMORIES [--SECTION.OPTION VALUE ...]"
 EPILOG = """\
 Lists and objects are JSON, as in --rewards '["imitation", {"name": "my.py:f", "weight": 0.2}]'.
-`null` means none. In a YAML file, sections are mappings, and files next to it are found; the command line overrides
-it."""
+`null` means none. In a YAML file, sections are mappings or parts of dotted names, and files next to it are found; the
+command line overrides it."""
 
 MEMORY_OPTIONS = ("memories", "nights")
 """Either of them on the command line replaces both in the file."""
@@ -45,20 +46,6 @@ class _CommandLine(BaseSettings, RunConfig):
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"Command line: {message}. See --help.")
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML where a duplicate key is an error; PyYAML would silently take the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def parse(argv: Sequence[str]) -> RunConfig:
@@ -126,14 +113,40 @@ def read_options(path: Path, option: str = "--config") -> dict[str, Any]:
             The option that names it, for messages.
 
     Raises:
-        `ValueError`: as [`read_yaml`], also for the file that `seeding.extra` may name.
+        `ValueError`: as [`read_yaml`], also for the file that `seeding.extra` may name, and as [`nested`].
     """
-    options: dict[str, Any] = with_paths(read_yaml(path, option), path.parent)
+    options: dict[str, Any] = with_paths(nested(read_yaml(path, option), f"{option}: {path}"), path.parent)
     seeding = options.get("seeding")
     if not isinstance(seeding, dict) or not isinstance(extra := seeding.get("extra"), str) or not is_grpo_file(extra):
         return options
     own = options | {"seeding": {name: value for name, value in seeding.items() if name != "extra"}}
     return _merged(_read_grpo_file(beside(extra, path.parent)), own)
+
+
+def nested(given: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return options in which those of sections may have dotted names, as on the command line: `seeding.steps: 10` is
+    `seeding: {steps: 10}`.
+
+    Args:
+        given (`Mapping[str, Any]`):
+            The options.
+        place (`str`):
+            Where they stand, for messages.
+
+    Raises:
+        `ValueError`: if an option is given in both forms.
+    """
+    known = {name for name, _ in options() if "." in name}
+    result = {name: value for name, value in given.items() if name not in known}
+    for name in [name for name in given if name in known]:
+        section, _, option = name.partition(".")
+        own = result.get(section)
+        if own is not None and not isinstance(own, Mapping):
+            raise ValueError(f"{place} has both {name} and {section}, which is no mapping. Give one of them.")
+        if option in (own or {}):
+            raise ValueError(f"{place} has {name} twice, once with its dotted name. Give it once.")
+        result[section] = {**(own or {}), option: given[name]}
+    return result
 
 
 def _read_grpo_file(path: Path) -> dict[str, Any]:
@@ -155,37 +168,6 @@ def _without_grpo_file(words: Sequence[str]) -> tuple[list[str], str | None]:
         else:
             kept.append(f"{name}={value}")
     return kept, file
-
-
-def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
-    """Read the mapping in a YAML file.
-
-    Args:
-        path (`Path`):
-            The file.
-        option (`str`, *optional*, defaults to `"--config"`):
-            The option that names it, for messages.
-
-    Raises:
-        `ValueError`: if the file is missing, is not YAML, or does not hold a mapping.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-    except FileNotFoundError:
-        raise ValueError(f"{option}: {path} does not exist. Give the path of a YAML file.") from None
-    except OSError as error:
-        raise ValueError(f"{option}: {path} cannot be read: {error.strerror}.") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{option}: {path} is not valid YAML: {reason}. Correct it.") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{option}: {path} holds a {type(content).__name__}, but must hold a mapping of options, such as "
-            f"`model: NAME`."
-        )
-    return {str(key): value for key, value in content.items()}
 
 
 def options(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -254,9 +236,14 @@ def _given(source: CliSettingsSource[Any], arguments: Namespace) -> dict[str, An
     flat = {key: value for key, value in vars(arguments).items() if key != "config"}
     try:
         return source(parsed_args=flat)()
-    except SettingsError as error:
-        reason = str(error).removeprefix("Parsing error encountered for ")
-        raise ValueError(f"Command line: cannot read {reason}. Write lists and objects as JSON.") from None
+    except SettingsError as error:  # 'Parsing error encountered for NAME: …', 'error parsing value for field "NAME" …'
+        found = re.search(r'(?:encountered for |field ")([\w.]+)', str(error))
+        name = f"--{found[1]}" if found else "an option"
+        reason = str(error.__context__ or "it is no JSON").partition(": line ")[0]
+        raise ValueError(
+            f"Command line: the value of {name} cannot be read: {reason}. Write lists and objects as JSON, names and "
+            f"texts in double quotes."
+        ) from None
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

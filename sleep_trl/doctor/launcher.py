@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ..config.command_line import read_yaml
+from ..config.yaml_file import read_yaml
 
 DEFAULT_PORT = 29500  # accelerate's and torchrun's, used if the configuration file names none
 IMPORT_TIMEOUT = 180.0  # seconds; the first import of vLLM compiles its files

@@ -56,6 +56,42 @@ def test_lists_objects_null_and_flags(tmp_path: Path) -> None:
     assert config.seeding.extra == {"beta": 0.1, "report_to": "wandb", "top_k": 3}
 
 
+def test_dotted_names_in_yaml_are_options_of_sections(tmp_path: Path) -> None:
+    file = {"seeding.steps": 10, "seeding": {"alpha": 0.1}, "memory.width": 8, "memory.max_experts": 2}
+    config = parse([*NEEDED, "--config", write_yaml(tmp_path / "run.yaml", file), "--memory.width=4"])
+    assert (config.seeding.steps, config.seeding.alpha) == (10, 0.1)
+    assert (config.memory.width, config.memory.max_experts) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ({"seeding.steps": 10, "seeding": {"steps": 10}}, "has seeding.steps twice"),
+        ({"seeding.steps": 10, "seeding": 3}, "has both seeding.steps and seeding, which is no mapping"),
+        ({"seeding.stepps": 10}, "seeding.stepps is not an option. Did you mean seeding.steps?"),
+    ],
+)
+def test_dotted_names_that_clash_or_are_unknown(tmp_path: Path, file: dict[str, object], message: str) -> None:
+    assert message in error_of([*NEEDED, "--config", write_yaml(tmp_path / "run.yaml", file)])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--rewards", "['imitation', {'name': x}]"),
+        ("--rewards", '["imitation"'),
+        ("--seeding", "{steps: 1}"),
+        ("--seeding.extra", "{report_to: none}"),
+        ("--levels.chunks", "[1,"),
+    ],
+)
+def test_a_value_that_is_no_json_is_named_in_our_words(option: str, value: str) -> None:
+    message = error_of([*NEEDED, option, value])
+    assert message.startswith(f"Command line: the value of {option} cannot be read: ")
+    assert message.endswith("Write lists and objects as JSON, names and texts in double quotes.")
+    assert not any(word in message for word in ("CliSettingsSource", "field", "encountered", "line 1"))
+
+
 def test_number_that_yaml_takes_for_text(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("seeding: {learning_rate: 2e-4}\n", "utf-8")
