@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 
 from .. import __version__
 from . import RunConfig
-from .grpo_file import as_options, beside, is_grpo_file
+from .grpo_file import DECIDED, OPTIONS, as_options, beside, check_is_no_grpo_file, is_grpo_file
 from .option_help import help_text, kind_of_value
 from .paths import with_paths
 from .reward import RewardSpec
@@ -113,9 +113,12 @@ def read_options(path: Path, option: str = "--config") -> dict[str, Any]:
             The option that names it, for messages.
 
     Raises:
-        `ValueError`: as [`read_yaml`], also for the file that `seeding.extra` may name, and as [`nested`].
+        `ValueError`: as [`read_yaml`], also for the file that `seeding.extra` may name, as [`nested`], and if the file
+            holds arguments of TRL.
     """
-    options: dict[str, Any] = with_paths(nested(read_yaml(path, option), f"{option}: {path}"), path.parent)
+    given = read_yaml(path, option)
+    check_is_no_grpo_file(given, str(path), RunConfig.model_fields)
+    options: dict[str, Any] = with_paths(nested(given, f"{option}: {path}"), path.parent)
     seeding = options.get("seeding")
     if not isinstance(seeding, dict) or not isinstance(extra := seeding.get("extra"), str) or not is_grpo_file(extra):
         return options
@@ -226,7 +229,8 @@ def _did_you_mean(name: str, dashes: str = "") -> str:
     if stem.startswith("rewards."):
         names = [f"{stem}.{option}" for option in RewardSpec.model_fields]
     same_last = [option for option in names if option.rpartition(".")[2] == last]
-    close = same_last or get_close_matches(name, names, n=1, cutoff=0.6)
+    of_trl = [own for own in ((OPTIONS | DECIDED).get(name),) if own]
+    close = same_last or of_trl or get_close_matches(name, names, n=1, cutoff=0.6)
     close = close or [o for o in names if get_close_matches(last, [o.rpartition(".")[2]], cutoff=0.7)]
     return f"Did you mean {' or '.join(dashes + option for option in close[:2])}? " if close else ""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib.util import find_spec
 
 import torch
 from transformers import SchedulerType
 
+from ..config import SeedingConfig
 from ..config.model_name import MAIN
 from ..data.documents import MemoryText
 from ..data.templates import Template
@@ -19,6 +21,10 @@ from ..runs.folder import RunFolder
 from .consolidation import check_blocks
 from .inputs import RunInputs
 from .output_dir import check_output
+
+logger = logging.getLogger(__name__)
+
+FAR_BELOW = 20  # times lower than the default learning rate (ours)
 
 # -- machine and options -------------------------------------------------------------------------------------------
 
@@ -33,6 +39,17 @@ def check_output_dir(inputs: RunInputs) -> None:
     begun."""
     if int(os.environ.get("RANK", 0)) == 0:
         check_output(inputs.config)
+
+
+def check_learning_rate(inputs: RunInputs) -> None:
+    """Warn of a learning rate with which a new expert would learn next to nothing."""
+    rate, default = inputs.config.seeding.learning_rate, SeedingConfig().learning_rate
+    if rate < default / FAR_BELOW:
+        logger.warning(
+            f"seeding.learning_rate: {rate:g} is far below {default:g}, the default for a new expert, which may learn "
+            f"little. Rates for whole models, as in a GRPOConfig, are too low: give --seeding.learning_rate "
+            f"{default:g}."
+        )
 
 
 def check_learning_rate_schedule(inputs: RunInputs) -> None:

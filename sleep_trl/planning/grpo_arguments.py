@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import fields
+from typing import Any
 
 from ..config.grpo_file import DECIDED, OPTIONS
 from .inputs import RunInputs
@@ -45,21 +47,26 @@ WITHOUT_EFFECT = {
 
 
 def check_grpo_arguments(inputs: RunInputs) -> None:
-    """Raise if `seeding.extra` holds an argument that `GRPOConfig` does not have or that the run sets itself."""
+    """Raise if `seeding.extra` holds arguments that `GRPOConfig` does not have or that the run sets itself."""
     if not (extra := inputs.config.seeding.extra):
         return
     from trl import GRPOConfig  # the slowest import of all
 
     known = {field.name for field in fields(GRPOConfig)}
-    for key in extra:
-        if own := SET_BY_THE_RUN.get(key):
-            raise ValueError(f"seeding.extra: {key!r} is set by the run itself. Take it out and use --{own}.")
-        if key in NOT_WITH_EXPERTS and extra[key] not in OFF:
-            raise ValueError(f"seeding.extra: {key!r} {NOT_WITH_EXPERTS[key]}. Take it out.")
-        if key not in known:
-            raise ValueError(
-                f"seeding.extra: {key!r} is not an argument of TRL's GRPOConfig. Correct the name or take it out."
-            )
+    if problems := [problem for key in extra if (problem := _problem(key, extra[key], known))]:
+        raise ValueError("\n".join(f"seeding.extra: {problem}" for problem in problems))
     for reason, names in WITHOUT_EFFECT.items():
         if given := [name for name in names if name in extra]:
-            logger.warning(f"seeding.extra: {', '.join(given)} has no effect in a night: {reason}.")
+            have = "has" if len(given) == 1 else "have"
+            logger.warning(f"seeding.extra: {', '.join(given)} {have} no effect in a night: {reason}.")
+
+
+def _problem(key: str, value: Any, known: Collection[str]) -> str | None:
+    """Return what is wrong with an argument, if anything."""
+    if own := SET_BY_THE_RUN.get(key):
+        return f"{key!r} is set by the run itself. Take it out and use --{own}."
+    if key in NOT_WITH_EXPERTS and value not in OFF:
+        return f"{key!r} {NOT_WITH_EXPERTS[key]}. Take it out."
+    if key not in known:
+        return f"{key!r} is not an argument of TRL's GRPOConfig. Correct the name or take it out."
+    return None

@@ -61,6 +61,7 @@ class Plan:
     rows: int
     steps: int
     rollouts: int
+    learning_rate: float
     peak: Peak
     adapter_bytes: int
     disk_bytes: int
@@ -107,7 +108,7 @@ def render(plan: Plan) -> Table:
         memories = f"{describe_fit(plan.memories, plan.queued, plan.limit)}, for {more}"
     steps = counted(plan.steps, "step")
     if plan.passes is not None:
-        steps = f"about {steps} ({plan.passes:g} passes)"
+        steps = f"about {steps} ({plan.passes:g} {'pass' if plan.passes == 1 else 'passes'})"
     routing = "all" if plan.top_k is None else f"{plan.top_k} chosen by a router, plus the one that learns"
     for name, value in {
         "model": f"{plan.model} ({plan.architecture}, {plan.layers} layers of {plan.hidden_size})"
@@ -124,6 +125,7 @@ def render(plan: Plan) -> Table:
         "windows": f"{plan.about}{plan.windows:,} of at most {plan.window} of {plan.context} tokens of context",
         "teacher's samples": f"at most {plan.about}{plan.samples:,}",
         "training": f"{steps}, {plan.rows:,} prompts, {plan.rollouts:,} rollouts",
+        "learning rate": f"{plan.learning_rate:g}",
         "estimated": ESTIMATED.format(plan.share) if plan.about else "",
         "peak memory": str(plan.peak),
         "on disk": f"about {plan.disk_bytes / MIB:,.1f} MiB, adapter {plan.adapter_bytes / MIB:,.1f}",

@@ -28,6 +28,7 @@ __all__ = ["Plan", "preflight", "render"]
 CHECKS: tuple[Callable[[RunInputs], object], ...] = (
     checks.check_processes,
     checks.check_output_dir,
+    checks.check_learning_rate,
     checks.check_learning_rate_schedule,
     checks.check_report,
     checks.check_dtype,
@@ -132,6 +133,7 @@ def make_plan(inputs: RunInputs) -> Plan:
         rows=steps * seeding.prompts_per_step,
         steps=steps,
         rollouts=(steps - first_rollout) * seeding.rollouts_per_step,
+        learning_rate=seeding.learning_rate,
         peak=plan_peak(inputs, shape),
         adapter_bytes=adapter_bytes,
         disk_bytes=disk_bytes,

@@ -78,6 +78,33 @@ def test_plan_counts_windows_samples_and_rollouts(model: Path, tmp_path: Path) -
     assert preflight(few).samples == 3 * 6  # no more than the rows about memories
 
 
+def test_the_plan_shows_the_learning_rate_and_warns_of_one_for_whole_models(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stock = tmp_path / "grpo.yaml"
+    stock.write_text("learning_rate: 1.0e-6\nnum_train_epochs: 1\n")
+    plan = preflight(RunInputs(config_of(model, tmp_path, seeding__steps=None, seeding__extra=stock)))
+    [message] = caplog.messages
+    assert message.startswith("seeding.learning_rate: 1e-06 is far below 0.002, the default for a new expert")
+    assert message.endswith("give --seeding.learning_rate 0.002.")
+    console = Console(width=400, record=True, file=StringIO())
+    console.print(render(plan))
+    shown = " ".join(console.export_text().split())
+    assert "learning rate │ 1e-06" in shown and "(1 pass)," in shown
+    caplog.clear()
+    preflight(RunInputs(config_of(model, tmp_path, seeding__learning_rate=1e-4)))
+    assert not caplog.messages
+
+
+def test_all_unknown_arguments_of_trl_are_named_at_once(model: Path, tmp_path: Path) -> None:
+    extra = json.dumps({"top_kk": 1, "model_name_or_path": "m", "sync_ref_model": True, "weight_decay": 0.1})
+    with pytest.raises(ValueError) as raised:
+        preflight(RunInputs(config_of(model, tmp_path, seeding__extra=extra)))
+    lines = str(raised.value).splitlines()
+    assert [line.split()[1] for line in lines] == ["'top_kk'", "'model_name_or_path'", "'sync_ref_model'"]
+    assert lines[1].endswith("is set by the run itself. Take it out and use --model.")
+
+
 def test_a_night_of_0_1_is_resumed_with_its_steps(model: Path, tmp_path: Path) -> None:
     begun = json.loads(config_of(model, tmp_path, seeding__steps=100).model_dump_json())
     del begun["seeding"]["passes"]
