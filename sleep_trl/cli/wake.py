@@ -50,13 +50,13 @@ def add(
     for path in [] if form else paths:
         if path != "-" and not Path(path).expanduser().is_dir():
             form_of(Path(path).expanduser())  # before anything is stored
-    tally = Tally()
+    tally, given = Tally(), {Path(path).expanduser().resolve() for path in paths}
     with WakeBuffer(buffer) as opened:
         for path in paths:
             if path == "-":
                 tally += add_stream(opened, sys.stdin.fileno(), "stdin", form or "jsonl", source or "stdin")
             else:
-                tally += add_path(opened, Path(path).expanduser(), form, source)
+                tally += add_path(opened, Path(path).expanduser(), form, source, given)
     _print_tally(tally, json)
     raise typer.Exit(USER_ERROR if tally.rejected else DONE)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 TEXT_SUFFIXES = (".txt", ".md")
 IGNORED_FOLDERS = ("node_modules", "__pycache__")  # and those whose names begin with a dot
 MAX_BYTES = 64 * 2**20  # of a document, or of a row of a .jsonl file: about 10 million words of plain text
+GIVE_ITSELF = "a .jsonl file is given by its own path (sleep-trl wake add takes both)"
 FULL_LINE = 0.7  # share of a page's longest line from which a line of a PDF is taken to go on in the next (ours)
 
 
@@ -39,12 +40,18 @@ class LeftOut:
     is_fault: bool
 
 
-def find_documents(folder: Path) -> tuple[list[Path], list[LeftOut]]:
+def find_documents(
+    folder: Path, hint: str = GIVE_ITSELF, given: Collection[Path] = ()
+) -> tuple[list[Path], list[LeftOut]]:
     """Find the documents of a folder and its subfolders. Links that lead out of it, or to folders, are not followed.
 
     Args:
         folder (`Path`):
             The folder.
+        hint (`str`, *optional*):
+            What to do about .jsonl files that are there.
+        given (`Collection[Path]`, *optional*):
+            Whole paths of files that are read anyway, and so not named.
 
     Returns:
         `tuple[list[Path], list[LeftOut]]`: the documents, sorted by path, and what else is there.
@@ -61,6 +68,8 @@ def find_documents(folder: Path) -> tuple[list[Path], list[LeftOut]]:
         folders[:] = [n for n in folders if not (n.startswith(".") or n in IGNORED_FOLDERS)]
         for path in (here / name for name in names):
             if not is_document(path):
+                if path.resolve() in given:
+                    continue
                 others[path.suffix.lower() or "files without an extension"] += 1
             elif path.is_symlink() and not path.resolve().is_relative_to(inside):
                 left.append(LeftOut(f"{path}: a link that leads out of the folder, which is not followed", False))
@@ -68,7 +77,7 @@ def find_documents(folder: Path) -> tuple[list[Path], list[LeftOut]]:
                 found.append(path)
     if others:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-        hint = "; a .jsonl file is given by its own path (sleep-trl wake add takes both)" if others[".jsonl"] else ""
+        hint = f"; {hint}" if others[".jsonl"] else ""
         left.append(LeftOut(f"{folder}: {counts}: not documents, which are {shown_suffixes()}{hint}", False))
     return sorted(found), left
 

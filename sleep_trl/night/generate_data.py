@@ -14,6 +14,7 @@ from accelerate import PartialState
 from ..config.counting import counted
 from ..data.drops import Drops, pack, unpack
 from ..data.fit import sentence_size
+from ..data.parts import COUNTED_APART
 from ..data.quality import find_uncovered, measure_faithfulness
 from ..data.samples import HELD_OUT, Sample, WrittenSamples, read_plain, write_earlier, write_general
 from ..data.shipped_sets import REPLAYED, find_unreadable, read_shipped, readable_prompts, take
@@ -73,7 +74,7 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     counts = {part: sum(s.part == part for s in written.samples) for part in ("memory", "general", "earlier")}
     counts["held_out"] = min(counts["general"], HELD_OUT)
     counts["general"] -= counts["held_out"]
-    kept = ", ".join(f"{count} {part.replace('_', ' ')}" for part, count in counts.items())
+    kept = ", ".join(f"{count} {COUNTED_APART.get(part, part)}" for part, count in counts.items())
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(written.dropped.items())) or "none"
     echo(f"Samples: {kept}; dropped: {dropped}")
     if coverage["covered"]:  # no sample is about a sentence if no template asks about them

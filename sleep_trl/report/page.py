@@ -15,6 +15,7 @@ from markupsafe import Markup
 from ..config.counting import counted
 from ..config.visible import visible
 from ..data.drops import MOST_EXAMPLES, unpack
+from ..data.parts import COUNTED_APART
 from ..evaluation.retention import describe_chain
 from ..runs.files import read_json, write_text
 from ..runs.folder import RunFolder
@@ -132,7 +133,7 @@ def render_page(
         style=Markup(environment.get_template("style.css.j2").render()),
         scripts=[Markup(script) for script in (library, draw, filters)],
         hashes=[source_hash(script) for script in (library, draw, filters)],
-        parts=[(part.replace("_", " "), count) for part, count in (dataset.get("samples") or {}).items()],
+        parts=[(COUNTED_APART.get(part, part), count) for part, count in (dataset.get("samples") or {}).items()],
         dropped=sorted((dataset.get("dropped") or {}).items()),
         rows=rows,
         row_count=row_count,

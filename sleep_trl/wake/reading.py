@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -37,11 +37,12 @@ class Lines:
         name (`str`): the stream's name, for messages.
         source (`str`): source of records that name none.
         read (`Read`): makes a record of a line.
-        offset (`int`): offset of the first block in the stream, in bytes.
+        offset (`int`): offset of the first block in the stream, in bytes. Messages count lines if it is 0.
     """
 
     def __init__(self, name: str, source: str, read: Read, offset: int = 0) -> None:
         self.name, self.source, self.read, self.offset = name, source, read, offset
+        self._number = 1 if offset == 0 else None
         self._line = bytearray()  # the start of a line that is not complete yet
         self._length = 0  # of that line, of which at most a record is kept
 
@@ -56,12 +57,15 @@ class Lines:
 
     def finish(self, newline: int = 0) -> Iterator[WakeRecord | Rejection]:
         """Yield the record of the line read so far; `newline` is the length of its line break in bytes."""
-        line, place = bytes(self._line).removesuffix(b"\r"), f"{self.name}, byte {self.offset}"
+        line = bytes(self._line).removesuffix(b"\r")
+        place = f"{self.name}, byte {self.offset}" if self._number is None else f"{self.name}, line {self._number}"
         if self._length > MAX_BYTES:
             yield too_long(place)
         elif line.strip():
             yield self.read(place, line, self.source)
         self.offset += self._length + newline
+        if self._number is not None:
+            self._number += 1
         self._line.clear()
         self._length = 0
 
@@ -71,7 +75,13 @@ class Lines:
             self._line += part
 
 
-def add_path(buffer: WakeBuffer, path: Path, form: Form | None = None, source: str | None = None) -> Tally:
+def add_path(
+    buffer: WakeBuffer,
+    path: Path,
+    form: Form | None = None,
+    source: str | None = None,
+    given: Collection[Path] = (),
+) -> Tally:
     """Store a file, or the documents of a folder and its subfolders, without following links that lead out of it or to
     folders.
 
@@ -84,6 +94,8 @@ def add_path(buffer: WakeBuffer, path: Path, form: Form | None = None, source: s
             `jsonl`, `lines` or `document`. Default: by the file's name.
         source (`str`, *optional*):
             Source of records that name none. Default: the file's path, see [`source_of`].
+        given (`Collection[Path]`, *optional*):
+            Whole paths of what else is stored, which is not reported as left out of a folder.
 
     Returns:
         `Tally`: counts of stored and rejected items. A rejected item does not stop the rest.
@@ -92,7 +104,7 @@ def add_path(buffer: WakeBuffer, path: Path, form: Form | None = None, source: s
         `ValueError`: if the path does not exist, its form is unknown, or a folder has no documents.
     """
     if path.is_dir():
-        return _add_documents(buffer, path, source)
+        return _add_documents(buffer, path, source, given)
     form = form or form_of(path)
     if form == "document":
         return buffer.add([_document(path, source or source_of(path))])
@@ -148,8 +160,8 @@ def add_stream(buffer: WakeBuffer, descriptor: int, name: str, form: Form, sourc
     return tally
 
 
-def _add_documents(buffer: WakeBuffer, folder: Path, source: str | None) -> Tally:
-    found, left_out = find_documents(folder)
+def _add_documents(buffer: WakeBuffer, folder: Path, source: str | None, given: Collection[Path]) -> Tally:
+    found, left_out = find_documents(folder, "a .jsonl file is stored if its own path is given too", given)
     tally, batch, size = Tally(left_out=[one.reason for one in left_out]), list[WakeRecord | Rejection](), 0
     if not found:
         ignored = "".join(f"\n  {reason}" for reason in tally.left_out)

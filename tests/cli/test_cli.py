@@ -94,9 +94,22 @@ def test_rejections_are_explained_and_the_rest_is_stored(call, tmp_path):
     (tmp_path / "mixed.jsonl").write_bytes(b'{"text": "good"}\n{"text": ""}\n\xff\n' + b"{}\n" * 30)
     code, out, err = call("wake", "add", "mixed.jsonl")
     assert code == 2 and out == "1 added, 0 duplicates, 0 already forgotten, rejected: 31 not a record, 1 not UTF-8\n"
-    assert err.splitlines()[0] == "mixed.jsonl, byte 17: `text` is empty. Fill it in, or remove the row."
+    assert err.splitlines()[0] == "mixed.jsonl, line 2: `text` is empty. Fill it in, or remove the row."
     assert len(err.splitlines()) == 21 and "and 12 more" in err
     assert len(rows(call("wake", "list", "--rejected", "--json")[1])) == 32
+
+
+def test_what_is_left_out_of_a_folder_is_told_for_this_command_and_without_what_was_given(call, tmp_path):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "a.md").write_text("the cat")
+    (folder / "chats.jsonl").write_text('{"text": "the boat"}\n')
+    code, out, err = call("wake", "add", "docs", "docs/chats.jsonl")
+    assert (code, err) == (0, "") and out.startswith("2 added")
+    (folder / "more.jsonl").write_text('{"text": "the dog"}\n')
+    err = call("wake", "add", "docs", "docs/chats.jsonl")[2]
+    assert err.startswith("Not read: docs: 1 .jsonl: not documents") and "wake add" not in err
+    assert err.endswith("; a .jsonl file is stored if its own path is given too\n")
 
 
 def test_standard_input_is_stored_line_by_line(tmp_path):

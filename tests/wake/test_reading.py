@@ -179,7 +179,7 @@ def test_a_line_that_is_too_long_is_skipped_without_being_kept(buffer, tmp_path,
     (tmp_path / "in.txt").write_bytes(b"a\n" + b"x" * 1_000 + b"\nb\n" + b"y" * 100 + b"\n")
     tally = add_path(buffer, tmp_path / "in.txt", "lines")
     assert (tally.added, dict(tally.rejected)) == (3, {"too long": 1})
-    assert tally.reasons[0].endswith("in.txt, byte 2: longer than 8 MiB. Split it.")
+    assert tally.reasons[0].endswith("in.txt, line 2: longer than 8 MiB. Split it.")
     assert texts(buffer) == ["a", "b", "y" * 100]
 
 
