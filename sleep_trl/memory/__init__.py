@@ -1,6 +1,6 @@
 """Low-rank experts, in levels, added to the MLPs of any causal language model."""
 
-from .attach import attach, load_memory
+from .attach import OtherBase, attach, load_memory
 from .fold import fold, folded_config, folded_state_dict, logit_difference
 from .hosts import FORMS, MLPForm
 from .memory import Memory
@@ -14,6 +14,7 @@ __all__ = [
     "MLPForm",
     "Memory",
     "MemorySpec",
+    "OtherBase",
     "attach",
     "base_fingerprint",
     "choose_experts",

@@ -41,6 +41,10 @@ def attach(model: PreTrainedModel, spec: MemorySpec | None = None) -> Memory:
     return memory
 
 
+class OtherBase(ValueError):
+    """A memory was made on another base model."""
+
+
 def load_memory(model: PreTrainedModel, folder: str | Path, max_experts: int | None = None) -> Memory:
     """Attach a saved memory to the model on which it was made.
 
@@ -68,9 +72,9 @@ def load_memory(model: PreTrainedModel, folder: str | Path, max_experts: int | N
         )
     memory = attach(model, spec)
     if (found := base_fingerprint(memory)) != description["base"]:
-        raise ValueError(
+        raise OtherBase(
             f"{folder} was made on another base model: its fingerprint is {description['base'][:12]}, the given "
-            f"model's is {found[:12]}. Give the model that the memory was made on."
+            f"model's is {found[:12]}. It needs the base model that it was made on."
         )
     load_experts(memory, folder, records)
     memory.replacing = tuple(description.get("replacing", ()))

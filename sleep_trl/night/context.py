@@ -14,7 +14,7 @@ from ..data.prompts import Prompter
 from ..data.thoughts import WithoutThoughts
 from ..distributed.progress import echo
 from ..distributed.zero3 import serve
-from ..memory import Memory, MemorySpec, attach, load_experts, load_memory
+from ..memory import Memory, MemorySpec, OtherBase, attach, load_experts, load_memory
 from ..memory.accumulated_gradients import Accumulated
 from ..models.loading import Checkpoint, load_model
 from ..planning.consolidation import missing_blocks
@@ -22,6 +22,7 @@ from ..planning.inputs import RunInputs
 from ..planning.relearning import Relearning
 from ..rollout import Engine, TransformersEngine
 from ..rollout.choice import make_engine
+from ..runs.finished import give_base
 from ..runs.folder import RunFolder
 from ..runs.ledger import LedgerEntry
 
@@ -115,7 +116,10 @@ def prepare(inputs: RunInputs, memory: Memory | None = None) -> NightContext:
         echo(f"Loading {config.model} in {inputs.dtype.name} ({inputs.dtype.reason})")
         model = load_model(config)
         if before is not None:
-            memory = load_memory(model, before, inputs.capacity.max_experts)
+            try:
+                memory = load_memory(model, before, inputs.capacity.max_experts)
+            except OtherBase as error:
+                raise OtherBase(f"{error} {give_base(RunFolder(before.parent))}") from None
         else:
             memory = attach(model, MemorySpec(**config.memory.model_dump(), seed=config.seed))
     for level in missing_blocks(config.levels, memory.describe()["experts"]):

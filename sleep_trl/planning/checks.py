@@ -17,6 +17,7 @@ from ..distributed.zero3 import check_launch, count_shards
 from ..dreams.measure import HELDOUT
 from ..models.inspection import build_without_weights, read_header, read_tokenizer
 from ..models.loading import context_limit
+from ..runs.finished import give_base
 from ..runs.folder import RunFolder
 from .consolidation import check_blocks
 from .inputs import RunInputs
@@ -108,7 +109,8 @@ def check_earlier_experts(inputs: RunInputs) -> None:
     """Raise if the experts of the run to continue do not fit the model."""
     if inputs.config.continue_from is None or not inputs.experts:  # all earlier ones may have been dropped
         return
-    path = RunFolder(inputs.config.continue_from).adapter.experts
+    run = RunFolder(inputs.config.continue_from)
+    path = run.adapter.experts
     shapes = read_header(path)
     for host in inputs.hosts:
         name, expected = f"{host.name}.up", (inputs.capacity.width, host.hidden_size)
@@ -117,7 +119,7 @@ def check_earlier_experts(inputs: RunInputs) -> None:
             shown = ", ".join(map(str, found)) or "missing"
             raise ValueError(
                 f"continue_from: {path} belongs to another model than {inputs.config.model!r}: {name} is {shown}, "
-                f"expected {expected}. Give that run's --model."
+                f"expected {expected}. {give_base(run)}"
             )
 
 

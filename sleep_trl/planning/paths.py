@@ -11,7 +11,9 @@ from pathlib import Path
 from ..config import RunConfig
 from ..config.model_name import check_exists as check_model_exists
 from ..data.sources import check_exists, check_texts_exist
+from ..runs.finished import give_base
 from ..runs.folder import RunFolder
+from ..runs.ledger import active_entries, read_ledger
 from .night_source import check_buffer
 from .output_dir import check_output
 
@@ -43,6 +45,21 @@ def check_continued(run: RunFolder) -> None:
         raise ValueError(f"continue_from: {run.path} {found}. Give the output_dir of a run that has finished.")
 
 
+def check_is_base(night: RunConfig) -> None:
+    """Raise `ValueError` if the model is one that has the experts of the run to continue folded in."""
+    if night.continue_from is None:
+        return
+    continued, grown = RunFolder(night.continue_from), RunFolder(Path(night.model).resolve().parent)
+    if not (grown.ledger.is_file() and continued.ledger.is_file() and grown.model == Path(night.model).resolve()):
+        return
+    held, bases = active_entries(read_ledger(grown.ledger)), {e.base for e in read_ledger(continued.ledger)}
+    if any(entry.base in bases for entry in held):
+        raise ValueError(
+            f"model: {night.model} is the grown model of {grown.path}, and the experts of {continued.path} were made "
+            f"on the base model. {give_base(continued)}"
+        )
+
+
 def _problems(nights: Sequence[RunConfig]) -> Iterator[str]:
     for night in nights:
         for check in _checks(night, is_first=night is nights[0]):
@@ -71,6 +88,7 @@ def _checks(night: RunConfig, is_first: bool) -> Iterator[Callable[[], None]]:
             yield partial(_check_reward, reward.name, option)
     if is_first and night.continue_from is not None:
         yield partial(check_continued, RunFolder(night.continue_from))
+        yield partial(check_is_base, night)
     is_in_use = run.is_begun and not run.is_finished  # perhaps by a process that works on it: its lock tells
     if int(os.environ.get("RANK", 0)) == 0 and not night.resume and not is_in_use:
         yield partial(check_output, night)

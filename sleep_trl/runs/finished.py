@@ -265,3 +265,9 @@ def _enabled_experts(files: RunFolder) -> dict[int, bool]:
     """Return for each expert, apart from blocks of levels, whether it is enabled."""
     experts = read_json(files.adapter.description)["experts"]
     return {int(expert["index"]): bool(expert["is_enabled"]) for expert in experts if not expert.get("is_block")}
+
+
+def give_base(run: RunFolder) -> str:
+    """Return what to do if a run is continued with another model than its base, with the name that it has there."""
+    named = f": --model {read_json(run.config)['model']}" if run.config.is_file() else ""
+    return f"Give the base model again{named}."

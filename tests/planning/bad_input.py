@@ -309,7 +309,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     "run to continue of another model": (
         continued_on_another_model,
-        r"belongs to another model than 'model'.*Give that run's --model",
+        r"belongs to another model than 'model'.*Give the base model again",
     ),
     "memory is full": (
         continued(experts=2),

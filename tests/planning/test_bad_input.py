@@ -67,7 +67,7 @@ def test_a_run_of_another_base_is_reported_and_blocks_nothing(
     argv = make_arguments(place, other_base)
     assert sleep.main(argv) == 2
     printed = capsys.readouterr().err
-    assert re.match(r"Error: .*night1/adapter was made on another base model: .* Give the model that", printed), printed
+    assert re.match(r"Error: .*night1/adapter was made on another base model: .* Give the base model", printed), printed
     assert "PYTHONDEVMODE=1" in printed and "Traceback" not in printed
     assert not (place / "run").exists()
     assert sleep.main([*argv, "--model", "right", "--dry_run"]) == 0

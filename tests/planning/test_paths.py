@@ -14,6 +14,7 @@ from sleep_trl.data.quickstart import MODEL, NIGHTS, QUICKSTART
 from sleep_trl.launch import sleep
 from sleep_trl.planning.chain import nights_of
 from sleep_trl.planning.paths import check_paths
+from sleep_trl.runs.ledger import read_ledger, write_ledger
 from tests.planning.mistakes import MakeOptions, file, make_arguments, options
 from tests.tiny_runs import write_finished_run
 
@@ -45,6 +46,27 @@ def test_wrong_paths_are_told_before_torch_is_imported(place: Path) -> None:
     command = [sys.executable, "-c", LOADED]
     done = subprocess.run(command, cwd=place, input=given, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == [f"{name} 2 []" for name in WRONG], done.stderr
+
+
+def grown_model(place: Path, name: str) -> Path:
+    """Make a run with a grown model, and return that."""
+    run = write_finished_run(place / name)
+    (run / "model").mkdir()
+    (run / "config.json").write_text(json.dumps({"model": "org/base"}), "utf-8")
+    return run / "model"
+
+
+def test_a_grown_model_is_no_base_of_the_experts_that_it_holds(place: Path) -> None:
+    grown = grown_model(place, "night1")
+    config = parse(make_arguments(place, options(model=grown, continue_from=grown.parent)))
+    with pytest.raises(ValueError, match=r"is the grown model of .*night1, and .* base model again: --model org/base"):
+        check_paths([config])
+    later = write_finished_run(place / "night2")  # the same base
+    with pytest.raises(ValueError, match="Give the base model again"):
+        check_paths([config.model_copy(update={"continue_from": later})])
+    on_grown = [entry.model_copy(update={"base": "another"}) for entry in read_ledger(later / "ledger.jsonl")]
+    write_ledger(later / "ledger.jsonl", on_grown)
+    check_paths([config.model_copy(update={"continue_from": later})])  # it began with the grown model as its base
 
 
 def test_what_a_launch_leaves_in_the_output_folder_is_in_nobodys_way(place: Path) -> None:
