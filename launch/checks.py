@@ -7,6 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sleep_trl.config import RunConfig
     from sleep_trl.config.reward import RewardSpec
     from sleep_trl.planning.inputs import RunInputs
 
@@ -71,6 +72,15 @@ def check_rewards(inputs: RunInputs) -> None:
             try_reward(reward, inputs)
     for reward in config.dream.rewards if config.dream.rounds else ():
         check(reward, dream_tasks.COLUMNS, memories)
+
+
+def check_reward_names(config: RunConfig) -> None:
+    """Raise `ValueError` for names of rewards that are not registered. Imports no torch."""
+    from sleep_trl.rewards import REWARDS
+
+    for reward in (*config.rewards, *(config.dream.rewards if config.dream.rounds else ())):
+        if reward.name.isidentifier():
+            REWARDS.check_name(reward.name)
 
 
 def check_measure(inputs: RunInputs) -> None:

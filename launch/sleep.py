@@ -23,7 +23,7 @@ from sleep_trl.config import RunConfig
 from sleep_trl.config.command_line import explain, parse
 from sleep_trl.config.exit_codes import DONE, FAILURE, STOPPED, TRY_AGAIN, USER_ERROR
 from sleep_trl.config.visible import show_warnings_visibly, visible
-from sleep_trl.launch.checks import check_trainer
+from sleep_trl.launch.checks import check_reward_names, check_trainer
 from sleep_trl.launch.outcome import show_outcome, write_report_if_possible
 
 WAIT_FOR_POOL = timedelta(days=1)  # generation can take longer than the default of ten minutes on GPUs
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from sleep_trl.planning.paths import check_paths
 
         nights = nights_of(config)
+        check_reward_names(config)
         check_paths([night for night in nights if not (config.nights and is_finished(night.output_dir))])
         waiting = unfinished(nights) if config.nights else nights
         _init_processes(config)  # first import of torch and transformers

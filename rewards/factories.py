@@ -44,6 +44,12 @@ class Factories(dict[str, Callable[..., Any]]):
 
         return register
 
+    def check_name(self, name: str) -> None:
+        """Raise `ValueError` if there is no factory of a name."""
+        if name not in self:
+            known = f"There is no {self.kind} {name!r}; registered: {', '.join(sorted(self))}."
+            raise ValueError(f"{known} {self.hint}".rstrip())
+
     def make(self, name: str, params: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Any:
         """Call the factory of a name.
 
@@ -58,9 +64,7 @@ class Factories(dict[str, Callable[..., Any]]):
         Raises:
             `ValueError`: if there is no such factory, or a parameter is unknown, missing or out of range.
         """
-        if name not in self:
-            known = f"There is no {self.kind} {name!r}; registered: {', '.join(sorted(self))}."
-            raise ValueError(f"{known} {self.hint}".rstrip())
+        self.check_name(name)
         return make_from(self[name], params, f"{self.kind.capitalize()} {name!r}", defaults)
 
 

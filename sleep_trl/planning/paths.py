@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
+from symtable import symtable
 
 from ..config import RunConfig
 from ..config.model_name import check_exists as check_model_exists
@@ -95,7 +97,17 @@ def _checks(night: RunConfig, is_first: bool) -> Iterator[Callable[[], None]]:
 
 
 def _check_reward(name: str, option: str) -> None:
-    """Raise `ValueError` if the file of a reward is missing, `path/to/file.py:function`."""
-    place = name.rpartition(":")[0]
-    if place.endswith(".py") and not Path(place).is_file():
+    """Raise `ValueError` if the file of a reward is missing, `path/to/file.py:function`, or has no such function."""
+    place, _, function = name.rpartition(":")
+    if not place.endswith(".py"):
+        return
+    if not Path(place).is_file():
         raise ValueError(f"{option}: {place} does not exist (looked for from {Path.cwd()}). Check the path.")
+    try:
+        source = Path(place).read_text(encoding="utf-8")
+        table = symtable(source, place, "exec")
+    except (OSError, ValueError, SyntaxError):
+        return  # its import says what is wrong
+    if function not in table.get_identifiers() and not re.search(r"import \*|globals\(|__dict__|setattr\(", source):
+        own = [child.get_name() for child in table.get_children() if child.get_type() == "function"]
+        raise ValueError(f"{option}: {place} has no function {function!r}; its functions: {', '.join(own) or 'none'}.")

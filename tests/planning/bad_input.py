@@ -329,7 +329,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     "unknown reward": (options(rewards='["imitaton"]'), r"no reward 'imitaton'; registered: .*imit"),
     "reward of a missing file": (options(rewards='["no.py:f"]'), r"no\.py does not exist"),
     "reward that does not import": (
-        file("my.py", "import nothing_of_this_name", rewards='["my.py:f"]'),
+        file("my.py", "from nothing_of_this_name import f", rewards='["my.py:f"]'),
         r"my\.py does not import: ModuleNotFoundError",
     ),
     "reward of a missing function": (

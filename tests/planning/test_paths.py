@@ -36,6 +36,9 @@ WRONG: dict[str, MakeOptions] = {
     "continue_from": options(continue_from="gone"),
     "skill": options(evaluation__skill="no.jsonl"),
     "reward": options(rewards='["no.py:f"]'),
+    "name of a reward": options(rewards='["imitaton"]'),
+    "name of a reward of dreams": options(dream__rounds=1, dream__rewards='["imitaton"]'),
+    "function of a reward": file("mine.py", "def g(completions, **columns): ...", rewards='["mine.py:f"]'),
     "output_dir": file("taken/thesis.tex", "x", output_dir="taken"),
     "finished": lambda place: {"output_dir": write_finished_run(place / "done")},
 }
@@ -67,6 +70,12 @@ def test_a_grown_model_is_no_base_of_the_experts_that_it_holds(place: Path) -> N
     on_grown = [entry.model_copy(update={"base": "another"}) for entry in read_ledger(later / "ledger.jsonl")]
     write_ledger(later / "ledger.jsonl", on_grown)
     check_paths([config.model_copy(update={"continue_from": later})])  # it began with the grown model as its base
+
+
+def test_a_function_of_a_reward_may_be_imported_or_assigned(place: Path) -> None:
+    for source in ("from x import f", "f = len", "from x import *", "globals()['f'] = len", "def f(:"):
+        config = parse(make_arguments(place, file("mine.py", source, rewards='["mine.py:f"]')))
+        check_paths([config])
 
 
 def test_what_a_launch_leaves_in_the_output_folder_is_in_nobodys_way(place: Path) -> None:
