@@ -5,9 +5,12 @@ import shutil
 from importlib.util import find_spec
 
 import pytest
+from transformers import TrainerControl, TrainerState
 
 from sleep_trl.launch import sleep
 from sleep_trl.runs.files import read_json, read_jsonl, write_jsonl
+from sleep_trl.trainers import KnowledgeSeedingConfig
+from sleep_trl.trainers.knowledge_seeding.from_config import RolloutsBegin
 from tests.night.test_run import arguments, results_of
 from tests.rewards.test_reward_model import save
 from tests.rewards.test_trl_rewards import EXPECTED, NEED_MATH_VERIFY, PARAMS
@@ -52,6 +55,18 @@ def test_a_reward_that_gave_no_value_is_named_at_the_end(model, tmp_path, capsys
     assert sleep.main(night(model, tmp_path, ["imitation", f"{plugin}:nones"])) == 0
     printed = capsys.readouterr().out
     assert "Reward 'nones' gave no value for any completion" in printed and "Reward 'imitation'" not in printed
+
+
+def test_the_log_says_when_rollouts_begin(capsys) -> None:
+    arguments = KnowledgeSeedingConfig("out", alpha=0.75, lmbda=0.5, rollout_start=0.5, use_cpu=True, bf16=False)
+    for step in range(4):
+        RolloutsBegin().on_step_begin(arguments, TrainerState(global_step=step, max_steps=4), TrainerControl())
+        printed = " ".join(capsys.readouterr().out.split())
+        assert printed.startswith("Rollouts begin: the loss now includes GRPO's loss (weight 0.25)") == (step == 2)
+        assert ("divergence from the teacher on rollouts (weight 0.375)" in printed) == (step == 2)
+    arguments.rollout_start = 0.0  # rollouts from the first step: the loss does not change
+    RolloutsBegin().on_step_begin(arguments, TrainerState(global_step=0, max_steps=4), TrainerControl())
+    assert not capsys.readouterr().out
 
 
 def test_a_column_that_is_missing_is_named_before_anything_begins(model, tmp_path, capsys) -> None:

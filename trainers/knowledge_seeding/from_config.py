@@ -23,7 +23,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from sleep_trl.config import RunConfig
+from sleep_trl.config import RunConfig, first_rollout_step
 from sleep_trl.distributed.progress import StepBar, echo
 from sleep_trl.distributed.zero3 import sharding
 from sleep_trl.memory.storage import read_description
@@ -78,6 +78,23 @@ class RecordCheckpoints(TrainerCallback):
             record_folder(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"))
 
 
+class RolloutsBegin(TrainerCallback):
+    """Says when rollouts begin, since the loss then has further terms and jumps."""
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        assert isinstance(args, KnowledgeSeedingConfig)
+        alpha, lmbda = args.alpha, args.lmbda
+        first = first_rollout_step(alpha, lmbda, args.rollout_start, state.max_steps)
+        if state.global_step == first > 0:
+            weights = {"GRPO's loss": 1 - alpha, "the divergence from the teacher on rollouts": alpha * lmbda}
+            terms = [f"{term} (weight {weight:g})" for term, weight in weights.items() if weight]
+            echo(
+                f"Rollouts begin: the loss now includes {' and '.join(terms)}, and cannot be compared with that before"
+            )
+
+
 def load_rewards(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[GuardedReward]:
     """Resolve the run's rewards and load what they need, unsharded on each process."""
     eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
@@ -107,7 +124,7 @@ def make_trainer(
             args=arguments,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
-            callbacks=[StepBar("Seeding the new expert"), RecordCheckpoints()],
+            callbacks=[StepBar("Seeding the new expert"), RecordCheckpoints(), RolloutsBegin()],
             **kwargs,
         )
     trainer.remove_callback(PrinterCallback)
