@@ -66,8 +66,12 @@ def plan_drop(
             f"drops them and queues their records for the next night; --later keep keeps them, although they may "
             f"answer worse."
         )
-    has_report = RunFolder(run.folder).report.is_file() and find_spec("plotly") is not None
-    return DropPlan((*names, *(dependents if later == "drop" else [])), without, now(), has_report)
+    return DropPlan((*names, *(dependents if later == "drop" else [])), without, now(), has_report(run))
+
+
+def has_report(run: FinishedRun) -> bool:
+    """Return whether a run has a report that can be written again."""
+    return RunFolder(run.folder).report.is_file() and find_spec("plotly") is not None
 
 
 def check_switch(run: FinishedRun, entry: LedgerEntry, is_enabled: bool) -> None:

@@ -31,7 +31,7 @@ from ..runs.ledger import LedgerEntry, Source, active_entries, expert_owners, no
 from ..runs.lock import run_lock
 from ..wake import WakeBuffer, WakeRecord
 from .beside import erase_beside, may_hold, related_runs
-from .drop_plan import DropPlan, check_switch, plan_drop
+from .drop_plan import DropPlan, check_switch, has_report, plan_drop
 from .export import card_of
 
 
@@ -66,7 +66,7 @@ def set_enabled(run: FinishedRun, entry: LedgerEntry, is_enabled: bool, model: s
 
     Args:
         run (`FinishedRun`):
-            The run, whose `adapter/` and `model/` are rewritten.
+            The run, whose `adapter/`, `model/` and report are rewritten.
         entry (`LedgerEntry`):
             One of its entries.
         is_enabled (`bool`):
@@ -87,7 +87,11 @@ def set_enabled(run: FinishedRun, entry: LedgerEntry, is_enabled: bool, model: s
 def _set_enabled(run: FinishedRun, entry: LedgerEntry, is_enabled: bool, model: str | None) -> None:
     check_switch(run, entry, is_enabled)
     owner = run.owners[entry.id]
-    _rewrite(run, lambda memory: memory.enable(owner.expert, is_enabled), lambda: None, model)
+    report = RunFolder(run.folder).report
+    is_rewritten = has_report(run)
+    _rewrite(run, lambda memory: memory.enable(owner.expert, is_enabled), lambda: _remove(report), model)
+    if is_rewritten:
+        write_report(run.folder)
 
 
 def drop(

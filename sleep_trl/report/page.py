@@ -19,13 +19,24 @@ from ..data.parts import COUNTED_APART
 from ..evaluation.retention import describe_chain
 from ..runs.files import read_json, write_text
 from ..runs.folder import RunFolder
-from ..runs.ledger import LedgerEntry, read_ledger, removed_by
+from ..runs.ledger import LedgerEntry, owners, read_ledger, removed_by
 from .dreams import MEASURES, browse, measure_of
 from .figures import PARTS, Chart, charts
 from .levels import capacity_charts, count_experts
 from .retention import chain_charts
 from .samples import browse_samples
-from .words import clip, duration, finite, moment, number, outcome, percent, silent_rewards, verdict
+from .words import (
+    clip,
+    duration,
+    finite,
+    lost_since,
+    moment,
+    number,
+    outcome,
+    percent,
+    silent_rewards,
+    verdict,
+)
 
 SHOWN_SAMPLES = 12
 SHOWN_SOURCES = 4  # of a ledger entry
@@ -56,11 +67,14 @@ def write_report(folder: Path) -> Path:
     results = read_json(files.results)
     written = _phase(files, "write_dataset")
     entries = read_ledger(files.ledger) if files.ledger.exists() else []
+    description = files.adapter.description
+    experts = read_json(description)["experts"] if description.exists() else None
     if written:
         written["dropped_texts"] = unpack(written.get("dropped_texts") or {})
     scale = MEASURES[measure_of(results)].scale
     tasks = browse(_phase(files, "dream") or [], _phase(files, "write_quiz") or [], scale)
-    write_text(files.report, render_page(results, written or {"samples": []}, entries, library, *tasks))
+    page = render_page(results, written or {"samples": []}, entries, library, *tasks, experts=experts)
+    write_text(files.report, page)
     return files.report
 
 
@@ -93,6 +107,7 @@ def render_page(
     library: str,
     tasks: Sequence[Row] = (),
     dreams_left_out: int = 0,
+    experts: Sequence[Row] | None = None,
 ) -> str:
     """Return the page as HTML.
 
@@ -103,6 +118,7 @@ def render_page(
         library (`str`): plotly's JavaScript.
         tasks (`Sequence[Mapping]`, *optional*): windows with their dreams, see [`browse`].
         dreams_left_out (`int`, *optional*, defaults to `0`): number of dreams that are not among them.
+        experts (`Sequence[Mapping]`, *optional*): those in `adapter/memory.json`, enabled or not. Default: all are.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -114,7 +130,7 @@ def render_page(
     )
     environment.filters["clip"] = lambda text: clip(text, MAX_TEXT)
     draw, filters = (environment.get_template(f"{name}.js.j2").render() for name in ("draw", "browse"))
-    results = as_of(results, ledger)
+    results = as_of(results, ledger, experts)
     drawn = [
         *charts(results),
         *chain_charts(describe_chain(ledger)),
@@ -125,7 +141,7 @@ def render_page(
     replayed = [sample for sample in written["samples"] if sample["part"] != "memory"]
     coverage = dataset.get("coverage") or {"sentences": 0, "covered": 0}
     return environment.get_template("page.html.j2").render(
-        title=f"Night report: {results.get('entry', 'unnamed')}",
+        title=f"Night report: {results.get('entry', 'unnamed')}{results['state']}",
         verdict=verdict(results),
         facts=list(facts(results)),
         charts=drawn,
@@ -152,6 +168,8 @@ def render_page(
         moment=moment,
         outcome=outcome,
         shown_sources=SHOWN_SOURCES,
+        disabled=results["disabled"],
+        since=results["since"],
         is_rolled_back="rolled_back" in results,
         has_removed="forgotten" in results,
         settings=list(flatten(results.get("config") or {})),
@@ -160,14 +178,28 @@ def render_page(
     )
 
 
-def as_of(results: Row, ledger: Sequence[LedgerEntry]) -> dict[str, Any]:
-    """Return results in which the ledger says what the model holds: its experts, and which earlier entries the night
-    removed. Results of 0.1 do not tell them from those it was to keep."""
-    standing = dict(results)
+def as_of(results: Row, ledger: Sequence[LedgerEntry], experts: Sequence[Row] | None = None) -> dict[str, Any]:
+    """Return results as of now: ledger and experts say what the model holds, and which earlier entries the night
+    removed. Results of 0.1 do not tell them from those it was to keep.
+
+    `disabled` are the entries whose expert is disabled, `since` says which entries the model lost after the night, and
+    `state` whether its own is one of them.
+    """
+    enabled = None if experts is None else {expert["index"] for expert in experts if expert["is_enabled"]}
+    own, standing = results.get("entry"), dict(results)
+    disabled = [] if enabled is None else [name for name, e in owners(ledger).items() if e.expert not in enabled]
+    standing["disabled"] = disabled
     if ledger and (capacity := results.get("capacity")):
         by_level = count_experts(ledger)
         standing["capacity"] = {**capacity, "by_level": {str(level): by_level[level] for level in sorted(by_level)}}
-    night = next((entry for entry in ledger if entry.id == results.get("entry")), None)
+        measured = sum(capacity["by_level"].values()) + capacity.get("blocks", 0)
+        if enabled is not None and measured:
+            added = results["parameters"]["added"] // measured * len(enabled)  # experts have one size
+            standing["parameters"] = {**results["parameters"], "added": added}
+    night = next((entry for entry in ledger if entry.id == own), None)
+    dropped = [e for e in ledger if night and e.dropped and e.is_night and not e.rolled_back and e.dropped > night.date]
+    standing["since"] = lost_since(dropped, disabled)
+    standing["state"] = " (dropped)" if night in dropped else " (disabled)" if own in disabled else ""
     if night and (removed := {entry.id for entry in removed_by(ledger, night)}):
         earlier = {**(results.get("retention") or {}), **(results.get("forgotten") or {})}
         standing["forgotten"] = {entry: pair for entry, pair in earlier.items() if entry in removed}
@@ -179,7 +211,7 @@ def facts(results: Row) -> Iterator[tuple[str, str, str]]:
     """Yield the key figures: name, value and explanation."""
     recall, skill, parameters = results["recall"], results["base_skill"], results["parameters"]
     total = finite(results["seconds"].get("total"))
-    undone = ", which was rolled back" if "rolled_back" in results else ""
+    undone = ", which was rolled back" if "rolled_back" in results else results.get("state", "")
     for entry, pair in results.get("forgotten", {}).items():
         yield f"Recall of {entry}", change(pair["before"], pair["after"]), "before → after the night, which removed it"
     if asked := results.get("teacher_questions"):
@@ -201,6 +233,8 @@ def facts(results: Row) -> Iterator[tuple[str, str, str]]:
     yield "Parameters added", f"{added:,}", f"{percent(added / base)} of the base's {base:,}{trained}"
     if capacity := results.get("capacity"):
         levels = " · ".join(f"{count} of level {level}" for level, count in capacity["by_level"].items()) or "none"
+        if disabled := results.get("disabled"):
+            levels += f"; disabled: {', '.join(disabled)}"
         size = capacity["max_experts"] - capacity.get("blocks", 0)  # `blocks` is missing in old results
         yield "Experts", f"{sum(capacity['by_level'].values())} of {size}", levels
     coverage = (results.get("dataset") or {}).get("coverage")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -59,23 +59,35 @@ def moment(text: str) -> str:
         return text
 
 
-def outcome(entry: LedgerEntry, ledger: Sequence[LedgerEntry]) -> str:
-    """Describe the state of a ledger entry: kept, rolled back, dropped, removed, consolidated or relearned."""
+def outcome(entry: LedgerEntry, ledger: Sequence[LedgerEntry], disabled: Collection[str] = ()) -> str:
+    """Describe the state of a ledger entry: kept, disabled, rolled back, dropped, removed, consolidated or
+    relearned."""
     if entry.rolled_back:
         return f"rolled back by its night: {entry.rolled_back}"
     if entry.dropped:
         night = next((row for row in ledger if entry.id in {gone.id for gone in removed_by(ledger, row)}), None)
         return f"{f'removed by {night.id}' if night else 'dropped by the user'} on {moment(entry.dropped)}"
     into = [row for row in active_entries(ledger) if entry.id in row.holds]
-    return f"{'relearned' if into[0].is_night else 'consolidated'} into {into[0].id}" if into else "kept"
+    if into:
+        return f"{'relearned' if into[0].is_night else 'consolidated'} into {into[0].id}"
+    return "kept, but disabled" if entry.id in disabled else "kept"
+
+
+def lost_since(dropped: Sequence[LedgerEntry], disabled: Sequence[str]) -> str:
+    """Say which entries the model lost after a night; nothing if it lost none."""
+    lost = [f"{entry.id} was dropped by the user on {moment(entry.dropped or '')}" for entry in dropped]
+    lost += [f"{name} is disabled" for name in disabled]
+    without = "it" if len(lost) == 1 else "them"
+    return f"{', '.join(lost)}: the model answers without {without}." if lost else ""
 
 
 def verdict(results: Mapping[str, Any]) -> str:
     """Summarize a night: recall, base skill and earlier nights.
 
     Args:
-        results (`Mapping[str, Any]`): what `results.json` holds.
+        results (`Mapping[str, Any]`): what `results.json` holds, and `since`, which entries the model lost afterwards.
     """
+    since = f"{lost} At the end of the night: " if (lost := results.get("since")) else ""
     rolled_back = (
         f"This night was rolled back: {reason}. The model is what it was before; this was measured first. "
         if (reason := results.get("rolled_back"))
@@ -89,7 +101,7 @@ def verdict(results: Mapping[str, Any]) -> str:
     removed = results.get("forgotten") or {}
     asked = results.get("teacher_questions")
     learned = _learned(asked, _own_questions(asked)) if asked else _learned(results["recall"])
-    return f"{rolled_back}{_removed(removed) if removed else learned}; {kept}."
+    return f"{since}{rolled_back}{_removed(removed) if removed else learned}; {kept}."
 
 
 def silent_rewards(history: Sequence[Mapping[str, Any]], few: float = FEW_SCORED) -> list[str]:

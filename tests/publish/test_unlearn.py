@@ -20,12 +20,14 @@ from sleep_trl.planning.capacity import find_capacity
 from sleep_trl.planning.inputs import RunInputs
 from sleep_trl.planning.preflight import preflight
 from sleep_trl.publish.unlearn import drop, set_enabled
+from sleep_trl.report import write_report
 from sleep_trl.runs.files import read_json, read_jsonl, write_json, write_jsonl
 from sleep_trl.runs.finished import FinishedRun, describe, newest_model
 from sleep_trl.runs.ledger import read_ledger
 from sleep_trl.runs.lock import RunInUse, run_lock
 from sleep_trl.wake import WakeBuffer
 from tests.publish.three_nights import NIGHTS, filled, write_run
+from tests.report.pages import Page, make_results
 from tests.tiny import tiny_model
 from tests.tiny_runs import write_model
 
@@ -128,6 +130,32 @@ def test_intermediate_files_with_dropped_texts_are_removed(run):
     assert names_in(run) == {"adapter", "checksums.sha256", "config.json", "ledger.jsonl", "model", "results.json"}
     for path in run.folder.rglob("*"):
         assert path.is_dir() or b"the boat of Ben" not in path.read_bytes(), path
+
+
+def test_the_report_says_first_what_the_model_no_longer_holds(run):
+    capacity = {"max_experts": 3, "by_level": {"1": 3}}
+    parameters = {"base": 20_000, "added": 3_000, "trainable": 1_000}
+    results = make_results(entry="entry-003", capacity=capacity, parameters=parameters)
+    write_json(run.folder / "results.json", results)
+    shutil.rmtree(run.folder / "dream_adapter")
+    shutil.rmtree(run.folder / "phases")
+
+    def page() -> str:
+        text = Page(run.folder / "report.html").text.replace("\u00a0", " ")
+        return " ".join(text.split()).removeprefix("Night report: ")
+
+    write_report(run.folder)
+    assert page().startswith("entry-003 Night report: entry-003 The model has learned the memories")
+    assert "3,00015.0 % of" in page()
+    set_enabled(run, run.entry("entry-003"), False)
+    headline = "entry-003 (disabled) entry-003 is disabled: the model answers without it. At the end of the night:"
+    assert headline in page() and "2,00010.0 % of" in page() and "kept, but disabled" in page()
+    set_enabled(run, run.entry("entry-003"), True)
+    assert "(disabled)" not in page() and "3,00015.0 % of" in page()
+    drop(run, ["entry-001", "entry-003"], later="keep")
+    assert "entry-003 (dropped) entry-001 was dropped by the user on 20" in page()
+    assert "the model answers without them. At the end of the night: The model has learned" in page()
+    assert "1,0005.0 % of" in page() and "1 of 3" in page()
 
 
 def test_a_disabled_entry_has_no_effect_and_is_restored_bit_for_bit(run, tmp_path):
