@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from .affixes import is_particles, match_end
 from .tokens import answer_tokens
 
+WEAK_TEACHER = 0.5  # recall with context below which a teacher cannot teach much
+
 
 def normalize_answer(text: str) -> str:
     """Return the text of [`answer_tokens`], separated by spaces: two equal ones are the same answer."""

@@ -42,9 +42,9 @@ def collect_results(
     a measure of the base skill was not taken, if one was not. `retention` is the recall of earlier entries, apart from
     those `forgotten`, which the night removed. `fold_difference` is `None` if the experts are routed;
     then `load` has the tokens by layer and expert, if the model itself answered. `dreams` is present if the night
-    dreamed, and `rolled_back`, the reason, if it was rolled back. If the memories have no questions,
-    `teacher_questions` is the recall on the `count` questions that the teacher wrote and nobody trained on. For
-    `capacity` see [`measure_capacity`]; `consolidations` are the entries that hold others.
+    dreamed, and `rolled_back`, the reason, if it was rolled back. `questions` is how many `recall` was measured on; if
+    the memories have none, `teacher_questions` is the recall on the `count` questions that the teacher wrote and nobody
+    trained on. For `capacity` see [`measure_capacity`]; `consolidations` are the entries that hold others.
     """
     earlier = {e: {"before": before["earlier"][e], "after": after["earlier"][e]} for e in before["earlier"]}
     has_probe = before["skill"] is not None and after["skill"] is not None
@@ -87,6 +87,7 @@ def collect_results(
     }
     optional = {
         "forgotten": {entry: pair for entry, pair in earlier.items() if entry in forgotten} or None,
+        "questions": before.get("questions") or None,
         "teacher_questions": _teacher_questions(before, after),
         "left_out": before.get("left_out") or None,
         "load": after.get("load"),

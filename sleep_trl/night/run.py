@@ -16,6 +16,7 @@ from ..config import RunConfig
 from ..data.samples import HELD_OUT, Sample
 from ..data.sources import shown
 from ..distributed.progress import echo
+from ..evaluation.metrics import WEAK_TEACHER
 from ..evaluation.recall import agreement
 from ..evaluation.retention import breach, describe_chain
 from ..memory import Memory, load_experts, save_memory
@@ -40,8 +41,6 @@ from .seed import SeedExpert, log_history, seed, trained_ids
 from .teacher_questions import ask_teacher_questions
 
 __all__ = ["NothingUsable", "run_night"]
-
-WEAK_TEACHER = 0.5  # recall with context below which the user is warned
 
 
 def run_night(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from ..evaluation.metrics import WEAK_TEACHER
 from ..runs.ledger import LedgerEntry, active_entries, removed_by
 
 SKILL_KEPT = 0.005  # a smaller change of the base skill, half a point, is not reported
 PERPLEXITY_KEPT = 0.005  # a smaller relative change of the perplexity, half a percent, is not reported
+FEW_QUESTIONS = 20  # up to which their number says more than a share
+LEAST_LEARNED = 0.1  # share of the memories below which the model has not learned them
 RECALL_KEPT = 0.02  # earlier nights must keep at least 98 % of their recall
 FEW_SCORED = 0.5  # a reward that gave a value for less than half of the completions is reported
 
@@ -98,10 +101,11 @@ def verdict(results: Mapping[str, Any]) -> str:
         + _perplexity(results.get("perplexity") or {})
         + _earlier_kept(results.get("retention", {}))
     )
-    removed = results.get("forgotten") or {}
+    if removed := results.get("forgotten") or {}:
+        return f"{since}{rolled_back}{_removed(removed)}; {kept}."
     asked = results.get("teacher_questions")
-    learned = _learned(asked, _own_questions(asked)) if asked else _learned(results["recall"])
-    return f"{since}{rolled_back}{_removed(removed) if removed else learned}; {kept}."
+    recall = asked or {**results["recall"], "count": results.get("questions")}
+    return f"{since}{rolled_back}{_learned(recall, is_asked=bool(asked))}; {kept}.{_next_step(recall, results)}"
 
 
 def silent_rewards(history: Sequence[Mapping[str, Any]], few: float = FEW_SCORED) -> list[str]:
@@ -139,35 +143,65 @@ def _removed(forgotten: Mapping[str, Mapping[str, Any]]) -> str:
     return f"The night removed {', '.join(parts)}"
 
 
-def _own_questions(asked: Mapping[str, Any]) -> str:
-    return f"the {asked['count']} questions that the teacher wrote and nobody trained on"
-
-
-def _learned(recall: Mapping[str, Any], questions: str = "the questions") -> str:
+def _learned(recall: Mapping[str, Any], is_asked: bool) -> str:
+    """Say how much the model has learned. `is_asked` says whether the questions are the teacher's."""
     before, context, after = (finite(recall[key]) for key in ("before", "with_context", "after"))
     if before is None or after is None:
         return (
             "It is not known what the model has learned: the memories have no questions, and none of the teacher's "
             "were held out, so recall was not measured (`questions` in a .jsonl file of memories measure it)"
         )
-    change = f"without the text it answers {percent(after)} of {questions} ({percent(before)} before the night)"
+    count = recall.get("count")
+    questions = f"the {count} questions" if count else "the questions"
+    questions += " that the teacher wrote and nobody trained on" if is_asked else ""
+    said = _counting(count, [before, after, *([] if context is None else [context])])
+    change = f"without the text it answers {said(after)} of {questions} ({said(before)} before the night)"
     if context is None:
         return f"The model's recall was not compared with a teacher: {change}"
-    if context <= before:
+    if (share := share_learned(before, context, after)) is None:
         nothing = "nothing to learn" if context else "nothing that the teacher could teach"
-        return f"There was {nothing}: with the text in its context the model answers {percent(context)}, {change}"
-    share = (after - before) / (context - before)
+        return f"There was {nothing}: with the text in its context the model answers {said(context)}, {change}"
     known = next(
         words
         for least, words in (
             (0.95, "has learned the memories"),
             (0.5, "has learned most of the memories"),
-            (0.1, "has learned some of the memories"),
+            (LEAST_LEARNED, "has learned some of the memories"),
             (-math.inf, "has not learned the memories"),
         )
         if share >= least
     )
-    return f"The model {known}: {change}, and {percent(context)} with the text in its context"
+    return f"The model {known}: {change}, and {said(context)} with the text in its context"
+
+
+def share_learned(before: float, context: float, after: float) -> float | None:
+    """Return how much of the memories a model has learned: the smaller of its recall and of the share of what there
+    was to gain. `None` if there was nothing."""
+    return None if context <= before else min(after, (after - before) / (context - before))
+
+
+def _counting(count: int | None, shares: Sequence[float]) -> Callable[[float], str]:
+    """Return how to format these shares of questions: as numbers of questions if they are few, or as percentages."""
+    is_whole = all(abs(share * (count or 0) - round(share * (count or 0))) < 1e-6 for share in shares)  # not so for F1
+    return (lambda share: str(round(share * count))) if count and count <= FEW_QUESTIONS and is_whole else percent
+
+
+def _next_step(recall: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """Say what to do if a night has taught nothing; nothing if it has taught something, or there was nothing to."""
+    before, context, after = (finite(recall[key]) for key in ("before", "with_context", "after"))
+    if before is None or context is None or after is None:
+        return ""
+    share = share_learned(before, context, after)
+    if (share is None and context) or (share is not None and share >= LEAST_LEARNED):
+        return ""
+    if context < WEAK_TEACHER:
+        return (
+            " It can learn only what it can answer with the text: check that the questions are about the memories, or "
+            "take a stronger model."
+        )
+    seeding = (results.get("config") or {}).get("seeding") or {}
+    longer = "steps (--seeding.steps)" if seeding.get("steps") else "passes (--seeding.passes)"
+    return f" It can answer with the text, so train more: more {longer}, or a higher --seeding.learning_rate."
 
 
 def _kept(skill: Mapping[str, Any]) -> str:

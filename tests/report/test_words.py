@@ -32,6 +32,9 @@ def test_words() -> None:
     [
         ((0.02, 0.98, 0.96), "The model has learned the memories: without the text it answers 96.0 %"),
         ((0.0, 1.0, 0.5), "has learned most of the memories"),
+        ((0.0, 0.5, 0.5), "has learned most of the memories: without the text it answers 50.0 %"),
+        ((0.0, 2 / 3, 1 / 3), "has learned some of the memories"),  # half of what it can answer, but a third of all
+        ((0.8, 0.9, 0.875), "has learned most of the memories"),  # answers most, and half of the rest
         ((0.0, 1.0, 0.1), "has learned some of the memories"),
         ((0.1, 0.9, 0.05), "has not learned the memories"),
         ((0.0, 0.0, 0.0), "There was nothing that the teacher could teach"),
@@ -43,6 +46,32 @@ def test_words() -> None:
 def test_verdict_on_recall(recall, expected) -> None:
     results = make_results(recall=dict(zip(("before", "with_context", "after"), recall, strict=True)))
     assert expected in verdict(results).replace("\u00a0", " ")
+
+
+def test_few_questions_are_counted() -> None:
+    recall = {"before": 0.0, "with_context": 2 / 3, "after": 1 / 3}
+    few = "without the text it answers 1 of the 3 questions (0 before the night), and 2 with the text"
+    assert few in verdict(make_results(recall=recall, questions=3))
+    assert "33.3\u00a0% of the 300 questions" in verdict(make_results(recall=recall, questions=300))
+    assert "33.3\u00a0% of the 4 questions" in verdict(make_results(recall=recall, questions=4))  # F1
+
+
+@pytest.mark.parametrize(
+    ("recall", "steps", "expected"),
+    [
+        ((0.0, 0.9, 0.05), None, "It can answer with the text, so train more: more passes (--seeding.passes), or a "),
+        ((0.0, 0.9, 0.05), 100, "more steps (--seeding.steps), or a higher --seeding.learning_rate."),
+        ((0.0, 0.2, 0.0), None, "only what it can answer with the text: check that the questions are about"),
+        ((0.0, 0.0, 0.0), None, "only what it can answer with the text: check that the questions are about"),
+        ((0.4, 0.4, 0.4), None, ""),
+        ((0.0, 0.9, 0.5), None, ""),
+    ],
+)
+def test_a_night_that_taught_nothing_says_what_to_do(recall, steps, expected) -> None:
+    said = dict(zip(("before", "with_context", "after"), recall, strict=True))
+    words = verdict(make_results(recall=said, config={"seeding": {"steps": steps}}, retention={}))
+    _, _, after = words.replace("\u00a0", " ").partition("after). ")
+    assert expected in after and bool(after) == bool(expected)
 
 
 @pytest.mark.parametrize(
