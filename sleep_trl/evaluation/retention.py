@@ -154,7 +154,8 @@ def render_chain(chain: dict[str, Any]) -> Table:
     for number, (row, skill) in enumerate(zip(chain["recall"], chain["base_skill"][1:], strict=True), start=1):
         empty = [""] * (len(chain["entries"]) - len(row))
         table.add_row(str(number), *map(_percent, row), *empty, _percent(skill))
-    notes = [f"{name.replace('_', ' ')} {_percent(chain[name])}" for name in MEASURES]
+    measures = MEASURES if len(chain["nights"]) > 1 else MEASURES[:2]  # the others compare nights
+    notes = [f"{name.replace('_', ' ')} {_percent(chain[name])}" for name in measures]
     notes += [f"left out, as dropped or rolled back: {', '.join(chain['left_out'])}"] if chain["left_out"] else []
     table.caption = "\n".join(notes)
     return table

@@ -134,10 +134,8 @@ def test_a_dropped_entry_has_no_column_and_a_consolidation_no_row() -> None:
 def test_the_terminal_shows_matrix_and_measures() -> None:
     shown = StringIO()
     Console(width=100, file=shown).print(render_chain(describe_chain(entries())))
-    Console(width=100, file=shown).print(render_chain(describe_chain(entries()[:1])))
     for words in (
         "Recall after each of 3 nights",
-        "Recall after a night",
         "50.0",
         "60.0",
         "100.0",
@@ -146,6 +144,13 @@ def test_the_terminal_shows_matrix_and_measures() -> None:
         "backward transfer -20.0",
     ):
         assert words in shown.getvalue()
+
+
+def test_a_single_night_has_no_measures_that_compare_nights() -> None:
+    shown = StringIO()
+    Console(width=100, file=shown).print(render_chain(describe_chain(entries()[:1])))
+    assert "Recall after a night" in shown.getvalue() and "after own night 80.0" in shown.getvalue()
+    assert "forgetting" not in shown.getvalue() and "transfer" not in shown.getvalue()
 
 
 @pytest.mark.parametrize(
