@@ -23,13 +23,11 @@ def write_report_if_possible(config: RunConfig) -> bool:
 def show_outcome(config: RunConfig, results: dict[str, Any], has_report: bool) -> None:
     """Print the table of a night, whether it worked, and what was written, on the main process."""
     from sleep_trl.distributed.progress import echo
-    from sleep_trl.night.results import render_results, unmeasured
+    from sleep_trl.night.results import render_results
     from sleep_trl.planning.plan import where_routed
     from sleep_trl.report.words import silent_rewards, verdict
 
     echo(render_results(results))
-    for line in unmeasured(results):
-        echo(line)
     for line in silent_rewards(results["history"]):
         echo(line, style="yellow")
     echo(verdict(results).replace("\u00a0", " "))  # a terminal may know only ASCII

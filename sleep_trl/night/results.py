@@ -171,7 +171,7 @@ def render_results(results: dict[str, Any]) -> Table:
         agreement = results["agreement"]
         table.add_row(AGREEMENT, _percent(agreement["before"]), _percent(agreement["after"]))
     for name in results.get("left_out", ()):
-        table.add_row(SKILL_MEASURES[name], "not measured", "not measured")
+        table.add_row(SKILL_MEASURES[name], "not measured", "")  # why was said when it was left out
     for entry, values in results["retention"].items():
         table.add_row(f"recall of {entry}", _percent(values["before"]), _percent(values["after"]))
     for number, counts in enumerate(results.get("dreams", {}).get("rounds", ()), start=1):
@@ -201,11 +201,6 @@ def render_results(results: dict[str, Any]) -> Table:
     for phase, value in results["seconds"].items():
         table.add_row(f"seconds: {phase.replace('_', ' ')}", "", f"{value:.1f}")
     return table
-
-
-def unmeasured(results: dict[str, Any]) -> list[str]:
-    """Return a line for each measure of the base skill that was not taken, with the reason."""
-    return [f"Not measured: {SKILL_MEASURES[name]}: {why}" for name, why in results.get("left_out", {}).items()]
 
 
 def _probe(metrics: dict[str, Any], name: str) -> str:
