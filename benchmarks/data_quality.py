@@ -7,8 +7,9 @@ read and, where its question asks the same as a labelled question of the documen
 Content words are those that are not among the most frequent of English and do not stand in the question already; an
 answer without any is not judged. Two questions ask the same if at least half of their content words are common to both
 (Jaccard). A paraphrase fails, and a wrong answer from the words of the text passes if no labelled question asks the
-same: the rule estimates, it does not prove. A sentence is covered if a kept sample was written about it or, in runs
-that do not record that, if an answer has content words and all stand in it. Documents collide if they share a prompt.
+same; questions are not judged at all, so an invented name in one passes: the rule estimates, it does not prove. A
+sentence is covered if a kept sample was written about it or, in runs that do not record that, if an answer has content
+words and all stand in it. Documents collide if they share a prompt.
 """
 
 from __future__ import annotations

@@ -22,8 +22,9 @@ def find_uncovered(windows: Sequence[Window], samples: Sequence[Sample]) -> list
 
 
 def measure_faithfulness(windows: Sequence[Window], samples: Sequence[Sample]) -> dict[str, Any]:
-    """Count the samples about memories, `samples`, and those of them whose words all stand in the text that the teacher
-    read, `faithful`. It needs no labels and no model: a wrong answer in words of the text counts as faithful."""
+    """Count the samples about memories, `samples`, and those of them whose answer has only words of the text that the
+    teacher read, `faithful`. It needs no labels and no model: a wrong answer in words of the text counts as faithful,
+    and a question may have any words."""
     read = {(window.memory_id, window.index): window.text for window in windows}
     about = [sample for sample in samples if sample.part == "memory" and (sample.memory_id, sample.window) in read]
     faithful = 0

@@ -184,7 +184,7 @@ def render_results(results: dict[str, Any]) -> Table:
         table.add_row(f"sentences with a usable sample, of {coverage['sentences']:,}", "", covered)
     faithful = results["dataset"].get("faithful") or {"samples": 0}
     if faithful["samples"]:
-        table.add_row(f"samples in words of the text, of {faithful['samples']:,}", "", f"{faithful['faithful']:,}")
+        table.add_row(f"answers in words of the text, of {faithful['samples']:,}", "", f"{faithful['faithful']:,}")
     if quoted := results["dataset"].get("quoted"):
         table.add_row("questions answered by the sentence they are about", "", f"{quoted:,}")
     if (unread := results.get("not_read")) and unread["faults"]:

@@ -246,7 +246,8 @@ def facts(results: Row) -> Iterator[tuple[str, str, str]]:
     if faithful and faithful["samples"]:
         share = percent(faithful["faithful"] / faithful["samples"])
         of = f"{faithful['faithful']:,} of {faithful['samples']:,}"
-        yield "Faithful samples", share, f"{of} samples about memories have only words of the text"
+        note = f"{of} answers of the teacher have only words of the text; its questions are not compared with it"
+        yield "Answers in words of the text", share, note
     if quoted := (results.get("dataset") or {}).get("quoted"):
         yield (
             "Quoted answers",

@@ -273,6 +273,12 @@ def test_a_reward_without_values_is_among_the_key_figures() -> None:
     assert values["Rewards"] == "Reward 'nones' gave no value for any completion"
 
 
+def test_only_answers_are_compared_with_the_text() -> None:
+    notes = {n: note for n, _, note in facts(make_results(dataset={"faithful": {"samples": 104, "faithful": 104}}))}
+    said = "104 of 104 answers of the teacher have only words of the text; its questions are not compared with it"
+    assert notes["Answers in words of the text"] == said
+
+
 def test_key_figures() -> None:
     values = {name: value.replace("\u00a0", " ") for name, value, _ in facts(make_results())}
     assert values == {
