@@ -24,6 +24,8 @@ Matrix = Sequence[Scores]
 SKILLS = {"skill": "the base skill", "perplexity": "the perplexity", "agreement": "the agreement with the base"}
 ROUNDING = 1e-9
 READING = "shipped reading questions"  # in the name of a probe
+AGREEMENT = "greedy agreement with the base"  # share of next tokens, on held-out general samples
+OF_AGREEMENT = "same next word on held-out texts; another good word counts against it, so below 100 % is normal"
 MEASURES = ("average", "after_own_night", "forgetting", "backward_transfer", "forward_transfer")
 
 

@@ -15,10 +15,10 @@ from rich.table import Table
 from ..config import RunConfig
 from ..data.documents import MemoryText
 from ..data.files import LeftOut
+from ..evaluation.retention import AGREEMENT, OF_AGREEMENT
 from ..memory import Memory
 from .evaluate import MEASURES as SKILL_MEASURES
 
-AGREEMENT = "greedy agreement with the base"  # share of next tokens, on held-out general samples
 SHOWN_IDS = 20  # of memories that were not trained on
 PACKAGES = ("sleep-trl", "torch", "transformers", "trl", "accelerate", "datasets", "vllm", "ray", "deepspeed")
 
@@ -169,7 +169,7 @@ def render_results(results: dict[str, Any]) -> Table:
         table.add_row(f"perplexity ({perplexity['texts']})", *values)
     if skill["measure"] != AGREEMENT and results["agreement"]["before"] is not None:
         agreement = results["agreement"]
-        table.add_row(AGREEMENT, _percent(agreement["before"]), _percent(agreement["after"]))
+        table.add_row(f"{AGREEMENT} ({OF_AGREEMENT})", _percent(agreement["before"]), _percent(agreement["after"]))
     for name in results.get("left_out", ()):
         table.add_row(SKILL_MEASURES[name], "not measured", "")  # why was said when it was left out
     for entry, values in results["retention"].items():

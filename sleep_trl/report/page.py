@@ -16,7 +16,7 @@ from ..config.counting import counted
 from ..config.visible import visible
 from ..data.drops import MOST_EXAMPLES, unpack
 from ..data.parts import COUNTED_APART
-from ..evaluation.retention import describe_chain
+from ..evaluation.retention import AGREEMENT, OF_AGREEMENT, describe_chain
 from ..runs.files import read_json, write_text
 from ..runs.folder import RunFolder
 from ..runs.ledger import LedgerEntry, owners, read_ledger, removed_by
@@ -219,7 +219,10 @@ def facts(results: Row) -> Iterator[tuple[str, str, str]]:
     if "forgotten" not in results:
         yield "Recall without context", change(recall["before"], recall["after"]), f"before → after the night{undone}"
         yield "Recall with context", percent(recall["with_context"]), "the teacher's recall"
-    yield "Base skill", change(skill["before"], skill["after"]), skill["measure"]
+    measure = f"{AGREEMENT}: {OF_AGREEMENT}" if skill["measure"] == AGREEMENT else skill["measure"]
+    yield "Base skill", change(skill["before"], skill["after"]), measure
+    if skill["measure"] != AGREEMENT and (agreement := results.get("agreement") or {}).get("before") is not None:
+        yield "Agreement with the base", change(agreement["before"], agreement["after"]), OF_AGREEMENT
     left_out = results.get("left_out") or {}
     if reason := left_out.get("skill"):
         yield "Reading questions", "not measured", reason

@@ -279,6 +279,15 @@ def test_only_answers_are_compared_with_the_text() -> None:
     assert notes["Answers in words of the text"] == said
 
 
+def test_the_agreement_with_the_base_is_explained() -> None:
+    skill = {"before": 1.0, "after": 0.999, "measure": "answers from context to 12 questions"}
+    results = make_results(base_skill=skill, agreement={"before": 1.0, "after": 0.839})
+    notes = {name: note for name, _, note in facts(results)}
+    assert "below 100 % is normal" in notes["Agreement with the base"]
+    assert notes["Base skill"] == "answers from context to 12 questions"
+    assert "below 100 % is normal" in {name: note for name, _, note in facts(make_results())}["Base skill"]
+
+
 def test_key_figures() -> None:
     values = {name: value.replace("\u00a0", " ") for name, value, _ in facts(make_results())}
     assert values == {
