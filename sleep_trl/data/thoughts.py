@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-from ..distributed.progress import echo
-from ..rollout import Completion, Engine, Progress, Sampling
+    from ..rollout import Completion, Engine, Progress, Sampling
 
 BEGIN, END = "<think>", "</think>"
 
@@ -49,6 +50,8 @@ class WithoutThoughts:
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress | None = None
     ) -> list[Completion]:
+        from ..distributed.progress import echo  # imports torch, which the endpoint does without
+
         written = self.engine.generate(prompts, sampling, progress)
         answers = [self._answer(completion) for completion in written]
         if count := sum(not a.text and has_thoughts(c.text) for a, c in zip(answers, written, strict=True)):

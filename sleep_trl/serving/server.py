@@ -104,13 +104,14 @@ def serve(options: ServeOptions, on_ready: Callable[[Endpoint], None]) -> None:
         options.api_key.isascii() and options.api_key.isprintable() and options.api_key
     ):
         raise ValueError("--api_key must be one or more printable ASCII characters. Leave it out to generate one.")
-    newest_model(options.folder)
+    model = newest_model(options.folder)
     if options.host not in LOOPBACK:
         logger.warning("%s is not a loopback address: keys and texts cross the network unencrypted", options.host)
     recorder: AbstractContextManager[Recorder | None] = (
         closing(Recorder(options.record)) if options.record else nullcontext()
     )
     with recorder as opened, _bind(options.host, options.port) as bound:
+        logger.info("Loading %s with %s; this may take a minute or more", model.path, kind)
         asyncio.run(_until_stopped(_serve(options, kind, bound, opened, on_ready)))
 
 

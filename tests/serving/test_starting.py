@@ -16,6 +16,7 @@ from sleep_trl.cli import main
 from sleep_trl.runs.checksums import record_folder
 from sleep_trl.runs.files import write_json
 from sleep_trl.runs.finished import newest_model
+from sleep_trl.serving import server
 from sleep_trl.serving.backend import Backend, excerpt
 from sleep_trl.serving.keeper import Keeper
 from sleep_trl.serving.model_server import memory_share
@@ -55,6 +56,21 @@ def test_a_port_that_is_taken(run, capfd):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as ended:
         main(["serve", str(run), "--port", str(taken.getsockname()[1])])
     assert ended.value.code == 2 and "Address already in use" in capfd.readouterr().err
+
+
+def test_what_is_loaded_is_said_at_once(run, capfd, caplog, monkeypatch):
+    async def nothing(*_: object) -> None: ...
+
+    monkeypatch.setattr(server, "_serve", nothing)
+    with pytest.raises(SystemExit):
+        main(["serve", str(run), "--port", "0", "--backend", "transformers"])
+    assert f"Loading {run / 'model'} with transformers" in caplog.text and not capfd.readouterr().out
+
+
+def test_the_endpoint_imports_no_torch():
+    """Its port is checked, and what it loads is said, before that would have been imported."""
+    code = "import sys, sleep_trl.serving.server; print({'torch', 'transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_a_model_server_that_does_not_start_is_reported_with_its_last_output(run):
