@@ -147,6 +147,8 @@ class Proxy:
                     _put_text(part, shown)
                 text, is_complete = text + shown, is_complete or is_last
                 usage = part.pop("usage", None) if backend.kind == "transformers" else None
+                for choice in part.get("choices") or ():
+                    choice.setdefault("finish_reason", None)  # as OpenAI and vLLM send it; transformers leaves it out
                 yield f"data: {json.dumps(part | self.identity(backend))}\n\n"
                 if usage and has_usage:
                     part = {**part, "choices": [], "usage": usage}

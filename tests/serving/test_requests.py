@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 from types import SimpleNamespace
 from typing import get_type_hints
 
@@ -26,7 +27,7 @@ from sleep_trl.serving.fields import (
 from sleep_trl.serving.messages import as_plain_messages, find_message_fault
 from sleep_trl.serving.model_server import refuse_what_the_template_refuses
 from sleep_trl.serving.protocol import CHAT, COMPLETIONS, ApiError, error_of, for_backend
-from sleep_trl.serving.proxy import events
+from sleep_trl.serving.proxy import Proxy, events
 from sleep_trl.serving.stopping import StopCutter, cut
 from tests.tiny import tiny_tokenizer
 
@@ -261,3 +262,22 @@ def test_events_are_split_at_line_feeds_only():
         return [data async for data in events(httpx.Response(200, content=stream()))]
 
     assert asyncio.run(read()) == ['{"a": "x\u2028y\x85z"}', "[DONE]"]
+
+
+def test_every_part_of_a_streamed_answer_has_a_finish_reason():
+    """OpenAI sends null until the last; `transformers serve` leaves it out."""
+    sent = [{"text": "a "}, {"text": "cat"}, {"text": "", "finish_reason": "stop"}]
+
+    class Answer:
+        async def aiter_bytes(self):
+            for choice in sent:
+                yield f"data: {json.dumps({'choices': [{'index': 0, **choice}]})}\n\n".encode()
+
+    async def parts() -> list[str]:
+        backend = SimpleNamespace(kind="transformers", committed=SimpleNamespace(fingerprint="night"))
+        proxy = Proxy(SimpleNamespace(), "chain", None)
+        return [part.removeprefix("data: ") async for part in proxy.relay({"prompt": "x"}, Answer(), backend)]
+
+    *found, done = asyncio.run(parts())
+    assert [json.loads(part)["choices"][0]["finish_reason"] for part in found] == [None, None, "stop"]
+    assert done.strip() == "[DONE]"
