@@ -120,11 +120,13 @@ def _sleep_alone(config: RunConfig, is_in_chain: bool) -> int:
     except KeyboardInterrupt:
         _print_error(NOTHING_BEGUN)
         return STOPPED
-    if config.dry_run:
-        from sleep_trl.distributed.progress import echo
+    from sleep_trl.distributed.progress import echo
 
+    if config.dry_run:
         echo(render(plan))
         return DONE
+    for warning in plan.warnings:
+        echo(warning, style="yellow")
 
     _check_processes()
 

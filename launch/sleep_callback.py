@@ -177,7 +177,8 @@ class SleepCallback(TrainerCallback):
             return None
         echo(f"After step {step}, a night begins: {folder}")
         try:
-            preflight(inputs, check_trainer)
+            for warning in preflight(inputs, check_trainer).warnings:
+                echo(warning, style="yellow")
             with night_lock(inputs.config):
                 self.nights.record_step(folder, step)
                 results = run_night(inputs, seed_expert, memory=memory)

@@ -91,17 +91,20 @@ def check_memories(case: Case) -> Finding:
 def check_vocabulary(case: Case) -> Finding:
     """Check that the tokenizer knows the memories' words."""
     from ..data.shipped_sets import MOST_UNKNOWN, unknown_share
+    from ..data.vocabulary import find_unread
 
     shares = {m.id: unknown_share(case.inputs.tokenizer, [m.text]) for m in case.inputs.memories}
     unknown = {name: share for name, share in shares.items() if share > MOST_UNKNOWN}
+    remedy = "Take a model that was trained on this language, or leave these memories out."
     if not unknown:
-        return ok(f"the tokenizer can spell {counted(len(shares), 'memory')}")
+        if reason := find_unread(case.inputs.tokenizer, [m.text for m in case.inputs.memories]):
+            return warning(reason, remedy)
+        return ok(f"the tokenizer knows the words of {counted(len(shares), 'memory')}")
     worst = max(unknown, key=lambda name: unknown[name])
     found = (
         f"{len(unknown)} of {len(shares)} memories have more than {MOST_UNKNOWN:.0%} tokens that the tokenizer does "
         f"not know, {worst!r} the most: {unknown[worst]:.0%}"
     )
-    remedy = "Take a model that was trained on this language, or leave these memories out."
     return (fault if unknown[worst] > UNREADABLE else warning)(found, remedy)
 
 

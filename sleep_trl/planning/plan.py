@@ -27,7 +27,7 @@ class Plan:
     the most, if all samples are usable. `share` is the share of the text that was counted: if it is less than 1,
     tokens, windows, samples and what follows from them are estimates. `top_k` is `None` if every expert takes part in
     every token. `consolidations` describes which experts are consolidated before the night learns anything. `left_out`
-    says which files, rows and folders are not read.
+    says which files, rows and folders are not read, `warnings` what should be known before the night.
     """
 
     model: str
@@ -66,6 +66,7 @@ class Plan:
     adapter_bytes: int
     disk_bytes: int
     is_converted: bool
+    warnings: tuple[str, ...]
 
     @property
     def peak_memory_mib(self) -> float:
@@ -130,6 +131,7 @@ def render(plan: Plan) -> Table:
         "peak memory": str(plan.peak),
         "on disk": f"about {plan.disk_bytes / MIB:,.1f} MiB, adapter {plan.adapter_bytes / MIB:,.1f}",
         "the grown model": f"{plan.output_dir}/model" if plan.top_k is None else where_routed(plan.output_dir),
+        "warnings": " ".join(plan.warnings),
     }.items():
         if value:
             table.add_row(name, value)

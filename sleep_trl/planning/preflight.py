@@ -15,6 +15,7 @@ from ..rollout.prefixes import CPU_CACHE_GIB
 from ..rollout.vllm import cpu_cache_bytes
 from . import checks
 from .askings import find_askings, find_texts
+from .caveats import find_warnings
 from .growth import check_growth
 from .grpo_arguments import check_grpo_arguments
 from .inputs import RunInputs
@@ -138,6 +139,7 @@ def make_plan(inputs: RunInputs) -> Plan:
         adapter_bytes=adapter_bytes,
         disk_bytes=disk_bytes,
         is_converted=unconverted(config.model) is None,
+        warnings=find_warnings(inputs),
     )
 
 

@@ -18,7 +18,7 @@ import torch
 from sleep_trl.cli import main
 from sleep_trl.config import RunConfig
 from sleep_trl.doctor import Case
-from sleep_trl.doctor.run import check_context, check_prompts
+from sleep_trl.doctor.run import check_context, check_prompts, check_vocabulary
 from tests.planning.mistakes import Options, file, make_arguments, options, without
 
 Plant = Callable[[Path, pytest.MonkeyPatch], Options]
@@ -259,3 +259,11 @@ def test_several_faults_are_reported_at_once_and_each_once(place, doctor):
 def test_a_night_that_removes_entries_has_no_prompts_to_check(check):
     config = RunConfig(model="m", memories="forget:entry-001", continue_from="night-001")
     assert check(Case(config=config)).state == "skipped"
+
+
+def test_words_that_the_tokenizer_only_spells_are_a_warning(tmp_path):
+    """The bundled model's tokenizer has all letters, so that no token of English is unknown to it."""
+    (tmp_path / "own.jsonl").write_text('{"text": "The museum opens every Thursday morning, except during winter."}')
+    model = ROOT / "examples" / "quickstart" / "model"
+    finding = check_vocabulary(Case(RunConfig(model=str(model), memories=str(tmp_path / "own.jsonl"))))
+    assert finding.state == "warning" and "the tokenizer spells" in finding.found

@@ -1,0 +1,16 @@
+"""What does not stop a night, but should be known before it starts."""
+
+from __future__ import annotations
+
+from ..data.vocabulary import find_unread
+from .inputs import RunInputs
+
+
+def find_warnings(inputs: RunInputs) -> tuple[str, ...]:
+    """Return a sentence for each thing that a user should know before the night."""
+    found = []
+    if reason := find_unread(inputs.tokenizer, [window.text for window in inputs.extent.reading]):
+        found.append(
+            f"The model can hardly read these documents: {reason}. Take a model that was trained on such texts."
+        )
+    return tuple(found)

@@ -1,0 +1,24 @@
+"""What a plan says that should be known before the night."""
+
+from pathlib import Path
+
+import pytest
+
+from sleep_trl.launch import sleep
+from sleep_trl.runs.files import write_jsonl
+
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
+
+
+@pytest.fixture
+def options(tmp_path) -> list[str]:
+    """A run of the bundled model on plain English."""
+    write_jsonl(tmp_path / "own.jsonl", [{"text": "The museum opens every Thursday morning, except during winter."}])
+    given = [f"--config={QUICKSTART}/config.yaml", f"--model={QUICKSTART}/model", "--rollout.engine=transformers"]
+    return [*given, f"--memories={tmp_path}/own.jsonl", f"--output_dir={tmp_path}/run"]
+
+
+def test_a_plan_warns_of_documents_that_the_model_cannot_read(options, capsys) -> None:
+    assert sleep.main([*options, "--dry_run"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "The model can hardly read these documents: the tokenizer spells 100% of" in shown
