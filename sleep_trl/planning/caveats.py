@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from ..data.vocabulary import find_unread
 from .inputs import RunInputs
 
@@ -13,4 +15,6 @@ def find_warnings(inputs: RunInputs) -> tuple[str, ...]:
         found.append(
             f"The model can hardly read these documents: {reason}. Take a model that was trained on such texts."
         )
+    if inputs.config.report and find_spec("plotly") is None:
+        found.append("No report.html will be written: plotly is not installed. Run pip install 'sleep-trl[report]'.")
     return tuple(found)

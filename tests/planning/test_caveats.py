@@ -1,10 +1,14 @@
 """What a plan says that should be known before the night."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from sleep_trl.config.command_line import parse
 from sleep_trl.launch import sleep
+from sleep_trl.planning.caveats import find_warnings
+from sleep_trl.planning.inputs import RunInputs
 from sleep_trl.runs.files import write_jsonl
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
@@ -22,3 +26,14 @@ def test_a_plan_warns_of_documents_that_the_model_cannot_read(options, capsys) -
     assert sleep.main([*options, "--dry_run"]) == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "The model can hardly read these documents: the tokenizer spells 100% of" in shown
+
+
+def test_a_missing_plotly_is_said_before_the_night(options, monkeypatch) -> None:
+    def said(*more: str) -> bool:
+        return any(
+            "No report.html will be written" in line for line in find_warnings(RunInputs(parse([*options, *more])))
+        )
+
+    assert not said()
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    assert said() and not said("--no-report")
