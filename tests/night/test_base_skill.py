@@ -59,6 +59,7 @@ def test_texts_that_the_model_predicts_worse_than_by_guessing_are_not_its_skill(
     given += ["--evaluation.max_questions=2", "--rollout.engine=transformers"]
     ctx = prepare(RunInputs(parse(given)))
     before = evaluate(ctx, "before")
+    assert before["questions"] == 2
     assert before["perplexity"] is None and "worse than by guessing" in before["left_out"]["perplexity"]
     assert "worse than by guessing" in " ".join(capsys.readouterr().out.split())
     write_jsonl(tmp_path / "own.jsonl", [{"text": "It rained all day, and nobody in the harbor minded."}])
