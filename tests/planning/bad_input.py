@@ -80,7 +80,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     "list that is not json": (
         options(dataset__templates='["summary"'),
-        r"cannot read dataset\.templates: .*Write lists and objects as JSON",
+        r"the value of --dataset\.templates cannot be read: .*Write lists and objects as JSON",
     ),
     "unknown schedule": (
         options(seeding__lr_scheduler_type="cosinus"),

@@ -130,8 +130,10 @@ def test_a_server_that_is_killed_takes_its_children_along(run, tmp_path, monkeyp
         backend = Backend(newest_model(run), "transformers", "chain", [])
         starting = asyncio.create_task(backend.start())
         try:
-            while not (tmp_path / "child").exists() or not (pid := (tmp_path / "child").read_text()):
+            # The script may run before the backend knows of its process.
+            while not backend._process or not (tmp_path / "child").exists() or not (tmp_path / "child").read_text():
                 await asyncio.sleep(0.01)
+            pid = (tmp_path / "child").read_text()
             child, waiting = psutil.Process(int(pid)), asyncio.create_task(backend.wait())
             await asyncio.sleep(0.1)
             child.parent().kill()
