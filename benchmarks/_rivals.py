@@ -109,7 +109,14 @@ class Exam:
             ]
             for key in ("questions", "other_words")
         )
-        reading = reading_probe(inputs.skill, "", inputs.prompter, inputs.largest_window)
+        reading = reading_probe(
+            inputs.skill,
+            "",
+            inputs.prompter,
+            inputs.largest_window,
+            inputs.config.evaluation.max_questions,
+            inputs.config.seed,
+        )
         prose = perplexity_probe(inputs.prose, "", inputs.tokenizer, inputs.context)
         return Exam(inputs, plain, other, reading.items[:most], prose.items[:most])
 
