@@ -16,6 +16,17 @@ def resident_peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def reset_peak() -> None:
+    """Let the kernel forget the peak resident set of this process, for [`peak_since_reset`]."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_since_reset() -> float:
+    """Return the peak resident set of this process since [`reset_peak`], in MiB."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1024
+
+
 class Phases:
     """Peak memory of each part of a step. Resets the peak counter, so not for runs that report their own."""
 
@@ -33,7 +44,7 @@ class Phases:
 
             torch.cuda.reset_peak_memory_stats()
         else:
-            Path("/proc/self/clear_refs").write_text("5")
+            reset_peak()
 
     def note(self, name: str) -> None:
         if self.cuda:
@@ -41,8 +52,7 @@ class Phases:
 
             peak = torch.cuda.max_memory_allocated() / MIB
         else:
-            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-            peak = int(status["VmHWM"].split()[0]) / 1024
+            peak = peak_since_reset()
         self.peaks[name] = max(self.peaks.get(name, 0.0), peak)
 
     def watch(self, owner: Any, method: str, name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import runpy
 import sys
@@ -10,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from _peaks import peak_since_reset, reset_peak
 from _report import ROOT
 
+from sleep_trl.runs.host_memory import give_back
 from sleep_trl.runs.phases import Phases
 
 peaks: dict[str, float] = {}
@@ -22,11 +23,10 @@ def noted(self: Phases, name: str, work: Callable[[], Any]) -> Any:
     """Run a phase. Its peak is read when its work is done."""
 
     def measured() -> Any:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        give_back()
+        reset_peak()
         result = work()
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        peaks[name] = int(status["VmHWM"].split()[0]) / 1024
+        peaks[name] = peak_since_reset()
         return result
 
     # parts of a phase, which have a folder of their own, do not reset its peak

@@ -13,10 +13,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
-from _peaks import MIB
+from _peaks import peak_since_reset, reset_peak
 from _report import Row, argument_parser, environment, progress, report, rerun_with
 
 TILES = (24, 64, 128, 256)
@@ -45,17 +44,12 @@ def measure(head: Any, hidden: list[Any], tile: int) -> tuple[float, float]:
 
     student, teacher = (states.clone() for states in hidden)
     give_back()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before, loss.positions_per_tile = peak(), lambda weight: tile
+    reset_peak()
+    before, loss.positions_per_tile = peak_since_reset(), lambda weight: tile
     since = time.process_time()
     mask = torch.ones(1, student.shape[0], dtype=torch.long)
     loss.divergence_per_token(student[None].requires_grad_(), teacher[None], head, head, mask, 0.0).sum().backward()
-    return time.process_time() - since, peak() - before
-
-
-def peak() -> float:
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024 / MIB
+    return time.process_time() - since, peak_since_reset() - before
 
 
 def compare(args: argparse.Namespace, name: str) -> dict[str, dict[str, float]]:

@@ -20,6 +20,18 @@ def backbone(model: PreTrainedModel) -> nn.Module:
     return inner.base_model
 
 
+def positions_per_tile(is_cpu: bool, is_float32: bool) -> int:
+    """Return the number of positions at which a head is applied at a time.
+
+    TRL uses 4096, so that an ordinary batch is one tile. Without Triton its kernels hold about ten float32 tiles at
+    once, and the head alone would determine the memory use of a step. On a CPU they also copy a weight that is not
+    float32 for each tile, so that small ones are slow (benchmarks/head_tiles.py).
+    """
+    if not is_cpu:
+        return 1024
+    return 24 if is_float32 else 128
+
+
 @dataclass(frozen=True)
 class Head:
     """An LM head and how its model transforms the logits: a scale, then Gemma's soft cap."""

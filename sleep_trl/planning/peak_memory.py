@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..config import RunConfig
+from ..models.head import positions_per_tile
 from ..rollout.prefixes import plan_batches
 from .shape import FLOAT32, MIB, Shape
 
@@ -18,7 +19,7 @@ LIBRARIES = 720 * MIB  # resident in a process that has imported what a night ne
 VLLM_LIBRARIES = 290 * MIB  # the same for vLLM
 SCATTERED = 1.15  # what the kept tensors of a step take, since freed ones between them are not all reused
 SAMPLING = 6  # float32 copies of the last logits: scaled, sorted with their indices, summed up
-TILES = 10  # float32 tiles of logits that TRL's kernels hold (`positions_per_tile` in trainers/knowledge_seeding)
+TILES = 10  # float32 tiles of logits that TRL's kernels hold
 LIVE_PARAMETERS = 10**9  # of sharded weights gathered at a time (DeepSpeed's stage3_max_live_parameters)
 
 Prompts = Sequence[Sequence[int]]
@@ -247,7 +248,7 @@ def training_bytes(
         for rows, tokens in t.continuations:
             before, read = (0, t.student + tokens) if again else (t.student, tokens)
             kept += kept_bytes(shape, width, rows, read, before, again)
-    positions = 1024 if not is_cpu else 24 if shape.bytes_per_weight == FLOAT32 else 128
+    positions = positions_per_tile(is_cpu, shape.bytes_per_weight == FLOAT32)
     tile = TILES * min(positions, written) * shape.vocabulary * FLOAT32
     student = int(SCATTERED * kept) + tile
     return {

@@ -6,6 +6,7 @@ import sys
 
 import torch
 
+from sleep_trl.models import head as heads
 from sleep_trl.models.head import Head
 
 from ..trl_private import ChunkedDivergenceFunction, ChunkedLogProbFunction, maybe_gather_lm_head_ctx
@@ -16,18 +17,12 @@ TILE_COLUMNS = 32768  # of the vocabulary at a time, as in TRL
 def positions_per_tile(weight: torch.Tensor) -> int:
     """Return the number of positions at which a head with this weight is applied at a time.
 
-    TRL uses 4096, so that an ordinary batch is one tile. Without Triton its kernels hold about ten float32 tiles at
-    once, and the head alone would determine the memory use of a step. On a CPU they also copy the weight to float32 for
-    each tile, if it is not; without a copy 24 positions are as fast as 256 (benchmarks/head_tiles.py).
-
     A sharded head is gathered once per tile by all processes together, and their numbers of positions differ, so it is
     applied in one tile.
     """
     if hasattr(weight, "ds_id"):
         return sys.maxsize
-    if weight.device.type != "cpu":
-        return 1024
-    return 24 if weight.dtype == torch.float32 else 128
+    return heads.positions_per_tile(weight.device.type == "cpu", weight.dtype == torch.float32)
 
 
 def log_probs_per_token(
