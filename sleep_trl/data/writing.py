@@ -3,11 +3,13 @@
 A template that asks for a request is asked about each sentence of a window in turn, with the whole window in view. Each
 answer is then checked: the teacher has to give it again, it has to stand where the teacher was asked about, and the
 student must not give it without the text. A small teacher asks better than it answers: where an answer fails, the
-sentence itself takes its place (ours).
+sentence itself takes its place. Each is tried several times, and the best are kept (ours).
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -97,6 +99,37 @@ def tasks_of(window: Window, count: int, template: Template, cues: int = 1) -> l
     return tasks[:count]
 
 
+def keep_best(written: WrittenSamples, tasks: Sequence[Task], tries: int) -> WrittenSamples:
+    """
+    Keep one sample for as many tries as there were. Those whose answers pass the checks come before those that are
+    answered by the sentence.
+
+    Args:
+        written (`WrittenSamples`):
+            What was written by one template.
+        tasks (`Sequence[Task]`):
+            All tries.
+        tries (`int`):
+            How often each task was tried.
+
+    Returns:
+        `WrittenSamples`: the samples that are kept, in their order. The others are counted as dropped, with the reason
+        `"spare"`.
+    """
+    tried = Counter((task.window.memory_id, task.window.index, task.sentence) for task in tasks)
+    wanted = {about: math.ceil(count / tries) for about, count in tried.items()}
+    kept, spare = set[int](), list[DroppedText]()
+    for place, sample in sorted(enumerate(written.samples), key=lambda pair: pair[1].is_quoted):
+        about = sample.memory_id, sample.window, sample.sentence
+        if wanted[about]:
+            wanted[about] -= 1
+            kept.add(place)
+        else:
+            spare.append(replace(_describe(sample), reason="spare"))
+    samples = [sample for place, sample in enumerate(written.samples) if place in kept]
+    return WrittenSamples(samples, written.dropped + Drops({"spare": len(spare)}, spare))
+
+
 def write_about(
     tasks: Sequence[Task],
     template: Template,
@@ -155,6 +188,11 @@ def generations_of(template: Template, agree: Agree | None) -> int:
     if template.ask is None:
         return 1
     return 2 if agree is None else STAGES
+
+
+def tries_of(template: Template, agree: Agree | None, tries: int) -> int:
+    """Return how often a task is tried: `tries` times where answers are checked, so that many are dropped, or once."""
+    return tries if generations_of(template, agree) == STAGES else 1
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,17 @@ from ..data.quality import find_uncovered, measure_faithfulness
 from ..data.samples import HELD_OUT, Sample, WrittenSamples, read_plain, write_earlier, write_general
 from ..data.shipped_sets import REPLAYED, find_unreadable, read_shipped, readable_prompts, take
 from ..data.templates import Template
-from ..data.writing import Task, Writing, drop_collisions, generations_of, measure_coverage, tasks_of, write_about
+from ..data.writing import (
+    Task,
+    Writing,
+    drop_collisions,
+    generations_of,
+    keep_best,
+    measure_coverage,
+    tasks_of,
+    tries_of,
+    write_about,
+)
 from ..distributed.progress import bar, echo
 from ..evaluation.metrics import contains
 from ..evaluation.perplexity import find_guessing, mean_loss
@@ -139,8 +149,10 @@ def _about_memories(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> W
     agree = agree_by_words if data.check_answers else None
     for number, template in enumerate(map(Template.load, data.templates)):
         counts = ctx.inputs.sample_counts[number]
+        tries, by_template = tries_of(template, agree, data.tries_per_sample), WrittenSamples()
         by_window = (
-            tasks_of(w, count, template, data.cues_per_sentence) for w, count in zip(windows, counts, strict=True)
+            [task for task in tasks_of(w, count, template, data.cues_per_sentence) for _ in range(tries)]
+            for w, count in zip(windows, counts, strict=True)
         )
         tasks = deal_out(by_window, len(writers))
         with bar(f"Writing {template.name}", sum(map(len, tasks)) * generations_of(template, agree)) as progress:
@@ -165,7 +177,8 @@ def _about_memories(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> W
                     progress=progress,
                 )
                 if own:
-                    written += _once(parts, f"template-{number}-teacher-{place}", write)
+                    by_template += _once(parts, f"template-{number}-teacher-{place}", write)
+        written += keep_best(by_template, [task for own in tasks for task in own], tries)
     return written
 
 

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 
+from sleep_trl.data.drops import Drops
 from sleep_trl.data.prompts import Prompter
 from sleep_trl.data.samples import Sample, Window, WrittenSamples
 from sleep_trl.data.templates import Template
@@ -11,8 +12,10 @@ from sleep_trl.data.writing import (
     STAGES,
     Writing,
     drop_collisions,
+    keep_best,
     measure_coverage,
     tasks_of,
+    tries_of,
     write_about,
 )
 from sleep_trl.rollout import TransformersEngine
@@ -160,6 +163,29 @@ def test_a_sentence_takes_the_place_of_an_answer_that_fails_its_check():
     assert written.dropped == Counter(inconsistent=1)
     ids = tiny_tokenizer()(f" {sentences[0]}", add_special_tokens=False)["input_ids"]
     assert written.samples[0].reference_ids == ids and written.samples[0].request.endswith(asked[0])
+
+
+def test_the_best_tries_are_kept():
+    def sample(sentence, question, is_quoted=False):
+        return Sample(
+            "memory", "m", "t", question, [1], [1, 2], "x", [3], sentence=sentence, request=question, is_quoted=is_quoted
+        )
+
+    window = Window("m", "", "Ben has a boat. It is red.", 0, ("Ben has a boat.", "It is red."))
+    tasks = [task for task in tasks_of(window, 3, TEMPLATE) for _ in range(2)]  # the first sentence twice, twice each
+    first = [sample("Ben has a boat.", f"{i}", is_quoted=i != 2) for i in range(4)]
+    second = [sample("It is red.", "4"), sample("It is red.", "5")]
+    kept = keep_best(WrittenSamples([*first, *second], Drops({"known": 1})), tasks, tries=2)
+    # A checked answer before a quoted one, else the first; in the order they were written.
+    assert kept.samples == [first[0], first[2], second[0]] and kept.dropped == Counter(known=1, spare=3)
+    assert [(text.reason, text.request) for text in kept.dropped.examples] == [("spare", i) for i in ("5", "1", "3")]
+    few = WrittenSamples([first[0]])
+    assert keep_best(few, tasks, tries=2) == few == keep_best(few, tasks[::2], tries=1)
+
+
+def test_only_questions_with_checked_answers_are_tried_again():
+    assert tries_of(TEMPLATE, str.__eq__, 3) == 3
+    assert tries_of(TEMPLATE, None, 3) == tries_of(Template.load("statement"), str.__eq__, 3) == 1
 
 
 def test_what_stands_around_a_sentence():
