@@ -55,11 +55,11 @@ class DatasetConfig(Section):
     each sentence; statement takes the sentences themselves, each asked for by cues."""
 
     samples_per_sentence: int = Field(2, ge=1)
-    """Samples learned per template about each sentence of a memory, at most; fewer if too few of what the teacher writes
-    are usable, or if seeding.steps has no room for them. Of a template that is about whole windows, per window."""
+    """Samples learned per template about each sentence of a memory, at most: fewer if the teacher writes too few that
+    are usable, or seeding.steps has no room for them. Of a template that is about whole windows, per window."""
 
     tries_per_sample: int = Field(3, ge=1)
-    """Questions the teacher writes for each such sample, if its answers are checked (check_answers). The best are learned:
+    """Questions the teacher writes for each such sample, if answers are checked (check_answers). The best are learned:
     those whose answers pass the checks before those that are answered by the sentence."""
 
     cues_per_sentence: int = Field(4, ge=1)

@@ -167,9 +167,8 @@ def test_a_sentence_takes_the_place_of_an_answer_that_fails_its_check():
 
 def test_the_best_tries_are_kept():
     def sample(sentence, question, is_quoted=False):
-        return Sample(
-            "memory", "m", "t", question, [1], [1, 2], "x", [3], sentence=sentence, request=question, is_quoted=is_quoted
-        )
+        about = {"sentence": sentence, "request": question, "is_quoted": is_quoted}
+        return Sample("memory", "m", "t", question, [1], [1, 2], "x", [3], **about)
 
     window = Window("m", "", "Ben has a boat. It is red.", 0, ("Ben has a boat.", "It is red."))
     tasks = [task for task in tasks_of(window, 3, TEMPLATE) for _ in range(2)]  # the first sentence twice, twice each

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,15 +25,13 @@ from .learning_expert import check_that_experts_support, ensure_learning_expert
 from .loss import log_probs_per_token
 from .parts import Tensors, count_copies, is_replay, spread_references, weigh_rows, written_mask
 from .privileged_context import with_teacher_prompt
-from .replay_states import ReplayStates
 from .rollouts import Rollouts
 from .rows import Rows, check_arguments, check_data, normalize, require, text_of_reference
-from .teachers import Teacher, TeacherOutput, as_base, as_teacher, assign_teachers, find_rows, prepare_teachers
+from .taught import Taught, Text
+from .teachers import Teacher, TeacherOutput, prepare_teachers
 
-Text = tuple[Tensors, torch.Tensor, torch.Tensor]  # a batch, and ids and mask of a continuation of each row
 
-
-class KnowledgeSeedingTrainer(Rollouts):
+class KnowledgeSeedingTrainer(Taught, Rollouts):
     """
     Trainer for Knowledge Seeding (arXiv 2606.03979, section 3.3): upward distillation on the student's own rollouts,
     and GRPO on a reward for imitating the teacher. It minimizes
@@ -129,13 +126,6 @@ class KnowledgeSeedingTrainer(Rollouts):
         if not self.teachers:
             ensure_learning_expert(self.model, args)
         self._rollout_hidden: torch.Tensor | None = None
-        self._replay_states = ReplayStates()
-
-    def release(self) -> None:
-        super().release()
-        for teacher in self.teachers:
-            teacher.release()
-        self.teachers, self._replay_states = [], ReplayStates()
 
     # -- the batch ------------------------------------------------------------------------------------------------
 
@@ -334,54 +324,6 @@ class KnowledgeSeedingTrainer(Rollouts):
         behind = [((batch["prompt_ids"], batch["prompt_mask"]), (ids, mask)) for batch, ids, mask in texts]
         with self.accelerator.autocast():
             return self._read_behind(Teacher(self.accelerator.unwrap_model(model), model), behind)
-
-    def _teacher_outputs(self, references: list[Text], rollouts: Sequence[Text] = ()) -> list[list[TeacherOutput]]:
-        """Run the teachers on texts behind the teacher's prompts, each on the rows that are assigned to it.
-
-        Args:
-            references (`list[tuple[dict, torch.Tensor, torch.Tensor]]`):
-                Batches with their teacher prompts, and ids and mask of the reference of each row.
-            rollouts (`Sequence[tuple[dict, torch.Tensor, torch.Tensor]]`, *optional*):
-                The same of rollouts.
-
-        Returns:
-            `list[list[TeacherOutput]]`: for each batch, the outputs of its groups of rows.
-        """
-        student = self.accelerator.unwrap_model(self.model)
-        texts = [*references, *rollouts]
-
-        def run(parts: list[str], teachers: list[Teacher], is_base: bool) -> list[TeacherOutput]:
-            found = [find_rows(batch["part"], parts) for batch, _, _ in texts]
-            chosen = [
-                ((batch["teacher_prompt_ids"][rows], batch["teacher_prompt_mask"][rows]), (ids[rows], mask[rows]))
-                for (rows, _), (batch, ids, mask) in zip(found, texts, strict=True)
-            ]
-            comes_back = [self._keeps_replay] * len(references) + [False] * len(rollouts)
-            replayed = [
-                is_replay(batch["part"][rows]).nonzero()[:, 0].tolist() if comes else []
-                for (rows, _), (batch, _, _), comes in zip(found, texts, comes_back, strict=True)
-            ]
-            with as_base(student) if is_base else nullcontext():
-                read = [
-                    self._replay_states.read(teacher, is_base, chosen, replayed, partial(self._read_behind, teacher))
-                    for teacher in teachers
-                ]
-            heads = [Head.of(teacher.model) for teacher in teachers]
-            is_student = teachers is not self.teachers
-            return [
-                TeacherOutput(rows, list(zip(states, heads, strict=True)), is_present, is_student)
-                for (rows, is_present), states in zip(found, zip(*read, strict=True), strict=True)
-            ]
-
-        with torch.no_grad(), self.accelerator.autocast(), as_teacher(student):
-            assignments = assign_teachers(student, Teacher(student, self.model_wrapped), self.teachers)
-            groups = [run(*assignment) for assignment in assignments]
-        return [list(outputs) for outputs in zip(*groups, strict=True)]
-
-    @property
-    def _keeps_replay(self) -> bool:
-        """Whether teachers say the same of a text in every step, and a process can read it by itself."""
-        return self._is_whole and not self.args.expert_dropout
 
     def _divergence(self, student: torch.Tensor, outputs: list[TeacherOutput], mask: torch.Tensor) -> torch.Tensor:
         """Return each row's divergence, number of tokens, and drift of hidden states. Shape `(3, batch)`."""
