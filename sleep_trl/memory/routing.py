@@ -16,7 +16,7 @@ gate either way equally easily, for every token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -26,6 +26,9 @@ from torch import nn
 from .experts import Expert
 from .hosts import Host
 from .pools import ExpertPool, View
+
+
+ALIGNED = 8  # units: on a GPU a row of a grouped product begins at a multiple of 16 bytes
 
 
 class RoutedExpert(Expert):
@@ -55,7 +58,9 @@ class RoutedPool(ExpertPool):
     """The experts of one MLP with their router (`routing: topk`).
 
     Every expert in view is called in every pass, with zero rows if no token goes to it. In sharded and distributed
-    training (ZeRO-3, DDP), the parameters that a pass uses must not depend on the data.
+    training (ZeRO-3, DDP), the parameters that a pass uses must not depend on the data. Under `torch.compile` and in
+    a CUDA graph no shape may depend on it either. There the products of all experts are grouped in bfloat16, and in
+    other dtypes each expert reads every token, times a mask; see `benchmarks/routing.py`.
 
     Args:
         host (`Host`):
@@ -102,6 +107,8 @@ class RoutedPool(ExpertPool):
         flat = x.reshape(-1, x.shape[-1])  # (tokens, hidden)
         gates = self.gates(flat)  # (tokens, max_experts)
         weights = gates.to(x.dtype)
+        if needs_fixed_shapes(x):
+            return output + self._add_in_fixed_shapes(flat, weights, gates.detach(), rows).view_as(output)
         added = torch.zeros_like(flat)
         for index, tokens in self._route(gates.detach(), rows):
             read = flat if tokens is None else flat[tokens]
@@ -114,20 +121,82 @@ class RoutedPool(ExpertPool):
 
     def _route(self, gates: torch.Tensor, rows: int) -> Iterator[tuple[int, torch.Tensor | None]]:
         """Yield each expert in view with the tokens that go to it, `(n,)`, or `None` for all; the learning one last."""
-        settled = [index for index in self.view.experts if index != self.view.learning]
-        if len(settled) <= self.top_k:
+        settled, chosen = self._choose(gates, rows)
+        if chosen is None:
             yield from ((index, None) for index in settled)
         else:
-            priority = None
-            if self.view.random is not None:
-                drawn = torch.rand((rows, len(settled)), generator=self.view.random)
-                priority = drawn.to(gates.device).repeat_interleave(gates.shape[0] // rows, dim=0)
-            chosen = choose_experts(gates[:, settled], self.top_k, priority)  # (tokens, top_k [+ 1])
             order = chosen.flatten().argsort(stable=True)  # pairs of token and expert, by expert
             counts = torch.bincount(chosen.flatten(), minlength=len(settled)).tolist()
             yield from zip(settled, (order // chosen.shape[1]).split(counts), strict=True)
         if self.view.learning in self.view.experts:
             yield self.view.learning, None
+
+    def _add_in_fixed_shapes(
+        self, flat: torch.Tensor, weights: torch.Tensor, gates: torch.Tensor, rows: int
+    ) -> torch.Tensor:
+        """Return what the experts in view add, `(tokens, hidden)`, in shapes that do not depend on the routing."""
+        settled, chosen = self._choose(gates, rows)
+        added = torch.zeros_like(flat)
+        if chosen is not None and flat.dtype == torch.bfloat16:  # the only one in which torch compiles grouped products
+            pairs, order = chosen.flatten().sort(stable=True)  # of token and expert, by expert
+            tokens = order // chosen.shape[1]
+            ends = (pairs[None] <= torch.arange(len(settled), device=pairs.device)[:, None]).sum(1, dtype=torch.int32)
+            part = expert_outputs([self.experts[index] for index in settled], flat[tokens], ends)
+            added = added.index_add(0, tokens, part * weights[:, settled][tokens, pairs, None])
+        else:
+            for place, index in enumerate(settled):
+                goes = 1 if chosen is None else (chosen == place).any(dim=1)[:, None]
+                added = added + goes * weights[:, index, None] * self.experts[index](flat)
+        if self.view.learning in self.view.experts:
+            added = added + weights[:, self.view.learning, None] * self.experts[self.view.learning](flat)
+        return added
+
+    def _choose(self, gates: torch.Tensor, rows: int) -> tuple[list[int], torch.Tensor | None]:
+        """Return the settled experts in view, and those of each token as positions among them, `(tokens, top_k)`, or
+        `None` if all tokens go to all."""
+        settled = [index for index in self.view.experts if index != self.view.learning]
+        if len(settled) <= self.top_k:
+            return settled, None
+        priority = None
+        if self.view.random is not None:
+            drawn = torch.rand((rows, len(settled)), generator=self.view.random)
+            priority = drawn.to(gates.device).repeat_interleave(gates.shape[0] // rows, dim=0)
+        return settled, choose_experts(gates[:, settled], self.top_k, priority)  # (tokens, top_k [+ 1])
+
+
+def expert_outputs(experts: Sequence[nn.Module], x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Return what experts of one form say of their own rows, by [`~torch.nn.functional.grouped_mm`].
+
+    Args:
+        experts (`Sequence[Expert]`):
+            The experts.
+        x (`torch.Tensor` of shape `(rows, hidden)`):
+            Inputs: those of the first expert, of the second, and so on.
+        ends (`torch.Tensor` of shape `(experts,)`, int32):
+            Where the rows of each expert end.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, hidden)`.
+    """
+    experts = [cast(Expert, expert) for expert in experts]
+    room = -experts[0].up.shape[0] % ALIGNED
+
+    def stacked(matrices: Sequence[torch.Tensor]) -> torch.Tensor:  # each (width, hidden) -> (experts, hidden, width)
+        return F.pad(torch.stack(list(matrices)).to(x.dtype), (0, 0, 0, room)).transpose(1, 2)
+
+    hidden = F.grouped_mm(x, stacked([expert.up for expert in experts]), offs=ends)
+    gates = [expert.gate for expert in experts if expert.gate is not None]
+    if gates:
+        hidden = experts[0].activation(F.grouped_mm(x, stacked(gates), offs=ends)) * hidden
+    else:
+        hidden = experts[0].activation(hidden)
+    down = stacked([expert.down.T for expert in experts]).transpose(1, 2)  # (experts, width, hidden)
+    return F.grouped_mm(hidden, down, offs=ends)
+
+
+def needs_fixed_shapes(x: torch.Tensor) -> bool:
+    """Whether shapes must not depend on data: under `torch.compile`, and while a CUDA graph is captured."""
+    return torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def choose_experts(gates: torch.Tensor, top_k: int, priority: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The routed form of the memory, held to numbers worked out by hand and to a plain implementation with a mask."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -138,3 +139,23 @@ def test_dense_experts_have_no_gate():
     memory = attach(tiny_model(), MemorySpec(width=8, max_experts=2))
     assert {name.rsplit(".", 1)[1] for name, _ in memory.expert_parameters(0)} == {"gate", "up", "down"}
     assert "top_k" not in memory.describe()["spec"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", ["llama", "gpt2"])  # with and without a gate
+@pytest.mark.parametrize("experts", [2, 4])
+def test_compiled_routing_is_one_graph_whatever_is_routed(experts, form, dtype):
+    memory = grown(experts, form, replace(SPEC, width=6))  # padded to 8
+    pool: Any = first_pool(memory)
+    memory.train_only(memory.activate())
+    torch.compiler.reset()
+    compiled = torch.compile(pool, fullgraph=True, backend="eager", dynamic=False)
+    for number in range(3):
+        x = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(number)).to(dtype).requires_grad_()
+        with torch.compiler.set_stance("fail_on_recompile" if number else "default"):
+            found = compiled(x, torch.zeros_like(x))
+        expected = pool(x, torch.zeros_like(x))
+        ours, plain = (torch.autograd.grad((y * x.detach()).sum(), x)[0] for y in (found, expected))
+        for one, other in ((found, expected), (ours, plain)):
+            size = other.abs().max()
+            assert size > 0 and (one - other).abs().max() <= size * (0.02 if dtype == torch.bfloat16 else 1e-5)
