@@ -27,7 +27,6 @@ from .experts import Expert
 from .hosts import Host
 from .pools import ExpertPool, View
 
-
 ALIGNED = 8  # units: on a GPU a row of a grouped product begins at a multiple of 16 bytes
 
 
@@ -141,7 +140,7 @@ class RoutedPool(ExpertPool):
             pairs, order = chosen.flatten().sort(stable=True)  # of token and expert, by expert
             tokens = order // chosen.shape[1]
             ends = (pairs[None] <= torch.arange(len(settled), device=pairs.device)[:, None]).sum(1, dtype=torch.int32)
-            part = expert_outputs([self.experts[index] for index in settled], flat[tokens], ends)
+            part = expert_outputs([cast(Expert, self.experts[index]) for index in settled], flat[tokens], ends)
             added = added.index_add(0, tokens, part * weights[:, settled][tokens, pairs, None])
         else:
             for place, index in enumerate(settled):
@@ -164,7 +163,7 @@ class RoutedPool(ExpertPool):
         return settled, choose_experts(gates[:, settled], self.top_k, priority)  # (tokens, top_k [+ 1])
 
 
-def expert_outputs(experts: Sequence[nn.Module], x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+def expert_outputs(experts: Sequence[Expert], x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Return what experts of one form say of their own rows, by [`~torch.nn.functional.grouped_mm`].
 
     Args:
@@ -178,7 +177,6 @@ def expert_outputs(experts: Sequence[nn.Module], x: torch.Tensor, ends: torch.Te
     Returns:
         `torch.Tensor` of shape `(rows, hidden)`.
     """
-    experts = [cast(Expert, expert) for expert in experts]
     room = -experts[0].up.shape[0] % ALIGNED
 
     def stacked(matrices: Sequence[torch.Tensor]) -> torch.Tensor:  # each (width, hidden) -> (experts, hidden, width)

@@ -52,6 +52,13 @@ def test_head_tiles():
     assert {*result["tiles"]["bfloat16"]} == {"24", "64", "128", "256"} and result["speedup"]["bfloat16"] > 0
 
 
+def test_routing():
+    result = answer("routing.py", "--hidden", "16", "--width", "8", "--tokens", "32", "--experts", "3", "4")
+    for figures in (figures for by_count in result["by_dtype"].values() for figures in by_count.values()):
+        assert figures["ratio"] > 0 and figures["relative_difference"] < 0.02
+    assert {*result["by_dtype"]} == {"float32", "bfloat16"} and {*result["by_dtype"]["float32"]} == {"3", "4"}
+
+
 def test_inference():
     result = answer("inference.py", *SMALL, *SHORT, "--experts", "2", "--width", "16")
     for key in ("grown_vs_base", "grown_vs_base_prefill", "grown_vs_base_decode", "base_decode_tokens_per_second"):
