@@ -55,7 +55,7 @@ def make_pool(args: argparse.Namespace, experts: int) -> Any:
     for _ in range(experts):
         memory.activate()
     memory.commit()
-    pool = memory.hosts[0].module.memory
+    pool: Any = memory.hosts[0].module.memory
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in pool.parameters():
