@@ -30,7 +30,7 @@ from sleep_trl.data.rows import build_rows
 from sleep_trl.data.samples import Sample, write_general
 from sleep_trl.data.sources import read_memories, read_skill
 from sleep_trl.data.templates import Template
-from sleep_trl.data.writing import Writing, keep_best, tasks_of, tries_of, write_about
+from sleep_trl.data.writing import Writing, tasks_of, write_about
 from sleep_trl.evaluation.recall import QAItem, ask
 from sleep_trl.models.loading import load_model, load_tokenizer
 from sleep_trl.night.generate_data import agree_by_words
@@ -167,16 +167,14 @@ def write_night(config: RunConfig, memories: Path, file: Path) -> list[Sample]:
                 seed=config.seed + 1 + SEEDS_APART * number,
                 sentence_tokens=sentence_size(inputs.context),
             )
-            agree = agree_by_words if data.check_answers else None
-            tries = tries_of(template, agree, data.tries_per_sample)
             tasks = [
                 task
                 for window, count in zip(inputs.reading, inputs.sample_counts[number], strict=True)
                 for task in tasks_of(window, count, template, data.cues_per_sentence)
-                for _ in range(tries)
             ]
-            written = write_about(tasks, template, engine, prompter, writing, agree=agree)
-            samples += keep_best(written, tasks, tries).samples
+            agree = agree_by_words if data.check_answers else None
+            tries = data.tries_per_sample
+            samples += write_about(tasks, template, engine, prompter, writing, agree=agree, tries=tries).samples
         texts = [m.text for m in read_memories(str(data.general_texts))] if data.general_texts else []
         length, seed = data.general_max_new_tokens, config.seed + 101
         samples += write_general(engine, prompter, data.general_samples, length, seed, texts).samples

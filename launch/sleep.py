@@ -30,19 +30,21 @@ WAIT_FOR_POOL = timedelta(days=1)  # generation can take longer than the default
 NOTHING_BEGUN = "Stopped before the run began."
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "sleep.py") -> int:
     """Check a run and execute it: one night, or the unfinished nights of a chain.
 
     Args:
         argv (`Sequence[str]`, *optional*):
             Arguments without the program's name; `sys.argv`'s if left out.
+        prog (`str`, *optional*, defaults to `"sleep.py"`):
+            What the help calls the program.
 
     Returns:
         `int`: the exit code.
     """
     show_warnings_visibly()
     try:
-        config = parse(sys.argv[1:] if argv is None else argv)
+        config = parse(sys.argv[1:] if argv is None else argv, prog)
         from sleep_trl.planning.chain import is_auto, is_finished, nights_of, unfinished
         from sleep_trl.planning.paths import check_paths
 

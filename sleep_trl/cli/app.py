@@ -133,7 +133,7 @@ def night(context: typer.Context) -> None:
 
     words = [word for word in context.args if word != "--json"]
     if len(words) == len(context.args):
-        raise typer.Exit(sleep.main(words))
+        raise typer.Exit(sleep.main(words, "sleep-trl night"))
     with redirect_to_stderr():
         code = sleep.main(words)
     if code == DONE:

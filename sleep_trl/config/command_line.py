@@ -27,7 +27,7 @@ from .reward import RewardSpec
 from .run import AUTO
 from .yaml_file import read_yaml
 
-USAGE = "sleep.py [--config FILE.yaml] --model MODEL --memories MEMORIES [--SECTION.OPTION VALUE ...]"
+USAGE = "{} [--config FILE.yaml] --model MODEL --memories MEMORIES [--SECTION.OPTION VALUE ...]"
 EPILOG = """\
 Lists and objects are JSON, as in --rewards '["imitation", {"name": "my.py:f", "weight": 0.2}]'.
 `null` means none. In a YAML file, sections are mappings or parts of dotted names, and files next to it are found; the
@@ -48,12 +48,14 @@ class _Parser(ArgumentParser):
         raise ValueError(f"Command line: {message}. See --help.")
 
 
-def parse(argv: Sequence[str]) -> RunConfig:
+def parse(argv: Sequence[str], prog: str = "sleep.py") -> RunConfig:
     """Read a run's configuration from command line arguments.
 
     Args:
         argv (`Sequence[str]`):
             Arguments without the program's name: `--config FILE`, dotted options, `--version`.
+        prog (`str`, *optional*, defaults to `"sleep.py"`):
+            What the help calls the program.
 
     Returns:
         `RunConfig`: validated; `model_fields_set` holds the options that were given.
@@ -63,8 +65,8 @@ def parse(argv: Sequence[str]) -> RunConfig:
             [`explain`] turns it into a message.
     """
     parser = _Parser(
-        prog="sleep.py",
-        usage=USAGE,
+        prog=prog,
+        usage=USAGE.format(prog),
         description=RunConfig.__doc__,
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
@@ -193,7 +195,9 @@ def explain(error: Exception) -> str:
         return str(error)
     parts = error.errors(include_url=False)
     inner = {part["loc"][:depth] for part in parts for depth in range(1, len(part["loc"]))}
-    return "\n".join(_explain_part(part) for part in parts if part["loc"] not in inner)
+    parts = [part for part in parts if part["loc"] not in inner]
+    parts.sort(key=lambda part: part["type"] != "extra_forbidden")  # a misspelled option is why another is missing
+    return "\n".join(map(_explain_part, parts))
 
 
 def _explain_part(part: Mapping[str, Any]) -> str:
@@ -207,7 +211,7 @@ def _explain_part(part: Mapping[str, Any]) -> str:
         return f"{name}: {message}." if name else f"{message}."
     given = repr(part["input"])
     given = given if len(given) <= 80 else f"{given[:77]}..."
-    message = message.replace("Input should be", "it must be")
+    message = message.replace("Input should be", "it must be").partition(", unable to parse")[0]
     message = message[:1].lower() + message[1:]
     return f"{name}: {given} was given, but {message}. Change it (--{name} or the config file)."
 

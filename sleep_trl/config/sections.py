@@ -59,8 +59,7 @@ class DatasetConfig(Section):
     are usable, or seeding.steps has no room for them. Of a template that is about whole windows, per window."""
 
     tries_per_sample: int = Field(3, ge=1)
-    """Questions the teacher writes for each such sample, if answers are checked (check_answers). The best are learned:
-    those whose answers pass the checks before those that are answered by the sentence."""
+    """How often the teacher writes a sample anew while it is dropped, with templates that let it ask."""
 
     cues_per_sentence: int = Field(4, ge=1)
     """Prompts under which the template statement teaches each sentence: each has the title of the document and a cue, a

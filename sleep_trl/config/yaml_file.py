@@ -42,7 +42,9 @@ def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{option}: {path} cannot be read: {error.strerror}.") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        place = getattr(error, "problem_mark", None)
+        where = f"line {place.line + 1}, column {place.column + 1}: " if place else ""
+        reason = where + (getattr(error, "problem", None) or " ".join(str(error).split()))
         raise ValueError(f"{option}: {path} is not valid YAML: {reason}. Correct it.") from None
     if content is None:
         return {}

@@ -174,12 +174,14 @@ def _optional_text(place: str, values: dict[str, Any], key: str, default: str) -
 
 def _text(place: str, values: dict[str, Any], key: str) -> str:
     if key not in values:
-        raise ValueError(f"{place}: the required key `{key}` is missing. Add it.")
+        has = f"; it has {', '.join(f'`{name}`' for name in list(values)[:5])}" if values else ""
+        or_chat = " (or `messages`)" if key == "text" else ""
+        raise ValueError(f"{place}: the required key `{key}`{or_chat} is missing{has}. Add it, or rename one.")
     value = values[key]
     if not isinstance(value, str):
         raise ValueError(f"{place}: `{key}` must be a string, not {_kind(value)}.")
     if not value.strip():
-        raise ValueError(f"{place}: `{key}` is empty. Fill it in, or remove the row.")
+        raise ValueError(f"{place}: `{key}` is empty. Fill it in, or leave out the file or row.")
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -78,7 +78,7 @@ def find_documents(
     if others:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
         hint = f"; {hint}" if others[".jsonl"] else ""
-        left.append(LeftOut(f"{folder}: {counts}: not documents, which are {shown_suffixes()}{hint}", False))
+        left.append(LeftOut(f"{folder}: {counts}: not documents, which end in {shown_suffixes()}{hint}", False))
     return sorted(found), left
 
 
@@ -90,7 +90,7 @@ def is_document(path: PurePath) -> bool:
 def shown_suffixes() -> str:
     """Return the extensions of documents, for messages."""
     *first, last = (*TEXT_SUFFIXES, *CONVERTERS)
-    return f"{', '.join(first)} and {last}"
+    return f"{', '.join(first)} or {last}"
 
 
 def source_of(path: Path) -> str:

@@ -100,12 +100,12 @@ def is_inconsistent(candidate: Candidate) -> bool:
 
 
 def is_unsupported(candidate: Candidate) -> bool:
-    """Most words that the answer adds to the request do not stand in what was asked about: small models make them up,
-    or take them from another sentence, and do so again."""
+    """Most words that the answer adds to the request, or all its words if it adds none, do not stand in what was asked
+    about: small models make them up, or take them from another sentence, and do so again."""
     if candidate.check is None:
         return False
-    asked = set(words_of(candidate.check.request))
-    return share_in([word for word in words_of(candidate.text) if word not in asked], candidate.check.text) < 0.5
+    asked, words = set(words_of(candidate.check.request)), words_of(candidate.text)
+    return share_in([word for word in words if word not in asked] or words, candidate.check.text) < 0.5
 
 
 def is_question(candidate: Candidate) -> bool:
@@ -148,6 +148,7 @@ def apply_filters(
     keep_truncated: bool = False,
     describe: Callable[[Item, Completion], DroppedText] | None = None,
     instead: Callable[[Item, str], tuple[Item, Completion] | None] | None = None,
+    seen: set[object] | None = None,
 ) -> tuple[list[tuple[Item, Completion]], Drops]:
     """Drop the completions that teach nothing.
 
@@ -164,12 +165,14 @@ def apply_filters(
             What the report shows of a completion that is dropped. Default: nothing.
         instead (`Callable[[item, str], tuple | None]`, *optional*):
             What takes the place of a completion that is dropped for a reason, if anything does. It is not checked.
+        seen (`set`, *optional*):
+            Identities that are duplicates already; those of what is kept are added.
 
     Returns:
         `tuple[list, Drops]`: the pairs that are kept, in order, and the number of those dropped by reason.
     """
     kept: list[tuple[Item, Completion]] = []
-    identities: set[object] = set()
+    identities: set[object] = set() if seen is None else seen
     dropped = Drops()
     for number, (item, completion) in enumerate(pairs):
         key, check = identity(item, completion), checks[number] if checks else None

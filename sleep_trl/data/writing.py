@@ -3,12 +3,11 @@
 A template that asks for a request is asked about each sentence of a window in turn, with the whole window in view. Each
 answer is then checked: the teacher has to give it again, it has to stand where the teacher was asked about, and the
 student must not give it without the text. A small teacher asks better than it answers: where an answer fails, the
-sentence itself takes its place. Each is tried several times, and the best are kept (ours).
+sentence itself takes its place, and where nothing is usable, it is tried again (ours).
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,8 @@ from .templates import Template
 
 Agree = Callable[[str, str], bool]
 STAGES = 4  # generations of a sample: request, answer, the answer again, the answer without the text
+
+TURNS_APART = 10_000  # seeds of a try and of the next
 
 CHECKED_BEYOND = 8  # tokens by which an answer may be longer than those it is compared with
 
@@ -99,37 +100,6 @@ def tasks_of(window: Window, count: int, template: Template, cues: int = 1) -> l
     return tasks[:count]
 
 
-def keep_best(written: WrittenSamples, tasks: Sequence[Task], tries: int) -> WrittenSamples:
-    """
-    Keep one sample for as many tries as there were. Those whose answers pass the checks come before those that are
-    answered by the sentence.
-
-    Args:
-        written (`WrittenSamples`):
-            What was written by one template.
-        tasks (`Sequence[Task]`):
-            All tries.
-        tries (`int`):
-            How often each task was tried.
-
-    Returns:
-        `WrittenSamples`: the samples that are kept, in their order. The others are counted as dropped, with the reason
-        `"spare"`.
-    """
-    tried = Counter((task.window.memory_id, task.window.index, task.sentence) for task in tasks)
-    wanted = {about: math.ceil(count / tries) for about, count in tried.items()}
-    kept, spare = set[int](), list[DroppedText]()
-    for place, sample in sorted(enumerate(written.samples), key=lambda pair: pair[1].is_quoted):
-        about = sample.memory_id, sample.window, sample.sentence
-        if wanted[about]:
-            wanted[about] -= 1
-            kept.add(place)
-        else:
-            spare.append(replace(_describe(sample), reason="spare"))
-    samples = [sample for place, sample in enumerate(written.samples) if place in kept]
-    return WrittenSamples(samples, written.dropped + Drops({"spare": len(spare)}, spare))
-
-
 def write_about(
     tasks: Sequence[Task],
     template: Template,
@@ -139,6 +109,7 @@ def write_about(
     *,
     agree: Agree | None = None,
     student: Engine | None = None,
+    tries: int = 1,
     progress: Progress | None = None,
 ) -> WrittenSamples:
     """
@@ -159,40 +130,66 @@ def write_about(
             Whether two answers say the same. If given, answers to requests are checked.
         student (`Engine`, *optional*):
             Generates with the student's weights, to find out what it knows without the text. Default: `engine`.
+        tries (`int`, *optional*, defaults to `1`):
+            How often a task is tried while its sample is dropped, if the template asks for a request.
         progress (`Callable[[int], None]`, *optional*):
-            Called with the number of finished generations: for each task one, or [`STAGES`] if the template asks for a
-            request and answers are checked.
+            Called with the number of finished generations, [`generations_of`] a task altogether. Those that are not
+            needed count as finished.
 
     Returns:
         `WrittenSamples`: samples of part `"memory"` and what was dropped.
     """
-    report = progress or (lambda count: None)
-    writer = _Writer(template, engine, prompter, writing, report)
+    report, asked, written = progress or (lambda count: None), set[object](), WrittenSamples()
+    turns, stages = _turns_and_stages(template, agree, tries)
+    left = list(tasks)
+    for turn in range(turns):
+        tried, of_turn = left, replace(writing, seed=writing.seed + TURNS_APART * turn)
+        writer = _Writer(template, engine, prompter, of_turn, report, asked)
+        written += _write_once(tried, writer, stages, agree, student or engine)
+        left = _still_without(tasks, written.samples)
+        report(stages * (len(tried) - len(left)) * (turns - 1 - turn))
+    return written
+
+
+def _write_once(
+    tasks: Sequence[Task], writer: _Writer, stages: int, agree: Agree | None, student: Engine
+) -> WrittenSamples:
     dropped = Drops()
-    stages = generations_of(template, agree)
-    if template.ask is not None:
+    if writer.template.ask is not None:
         asked, dropped = writer.ask(tasks)
-        report((stages - 1) * (len(tasks) - len(asked)))
+        writer.progress((stages - 1) * (len(tasks) - len(asked)))
         tasks = asked
     answered, unusable = writer.answer(tasks)
     dropped += unusable
-    if agree is not None and template.ask is not None:
-        report((stages - 2) * (len(tasks) - len(answered)))
-        answered, disproved = writer.check(answered, tasks, student or engine, agree)
+    if agree is not None and writer.template.ask is not None:
+        writer.progress((stages - 2) * (len(tasks) - len(answered)))
+        answered, disproved = writer.check(answered, tasks, student, agree)
         dropped += disproved
     return WrittenSamples([sample for sample, _ in answered], dropped)
 
 
-def generations_of(template: Template, agree: Agree | None) -> int:
-    """Return how often something is generated for a task."""
+def _still_without(tasks: Sequence[Task], samples: Sequence[Sample]) -> list[Task]:
+    """Return the tasks that have no sample, as many of a sentence as it lacks."""
+    found = Counter((sample.memory_id, sample.window, sample.sentence) for sample in samples)
+    left = []
+    for task in tasks:
+        about = task.window.memory_id, task.window.index, task.sentence
+        found[about] -= 1
+        if found[about] < 0:
+            left.append(task)
+    return left
+
+
+def generations_of(template: Template, agree: Agree | None, tries: int = 1) -> int:
+    """Return how often something is generated for a task, at most."""
+    turns, stages = _turns_and_stages(template, agree, tries)
+    return turns * stages
+
+
+def _turns_and_stages(template: Template, agree: Agree | None, tries: int) -> tuple[int, int]:
     if template.ask is None:
-        return 1
-    return 2 if agree is None else STAGES
-
-
-def tries_of(template: Template, agree: Agree | None, tries: int) -> int:
-    """Return how often a task is tried: `tries` times where answers are checked, so that many are dropped, or once."""
-    return tries if generations_of(template, agree) == STAGES else 1
+        return 1, 1
+    return tries, 2 if agree is None else STAGES
 
 
 @dataclass(frozen=True)
@@ -205,6 +202,7 @@ class _Writer:
     prompter: Prompter
     writing: Writing
     progress: Progress
+    asked: set[object]  # what was asked already
 
     def ask(self, tasks: Sequence[Task]) -> tuple[list[Task], Drops]:
         """Write the requests. One that does not name what it is about gets the title of its document."""
@@ -223,6 +221,7 @@ class _Writer:
             zip(tasks, self.engine.generate(prompts, sampling, self.progress), strict=True),
             lambda task, c: (task.window.memory_id, c.text.casefold()),
             lambda t, c: DroppedText(t.window.memory_id, self.template.name, t.sentence or "", c.text),
+            seen=self.asked,
         )
         return [replace(task, request=name_subject(c.text, task.window.source)) for task, c in kept], dropped
 
@@ -303,9 +302,17 @@ class _Writer:
         describe: Callable[[Item, Completion], DroppedText],
         checks: Sequence[Check] | None = None,
         instead: Callable[[Item, str], tuple[Item, Completion] | None] | None = None,
+        seen: set[object] | None = None,
     ) -> tuple[list[tuple[Item, Completion]], Drops]:
-        keep = self.writing.keep_truncated
-        return apply_filters(pairs, identity, checks=checks, keep_truncated=keep, describe=describe, instead=instead)
+        return apply_filters(
+            pairs,
+            identity,
+            checks=checks,
+            keep_truncated=self.writing.keep_truncated,
+            describe=describe,
+            instead=instead,
+            seen=seen,
+        )
 
     def _sampling(self, temperature: float, stop: tuple[str, ...], turn: int, most: int | None = None) -> Sampling:
         """Return how a stage samples: each with a seed of its own."""

@@ -24,7 +24,7 @@ def find_guessing(loss: float | None, vocabulary: int, what: str, option: str) -
     others, or `None` if it does not."""
     if loss is None or loss <= math.log(vocabulary):
         return None
-    return f"the model predicts {what} worse than by guessing; give {option}"
+    return f"the model does worse than guessing on {what}; give {option}"
 
 
 @torch.no_grad()

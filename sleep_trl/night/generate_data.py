@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -12,6 +13,7 @@ from typing import Any
 from accelerate import PartialState
 
 from ..config.counting import counted
+from ..data.documents import MemoryText
 from ..data.drops import Drops, pack, unpack
 from ..data.fit import sentence_size
 from ..data.parts import COUNTED_APART
@@ -19,17 +21,7 @@ from ..data.quality import find_uncovered, measure_faithfulness
 from ..data.samples import HELD_OUT, Sample, WrittenSamples, read_plain, write_earlier, write_general
 from ..data.shipped_sets import REPLAYED, find_unreadable, read_shipped, readable_prompts, take
 from ..data.templates import Template
-from ..data.writing import (
-    Task,
-    Writing,
-    drop_collisions,
-    generations_of,
-    keep_best,
-    measure_coverage,
-    tasks_of,
-    tries_of,
-    write_about,
-)
+from ..data.writing import Task, Writing, drop_collisions, generations_of, measure_coverage, tasks_of, write_about
 from ..distributed.progress import bar, echo
 from ..evaluation.metrics import contains
 from ..evaluation.perplexity import find_guessing, mean_loss
@@ -61,8 +53,9 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     Returns:
         `dict`: `counts` of samples by part (`general` without those `held_out` to measure agreement), `dropped`
         completions by reason and some of their texts (`dropped_texts`), the `coverage` of sentences and those
-        `uncovered`, how many samples are `faithful`, the `samples` as rows, those held out as `teacher_questions`, and
-        the ids of the memories that do not fit the night and stay `queued`.
+        `uncovered`, the `sources` by which the report names memories, how many samples are `faithful`, the `samples`
+        as rows, those held out as `teacher_questions`, and the ids of the memories that do not fit the night and stay
+        `queued`.
 
     Raises:
         `NothingUsable`: if nothing usable was written about any memory.
@@ -110,12 +103,19 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
         "dropped_texts": pack(written.dropped.examples),
         "coverage": coverage,
         "uncovered": uncovered,
+        "sources": _name_sources(ctx.memories),
         "faithful": faithful,
         "quoted": quoted,
         "samples": samples,
         "teacher_questions": [sample.as_row() for sample in teacher_questions],
         "queued": queued,
     }
+
+
+def _name_sources(memories: Sequence[MemoryText]) -> dict[str, str]:
+    """Return the source of each memory that no other shares, if it says more than the id."""
+    shared = Counter(memory.source for memory in memories)
+    return {m.id: m.source for m in memories if shared[m.source] == 1 and m.source not in ("", m.id)}
 
 
 def remove_parts(ctx: NightContext) -> None:
@@ -144,18 +144,17 @@ def _once(parts: Phases, name: str, write: Callable[[], WrittenSamples]) -> Writ
 def _about_memories(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> WrittenSamples:
     """Let the teachers write about each window; teachers share the samples of a window."""
     data, windows, written = ctx.config.dataset, ctx.inputs.reading, WrittenSamples()
+    tries = data.tries_per_sample
     models: Sequence[Engine] = ctx.teachers or [ctx.engine]
     writers = [ctx.answering(model) for model in models]
     agree = agree_by_words if data.check_answers else None
     for number, template in enumerate(map(Template.load, data.templates)):
         counts = ctx.inputs.sample_counts[number]
-        tries, by_template = tries_of(template, agree, data.tries_per_sample), WrittenSamples()
         by_window = (
-            [task for task in tasks_of(w, count, template, data.cues_per_sentence) for _ in range(tries)]
-            for w, count in zip(windows, counts, strict=True)
+            tasks_of(w, count, template, data.cues_per_sentence) for w, count in zip(windows, counts, strict=True)
         )
         tasks = deal_out(by_window, len(writers))
-        with bar(f"Writing {template.name}", sum(map(len, tasks)) * generations_of(template, agree)) as progress:
+        with bar(f"Writing {template.name}", sum(map(len, tasks)) * generations_of(template, agree, tries)) as progress:
             for place, (writer, own) in enumerate(zip(writers, tasks, strict=True)):
                 write = partial(
                     write_about,
@@ -174,11 +173,11 @@ def _about_memories(ctx: NightContext, parts: Phases, seeds: Iterator[int]) -> W
                     ),
                     agree=agree,
                     student=ctx.answering(ctx.engine),
+                    tries=tries,
                     progress=progress,
                 )
                 if own:
-                    by_template += _once(parts, f"template-{number}-teacher-{place}", write)
-        written += keep_best(by_template, [task for own in tasks for task in own], tries)
+                    written += _once(parts, f"template-{number}-teacher-{place}", write)
     return written
 
 

@@ -105,6 +105,16 @@ def _teacher_questions(before: dict[str, Any], after: dict[str, Any]) -> dict[st
     return {"count": asked["count"], **figures, "after": after["teacher_questions"]["recall"]}
 
 
+def asked_about(memories: Sequence[MemoryText]) -> dict[str, Any]:
+    """Return how many memories have questions, as part of `results.json`; nothing if all or none have.
+
+    Returns:
+        `dict`: with `asked_about`, if not all: the number of `memories` with questions, `of` how many.
+    """
+    count = sum(bool(memory.questions) for memory in memories)
+    return {"asked_about": {"memories": count, "of": len(memories)}} if 0 < count < len(memories) else {}
+
+
 def not_trained(memories: Sequence[MemoryText], queued: Sequence[str], unused: Sequence[str]) -> dict[str, Any]:
     """Return which memories a night did not learn, as part of `results.json`; nothing if it learned all.
 

@@ -36,7 +36,7 @@ from .dream import adapt_to_dreams, dream
 from .dream_tasks import Dreamer
 from .evaluate import evaluate, evaluate_after
 from .generate_data import NothingUsable, remove_parts, write_dataset
-from .results import collect_results, not_read, not_trained
+from .results import asked_about, collect_results, not_read, not_trained
 from .seed import SeedExpert, log_history, seed, trained_ids
 from .teacher_questions import ask_teacher_questions
 
@@ -141,6 +141,7 @@ def run_night(
         phases.seconds,
     )
     results["dtype"] = {"base": ctx.inputs.dtype.name, "reason": ctx.inputs.dtype.reason}
+    results |= asked_about(ctx.memories)
     results |= not_read(inputs.left_out)
     results |= not_trained(ctx.memories, written.get("queued", []), committed.get("not_trained", []))
     if PartialState().is_main_process:

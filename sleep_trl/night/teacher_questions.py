@@ -67,8 +67,8 @@ def hold_out_if_needed(ctx: NightContext, samples: list[Sample]) -> tuple[list[S
         )
     else:
         echo(
-            f"The memories have no questions, and the teacher wrote too few ({of:,}) to hold some out, so recall is "
-            f"not measured",
+            f"The memories have no questions, and too few of the teacher's have an answer that passed its checks "
+            f"({of:,}) to hold some out, so recall is not measured",
             style="yellow",
         )
     return kept, held_out

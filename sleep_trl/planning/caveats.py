@@ -15,6 +15,9 @@ def find_warnings(inputs: RunInputs) -> tuple[str, ...]:
         found.append(
             f"The model can hardly read these documents: {reason}. Take a model that was trained on such texts."
         )
+    seeding = inputs.config.seeding
+    if seeding.steps is not None and "passes" in seeding.model_fields_set:
+        found.append("seeding.passes has no effect beside seeding.steps. Give one of them.")
     if inputs.config.report and find_spec("plotly") is None:
         found.append("No report.html will be written: plotly is not installed. Run pip install 'sleep-trl[report]'.")
     return tuple(found)

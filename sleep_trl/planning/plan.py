@@ -123,7 +123,7 @@ def render(plan: Plan) -> Table:
         "memories": f"{memories}, {plan.about}{counted(plan.memory_tokens, 'token')}, "
         + counted(plan.questions, "question"),
         "not read": shown(list(plan.left_out)).strip() or "nothing is left out",
-        "windows": f"{plan.about}{plan.windows:,} of at most {plan.window} of {plan.context} tokens of context",
+        "windows": f"{plan.about}{plan.windows:,}, of at most {plan.window} tokens each; context: {plan.context:,}",
         "teacher's samples": f"at most {plan.about}{plan.samples:,}",
         "training": f"{steps}, {plan.rows:,} prompts, {plan.rollouts:,} rollouts",
         "learning rate": f"{plan.learning_rate:g}",

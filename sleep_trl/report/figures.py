@@ -88,7 +88,7 @@ def recall_chart(recall: Mapping[str, Any]) -> Chart | None:
         "recall",
         "Recall of the memories",
         f"{which}, answered without the text before and after the night, and with the text in the "
-        "context, like the teacher. The night was successful if the last bar is as high as the middle one.",
+        "context, like the teacher. The nearer the last bar comes to the middle one, the more was learned.",
         plot,
         "; ".join(f"{name.replace('<br>', ' ')}: {percent(shares[key])}" for name, key, _ in bars),
     )

@@ -40,6 +40,8 @@ def browse_samples(written: Row, most: int = MAX_ROWS) -> tuple[list[dict[str, s
         }
         for text in written.get("dropped_texts", ())
     ]
+    sources = written.get("sources") or {}
+    rows = [row | {"document": sources.get(row["document"], row["document"])} for row in rows]
     groups: dict[tuple[str, str], Group] = {}
     for row in rows:
         groups.setdefault((row["document"], row["sentence"]), []).append(row)

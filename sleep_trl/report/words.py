@@ -8,7 +8,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from ..config.counting import counted
 from ..evaluation.metrics import WEAK_TEACHER
+from ..evaluation.retention import AGREEMENT
 from ..runs.ledger import LedgerEntry, active_entries, removed_by
 
 SKILL_KEPT = 0.005  # a smaller change of the base skill, half a point, is not reported
@@ -104,7 +106,8 @@ def verdict(results: Mapping[str, Any]) -> str:
     if removed := results.get("forgotten") or {}:
         return f"{since}{rolled_back}{_removed(removed)}; {kept}."
     asked = results.get("teacher_questions")
-    recall = asked or {**results["recall"], "count": results.get("questions")}
+    about = results.get("asked_about")
+    recall = asked or {**results["recall"], "count": results.get("questions"), "asked_about": about}
     return f"{since}{rolled_back}{_learned(recall, is_asked=bool(asked))}; {kept}.{_next_step(recall, results)}"
 
 
@@ -152,7 +155,9 @@ def _learned(recall: Mapping[str, Any], is_asked: bool) -> str:
             "were held out, so recall was not measured (`questions` in a .jsonl file of memories measure it)"
         )
     count = recall.get("count")
-    questions = f"the {count} questions" if count else "the questions"
+    questions = f"the {counted(count, 'question')}" if count else "the questions"
+    if (asked := recall.get("asked_about")) and asked["memories"] < asked["of"]:
+        questions += f" (about {asked['memories']:,} of {counted(asked['of'], 'memory')}; the others have none)"
     questions += " that the teacher wrote and nobody trained on" if is_asked else ""
     said = _counting(count, [before, after, *([] if context is None else [context])])
     change = f"without the text it answers {said(after)} of {questions} ({said(before)} before the night)"
@@ -208,6 +213,8 @@ def _kept(skill: Mapping[str, Any]) -> str:
     before, after = finite(skill["before"]), finite(skill["after"])
     if before is None or after is None:
         return "the base skill was not measured"
+    if skill.get("measure") == AGREEMENT:
+        return f"the base skill was measured only by the agreement with the base model, now {percent(after)}"
     if round(abs(after - before), 6) <= SKILL_KEPT:
         return f"the base skill was kept ({percent(before)} before, {percent(after)} after)"
     verb = "rose" if after > before else "fell"

@@ -94,7 +94,7 @@ def test_rejections_are_explained_and_the_rest_is_stored(call, tmp_path):
     (tmp_path / "mixed.jsonl").write_bytes(b'{"text": "good"}\n{"text": ""}\n\xff\n' + b"{}\n" * 30)
     code, out, err = call("wake", "add", "mixed.jsonl")
     assert code == 2 and out == "1 added, 0 duplicates, 0 already forgotten, rejected: 31 not a record, 1 not UTF-8\n"
-    assert err.splitlines()[0] == "mixed.jsonl, line 2: `text` is empty. Fill it in, or remove the row."
+    assert err.splitlines()[0] == "mixed.jsonl, line 2: `text` is empty. Fill it in, or leave out the file or row."
     assert len(err.splitlines()) == 21 and "and 12 more" in err
     assert len(rows(call("wake", "list", "--rejected", "--json")[1])) == 32
 

@@ -138,6 +138,17 @@ def test_each_mistake_is_one_line() -> None:
     assert "'2' was given, but it must be less than or equal to 1" in lines[3]
 
 
+def test_a_misspelled_option_comes_before_what_is_then_missing(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("modle: m\nmemories: m.jsonl\n")
+    first, second = error_of(["--config", str(tmp_path / "run.yaml")]).splitlines()
+    assert first.startswith("modle is not an option. Did you mean model?") and second.startswith("model is missing.")
+
+
+def test_a_number_that_is_none_is_told_in_a_sentence() -> None:
+    [line] = error_of([*NEEDED, "--seeding.steps", "ten"]).splitlines()
+    assert line.startswith("seeding.steps: 'ten' was given, but it must be a valid integer. Change it (--seeding")
+
+
 def test_long_values_are_cut() -> None:
     message = error_of([*NEEDED, "--seed", "9" * 500 + "x"])
     assert len(message) < 300
@@ -163,6 +174,10 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         assert field.description, f"{name} has no docstring"
         assert " ".join(field.description.split()) in text, name
         assert field.is_required() or field.default is None or "default: " in text
+    assert text.startswith("usage: sleep.py [--config")
+    with pytest.raises(SystemExit):
+        parse(["--help"], "sleep-trl night")
+    assert capsys.readouterr().out.startswith("usage: sleep-trl night [--config")
     for shown in ("(0 to 1; default: 0.7)", "(above 0; default: 0.0002)", "default: imitation"):
         assert shown in text
 

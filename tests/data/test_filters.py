@@ -23,6 +23,7 @@ DROPPED = {
     "unsupported": [
         candidate("Ada Finch", check=check("Ada Finch", "Ben", "Ben has a boat.")),
         candidate("the red boat", check=check("the red boat", "Ben", "Ben has a boat.")),
+        candidate("Mivo", check=check("Mivo", "", "Mirlo rows the boat.", "What is the boat of Mivo?")),
         candidate("She ends it here", check=check("She ends it here", "", "Ben leads it.", "Where does she end?")),
     ],
     "question": [candidate(f"Ben{mark}", check=check("Ben", "Mira")) for mark in ("?", "？", "؟")],
@@ -44,6 +45,7 @@ KEPT = {
         candidate("Ada"),
         candidate("A boat!", check=check("A boat!", "Ben", "Ben has a boat.")),
         candidate("Ben leads it", check=check("Ben leads it", "", "He is called Ben.", "Who leads it?")),
+        candidate("red", check=check("red", "", "The door is red.", "Is it red or green?")),
         candidate("小舟", check=check("小舟", "Ben", "本有一条小舟。")),
     ],
     "question": [candidate("Who?"), candidate("Ben", check=check("Ben", "Mira", "Who? Ben."))],

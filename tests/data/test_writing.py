@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 
-from sleep_trl.data.drops import Drops
 from sleep_trl.data.prompts import Prompter
 from sleep_trl.data.samples import Sample, Window, WrittenSamples
 from sleep_trl.data.templates import Template
@@ -12,10 +11,8 @@ from sleep_trl.data.writing import (
     STAGES,
     Writing,
     drop_collisions,
-    keep_best,
     measure_coverage,
     tasks_of,
-    tries_of,
     write_about,
 )
 from sleep_trl.rollout import TransformersEngine
@@ -165,26 +162,39 @@ def test_a_sentence_takes_the_place_of_an_answer_that_fails_its_check():
     assert written.samples[0].reference_ids == ids and written.samples[0].request.endswith(asked[0])
 
 
-def test_the_best_tries_are_kept():
-    def sample(sentence, question, is_quoted=False):
-        about = {"sentence": sentence, "request": question, "is_quoted": is_quoted}
-        return Sample("memory", "m", "t", question, [1], [1, 2], "x", [3], **about)
+def test_what_is_dropped_is_tried_again():
+    """By its own sentence, with another question; what was asked before is a duplicate. Nothing is tried in vain."""
+    sentences = ("Ben has a boat.", "It is red.")
+    tasks = tasks_of(Window("m", "", " ".join(sentences), 0, sentences), 4, TEMPLATE)
+    first = [answer(q) for q in ("What has Ben?", "Which color?", "What has Ben?", "Is it red?")]
+    first += [answer(""), answer("red"), answer("yes")]  # the first and the third have no sample
+    second = [answer("What has Ben?"), answer("Who has a boat?"), answer("Ben")]
+    third = [answer("Whose is it?"), answer("Ben")]
+    engine, finished = FixedEngine(*first, *second, *third), []
+    write = partial(write_about, tasks, TEMPLATE, engine, Prompter(tiny_tokenizer()), WRITING)
+    written = write(tries=3, progress=finished.append)
+    assert [(s.request, s.sentence) for s in written.samples] == [
+        ("Which color?", sentences[1]),
+        ("Is it red?", sentences[1]),
+        ("Who has a boat?", sentences[0]),
+        ("Whose is it?", sentences[0]),
+    ]
+    assert written.dropped == Counter(duplicate=2, empty=1)
+    generated = sum(len(prompts) for prompts, _ in engine.prompts)
+    assert generated == 12 and sum(finished) + generated == 4 * 2 * 3  # the engine reports what it generates
+    seeds = [sampling.seed for _, sampling in engine.prompts]
+    assert len({*seeds}) == len(seeds) == 6
 
-    window = Window("m", "", "Ben has a boat. It is red.", 0, ("Ben has a boat.", "It is red."))
-    tasks = [task for task in tasks_of(window, 3, TEMPLATE) for _ in range(2)]  # the first sentence twice, twice each
-    first = [sample("Ben has a boat.", f"{i}", is_quoted=i != 2) for i in range(4)]
-    second = [sample("It is red.", "4"), sample("It is red.", "5")]
-    kept = keep_best(WrittenSamples([*first, *second], Drops({"known": 1})), tasks, tries=2)
-    # A checked answer before a quoted one, else the first; in the order they were written.
-    assert kept.samples == [first[0], first[2], second[0]] and kept.dropped == Counter(known=1, spare=3)
-    assert [(text.reason, text.request) for text in kept.dropped.examples] == [("spare", i) for i in ("5", "1", "3")]
-    few = WrittenSamples([first[0]])
-    assert keep_best(few, tasks, tries=2) == few == keep_best(few, tasks[::2], tries=1)
+    engine.answers[:] = [answer(f"What is {i}?") for i in range(4)] + [answer("red")] * 4
+    engine.prompts.clear()
+    assert len(write(tries=3).samples) == 4 and len(engine.prompts) == 2
 
 
-def test_only_questions_with_checked_answers_are_tried_again():
-    assert tries_of(TEMPLATE, str.__eq__, 3) == 3
-    assert tries_of(TEMPLATE, None, 3) == tries_of(Template.load("statement"), str.__eq__, 3) == 1
+def test_templates_that_do_not_ask_are_not_tried_again():
+    tasks = tasks_of(Window("m", "town", "text"), 2, Template.load("summary"))
+    engine = FixedEngine(answer(""), answer("It is a town."))
+    write = partial(write_about, tasks, Template.load("summary"), engine, Prompter(tiny_tokenizer()), WRITING)
+    assert len(write(tries=3).samples) == 1 and len(engine.prompts) == 1
 
 
 def test_what_stands_around_a_sentence():

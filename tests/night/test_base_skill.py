@@ -60,8 +60,8 @@ def test_texts_that_the_model_predicts_worse_than_by_guessing_are_not_its_skill(
     ctx = prepare(RunInputs(parse(given)))
     before = evaluate(ctx, "before")
     assert before["questions"] == 2
-    assert before["perplexity"] is None and "worse than by guessing" in before["left_out"]["perplexity"]
-    assert "worse than by guessing" in " ".join(capsys.readouterr().out.split())
+    assert before["perplexity"] is None and "worse than guessing on" in before["left_out"]["perplexity"]
+    assert "worse than guessing on" in " ".join(capsys.readouterr().out.split())
     write_jsonl(tmp_path / "own.jsonl", [{"text": "It rained all day, and nobody in the harbor minded."}])
     ctx = prepare(RunInputs(parse([*given, f"--evaluation.perplexity={tmp_path}/own.jsonl"])))
     assert evaluate(ctx, "before")["perplexity"] > 372 and "perplexity" not in evaluate(ctx, "before")["left_out"]

@@ -74,7 +74,7 @@ def test_half_of_the_replayed_samples_are_plain_texts(tmp_path, capsys, chat_tem
 def test_shipped_texts_are_not_read_by_a_model_that_guesses(tmp_path, capsys):
     assert len(general_samples(tmp_path, None, dataset__general_samples=8)) == HELD_OUT + 8
     told = " ".join(capsys.readouterr().out.split())
-    assert "No plain texts are read for self-replay: the model predicts the shipped prose worse than by guess" in told
+    assert "No plain texts are read for self-replay: the model does worse than guessing on the shipped prose" in told
 
 
 def test_no_plain_text_is_read_if_none_is_wanted(tmp_path):

@@ -94,7 +94,7 @@ def test_the_ledger_names_what_was_trained_on_and_the_next_night_learns_the_rest
     capsys.readouterr()
     assert sleep.main(night) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "line 37: the required key `text` is missing" in printed and "could not be read" in printed
+    assert "line 37: the required key `text`" in printed and "could not be read" in printed
     missed = read_json(first / "results.json")["not_read"]
     assert missed["faults"] == 1 and "line 37" in missed["reasons"][0]
     assert "1 files or rows" in (first / "report.html").read_text()

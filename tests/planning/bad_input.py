@@ -41,7 +41,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     "config missing": (options(config="no.yaml"), r"no\.yaml does not exist\. Give the path of a Y"),
     "config is not yaml": (
         file("run.yaml", "seeding: {alpha: 0.5", config="run.yaml"),
-        r"run\.yaml is not valid YAML: .* line 1",
+        r"run\.yaml is not valid YAML: line 1, column \d+: expected ',' or '}', but got '<stream end>'\. Correct it",
     ),
     "config is a list": (
         file("run.yaml", "- seed", config="run.yaml"),
@@ -49,7 +49,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     "config with a key twice": (
         file("run.yaml", "seed: 1\nseed: 2\n", config="run.yaml"),
-        r"the key 'seed' is given twice.* line 2",
+        r"line 2, column 1: the key 'seed' is given twice",
     ),
     "config with an unknown key": (
         file("run.yaml", "seeding: {stepps: 5}", config="run.yaml"),
@@ -151,7 +151,10 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         file("docs.jsonl", b'{"text": "caf\xe9"}'),
         r"docs\.jsonl, line 1: not UTF-8 text .*Convert it",
     ),
-    "memory without text": (rows({"txt": TEXT}), r"line 1: the required key `text` is missing"),
+    "memory without text": (
+        rows({"txt": TEXT}),
+        r"line 1: the required key `text` \(or `messages`\) is missing; it has `txt`\. Add it",
+    ),
     "memory with empty text": (rows({"text": TEXT}, {"text": " "}, strict=True), r"line 2: `text` is empty"),
     "memory that is a number": (rows({"text": 5}), r"line 1: `text` must be a string, not a number"),
     "ids twice": (

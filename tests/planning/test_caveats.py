@@ -28,6 +28,14 @@ def test_a_plan_warns_of_documents_that_the_model_cannot_read(options, capsys) -
     assert "The model can hardly read these documents: the tokenizer spells 100% of" in shown
 
 
+def test_passes_beside_steps_have_no_effect(options) -> None:
+    def said(*more: str) -> bool:
+        return "seeding.passes has no effect" in " ".join(find_warnings(RunInputs(parse([*options, *more]))))
+
+    assert not said() and not said("--seeding.steps=9")  # the file gives steps
+    assert said("--seeding.passes=2") and not said("--seeding.passes=2", "--seeding.steps=null")
+
+
 def test_a_missing_plotly_is_said_before_the_night(options, monkeypatch) -> None:
     def said(*more: str) -> bool:
         return any(

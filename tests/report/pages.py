@@ -28,7 +28,7 @@ def make_results(**changes):
     ]
     results = {
         "recall": {"before": 0.02, "with_context": 0.98, "after": 0.96},
-        "base_skill": {"before": 0.987, "after": 0.986, "measure": "greedy agreement with the base"},
+        "base_skill": {"before": 0.987, "after": 0.986, "measure": "answers from context to 150 questions"},
         "retention": {"entry-001": {"before": 0.97, "after": 0.965}},
         "parameters": {"base": 200_000, "added": 50_000, "trainable": 10_000},
         "dataset": {

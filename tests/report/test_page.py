@@ -243,6 +243,15 @@ def test_kept_and_dropped_samples_of_a_sentence_stand_side_by_side(tmp_path) -> 
         assert words in text
 
 
+def test_memories_are_named_by_their_source(tmp_path) -> None:
+    uncovered = [{"memory_id": "m2", "sentence": "The boat is new."}]
+    more = {"uncovered": uncovered, "sources": {"m1": "harbor.md", "m2": "square.txt"}}
+    samples = [make_sample(sentence="A town."), make_sample(memory_id="m3", sentence="Ben sleeps.")]
+    text = " ".join(Page(write_report(write_run(tmp_path, make_results(), samples, **more))).text.split())
+    assert "all harbor.md m3" in text and "square.txt The boat is new." in text
+    assert "m1" not in text and "m2" not in text
+
+
 def test_a_big_night_shows_some_samples_of_each_document_and_reason() -> None:
     samples = [make_sample(memory_id=f"m{n % 9}", sentence=f"{n}") for n in range(900)]
     dropped = [
@@ -285,7 +294,8 @@ def test_the_agreement_with_the_base_is_explained() -> None:
     notes = {name: note for name, _, note in facts(results)}
     assert "below 100 % is normal" in notes["Agreement with the base"]
     assert notes["Base skill"] == "answers from context to 12 questions"
-    assert "below 100 % is normal" in {name: note for name, _, note in facts(make_results())}["Base skill"]
+    alone = make_results(base_skill=skill | {"measure": "greedy agreement with the base"})
+    assert "below 100 % is normal" in {name: note for name, _, note in facts(alone)}["Base skill"]
 
 
 def test_key_figures() -> None:

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from sleep_trl.config.visible import visible
+from sleep_trl.evaluation.retention import AGREEMENT
 from sleep_trl.report.page import flatten
 from sleep_trl.report.words import clip, duration, moment, percent, verdict
 from tests.report.pages import make_results
@@ -52,6 +53,10 @@ def test_few_questions_are_counted() -> None:
     recall = {"before": 0.0, "with_context": 2 / 3, "after": 1 / 3}
     few = "without the text it answers 1 of the 3 questions (0 before the night), and 2 with the text"
     assert few in verdict(make_results(recall=recall, questions=3))
+    some = verdict(make_results(recall=recall, questions=3, asked_about={"memories": 1, "of": 3}))
+    assert "1 of the 3 questions (about 1 of 3 memories; the others have none) (0 before" in some
+    none = {"before": 0.0, "with_context": 0.0, "after": 0.0}
+    assert "0 of the 1 question (0 before" in verdict(make_results(recall=none, questions=1))
     assert "33.3\u00a0% of the 300 questions" in verdict(make_results(recall=recall, questions=300))
     assert "33.3\u00a0% of the 4 questions" in verdict(make_results(recall=recall, questions=4))  # F1
 
@@ -86,6 +91,11 @@ def test_a_night_that_taught_nothing_says_what_to_do(recall, steps, expected) ->
 def test_verdict_on_base_skill(skill, expected) -> None:
     results = make_results(base_skill={"before": skill[0], "after": skill[1], "measure": "x"})
     assert expected in verdict(results).replace("\u00a0", " ")
+
+
+def test_a_lower_agreement_is_no_loss_of_skill() -> None:
+    results = make_results(base_skill={"before": 1.0, "after": 0.963, "measure": AGREEMENT})
+    assert "measured only by the agreement with the base model, now 96.3\u00a0%" in verdict(results)
 
 
 @pytest.mark.parametrize(
