@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -27,6 +28,20 @@ pytestmark = [
 ]
 
 
+def wait_for_resources(cluster: Any, cpus: int) -> None:
+    """Wait until the scheduler knows of all nodes: before, it places everything on the first."""
+    import ray
+
+    cluster.connect()
+    try:
+        end = time.monotonic() + 60
+        while ray.available_resources().get("CPU", 0) < cpus:
+            assert time.monotonic() < end, f"{ray.available_resources()} after a minute"
+            time.sleep(0.2)
+    finally:
+        ray.shutdown()
+
+
 @pytest.fixture
 def nodes() -> Iterator[Any]:
     """A cluster with a head and one more node, which have a raylet, an object store and workers each."""
@@ -35,6 +50,7 @@ def nodes() -> Iterator[Any]:
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
+    wait_for_resources(cluster, 2)
     yield cluster
     cluster.shutdown()
 
