@@ -66,7 +66,7 @@ def test_a_chat_becomes_a_text_with_a_line_for_each_message():
         (b"[" * 200_000, "not JSON", "nested too deeply"),
         (b"9" * 5_000, "not JSON", "thousands of digits"),
         (b"[]", "not a record", "must be a JSON object, not a list"),
-        (line(), "not a record", "`text` is missing"),
+        (line(), "not a record", "`text` (or `messages`) is missing"),
         (line(text=" \n"), "not a record", "`text` is empty"),
         (line(text={"text": {}}), "not a record", "must be a string, not an object"),
         (b'{"text": "\\ud800"}', "not a record", "half a surrogate pair"),
