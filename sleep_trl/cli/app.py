@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -132,11 +133,10 @@ def night(context: typer.Context) -> None:
     from ..launch import sleep
 
     words = [word for word in context.args if word != "--json"]
-    if len(words) == len(context.args):
-        raise typer.Exit(sleep.main(words, "sleep-trl night"))
-    with redirect_to_stderr():
-        code = sleep.main(words)
-    if code == DONE:
+    is_json = len(words) < len(context.args)
+    with redirect_to_stderr() if is_json else nullcontext():
+        code = sleep.main(words, "sleep-trl night")
+    if is_json and code == DONE:
         show([_results(words)], True, str)
     raise typer.Exit(code)
 

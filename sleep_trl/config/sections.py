@@ -59,7 +59,8 @@ class DatasetConfig(Section):
     are usable, or seeding.steps has no room for them. Of a template that is about whole windows, per window."""
 
     tries_per_sample: int = Field(3, ge=1)
-    """How often the teacher writes a sample anew while it is dropped, with templates that let it ask."""
+    """How often a sample is written at most, with templates that let the teacher ask: one that is dropped is tried
+    again, with another question."""
 
     cues_per_sentence: int = Field(4, ge=1)
     """Prompts under which the template statement teaches each sentence: each has the title of the document and a cue, a

@@ -174,8 +174,8 @@ def _optional_text(place: str, values: dict[str, Any], key: str, default: str) -
 
 def _text(place: str, values: dict[str, Any], key: str) -> str:
     if key not in values:
-        has = ", ".join(f"`{name}`" for name in list(values)[:5])
-        what = f"; the row has {has}. Add it, or rename one." if has else ". Add it."
+        found = ", ".join(f"`{name}`" for name in list(values)[:5])
+        what = f"; found {found}. Add it, or rename one." if found else ". Add it."
         or_chat = " (or `messages`)" if key == "text" else ""
         raise ValueError(f"{place}: the required key `{key}`{or_chat} is missing{what}")
     value = values[key]

@@ -24,7 +24,7 @@ from .dreams import MEASURES, browse, measure_of
 from .figures import PARTS, Chart, charts
 from .levels import capacity_charts, count_experts
 from .retention import chain_charts
-from .samples import browse_samples
+from .samples import browse_samples, name_of
 from .words import (
     clip,
     duration,
@@ -138,7 +138,6 @@ def render_page(
     ]
     dataset = results.get("dataset") or {}
     rows, row_count = browse_samples(written)
-    sources = written.get("sources") or {}
     replayed = [sample for sample in written["samples"] if sample["part"] != "memory"]
     coverage = dataset.get("coverage") or {"sentences": 0, "covered": 0}
     return environment.get_template("page.html.j2").render(
@@ -157,10 +156,7 @@ def render_page(
         documents=sorted({row["document"] for row in rows}),
         outcomes=sorted({row["outcome"] for row in rows}),
         most_examples=MOST_EXAMPLES,
-        uncovered=[
-            row | {"memory_id": sources.get(row["memory_id"], row["memory_id"])}
-            for row in written.get("uncovered") or []
-        ],
+        uncovered=[row | {"memory_id": name_of(row["memory_id"], written)} for row in written.get("uncovered") or []],
         uncovered_count=coverage["sentences"] - coverage["covered"],
         replayed=choose_samples(replayed, SHOWN_SAMPLES),
         replayed_count=len(replayed),

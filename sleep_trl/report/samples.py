@@ -40,8 +40,7 @@ def browse_samples(written: Row, most: int = MAX_ROWS) -> tuple[list[dict[str, s
         }
         for text in written.get("dropped_texts", ())
     ]
-    sources = written.get("sources") or {}
-    rows = [row | {"document": sources.get(row["document"], row["document"])} for row in rows]
+    rows = [row | {"document": name_of(row["document"], written)} for row in rows]
     groups: dict[tuple[str, str], Group] = {}
     for row in rows:
         groups.setdefault((row["document"], row["sentence"]), []).append(row)
@@ -50,6 +49,12 @@ def browse_samples(written: Row, most: int = MAX_ROWS) -> tuple[list[dict[str, s
         documents.setdefault(document, []).append(group)
     chosen = _choose(documents, rows, most)
     return [row for of in documents.values() for group in of for row in group if id(row) in chosen], len(rows)
+
+
+def name_of(memory: str, written: Row) -> str:
+    """Return how the report names a memory: by its source if no other memory shares it, or else by its id."""
+    name: str = (written.get("sources") or {}).get(memory, memory)
+    return name
 
 
 def _kept(sample: Row, outcome: str) -> dict[str, str]:

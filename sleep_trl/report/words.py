@@ -156,7 +156,7 @@ def _learned(recall: Mapping[str, Any], is_asked: bool) -> str:
         )
     count = recall.get("count")
     questions = f"the {counted(count, 'question')}" if count else "the questions"
-    if (asked := recall.get("asked_about")) and asked["memories"] < asked["of"]:
+    if asked := recall.get("asked_about"):
         questions += f" (about {asked['memories']:,} of {counted(asked['of'], 'memory')}; the others have none)"
     questions += " that the teacher wrote and nobody trained on" if is_asked else ""
     said = _counting(count, [before, after, *([] if context is None else [context])])

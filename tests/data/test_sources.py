@@ -130,7 +130,7 @@ def test_options_of_a_dataset_do_not_go_with_files(tmp_path: Path) -> None:
     [
         ("{", r"line 1: not valid JSON.*column 2\)\. Each line"),
         ([SECRET], r"line 1: must be a JSON object, not a list"),
-        ({"txt": SECRET}, r"line 1: the required key `text` \(or `messages`\) is missing; the row has `txt`"),
+        ({"txt": SECRET}, r"line 1: the required key `text` \(or `messages`\) is missing; found `txt`"),
         ({"text": " \n"}, r"line 1: `text` is empty"),
         ({"text": 7}, r"line 1: `text` must be a string, not a number"),
         ({"text": None}, r"line 1: `text` must be a string, not null"),

@@ -153,7 +153,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     ),
     "memory without text": (
         rows({"txt": TEXT}),
-        r"line 1: the required key `text` \(or `messages`\) is missing; the row has `txt`\. Add it",
+        r"line 1: the required key `text` \(or `messages`\) is missing; found `txt`\. Add it",
     ),
     "memory with empty text": (rows({"text": TEXT}, {"text": " "}, strict=True), r"line 2: `text` is empty"),
     "memory that is a number": (rows({"text": 5}), r"line 1: `text` must be a string, not a number"),
