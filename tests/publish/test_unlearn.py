@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from pathlib import Path
@@ -23,38 +22,16 @@ from sleep_trl.publish.unlearn import drop, set_enabled
 from sleep_trl.report import write_report
 from sleep_trl.runs.files import read_json, read_jsonl, write_json, write_jsonl
 from sleep_trl.runs.finished import FinishedRun, describe, newest_model
-from sleep_trl.runs.ledger import read_ledger
 from sleep_trl.runs.lock import RunInUse, run_lock
 from sleep_trl.wake import WakeBuffer
 from tests.publish.three_nights import NIGHTS, filled, write_run
 from tests.report.pages import Page, make_results
 from tests.tiny import tiny_model
-from tests.tiny_runs import write_model
 
 IDS = torch.randint(3, 97, (2, 16), generator=torch.Generator().manual_seed(1))
 EXCHANGES = 18
 """Of files in a drop: plan, model out, ledger, prompts, questions, records, experts, records, hashes, model in. Ledger,
 records and experts are exchanged between two exchanges of their hashes."""
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return write_model(tmp_path_factory.mktemp("base") / "model")
-
-
-@pytest.fixture(scope="module")
-def template(base, tmp_path_factory) -> Path:
-    return write_run(tmp_path_factory.mktemp("runs"), base).parent
-
-
-@pytest.fixture
-def run(template, tmp_path) -> FinishedRun:
-    """A copy of the three nights."""
-    shutil.copytree(template, tmp_path / "runs")
-    config = read_json(tmp_path / "runs" / "night3" / "config.json")
-    config["memories"] = str(tmp_path / "runs" / "memories.jsonl")
-    write_json(tmp_path / "runs" / "night3" / "config.json", config)
-    return FinishedRun.read(tmp_path / "runs" / "night3")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -196,73 +173,6 @@ def test_entries_of_a_routed_memory_can_be_dropped(base, tmp_path):
     with torch.no_grad():
         assert torch.equal(memory.model(input_ids=IDS).logits, expected.model(input_ids=IDS).logits)
     assert not (run.folder / "model").exists()
-
-
-# -- records that are pending again -----------------------------------------------------------------------
-
-
-def states(buffer: WakeBuffer) -> dict[str, str]:
-    return {record.id: f"{record.state} {record.detail}".strip() for record in buffer.records()}
-
-
-def test_forgetting_a_source_drops_what_holds_it_and_queues_the_rest(run, tmp_path):
-    """The buffer does not have these records; their texts come from the file that the run read."""
-    names = [entry.id for entry in run.holding("contract-17.pdf")]
-    assert names == ["entry-001", "entry-002"]
-    with WakeBuffer(tmp_path / "wake.db") as buffer:
-        done = drop(run, names, buffer, without="contract-17.pdf", later="keep")
-        assert (done.queued, done.lost) == (("a", "d"), ())
-        assert states(buffer) == {"a": "new", "d": "new"}
-        assert [memory.text for memory in buffer.memories()] == ["the cat of Mira", "the boat sleeps"]
-
-
-def test_records_of_the_buffer_follow_the_ledger(run, tmp_path):
-    from sleep_trl.wake import WakeRecord
-
-    with WakeBuffer(tmp_path / "wake.db") as buffer:
-        buffer.add([WakeRecord(memory, "2026-07-10") for memories in NIGHTS for memory in memories])
-        buffer.register(run.folder)
-        buffer.settle()
-        first, second, third = (f"consolidated entry-00{number}" for number in (1, 2, 3))
-        assert states(buffer) == {"a": first, "b": first, "c": second, "d": second, "e": third}
-        drop(run, ["entry-001", "entry-002"], buffer, without="contract-17.pdf", later="keep")
-        assert states(buffer) == {"a": "new", "b": "forgotten", "c": "forgotten", "d": "new", "e": third}
-
-
-def test_a_buffer_that_follows_a_later_run_keeps_following_it(run, tmp_path):
-    later = tmp_path / "runs" / "night4"
-    shutil.copytree(run.folder, later)
-    with WakeBuffer(tmp_path / "wake.db") as buffer:
-        buffer.register(later)
-        done = drop(run, ["entry-002"], buffer, later="keep")
-        assert buffer.run() == later and done.queued == ()
-        assert states(buffer) == {"c": "consolidated entry-002", "d": "consolidated entry-002"}
-
-
-def test_a_buffer_that_follows_an_earlier_run_follows_this_one_then(run, tmp_path):
-    later = tmp_path / "runs" / "night4"
-    shutil.copytree(run.folder, later)
-    write_json(later / "config.json", read_json(run.folder / "config.json") | {"continue_from": str(run.folder)})
-    with WakeBuffer(tmp_path / "wake.db") as buffer:
-        buffer.register(run.folder)
-        assert drop(FinishedRun.read(later), ["entry-003"], buffer).queued == ("e",)
-        assert buffer.run() == later and states(buffer) == {"e": "new"}
-
-
-def test_records_without_text_are_reported(run, tmp_path):
-    (run.folder.parent / "memories.jsonl").write_text(json.dumps({"id": "d", "text": "the boat sleeps"}) + "\n")
-    with WakeBuffer(tmp_path / "wake.db") as buffer:
-        done = drop(run, ["entry-002"], buffer, later="keep")
-    assert (done.queued, done.lost) == (("d",), ("c",))
-
-
-def test_earlier_runs_with_the_entry_are_reported(run, base, tmp_path):
-    later = tmp_path / "runs" / "night4"
-    shutil.copytree(run.folder, later)
-    write_json(later / "config.json", read_json(run.folder / "config.json") | {"continue_from": str(run.folder)})
-    done = drop(FinishedRun.read(later), ["entry-003"])
-    assert done.also_in == (run.folder,)
-    assert read_ledger(run.folder / "ledger.jsonl")[2].dropped is None
 
 
 # -- interruptions -------------------------------------------------------------------------------------
