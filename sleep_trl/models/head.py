@@ -14,6 +14,10 @@ from transformers import PreTrainedModel
 SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 
 
+REPLAY_BYTES = 256 * 2**20
+"""What a process keeps of teachers' hidden states on texts of self-replay; the rest is read in each step."""
+
+
 def backbone(model: PreTrainedModel) -> nn.Module:
     """Return the model without its head; of a PEFT model the inner one, whose layers hold the adapters."""
     inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model

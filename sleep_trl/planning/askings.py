@@ -116,7 +116,7 @@ def lay_out_texts(
     rollout = min(seeding.max_completion_length, sample + MARGIN)
     texts = [Texts(learned, student, teacher, sample, rollouts, rollout)]
     if others:
-        texts.append(Texts(others, general, general, data.general_max_new_tokens))
+        texts.append(Texts(others, general, general, data.general_max_new_tokens, replayed=data.general_samples))
     return texts
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..config import RunConfig
-from ..models.head import positions_per_tile
+from ..models.head import REPLAY_BYTES, positions_per_tile
 from ..rollout.prefixes import plan_batches
 from .shape import FLOAT32, MIB, Shape
 
@@ -66,6 +66,7 @@ class Texts:
         reference (`int`): the most tokens of the samples behind them.
         rollouts (`int`, *optional*): rollouts of each prompt.
         rollout (`int`, *optional*): the most tokens of a rollout.
+        replayed (`int`, *optional*): texts of self-replay in the data set, which come back in later steps.
     """
 
     prompts: int
@@ -74,6 +75,7 @@ class Texts:
     reference: int
     rollouts: int = 0
     rollout: int = 0
+    replayed: int = 0
 
     @property
     def continuations(self) -> list[tuple[int, int]]:
@@ -158,6 +160,9 @@ def estimate_peak(
         asked = asking_bytes(shape, asking, config.evaluation.batch_size, cache_room)
         phases[asking.phase] = max(phases[asking.phase], asked)
     states = 3 * expert * FLOAT32 // shards  # gradient and two moments
+    if shards == 1 and not config.seeding.expert_dropout:  # what teachers say of self-replay is kept
+        tokens = sum(t.replayed * (t.student + t.reference) for t in texts)
+        states += min(REPLAY_BYTES, tokens * shape.hidden_size * size)
     passes = training_bytes(shape, config, width, texts, accumulation, is_cpu)
     phases |= {name: states + taken for name, taken in passes.items()}
     phases["checking the folded model"] = (

@@ -7,6 +7,7 @@ import torch
 
 from sleep_trl.config import RunConfig
 from sleep_trl.memory import MemorySpec, attach
+from sleep_trl.models.head import REPLAY_BYTES
 from sleep_trl.planning.peak_memory import VLLM_LIBRARIES, Asking, Texts, asking_bytes, estimate_peak, kept_bytes
 from sleep_trl.planning.shape import MIB, Shape
 from sleep_trl.rollout.prefixes import cache_bytes_per_token, estimate_cache_bytes
@@ -121,6 +122,20 @@ def test_what_saves_memory_lowers_the_estimate():
     long = [replace(TEXTS[0], prompts=8, reference=200)]
     saving = estimate(config(gradient_checkpointing=True), texts=long).phases["student's pass"]
     assert saving < estimate(config(), texts=long).phases["student's pass"]
+
+
+def test_what_teachers_say_of_self_replay_is_counted_where_it_is_kept():
+    general = Texts(prompts=1, student=30, teacher=30, reference=20, replayed=5)
+    kept = 5 * 50 * 32 * 4  # texts, tokens, hidden, float32
+
+    def training(run: RunConfig, **options: object) -> dict[str, int]:
+        return {name: estimate(run, **options).phases[name] for name in STEP}
+
+    without = training(config(), texts=[*TEXTS, replace(general, replayed=0)])
+    assert training(config(), texts=[*TEXTS, general]) == {name: size + kept for name, size in without.items()}
+    many = training(config(), texts=[*TEXTS, replace(general, replayed=10**6)])
+    assert many == {name: size + REPLAY_BYTES for name, size in without.items()}
+    assert training(config(expert_dropout=0.1), texts=[*TEXTS, general]) == without
 
 
 def test_each_phase_has_what_it_is_asked():

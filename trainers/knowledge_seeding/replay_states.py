@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from sleep_trl.models.head import REPLAY_BYTES
+
 from .hidden import Padded, last_hidden, predicting
 from .teachers import Teacher
-
-MOST_BYTES = 256 * 2**20  # kept by a process; what does not fit is read in each step
 
 Behind = tuple[Padded, Padded]  # prompts, padded on the left, and what follows them, padded on the right
 
@@ -23,11 +23,11 @@ class ReplayStates:
     A text is read by itself, so that a run that was resumed gets the same bits.
 
     Args:
-        most_bytes (`int`, *optional*, defaults to [`MOST_BYTES`]):
+        most_bytes (`int`, *optional*, defaults to [`REPLAY_BYTES`]):
             What all kept states may take.
     """
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, most_bytes: int = REPLAY_BYTES) -> None:
         self._left = most_bytes
         self._states: dict[tuple[int, bool, bytes], torch.Tensor] = {}
 
