@@ -92,7 +92,12 @@ def parse(argv: Sequence[str], prog: str = "sleep.py") -> RunConfig:
     if not given.keys().isdisjoint(MEMORY_OPTIONS):
         replaced = ("nights",) if tuple(given.get("nights", ())) == AUTO else MEMORY_OPTIONS
         from_file = {name: value for name, value in from_file.items() if name not in replaced}
-    return RunConfig.model_validate(_merged(from_file, given))
+    try:
+        return RunConfig.model_validate(_merged(from_file, given))
+    except ValidationError as error:
+        if any(part["type"] == "extra_forbidden" and _has(from_file, part["loc"]) for part in error.errors()):
+            error.add_note(f"--config: {arguments.config}: ")
+        raise
 
 
 def with_underscores(word: str) -> str:
@@ -197,15 +202,17 @@ def explain(error: Exception) -> str:
     inner = {part["loc"][:depth] for part in parts for depth in range(1, len(part["loc"]))}
     parts = [part for part in parts if part["loc"] not in inner]
     parts.sort(key=lambda part: part["type"] != "extra_forbidden")  # a misspelled option is why another is missing
-    return "\n".join(map(_explain_part, parts))
+    file = "".join(getattr(error, "__notes__", ()))
+    return "\n".join(_explain_part(part, file) for part in parts)
 
 
-def _explain_part(part: Mapping[str, Any]) -> str:
+def _explain_part(part: Mapping[str, Any], file: str) -> str:
+    """Return one line. An option that there is not stands in `file`: on the command line it is found before."""
     name, message = ".".join(str(key) for key in part["loc"]), str(part["msg"])
     if part["type"] == "missing":
         return f"{name} is missing. Give it with --{name} or in the config file."
     if part["type"] == "extra_forbidden":
-        return f"{name} is not an option. {_did_you_mean(name)}See --help."
+        return f"{file}{name} is not an option. {_did_you_mean(name)}See --help."
     if part["type"] == "value_error":
         message = message.removeprefix("Value error, ").rstrip(".")
         return f"{name}: {message}." if name else f"{message}."
@@ -252,6 +259,15 @@ def _given(source: CliSettingsSource[Any], arguments: Namespace) -> dict[str, An
             f"Command line: the value of {name} cannot be read: {reason}. Write lists and objects as JSON, names and "
             f"texts in double quotes."
         ) from None
+
+
+def _has(given: Any, keys: Sequence[object]) -> bool:
+    """Whether nested mappings have a value under these keys."""
+    for key in keys:
+        if not isinstance(given, Mapping) or key not in given:
+            return False
+        given = given[key]
+    return True
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

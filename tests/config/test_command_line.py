@@ -75,6 +75,14 @@ def test_dotted_names_that_clash_or_are_unknown(tmp_path: Path, file: dict[str, 
     assert message in error_of([*NEEDED, "--config", write_yaml(tmp_path / "run.yaml", file)])
 
 
+def test_an_unknown_option_is_named_with_its_file_if_it_stands_in_one(tmp_path: Path) -> None:
+    path = write_yaml(tmp_path / "run.yaml", {"seeding": {"stepps": 10}})
+    assert error_of([*NEEDED, "--config", path]).startswith(f"--config: {path}: seeding.stepps is not an option. ")
+    path = write_yaml(tmp_path / "run.yaml", {"seeding": {"steps": 10}})
+    message = error_of([*NEEDED, "--config", path, "--seeding", '{"stepps": 1}'])
+    assert message.startswith("seeding.stepps is not an option. ")
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -141,7 +149,9 @@ def test_each_mistake_is_one_line() -> None:
 def test_a_misspelled_option_comes_before_what_is_then_missing(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("modle: m\nmemories: m.jsonl\n")
     first, second = error_of(["--config", str(tmp_path / "run.yaml")]).splitlines()
-    assert first.startswith("modle is not an option. Did you mean model?") and second.startswith("model is missing.")
+    assert first.endswith("run.yaml: modle is not an option. Did you mean model? See --help.") and second.startswith(
+        "model is missing."
+    )
 
 
 def test_a_number_that_is_none_is_told_in_a_sentence() -> None:
