@@ -102,11 +102,12 @@ def start_over(folder: Path, is_gone: IsGone = lambda memory: False) -> None:
     """
     run = RunFolder(folder)
     taken = began_with(folder) if run.ingested.is_file() else []
-    for path in [*run.all_checkpoints, run.adapter.path, run.model, run.dream_adapter, run.report, *run.partial]:
+    done = [*run.all_checkpoints, run.adapter.path, run.model, run.dream_adapter, run.report, *run.partial]
+    kept = (run.ingested, run.given, run.began, run.phases / checksums.NAME)
+    done += [path for path in run.phases.glob("*") if path not in kept]
+    checksums.forget([*done, run.ledger, run.began])
+    for path in done:
         _remove(path)
-    for path in run.phases.glob("*"):
-        if path not in (run.ingested, run.given, run.began, run.phases / checksums.NAME):
-            _remove(path)
     if run.ingested.is_file():
         write_jsonl(run.ingested, (memory.as_row() for memory in taken if not is_gone(memory)), is_checked=True)
     was_committed = run.ledger.is_file()
@@ -115,8 +116,6 @@ def start_over(folder: Path, is_gone: IsGone = lambda memory: False) -> None:
         with WakeBuffer(buffer) as opened:
             opened.requeue(memory.sha256 for memory in taken)
     _remove(run.began)  # last: until then, the same change is found again
-    for recorded in (folder, run.phases):
-        checksums.forget_missing(recorded)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -69,16 +69,21 @@ def record_folder(folder: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file, if it exists, and its hash."""
+    forget([path])
     path.unlink(missing_ok=True)
-    forget_missing(path.parent)
 
 
-def forget_missing(folder: Path) -> None:
-    """Remove the hashes of files that were removed from a folder."""
-    recorded = _read(folder)
-    left = {name: hashes for name, hashes in recorded.items() if (folder / name).is_file()}
-    if left != recorded:
-        _write(folder, left)
+def forget(paths: Iterable[Path]) -> None:
+    """Remove the hashes of files, and of all that folders hold, before they are removed. After a kill in between, no
+    file seems to be missing."""
+    names: dict[Path, set[str]] = {}
+    for path in paths:
+        names.setdefault(path.parent, set()).add(path.name)
+    for folder, removed in names.items():
+        recorded = _read(folder)
+        left = {name: hashes for name, hashes in recorded.items() if name.partition("/")[0] not in removed}
+        if left != recorded:
+            _write(folder, left)
 
 
 def check(path: Path, content: bytes | None = None) -> None:

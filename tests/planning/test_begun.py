@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from sleep_trl.config import RunConfig
 from sleep_trl.distributed.progress import StepBar
 from sleep_trl.launch import sleep
 from sleep_trl.memory.storage import read_description
-from sleep_trl.planning.begun import Changed, changes, night_lock, record_beginning
+from sleep_trl.planning.begun import Changed, changes, night_lock, record_beginning, start_over
 from sleep_trl.planning.night_source import began_with, begin_night
 from sleep_trl.planning.output_dir import check_output
 from sleep_trl.publish.unlearn import drop
+from sleep_trl.runs.checksums import check_folder
 from sleep_trl.runs.files import read_json, write_json
 from sleep_trl.runs.finished import FinishedRun
 from sleep_trl.runs.ledger import Source, read_ledger, write_ledger
@@ -132,6 +134,34 @@ def test_forgetting_removes_what_a_killed_write_left(begun, name, capsys):
     assert call(*words) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["erased"] == []
     assert not list(begun.output_dir.rglob("*.partial"))
+
+
+def test_a_kill_while_a_night_starts_over_leaves_no_file_that_seems_to_be_missing(begun, tmp_path, monkeypatch):
+    write_up_to(begun, "adapter/memory.json")
+    write_json(begun.output_dir / "phases" / "evaluate_before.json", SECRET, is_checked=True)
+    removals = 0
+
+    def killed(original, limit: int):
+        def remove(*given: object, **options: object) -> None:
+            nonlocal removals
+            removals += 1
+            if removals > limit:
+                raise KeyboardInterrupt
+            original(*given, **options)
+
+        return remove
+
+    for limit in range(100):
+        removals, night = 0, shutil.copytree(begun.output_dir, tmp_path / "copies" / str(limit))
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(Path, "unlink", killed(Path.unlink, limit))
+            patch.setattr(shutil, "rmtree", killed(shutil.rmtree, limit))
+            start_over(night, lambda memory: memory.text == SECRET)
+        check_folder(night)
+        check_folder(night / "phases")
+        if removals <= limit:
+            break
+    assert removals == limit > 5 and files_of(night) == {"config.json", "phases/ingested.jsonl"}
 
 
 @pytest.mark.parametrize("stage", STAGES)
