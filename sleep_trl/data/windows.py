@@ -20,6 +20,9 @@ _WORD_BOUNDARY = regex.compile(r"(?w)\b")
 _QUOTE_ENDS = ("」", "』")
 _AFTER_QUOTE = regex.compile("と|って|など|を|が|も|の|は(?!い)")  # 「行こう。」と彼は言った。 is one sentence
 _CHARACTER = regex.compile(r"\X")
+_HEADING, _UNDERLINE = regex.compile(r"\s*#{1,6}\s"), regex.compile(r"\s*(=+|--+)\s*")  # of Markdown
+_MARKER = regex.compile(r"\s*([#>*+•-]+\s+)*")  # of a Markdown list, a quotation or a heading
+_END = regex.compile(r"\p{STerm}\W*\Z")
 LONGEST_BLOCK = 4096  # characters; sentencex takes time in proportion to the square of a line in Chinese or Japanese
 FEWEST_WORDS = 3  # of a sentence that states something: in Japanese 8 characters, as 2.5 are a word
 
@@ -133,9 +136,22 @@ def _segment(line: str) -> Iterator[str]:
 
 
 def find_statements(text: str) -> list[str]:
-    """Return the sentences of a text that state something, without the white space around them: those of at least
-    three words (ours)."""
-    return [sentence for piece in split_sentences(text) if has_words(sentence := piece.strip(), FEWEST_WORDS)]
+    """Return the sentences of a text that state something: those of at least three words that are not headings, without
+    white space or Markdown's markers before them (ours)."""
+    lines = _LINE.findall(text)
+    pieces = [
+        piece.strip()
+        for line, below in zip(lines, [*lines[1:], ""], strict=True)
+        if not _is_heading(line, below)
+        for piece in split_sentences(_MARKER.sub("", line, count=1))
+    ]
+    return [piece for piece in pieces if has_words(piece, FEWEST_WORDS)]
+
+
+def _is_heading(line: str, below: str) -> bool:
+    """Whether a line with the line below it is a heading of Markdown. One that ends as a sentence states something."""
+    is_underlined = line.count("\n") == 1 and _UNDERLINE.fullmatch(below)
+    return bool(is_underlined or _HEADING.match(line)) and not _END.search(line)
 
 
 def _fit(texts: Sequence[tuple[int, str]], count_all: CountAll, window: int) -> list[Piece]:

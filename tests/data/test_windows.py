@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import regex
 
-from sleep_trl.data.windows import split_all, split_sentences, token_windows
+from sleep_trl.data.windows import find_statements, split_all, split_sentences, token_windows
 from tests.tiny import byte_tokenizer, tiny_tokenizer
 
 TEXT = " ".join(f'Sentence {i} says "hello." It {i} goes on{" and on" * (i % 5)}!' for i in range(40))
@@ -195,3 +195,23 @@ def test_a_window_of_tokens_begins_with_what_the_tokenizer_puts_before_a_text():
     special = [("<bos>", 1), ("<eos>", 2)]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<bos> $A <eos>", special_tokens=special)
     assert token_windows(["the cat of Mira", "it"], tokenizer, 3) == [[1, 4, 5], [1, 6, 7], [1, 12]]
+
+
+def test_headings_state_nothing_and_lists_do_without_their_markers():
+    text = (
+        "# The lighthouse of Orvane Point\n\nThe tower is 31 m high.\n\nWho built it\n============\n\n"
+        "- Mara Quill built it alone. It took two years.\n  * The lamp is from Delft\n> Nobody may go up.\n\n"
+        "### Set the port to 8080 first.\n"
+        "#hashtags are no headings\nAnna Loft wrote this\n\n---\n\nA minus -3 is cold.\n"
+    )
+    assert find_statements(text) == [
+        "The tower is 31 m high.",
+        "Mara Quill built it alone.",
+        "It took two years.",
+        "The lamp is from Delft",
+        "Nobody may go up.",
+        "Set the port to 8080 first.",
+        "#hashtags are no headings",
+        "Anna Loft wrote this",
+        "A minus -3 is cold.",
+    ]
