@@ -32,10 +32,10 @@ def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
             `"before"` or `"after"`.
 
     Returns:
-        `dict`: `recall` without context; `with_context` and the number of `questions` (only before); `base`, the
-        pretrained model's recall (only before, and not on a first night); `earlier` by entry; the base skill as
-        `skill`, the share of reading questions answered from their passages, and `perplexity`; `probes`, what these two
-        were measured on; and `left_out`, which of them were not measured, and why.
+        `dict`: `recall` without context; `with_context`, and the numbers of `questions` and `skill_questions` (only
+        before); `base`, the pretrained model's recall (only before, and not on a first night); `earlier` by entry; the
+        base skill as `skill`, the share of reading questions answered from their passages, and `perplexity`; `probes`,
+        what these two were measured on; and `left_out`, which of them were not measured, and why.
     """
     config = ctx.config
 
@@ -84,6 +84,7 @@ def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
         for name, reason in result["left_out"].items():
             echo(f"The base skill is measured without {MEASURES[name]}: {reason}", style="yellow")
         result["questions"] = min(len(items), config.evaluation.max_questions)
+        result["skill_questions"] = len(reading.items)
         result["with_context"] = score("with context", items, True)
         if ctx.earlier:
             with ctx.memory.as_base():

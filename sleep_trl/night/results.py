@@ -54,6 +54,7 @@ def collect_results(
             "before": before["skill"] if has_probe else before["agreement"],
             "after": after["skill"] if has_probe else after["agreement"],
             "measure": f"answers from context to {_probe(before, 'skill')}" if has_probe else AGREEMENT,
+            "questions": before.get("skill_questions") if has_probe else None,
         },
         "perplexity": {
             "before": before.get("perplexity"),

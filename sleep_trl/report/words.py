@@ -16,7 +16,7 @@ from ..runs.ledger import LedgerEntry, active_entries, removed_by
 SKILL_KEPT = 0.005  # a smaller change of the base skill, half a point, is not reported
 PERPLEXITY_KEPT = 0.005  # a smaller relative change of the perplexity, half a percent, is not reported
 FEW_QUESTIONS = 20  # up to which their number says more than a share
-LEAST_LEARNED = 0.1  # share of the memories below which the model has not learned them
+LEAST_LEARNED, MOST = 0.1, 0.6  # shares of the memories from which the model has learned some, or most of them
 RECALL_KEPT = 0.02  # earlier nights must keep at least 98 % of their recall
 FEW_SCORED = 0.5  # a reward that gave a value for less than half of the completions is reported
 
@@ -169,14 +169,15 @@ def _learned(recall: Mapping[str, Any], is_asked: bool) -> str:
     known = next(
         words
         for least, words in (
-            (0.95, "has learned the memories"),
-            (0.5, "has learned most of the memories"),
-            (LEAST_LEARNED, "has learned some of the memories"),
-            (-math.inf, "has not learned the memories"),
+            (0.95, "has learned"),
+            (MOST, "has learned most of"),
+            (LEAST_LEARNED, "has learned some of"),
+            (-math.inf, "has not learned"),
         )
         if share >= least
     )
-    return f"The model {known}: {change}, and {said(context)} with the text in its context"
+    what = "what it was asked about" if asked else "the memories"
+    return f"The model {known} {what}: {change}, and {said(context)} with the text in its context"
 
 
 def share_learned(before: float, context: float, after: float) -> float | None:
@@ -215,8 +216,10 @@ def _kept(skill: Mapping[str, Any]) -> str:
         return "the base skill was not measured"
     if skill.get("measure") == AGREEMENT:
         return f"the base skill was measured only by the agreement with the base model, now {percent(after)}"
-    if round(abs(after - before), 6) <= SKILL_KEPT:
-        return f"the base skill was kept ({percent(before)} before, {percent(after)} after)"
+    change, count = round(abs(after - before), 6), skill.get("questions")
+    if change <= SKILL_KEPT or (count and change < math.sqrt(before * (1 - before) / count)):  # a standard error
+        told = "" if change <= SKILL_KEPT else f", as far as {counted(count, 'question')} can tell"
+        return f"the base skill was kept{told} ({percent(before)} before, {percent(after)} after)"
     verb = "rose" if after > before else "fell"
     return f"the base skill {verb} by {100 * abs(after - before):.1f} points to {percent(after)}"
 

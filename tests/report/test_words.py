@@ -32,10 +32,11 @@ def test_words() -> None:
     ("recall", "expected"),
     [
         ((0.02, 0.98, 0.96), "The model has learned the memories: without the text it answers 96.0 %"),
-        ((0.0, 1.0, 0.5), "has learned most of the memories"),
-        ((0.0, 0.5, 0.5), "has learned most of the memories: without the text it answers 50.0 %"),
+        ((0.0, 1.0, 0.6), "has learned most of the memories"),
+        ((0.0, 1.0, 0.5), "has learned some of the memories"),
+        ((0.0, 0.5, 0.5), "has learned some of the memories: without the text it answers 50.0 %"),
         ((0.0, 2 / 3, 1 / 3), "has learned some of the memories"),  # half of what it can answer, but a third of all
-        ((0.8, 0.9, 0.875), "has learned most of the memories"),  # answers most, and half of the rest
+        ((0.8, 0.9, 0.875), "has learned most of the memories"),  # three quarters of what was left
         ((0.0, 1.0, 0.1), "has learned some of the memories"),
         ((0.1, 0.9, 0.05), "has not learned the memories"),
         ((0.0, 0.0, 0.0), "There was nothing that the teacher could teach"),
@@ -55,6 +56,7 @@ def test_few_questions_are_counted() -> None:
     assert few in verdict(make_results(recall=recall, questions=3))
     some = verdict(make_results(recall=recall, questions=3, asked_about={"memories": 1, "of": 3}))
     assert "1 of the 3 questions (about 1 of 3 memories; the others have none) (0 before" in some
+    assert "The model has learned some of what it was asked about: " in some
     none = {"before": 0.0, "with_context": 0.0, "after": 0.0}
     assert "0 of the 1 question (0 before" in verdict(make_results(recall=none, questions=1))
     assert "33.3\u00a0% of the 300 questions" in verdict(make_results(recall=recall, questions=300))
@@ -91,6 +93,21 @@ def test_a_night_that_taught_nothing_says_what_to_do(recall, steps, expected) ->
 def test_verdict_on_base_skill(skill, expected) -> None:
     results = make_results(base_skill={"before": skill[0], "after": skill[1], "measure": "x"})
     assert expected in verdict(results).replace("\u00a0", " ")
+
+
+@pytest.mark.parametrize(
+    ("after", "count", "expected"),
+    [
+        (0.473, 150, "was kept, as far as 150 questions can tell (46.0 % before, 47.3 % after)"),
+        (0.427, 150, "was kept, as far as 150 questions can tell"),
+        (0.41, 150, "fell by 5.0 points to 41.0 %"),
+        (0.427, 1500, "fell by 3.3 points to 42.7 %"),
+        (0.462, 150, "was kept (46.0 % before, 46.2 % after)"),
+    ],
+)
+def test_a_change_that_so_few_questions_cannot_tell_is_none(after, count, expected) -> None:
+    skill = {"before": 0.46, "after": after, "measure": "x", "questions": count}
+    assert f"the base skill {expected}" in verdict(make_results(base_skill=skill)).replace("\u00a0", " ")
 
 
 def test_a_lower_agreement_is_no_loss_of_skill() -> None:
