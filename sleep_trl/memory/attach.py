@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from .memory import Memory
 from .saving import save_what_loads
 from .spec import ExpertRecord, MemorySpec
 from .storage import base_fingerprint, load_experts, read_description
+
+warn_once = cache(logging.getLogger(__name__).warning)
 
 
 def attach(model: PreTrainedModel, spec: MemorySpec | None = None) -> Memory:
@@ -38,7 +43,22 @@ def attach(model: PreTrainedModel, spec: MemorySpec | None = None) -> Memory:
     memory = Memory(model, spec or MemorySpec())
     model.sleep_memory = memory
     save_what_loads(model)
+    model.register_forward_pre_hook(_warn_if_nothing_learns)
     return memory
+
+
+def _warn_if_nothing_learns(model: PreTrainedModel, _: object) -> None:
+    """Say once if a model is in training, but none of its weights are. With gradient checkpointing a Trainer runs to
+    its end all the same."""
+    if torch.compiler.is_compiling() or not (model.training and torch.is_grad_enabled()):
+        return
+    memory = Memory.of(model)
+    if memory is None or memory.learning is not None or any(weight.requires_grad for weight in model.parameters()):
+        return
+    warn_once(
+        "This model is in training mode, but all its weights are frozen and no expert learns, so nothing is trained. "
+        "Call attach(model).activate() before training, or model.eval() if it does not train."
+    )
 
 
 class OtherBase(ValueError):

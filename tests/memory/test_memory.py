@@ -16,6 +16,7 @@ from sleep_trl.memory import (
     logit_difference,
     save_memory,
 )
+from sleep_trl.memory.attach import warn_once
 from tests.tiny import FORMS, tiny_model
 
 SPEC = MemorySpec(width=8, max_experts=3)
@@ -171,6 +172,26 @@ def test_only_the_new_expert_trains():
     assert trainable == {id(p) for _, p in memory.expert_parameters(second)}
     counts = memory.count_parameters()
     assert counts["trainable"] == 2 * 3 * 32 * 8 and counts["added"] == 2 * counts["trainable"]
+
+
+def test_training_a_frozen_model_is_warned_of_once(caplog):
+    """With gradient checkpointing, as in SFTConfig, nothing else says so: the loss has a gradient, of no weight."""
+    warn_once.cache_clear()
+    model = tiny_model()
+    memory = attach(model, SPEC)
+    model.eval()(input_ids=IDS)
+    logits(model.train())
+    memory.activate()
+    model(input_ids=IDS)
+    memory.commit()
+    model.lm_head.requires_grad_(True)  # as a PEFT adapter beside settled experts
+    model(input_ids=IDS)
+    assert not caplog.records
+    model.lm_head.requires_grad_(False)
+    model(input_ids=IDS)
+    model(input_ids=IDS)
+    [record] = caplog.records
+    assert "nothing is trained. Call attach(model).activate()" in record.message
 
 
 def test_a_disabled_expert_takes_no_part_and_is_not_folded(tmp_path):
