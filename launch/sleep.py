@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ WAIT_FOR_POOL = timedelta(days=1)  # generation can take longer than the default
 NOTHING_BEGUN = "Stopped before the run began."
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "sleep.py") -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "sleep.py", flags: Mapping[str, str] | None = None) -> int:
     """Check a run and execute it: one night, or the unfinished nights of a chain.
 
     Args:
@@ -39,13 +39,15 @@ def main(argv: Sequence[str] | None = None, prog: str = "sleep.py") -> int:
             Arguments without the program's name; `sys.argv`'s if left out.
         prog (`str`, *optional*, defaults to `"sleep.py"`):
             What the help calls the program.
+        flags (`Mapping[str, str]`, *optional*):
+            Flags that the program takes out of `argv` itself, with their help.
 
     Returns:
         `int`: the exit code.
     """
     with sigterm_as_interrupt() as is_terminated:
         try:
-            code = _run(argv, prog)
+            code = _run(argv, prog, flags)
         except KeyboardInterrupt:
             if not is_terminated():
                 raise
@@ -53,11 +55,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "sleep.py") -> int:
     return TERMINATED if code == STOPPED and is_terminated() else code
 
 
-def _run(argv: Sequence[str] | None, prog: str) -> int:
+def _run(argv: Sequence[str] | None, prog: str, flags: Mapping[str, str] | None) -> int:
     """Do what [`main`] says, and return the exit code."""
     show_warnings_visibly()
     try:
-        config = parse(sys.argv[1:] if argv is None else argv, prog)
+        config = parse(sys.argv[1:] if argv is None else argv, prog, flags)
         from sleep_trl.planning.chain import is_auto, is_finished, nights_of, unfinished
         from sleep_trl.planning.paths import check_paths
 
