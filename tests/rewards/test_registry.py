@@ -79,6 +79,15 @@ def test_names_of_functions_and_of_models(given, name, is_model) -> None:
     assert (spec.name, spec.is_model) == (name, is_model)
 
 
+@pytest.mark.parametrize(("source", "defined"), [("def f(): ...", ". It defines: f"), ("def f(:", ""), (None, "")])
+def test_a_file_without_a_function(tmp_path, source, defined) -> None:
+    path = tmp_path / "mine.py"
+    if source is not None:
+        path.write_text(f"{source}\ndef _own(): ...\nraise SystemExit")
+    with pytest.raises(ValidationError, match=rf"is a file; name a function in it: {path}:function{defined} \[type"):
+        RewardSpec(name=str(path))
+
+
 def test_register_and_resolve(monkeypatch) -> None:
     monkeypatch.setitem(REWARDS, "constant", None)  # undone after the test, with what the test registers
     del REWARDS["constant"]
