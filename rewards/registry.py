@@ -153,10 +153,8 @@ def _import_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise ValueError(
-            f"Module {name} does not import: {_last_line(error)}. It must be installed or on "
-            f"PYTHONPATH; a file is named path/to/file.py:function."
-        ) from error
+        remedy = "It must be installed or on PYTHONPATH; a file is named path/to/file.py:function."
+        raise ValueError(f"Module {name} does not import: {_explain(error, remedy)}") from error
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -178,15 +176,23 @@ def _import_file(path: Path) -> ModuleType:
         del sys.modules[name]
         if not isinstance(error, Exception | SystemExit):
             raise  # Ctrl-C
-        raise ValueError(
-            f"{path} does not import: {_last_line(error)}. Its folder is not on the path: what it "
-            f"imports must be installed or on PYTHONPATH."
-        ) from error
+        remedy = "Its folder is not on the path: what it imports must be installed or on PYTHONPATH."
+        raise ValueError(f"{path} does not import: {_explain(error, remedy, path)}") from error
     return module
 
 
-def _last_line(error: BaseException) -> str:
-    return traceback.format_exception_only(error)[-1].strip()
+def _explain(error: BaseException, remedy: str, path: Path | None = None) -> str:
+    """Return why a module does not import, in which line, and what to do about an error of importing."""
+    reason = traceback.format_exception_only(error)[-1].strip()
+    if isinstance(error, SyntaxError):
+        file, line = error.filename, error.lineno
+        reason = f"{type(error).__name__}: {error.msg}"  # without the name of the file
+    else:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
+        file, line = (frames[-1].filename, frames[-1].lineno) if frames else (None, None)
+    of = f" of {file}" if file and file != str(path) else ""
+    where = f" (line {line}{of})" if line else ""
+    return f"{reason}{where}. {remedy if isinstance(error, ImportError) else 'Correct it.'}"
 
 
 def _check_signature(function: Any, what: str) -> None:

@@ -174,9 +174,14 @@ def test_function_in_a_module(plugin, tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import no_such_module_at_all", "does not import: ModuleNotFoundError: No module named"),
-        ("def scored(:", "does not import: SyntaxError"),
-        ("raise SystemExit(3)", "does not import: SystemExit: 3"),
+        (
+            "\nimport no_such_module_at_all",
+            r"does not import: ModuleNotFoundError: No module named '\w+' \(line 2\)\. Its folder is not on the path: ",
+        ),
+        ("\n\ndef scored()", r"does not import: SyntaxError: expected ':' \(line 3\)\. Correct it\.$"),
+        ("\nif 1:\nx = 2", r"does not import: IndentationError: expected an indented block .* \(line 3\)\. Correct it"),
+        ("def f():\n    raise SystemExit(3)\n\nf()", r"does not import: SystemExit: 3 \(line 4\)\. Correct it\.$"),
+        ("limit = len(3)", r"does not import: TypeError: .* \(line 1\)\. Correct it\.$"),
         ("def score(**columns): ...", "has no function 'scored'; its functions: score"),
         ("from os.path import join", "its functions: none"),
         ("scored = 3", "is a int; name a function"),
@@ -208,6 +213,18 @@ def test_wrong_file(plugin, source, message) -> None:
 def test_wrong_name(name, message) -> None:
     with pytest.raises(ValueError, match=message):
         resolve(name)
+
+
+def test_a_mistake_in_a_module_is_told_by_file_and_line(tmp_path, monkeypatch) -> None:
+    (tmp_path / "module_with_a_mistake.py").write_text("x = 1\nx = = 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    place = rf"line 2 of {tmp_path}/module_with_a_mistake\.py"
+    with pytest.raises(ValueError, match=rf"does not import: SyntaxError: invalid syntax \({place}\)\. Correct it\.$"):
+        resolve("module_with_a_mistake:f")
+    mine = tmp_path / "mine.py"
+    mine.write_text("import module_with_a_mistake\n")
+    with pytest.raises(ValueError, match=rf"mine\.py does not import: SyntaxError: invalid syntax \({place}\)"):
+        resolve(f"{mine}:f")
 
 
 def test_keyboard_interrupt_in_a_file_passes(plugin) -> None:
