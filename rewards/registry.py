@@ -34,13 +34,20 @@ BATCH = ("prompts", "completions", "completion_ids")
 FROM_TRL = (*BATCH, "trainer_state", "log_extra", "log_metric", "environments")
 
 
-def resolve(spec: RewardSpec | str | Mapping[str, Any], **defaults: Any) -> GuardedReward:
+def resolve(
+    spec: RewardSpec | str | Mapping[str, Any],
+    *,
+    columns: Callable[[], Collection[str]] = tuple,
+    **defaults: Any,
+) -> GuardedReward:
     """Turn the name of a reward into a guarded function for TRL, without loading a model.
 
     Args:
         spec (`RewardSpec`, `str` or `Mapping`):
             Which reward, or what validates as a `RewardSpec`. Only what is named is imported; naming a module or a
             file runs its code.
+        columns (`Callable`, *optional*):
+            Returns the columns of the dataset. They are no parameters to set, so that a message does not offer them.
         **defaults:
             Values for parameters that a *registered* reward takes and the spec does not set, such as `gamma` or
             `eos_token_ids`. Those that it does not take are left out.
@@ -64,7 +71,7 @@ def resolve(spec: RewardSpec | str | Mapping[str, Any], **defaults: Any) -> Guar
             _check_signature(func, f"What {spec.name!r} returns")
         else:
             _check_signature(function, what)
-            check_params(function, spec.params, what, reserved=FROM_TRL)
+            check_params(function, spec.params, what, FROM_TRL, columns)
             func = partial(function, **spec.params) if spec.params else function
         return guard(func, timeout_s=spec.timeout_s, on_error=spec.on_error)
     made = REWARDS.make(spec.name, spec.params, defaults)
@@ -89,16 +96,16 @@ def check(
         **defaults:
             As for [`resolve`].
     """
-    guarded = resolve(spec, **defaults)
+    guarded = resolve(spec, columns=lambda: (*(columns or ()), *more_columns()), **defaults)
     guarded.check()
     _check_installed(guarded)
     if columns is None or not guarded.missing({*columns, *FROM_TRL}):
         return
-    columns = (*columns, *more_columns())
-    if missing := guarded.missing({*columns, *FROM_TRL}):
+    known = (*columns, *more_columns())
+    if missing := guarded.missing({*known, *FROM_TRL}):
         raise ValueError(
             f"Reward {guarded.__name__!r} needs {', '.join(missing)}, which the rows do not have; they have "
-            f"{', '.join(columns)}. Add it as a key to the memories, set it in params, or remove the reward."
+            f"{', '.join(known)}. Add it as a key to the memories, set it in params, or remove the reward."
         )
 
 

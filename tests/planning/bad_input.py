@@ -359,6 +359,10 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         options(rewards='[{"name": "imitation", "params": {"gama": 1}}]'),
         r"has no parameter 'gama'; allowed: ",
     ),
+    "parameter of a reward that takes none": (
+        file("a.py", "def f(completions, reference, **c): ...", rewards='[{"name": "a.py:f", "params": {"a": 1}}]'),
+        r"Reward 'a\.py:f' has no parameter 'a'; it takes none\.",
+    ),
     "judge without a model": (
         options(rewards=judged("lm", model="./no_judge")),
         r"Judge 'lm': its model '\./no_judge' cannot be read .* Check the name",

@@ -12,6 +12,7 @@ from sleep_trl.rewards import (
     REWARDS,
     ImitationReward,
     RewardSpec,
+    check,
     judge,
     make_judge,
     resolve,
@@ -144,6 +145,16 @@ def test_params_of_a_plain_function() -> None:
         resolve({"name": BREVITY, "params": {"slak": 0}})
     with pytest.raises(ValueError, match="no parameter 'completions'"):
         resolve({"name": BREVITY, "params": {"completions": []}})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "takes"),
+    [("reference", "it takes none"), ("reference, topic, slack=4", "allowed: slack"), ("*, mood", "allowed: mood")],
+)
+def test_columns_are_no_parameters(plugin, arguments, takes) -> None:
+    name = plugin(f"def scored(completions, {arguments}, **columns): ...")
+    with pytest.raises(ValueError, match=rf"has no parameter 'a'; {takes}\.$"):
+        check({"name": name, "params": {"a": 1}}, ("reference",), lambda: ("topic",))
 
 
 def test_files_of_one_name_do_not_meet(tmp_path) -> None:
