@@ -81,6 +81,13 @@ class RewardSpec(BaseModel):
         """Whether it names a reward model, not a function."""
         return "/" in self.name and ":" not in self.name
 
+    @property
+    def has_model(self) -> bool:
+        """Whether it is known to load a model: its own, one given in `params`, or a judge's other than lexical."""
+        judge = self.params.get("judge")
+        name = judge.get("name") if isinstance(judge, dict) else judge
+        return self.is_model or bool(self.params.get("model")) or name not in (None, "lexical")
+
     @model_validator(mode="before")
     @classmethod
     def _read_name(cls, value: Any) -> Any:

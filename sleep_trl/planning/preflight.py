@@ -155,7 +155,7 @@ def plan_peak(inputs: RunInputs, shape: Shape) -> Peak:
     others = {
         "dreaming": config.dream.rounds > 0,
         f"the engine ({engine})": engine != "transformers" and not has_vllm,
-        "models of rewards": any(reward.name != "imitation" or reward.params for reward in config.rewards),
+        "models of rewards": any(reward.has_model for reward in config.rewards),
     }
     askings = find_askings(inputs)
     gathers = engine == "transformers" and config.seeding.extra.get("ds3_gather_for_generation", True)
