@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 MADE_UP_QUESTION = "What does the text say?"
 
 
-def check_trainer(inputs: RunInputs) -> None:
-    """Raise `ValueError` for rewards or trainer arguments with which the night would stop later. Loads no weights."""
+def check_trainer(inputs: RunInputs) -> list[str]:
+    """Raise `ValueError` for rewards or trainer arguments with which the night would stop later, and return what should
+    be known before it. Loads no weights."""
     check_arguments(inputs)
-    check_rewards(inputs)
+    warnings = check_rewards(inputs)
     check_measure(inputs)
+    return warnings
 
 
 def check_arguments(inputs: RunInputs) -> None:
@@ -54,24 +56,28 @@ def check_arguments(inputs: RunInputs) -> None:
         ) from None
 
 
-def check_rewards(inputs: RunInputs) -> None:
-    """Raise `ValueError` for a reward that cannot be created, or that fails on two made-up rows. Loads no weights:
-    rewards with a model are not tried."""
+def check_rewards(inputs: RunInputs) -> list[str]:
+    """Raise `ValueError` for a reward that cannot be created, or that fails on two made-up rows, and return a sentence
+    for each that gave them no value. Loads no weights: rewards with a model are not tried."""
     from sleep_trl.data import rows
     from sleep_trl.night import dream_tasks
     from sleep_trl.rewards import check
 
-    config = inputs.config
+    config, warnings = inputs.config, list[str]()
 
     def memories() -> tuple[str, ...]:
         return inputs.columns.names
 
     for reward in config.rewards:
         check(reward, rows.COLUMNS, memories, gamma=config.seeding.gamma, z0=config.seeding.z0)
-        if inputs.memories:
-            try_reward(reward, inputs)
+        if inputs.memories and not try_reward(reward, inputs):
+            warnings.append(
+                f"Reward {reward.name!r} returned None for two made-up rows about a memory: it does not apply to them. "
+                f"If it applies to no completion of the night, it has no effect. Check when it returns None."
+            )
     for reward in config.dream.rewards if config.dream.rounds else ():
         check(reward, dream_tasks.COLUMNS, memories)
+    return warnings
 
 
 def check_reward_names(config: RunConfig) -> None:
@@ -107,8 +113,12 @@ def check_measure(inputs: RunInputs) -> None:
             ) from None
 
 
-def try_reward(reward: RewardSpec, inputs: RunInputs) -> None:
+def try_reward(reward: RewardSpec, inputs: RunInputs) -> bool:
     """Call a reward with two rows about a memory, one answered rightly.
+
+    Returns:
+        `bool`: whether one of them got a value. Also true if this is not known, since the reward loads a model, or has
+        failed and abstained, which is logged.
 
     Raises:
         `ValueError`: if it fails or returns something else than rewards.
@@ -120,7 +130,7 @@ def try_reward(reward: RewardSpec, inputs: RunInputs) -> None:
 
     guarded = resolve(reward, gamma=inputs.config.seeding.gamma, z0=inputs.config.seeding.z0)
     if hasattr(unwrap(guarded.func), "load"):
-        return
+        return True
     columns = made_up_rows(inputs)
     completions = [columns["reference"][0], "Nothing."]
     batch = {
@@ -135,12 +145,13 @@ def try_reward(reward: RewardSpec, inputs: RunInputs) -> None:
     try:
         scores: Any = guarded(**batch)
         if inspect.isawaitable(scores):
-            asyncio.run(_result(scores))
+            scores = asyncio.run(_result(scores))
     except RewardError as error:
         raise ValueError(
             f"rewards: tried on two made-up rows about a memory: {error} Correct the reward, or let it abstain "
             f"(on_error)."
         ) from None
+    return guarded.has_failed or any(score is not None for score in scores)
 
 
 async def _result(scores: Any) -> Any:

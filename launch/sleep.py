@@ -2,7 +2,7 @@
 `--nights monday.jsonl,tuesday.jsonl`. See --help.
 
 Exit codes: 0 done, 1 the disk is full or read-only, 2 a user error, 75 another process works on the run or has changed
-what the night began with (try again), 130 stopped by Ctrl-C. With PYTHONDEVMODE=1, errors
+what the night began with (try again), 130 stopped by Ctrl-C, 143 by SIGTERM. With PYTHONDEVMODE=1, errors
 during the night end in a traceback.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,17 @@ if importlib.util.find_spec("sleep_trl") is None:  # run as a file from a clone,
 
 from sleep_trl.config import RunConfig
 from sleep_trl.config.command_line import explain, parse
-from sleep_trl.config.exit_codes import DONE, FAILURE, STOPPED, TRY_AGAIN, USER_ERROR
+from sleep_trl.config.exit_codes import DONE, FAILURE, STOPPED, TERMINATED, TRY_AGAIN, USER_ERROR
 from sleep_trl.config.visible import show_warnings_visibly, visible
 from sleep_trl.launch.checks import check_reward_names, check_trainer
 from sleep_trl.launch.outcome import show_outcome, write_report_if_possible
+from sleep_trl.launch.sigterm import sigterm_as_interrupt
 
 WAIT_FOR_POOL = timedelta(days=1)  # generation can take longer than the default of ten minutes on GPUs
 NOTHING_BEGUN = "Stopped before the run began."
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "sleep.py") -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "sleep.py", flags: Mapping[str, str] | None = None) -> int:
     """Check a run and execute it: one night, or the unfinished nights of a chain.
 
     Args:
@@ -38,13 +39,27 @@ def main(argv: Sequence[str] | None = None, prog: str = "sleep.py") -> int:
             Arguments without the program's name; `sys.argv`'s if left out.
         prog (`str`, *optional*, defaults to `"sleep.py"`):
             What the help calls the program.
+        flags (`Mapping[str, str]`, *optional*):
+            Flags that the program takes out of `argv` itself, with their help.
 
     Returns:
         `int`: the exit code.
     """
+    with sigterm_as_interrupt() as is_terminated:
+        try:
+            code = _run(argv, prog, flags)
+        except KeyboardInterrupt:
+            if not is_terminated():
+                raise
+            code = STOPPED
+    return TERMINATED if code == STOPPED and is_terminated() else code
+
+
+def _run(argv: Sequence[str] | None, prog: str, flags: Mapping[str, str] | None) -> int:
+    """Do what [`main`] says, and return the exit code."""
     show_warnings_visibly()
     try:
-        config = parse(sys.argv[1:] if argv is None else argv, prog)
+        config = parse(sys.argv[1:] if argv is None else argv, prog, flags)
         from sleep_trl.planning.chain import is_auto, is_finished, nights_of, unfinished
         from sleep_trl.planning.paths import check_paths
 

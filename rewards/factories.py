@@ -105,7 +105,11 @@ def parameter_names(func: Callable[..., Any]) -> list[str]:
 
 
 def check_params(
-    func: Callable[..., Any], params: Mapping[str, Any], what: str, reserved: Collection[str] = ()
+    func: Callable[..., Any],
+    params: Mapping[str, Any],
+    what: str,
+    reserved: Collection[str] = (),
+    columns: Callable[[], Collection[str]] = tuple,
 ) -> None:
     """Raise if a parameter is not one that the function names.
 
@@ -118,12 +122,15 @@ def check_params(
             What the function is, for the message: "Reward 'imitation'".
         reserved (`Collection[str]`, *optional*):
             Names that are filled in by the caller.
+        columns (`Callable`, *optional*):
+            Returns names that the data set fills in, which the message does not offer; called if there is one.
 
     Raises:
         `ValueError`: with the unknown names and the allowed ones.
     """
-    allowed = [name for name in parameter_names(func) if name not in reserved]
-    if unknown := [name for name in params if name not in allowed]:
-        raise ValueError(
-            f"{what} has no parameter {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed) or 'none'}."
-        )
+    names = [name for name in parameter_names(func) if name not in reserved]
+    if unknown := [name for name in params if name not in names]:
+        filled = columns()
+        allowed = [name for name in names if name not in filled]
+        takes = f"allowed: {', '.join(allowed)}" if allowed else "it takes none"
+        raise ValueError(f"{what} has no parameter {', '.join(map(repr, unknown))}; {takes}.")

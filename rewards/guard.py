@@ -71,7 +71,7 @@ class GuardedReward:
         self.on_error = on_error
         self.__name__ = name or callable_name(func)
         self.wanted_as_messages = wanted_as_messages(unwrap(func))
-        self._has_failed = False
+        self.has_failed = False  # and abstained
 
     def check(self) -> None:
         """Raise `ValueError` if what `load()` needs cannot be read, as far as this shows without loading weights."""
@@ -167,7 +167,7 @@ class GuardedReward:
     def _abstain(
         self, message: str, failed: int, values: list[float | None], call: Mapping[str, Any]
     ) -> list[float | None]:
-        level, name = logging.DEBUG if self._has_failed else logging.WARNING, self.__name__
+        level, name = logging.DEBUG if self.has_failed else logging.WARNING, self.__name__
         logger.log(
             level,
             "Reward %r failed: %s. %d of %d rewards are None. Further failures are not printed but counted, as "
@@ -178,7 +178,7 @@ class GuardedReward:
             len(values),
             name,
         )
-        self._has_failed = True
+        self.has_failed = True
         self._count(failed, values, call)
         return values
 

@@ -34,13 +34,20 @@ BATCH = ("prompts", "completions", "completion_ids")
 FROM_TRL = (*BATCH, "trainer_state", "log_extra", "log_metric", "environments")
 
 
-def resolve(spec: RewardSpec | str | Mapping[str, Any], **defaults: Any) -> GuardedReward:
+def resolve(
+    spec: RewardSpec | str | Mapping[str, Any],
+    *,
+    columns: Callable[[], Collection[str]] = tuple,
+    **defaults: Any,
+) -> GuardedReward:
     """Turn the name of a reward into a guarded function for TRL, without loading a model.
 
     Args:
         spec (`RewardSpec`, `str` or `Mapping`):
             Which reward, or what validates as a `RewardSpec`. Only what is named is imported; naming a module or a
             file runs its code.
+        columns (`Callable`, *optional*):
+            Returns the columns of the dataset. They are no parameters to set, so that a message does not offer them.
         **defaults:
             Values for parameters that a *registered* reward takes and the spec does not set, such as `gamma` or
             `eos_token_ids`. Those that it does not take are left out.
@@ -64,7 +71,7 @@ def resolve(spec: RewardSpec | str | Mapping[str, Any], **defaults: Any) -> Guar
             _check_signature(func, f"What {spec.name!r} returns")
         else:
             _check_signature(function, what)
-            check_params(function, spec.params, what, reserved=FROM_TRL)
+            check_params(function, spec.params, what, FROM_TRL, columns)
             func = partial(function, **spec.params) if spec.params else function
         return guard(func, timeout_s=spec.timeout_s, on_error=spec.on_error)
     made = REWARDS.make(spec.name, spec.params, defaults)
@@ -89,16 +96,16 @@ def check(
         **defaults:
             As for [`resolve`].
     """
-    guarded = resolve(spec, **defaults)
+    guarded = resolve(spec, columns=lambda: (*(columns or ()), *more_columns()), **defaults)
     guarded.check()
     _check_installed(guarded)
     if columns is None or not guarded.missing({*columns, *FROM_TRL}):
         return
-    columns = (*columns, *more_columns())
-    if missing := guarded.missing({*columns, *FROM_TRL}):
+    known = (*columns, *more_columns())
+    if missing := guarded.missing({*known, *FROM_TRL}):
         raise ValueError(
             f"Reward {guarded.__name__!r} needs {', '.join(missing)}, which the rows do not have; they have "
-            f"{', '.join(columns)}. Add it as a key to the memories, set it in params, or remove the reward."
+            f"{', '.join(known)}. Add it as a key to the memories, set it in params, or remove the reward."
         )
 
 
@@ -153,10 +160,8 @@ def _import_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise ValueError(
-            f"Module {name} does not import: {_last_line(error)}. It must be installed or on "
-            f"PYTHONPATH; a file is named path/to/file.py:function."
-        ) from error
+        remedy = "It must be installed or on PYTHONPATH; a file is named path/to/file.py:function."
+        raise ValueError(f"Module {name} does not import: {_explain(error, remedy)}") from error
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -178,15 +183,23 @@ def _import_file(path: Path) -> ModuleType:
         del sys.modules[name]
         if not isinstance(error, Exception | SystemExit):
             raise  # Ctrl-C
-        raise ValueError(
-            f"{path} does not import: {_last_line(error)}. Its folder is not on the path: what it "
-            f"imports must be installed or on PYTHONPATH."
-        ) from error
+        remedy = "Its folder is not on the path: what it imports must be installed or on PYTHONPATH."
+        raise ValueError(f"{path} does not import: {_explain(error, remedy, path)}") from error
     return module
 
 
-def _last_line(error: BaseException) -> str:
-    return traceback.format_exception_only(error)[-1].strip()
+def _explain(error: BaseException, remedy: str, path: Path | None = None) -> str:
+    """Return why a module does not import, in which line, and what to do about an error of importing."""
+    reason = traceback.format_exception_only(error)[-1].strip()
+    if isinstance(error, SyntaxError):
+        file, line = error.filename, error.lineno
+        reason = f"{type(error).__name__}: {error.msg}"  # without the name of the file
+    else:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
+        file, line = (frames[-1].filename, frames[-1].lineno) if frames else (None, None)
+    of = f" of {file}" if file and file != str(path) else ""
+    where = f" (line {line}{of})" if line else ""
+    return f"{reason}{where}. {remedy if isinstance(error, ImportError) else 'Correct it.'}"
 
 
 def _check_signature(function: Any, what: str) -> None:

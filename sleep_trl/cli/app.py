@@ -1,6 +1,7 @@
 """The command `sleep-trl`, with the subcommands `schedule`, `night` and `report`.
 
-Exit codes: 0 success, 1 failure, 2 invalid input, 130 stopped by Ctrl-C.
+Exit codes: 0 success, 1 failure, 2 invalid input, 130 stopped by Ctrl-C, 143 a night
+stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ from .output import Json, Row, redirect_to_stderr, say, show, warn_renamed
 from .plan import plan
 
 LONG_FIELDS = ("history", "config")  # of results.json, left out of `night --json`
+JSON_HELP = (
+    "At the end, print results.json without history and configuration, on one line. Everything else goes to standard "
+    "error."
+)
 
 app = typer.Typer(
     help="Continual learning for language models: store records by day, consolidate them at night, unlearn any.",
@@ -128,14 +133,13 @@ def _edge_text(sender: int, receiver: int | None) -> str:
     add_help_option=False,
 )
 def night(context: typer.Context) -> None:
-    """Run a night or a chain of nights in one process. Takes the options of a run, and --json: print results.json
-    without history and configuration."""
+    """Run a night or a chain of nights in one process. Takes the options of a run, and --json."""
     from ..launch import sleep
 
     words = [word for word in context.args if word != "--json"]
     is_json = len(words) < len(context.args)
     with redirect_to_stderr() if is_json else nullcontext():
-        code = sleep.main(words, "sleep-trl night")
+        code = sleep.main(words, "sleep-trl night", {"--json": JSON_HELP})
     if is_json and code == DONE:
         show([_results(words)], True, str)
     raise typer.Exit(code)

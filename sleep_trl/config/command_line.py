@@ -48,7 +48,7 @@ class _Parser(ArgumentParser):
         raise ValueError(f"Command line: {message}. See --help.")
 
 
-def parse(argv: Sequence[str], prog: str = "sleep.py") -> RunConfig:
+def parse(argv: Sequence[str], prog: str = "sleep.py", flags: Mapping[str, str] | None = None) -> RunConfig:
     """Read a run's configuration from command line arguments.
 
     Args:
@@ -56,6 +56,8 @@ def parse(argv: Sequence[str], prog: str = "sleep.py") -> RunConfig:
             Arguments without the program's name: `--config FILE`, dotted options, `--version`.
         prog (`str`, *optional*, defaults to `"sleep.py"`):
             What the help calls the program.
+        flags (`Mapping[str, str]`, *optional*):
+            Flags that the program takes out of `argv` itself, with their help.
 
     Returns:
         `RunConfig`: validated; `model_fields_set` holds the options that were given.
@@ -74,6 +76,8 @@ def parse(argv: Sequence[str], prog: str = "sleep.py") -> RunConfig:
     )
     parser.add_argument("--version", action="version", version=version())
     parser.add_argument("--config", metavar="PATH", help="YAML file of options; the command line overrides it.")
+    for flag, text in (flags or {}).items():
+        parser.add_argument(flag, action="store_true", default=SUPPRESS, help=text)
     source: CliSettingsSource[Any] = CliSettingsSource(
         _CommandLine,
         root_parser=parser,

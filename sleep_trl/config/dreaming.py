@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from .reward import JudgeSpec, RewardSpec, names_a_function
+from .reward import JudgeSpec, RewardSpec, names_a_function, refuse_bare_file
 from .sections import Section
 
 MEASURES = ("quiz", "questions", "heldout_loss")
@@ -120,6 +120,7 @@ class DreamConfig(Section):
     @field_validator("measure")
     @classmethod
     def _check_measure(cls, value: str) -> str:
+        refuse_bare_file(value)
         if value not in MEASURES and not names_a_function(value):
             raise ValueError(
                 f"{value!r} is not a measure; give one of {', '.join(MEASURES)}, or your own as "

@@ -13,3 +13,5 @@ TRY_AGAIN = getattr(os, "EX_TEMPFAIL", 75)
 """Another process works on the run, or has changed what a night began with."""
 STOPPED = 130
 """Stopped by Ctrl-C."""
+TERMINATED = 143
+"""Stopped by SIGTERM."""

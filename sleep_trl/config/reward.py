@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -11,6 +13,26 @@ def names_a_function(value: str) -> bool:
     """Return whether a name has the form package.module:function or path/to/file.py:function."""
     place, _, function = value.rpartition(":")
     return bool(place) and function.isidentifier()
+
+
+def refuse_bare_file(value: str) -> None:
+    """Raise `ValueError` for a name that is a Python file, without a function in it. Runs no code."""
+    file = value.removesuffix(":")
+    if not file.endswith(".py"):
+        return
+    found = _functions_of(Path(file).expanduser())
+    defined = f". It defines: {', '.join(found)}" if found else ""
+    raise ValueError(f"{value!r} is a file; name a function in it: {file}:function{defined}")
+
+
+def _functions_of(file: Path) -> list[str]:
+    """Return the names of a file's public functions, or none if it cannot be read."""
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    functions = [node for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [function.name for function in functions if not function.name.startswith("_")]
 
 
 class JudgeSpec(BaseModel):
@@ -59,6 +81,13 @@ class RewardSpec(BaseModel):
         """Whether it names a reward model, not a function."""
         return "/" in self.name and ":" not in self.name
 
+    @property
+    def has_model(self) -> bool:
+        """Whether it is known to load a model: its own, one given in `params`, or a judge's other than lexical."""
+        judge = self.params.get("judge")
+        name = judge.get("name") if isinstance(judge, dict) else judge
+        return self.is_model or bool(self.params.get("model")) or name not in (None, "lexical")
+
     @model_validator(mode="before")
     @classmethod
     def _read_name(cls, value: Any) -> Any:
@@ -67,13 +96,9 @@ class RewardSpec(BaseModel):
     @field_validator("name")
     @classmethod
     def _check_name(cls, value: str) -> str:
+        refuse_bare_file(value)
         place, colon, function = value.rpartition(":")
-        if (
-            not colon
-            and "." in value
-            and not value.endswith(".py")
-            and all(part.isidentifier() for part in value.split("."))
-        ):
+        if not colon and "." in value and all(part.isidentifier() for part in value.split(".")):
             place, colon, function = value.rpartition(".")  # as for `trl grpo --reward_funcs`
             return f"{place}:{function}"
         if not colon and "/" in value:

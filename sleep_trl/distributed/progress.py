@@ -1,10 +1,13 @@
-"""Progress of a night: a bar with the remaining time for each phase, and a line when it is done."""
+"""Progress of a night: for each phase a bar with the remaining time or, without a terminal, a line each minute."""
 
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 
 from accelerate import PartialState
 from rich.console import RenderableType
@@ -18,6 +21,8 @@ console = PlainConsole()
 
 Advance = Callable[[float], None]
 """Called with the units of work done since the last call."""
+
+LINE_EVERY = 60.0  # seconds between two lines of a phase without a terminal
 
 
 def echo(message: RenderableType, style: str | None = None) -> None:
@@ -35,7 +40,8 @@ def echo(message: RenderableType, style: str | None = None) -> None:
 
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Advance]:
-    """Show a progress bar with the remaining time, on the main process only.
+    """Show a progress bar with the remaining time or, without a terminal, print a line each minute. Only the main
+    process does.
 
     Args:
         description (`str`):
@@ -44,6 +50,16 @@ def bar(description: str, total: int) -> Iterator[Advance]:
             Units of work of all processes together. Each process advances the bar on behalf of all.
     """
     state = PartialState()
+    if state.is_main_process:
+        with (_live if console.is_terminal else _lines)(description, total) as advance:
+            yield lambda done: advance(done * state.num_processes)
+    else:
+        yield lambda done: None
+
+
+@contextmanager
+def _live(description: str, total: int) -> Iterator[Advance]:
+    """Show a bar that is gone at the end."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -52,10 +68,33 @@ def bar(description: str, total: int) -> Iterator[Advance]:
         TextColumn("left", markup=False),
         TimeRemainingColumn(),
     )
-    is_seen = state.is_main_process and console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=not is_seen) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(visible(description), total=total)
-        yield lambda done: progress.update(task, advance=done * state.num_processes)
+        yield lambda done: progress.update(task, advance=done)
+
+
+@contextmanager
+def _lines(description: str, total: int) -> Iterator[Advance]:
+    """Print what is done each minute, from a thread: one batch can take minutes."""
+    done, begun, is_over = 0.0, time.monotonic(), threading.Event()
+
+    def advance(units: float) -> None:
+        nonlocal done
+        done += units
+
+    def print_lines() -> None:
+        while not is_over.wait(LINE_EVERY):
+            elapsed = timedelta(seconds=int(time.monotonic() - begun))
+            line = f"{description}: {min(round(done), total):,} of {total:,} after {elapsed}"
+            console.print(line, soft_wrap=True)
+
+    thread = threading.Thread(target=print_lines, daemon=True)
+    thread.start()
+    try:
+        yield advance
+    finally:
+        is_over.set()
+        thread.join()
 
 
 class StepBar(TrainerCallback):
@@ -67,7 +106,8 @@ class StepBar(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        self._bar = bar(self.description, state.max_steps)
+        # Without a terminal, `on_log` prints lines of its own.
+        self._bar = bar(self.description, state.max_steps) if console.is_terminal else nullcontext(lambda done: None)
         self._advance = self._bar.__enter__()
         self._processes = PartialState().num_processes
         self._advance(state.global_step / self._processes)

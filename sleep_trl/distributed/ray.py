@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -122,7 +124,10 @@ def _init(address: str, **options: object) -> None:
     except ImportError as error:
         raise ImportError("This needs Ray, which is not installed: pip install 'sleep-trl[ray]'.") from error
     with _without({*LAUNCHER, *(name for name in os.environ if name.startswith(ACCELERATE))}):
+        former = signal.getsignal(signal.SIGTERM)
         ray.init(address, logging_level="warning", log_to_driver=False, **options)
+        if callable(former) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, former)  # Ray's only exits
 
 
 @contextmanager

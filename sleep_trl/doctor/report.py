@@ -31,15 +31,15 @@ class Case:
             How it will be launched; by default as one process.
         port (`int`, *optional*):
             Port where the model will be served.
-        check_rewards (`Callable[[RunInputs], object]`, *optional*):
-            Raises `ValueError` for a reward that cannot be created.
+        check_rewards (`Callable[[RunInputs], Iterable[str]]`, *optional*):
+            Raises `ValueError` for a reward that cannot be created, and returns warnings.
     """
 
     config: RunConfig | None = None
     config_error: str = ""
     launch: Launch = field(default_factory=Launch)
     port: int | None = None
-    check_rewards: Callable[[RunInputs], object] | None = None
+    check_rewards: Callable[[RunInputs], Iterable[str]] | None = None
 
     @property
     def run(self) -> RunConfig:

@@ -121,7 +121,8 @@ def check_rewards(case: Case) -> Finding:
     """Create the rewards that the run names."""
     if case.check_rewards is None:
         return skipped("not checked")
-    case.check_rewards(case.inputs)
+    if warnings := list(case.check_rewards(case.inputs)):
+        return replace(from_error(" ".join(warnings)), state="warning")
     return ok(", ".join(reward.name for reward in case.run.rewards))
 
 

@@ -12,6 +12,9 @@ import json
 import logging
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +30,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers import modeling_gguf_pytorch_utils as reader
 from transformers.utils import cached_file
 
 from ..config.model_name import is_gguf
@@ -165,18 +169,30 @@ def _read(source: Path, *classes: Any) -> list[Any]:
         raise ValueError(f"model: {source} is a GGUF file; to read it, run `pip install 'sleep-trl[gguf]'`.")
     options: dict[str, Any] = {"gguf_file": source.name, "trust_remote_code": False}
     try:
-        return [
-            cls.from_pretrained(
-                source.parent, **options, **({"dtype": torch.bfloat16} if cls is AutoModelForCausalLM else {})
-            )
-            for cls in classes
-        ]
+        with _bar_on_terminals_only():
+            return [
+                cls.from_pretrained(
+                    source.parent, **options, **({"dtype": torch.bfloat16} if cls is AutoModelForCausalLM else {})
+                )
+                for cls in classes
+            ]
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # whatever transformers raises
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"model: transformers cannot read {source} ({reason}). Give a GGUF of an architecture that it "
             f"supports, or the original checkpoint as safetensors."
         ) from None
+
+
+@contextmanager
+def _bar_on_terminals_only() -> Iterator[None]:
+    """Context manager that keeps the bar of transformers' conversion out of log files, where each refresh is a line."""
+    former = reader.tqdm
+    reader.tqdm = partial(former, disable=None)
+    try:
+        yield
+    finally:
+        reader.tqdm = former
 
 
 def _set_special_tokens(source: Path, tokenizer: PreTrainedTokenizerBase, *configs: Any) -> None:

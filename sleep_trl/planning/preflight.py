@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from operator import attrgetter
 
 import torch
@@ -61,15 +62,15 @@ CHECKS: tuple[Callable[[RunInputs], object], ...] = (
 """In this order: what a later one needs was checked by an earlier one."""
 
 
-def preflight(inputs: RunInputs, check_trainer: Callable[[RunInputs], object] | None = None) -> Plan:
+def preflight(inputs: RunInputs, check_trainer: Callable[[RunInputs], Iterable[str]] | None = None) -> Plan:
     """Check a run without loading a weight, and work out what it will be like. Writes nothing.
 
     Args:
         inputs (`RunInputs`):
             Of the run.
-        check_trainer (`Callable[[RunInputs], object]`, *optional*):
-            Raises `ValueError` for trainer arguments or rewards that cannot be used, see `sleep_trl.launch.checks`.
-            Without it they are not checked.
+        check_trainer (`Callable[[RunInputs], Iterable[str]]`, *optional*):
+            Raises `ValueError` for trainer arguments or rewards that cannot be used, and returns warnings, see
+            `sleep_trl.launch.checks`. Without it they are not checked.
 
     Returns:
         `Plan`: the run in numbers.
@@ -79,9 +80,9 @@ def preflight(inputs: RunInputs, check_trainer: Callable[[RunInputs], object] | 
     """
     for check in CHECKS:
         check(inputs)
-    if check_trainer:
-        check_trainer(inputs)
+    warnings = check_trainer(inputs) if check_trainer else ()
     plan = make_plan(inputs)
+    plan = replace(plan, warnings=(*plan.warnings, *warnings))
     check_disk(inputs.config.output_dir, plan.disk_bytes)
     return plan
 
@@ -154,7 +155,7 @@ def plan_peak(inputs: RunInputs, shape: Shape) -> Peak:
     others = {
         "dreaming": config.dream.rounds > 0,
         f"the engine ({engine})": engine != "transformers" and not has_vllm,
-        "models of rewards": any(reward.name != "imitation" or reward.params for reward in config.rewards),
+        "models of rewards": any(reward.has_model for reward in config.rewards),
     }
     askings = find_askings(inputs)
     gathers = engine == "transformers" and config.seeding.extra.get("ds3_gather_for_generation", True)

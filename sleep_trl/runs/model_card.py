@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -18,6 +18,7 @@ Form = Literal["checkpoint", "adapter"]
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 SHOWN_SOURCES = 4  # of an entry
 MAX_LABEL = 60  # characters of a source
+FILE = re.compile(r".*/.*\.[A-Za-z]\w*", re.DOTALL)  # no name of a data set, such as org/name
 
 HOW_TO_LOAD: dict[Form, str] = {
     "checkpoint": """An ordinary checkpoint of its base's architecture, with wider MLPs:
@@ -125,7 +126,7 @@ def _loaded_by(base: str, repository: str | None, revision: str) -> str:
 
 
 def _row(entry: LedgerEntry, newest: LedgerEntry) -> dict[str, Any]:
-    sources = list(dict.fromkeys(source.source for source in entry.sources))
+    sources = list(dict.fromkeys(_shown_source(source.source) for source in entry.sources))
     more = f" and {len(sources) - SHOWN_SOURCES} more" if len(sources) > SHOWN_SOURCES else ""
     before, after = (entry.metrics.get(when, {}).get("recall") for when in ("before", "after"))
     last = newest.metrics.get("after", {})
@@ -141,6 +142,13 @@ def _row(entry: LedgerEntry, newest: LedgerEntry) -> dict[str, Any]:
     }
 
 
+def _shown_source(source: str) -> str:
+    """Return a source as it may be published: of a file or a folder its name, without the folders around it."""
+    is_url = "://" in source
+    is_path = source.startswith(("/", "~/")) or FILE.fullmatch(source)
+    return PurePath(source).name if is_path and not is_url else source
+
+
 def _skill(newest: LedgerEntry) -> str:
     """Say what the base skill was before and after the newest night, and on what it was measured."""
     before, after = (newest.metrics.get(when) or {} for when in ("before", "after"))
@@ -153,7 +161,7 @@ def _skill(newest: LedgerEntry) -> str:
     if (pair := _pair("perplexity", before, after)) is not None:
         on = _escaped(names["perplexity"])
         sentences.append(
-            f"The perplexity on {on} was {pair[0]:.2f} before the newest night and {pair[1]:.2f} after it."
+            f"The perplexity (on {on}) was {pair[0]:.2f} before the newest night and {pair[1]:.2f} after it."
         )
     return " ".join(sentences)
 

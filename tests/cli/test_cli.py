@@ -125,6 +125,7 @@ def test_night_is_launch_sleep(call):
     code, _, err = call("night", "--memories", "absent.jsonl", "--model", "absent", "--seeding.steps", "0")
     assert code == 2 and "seeding.steps" in err
     code, out, _ = call("night", "--help")
+    assert "--json" in out and "print results.json without history" in " ".join(out.split())
     assert code == 0 and "--seeding.alpha" in out
 
 

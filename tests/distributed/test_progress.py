@@ -1,9 +1,11 @@
 import math
+import time
 from types import SimpleNamespace
 
 import pytest
 
-from sleep_trl.distributed.progress import StepBar, console
+from sleep_trl.distributed import progress
+from sleep_trl.distributed.progress import StepBar, bar, console
 
 
 @pytest.mark.parametrize(
@@ -14,3 +16,37 @@ def test_a_log_window_without_any_reward_is_shown(reward, shown, capsys) -> None
     state = SimpleNamespace(global_step=3, max_steps=5)
     StepBar("Seeding").on_log(None, state, None, logs={"loss": 1.0, "reward": reward})
     assert f"step 3 of 5, loss 1.0000{shown}" in capsys.readouterr().out
+
+
+def test_a_phase_prints_lines_without_a_terminal(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.02)
+    with bar("Writing statement", 3600) as advance:
+        advance(1200)
+        time.sleep(0.3)  # a batch that takes long
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and all(line.startswith("Writing statement: 1,200 of 3,600 after 0:00:0") for line in lines)
+
+
+def test_a_short_phase_prints_no_line(capsys) -> None:
+    with bar("Writing statement", 3) as advance:
+        advance(3)
+    assert capsys.readouterr().out == ""
+
+
+def test_only_the_main_process_prints_lines(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.02)
+    monkeypatch.setattr(progress, "PartialState", lambda: SimpleNamespace(is_main_process=False, num_processes=2))
+    with bar("Writing statement", 3) as advance:
+        advance(1)
+        time.sleep(0.1)
+    assert capsys.readouterr().out == ""
+
+
+def test_steps_are_not_printed_twice(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.02)
+    state, steps = SimpleNamespace(global_step=0, max_steps=5), StepBar("Seeding")
+    steps.on_train_begin(None, state, None)
+    time.sleep(0.1)
+    steps.on_step_end(None, state, None)
+    steps.on_train_end(None, state, None)
+    assert capsys.readouterr().out == ""

@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 
-from sleep_trl.config.exit_codes import DONE, FAILURE, STOPPED, TRY_AGAIN, USER_ERROR
+from sleep_trl.config.exit_codes import DONE, FAILURE, STOPPED, TERMINATED, TRY_AGAIN, USER_ERROR
 from tests.docs.test_pages import ROOT, text_of
 
 MESSAGES = re.findall(r"^\| `([^`]*)` \| .* \| .* \|$", text_of("docs/faults.md"), re.MULTILINE)
@@ -45,4 +45,11 @@ def test_a_message_that_is_gone_is_found() -> None:
 
 def test_the_exit_codes_are_those_of_the_code() -> None:
     (line,) = re.findall(r"Exit codes: (.*?)\.", text_of("docs/faults.md").replace("\n", " "))
-    assert [int(code) for code in re.findall(r"\b\d+\b", line)] == [DONE, FAILURE, USER_ERROR, TRY_AGAIN, STOPPED]
+    assert [int(code) for code in re.findall(r"\b\d+\b", line)] == [
+        DONE,
+        FAILURE,
+        USER_ERROR,
+        TRY_AGAIN,
+        STOPPED,
+        TERMINATED,
+    ]

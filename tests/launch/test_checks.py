@@ -10,7 +10,13 @@ import yaml
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
+from sleep_trl.config.command_line import parse
+from sleep_trl.doctor.report import Case
+from sleep_trl.doctor.run import check_rewards
 from sleep_trl.launch import sleep
+from sleep_trl.launch.checks import check_trainer
+from sleep_trl.planning.inputs import RunInputs
+from sleep_trl.planning.preflight import preflight
 from tests.tiny_runs import arguments, write_model
 
 PLUGIN = """
@@ -23,6 +29,15 @@ async def fine_async(completions, completion_ids, trainer_state, **columns):
 
 def broken(completions, **columns):
     return [float(len(text) / 0) for text in completions]
+
+def silent(completions, **columns):
+    return [None] * len(completions)
+
+async def silent_async(completions, **columns):
+    return [None] * len(completions)
+
+def partly_silent(completions, **columns):
+    return [None, 1.0]
 
 def too_few(completions, **columns):
     return [1.0]
@@ -41,6 +56,11 @@ def refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str], **options: object
     code = sleep.main([*arguments(**given), "--dry_run"])
     assert not (tmp_path / "run").exists()
     return code, " ".join(capsys.readouterr().err.split())
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return a plan as printed, without the lines around and between its cells."""
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
@@ -91,6 +111,22 @@ def test_a_reward_that_fails_is_refused(tmp_path, capsys, name, reason):
 def test_a_reward_gets_rows_like_those_of_the_night(tmp_path, capsys, name):
     (tmp_path / "mine.py").write_text(PLUGIN)
     assert refuse(tmp_path, capsys, rewards=json.dumps(["imitation", f"{tmp_path}/mine.py:{name}"])) == (0, "")
+
+
+@pytest.mark.parametrize(("name", "is_silent"), [("silent", True), ("silent_async", True), ("partly_silent", False)])
+def test_a_reward_without_a_value_is_a_warning(tmp_path, capsys, name, is_silent):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    memories = tmp_path / "docs.jsonl"
+    memories.write_text(json.dumps({"text": "the cat sleeps while it eats hats.", "level": 0.5}))
+    given = {"model": write_model(tmp_path / "model"), "memories": memories, "output_dir": tmp_path / "run"}
+    words = arguments(**given, rewards=json.dumps(["imitation", f"{tmp_path}/mine.py:{name}"]))
+    inputs = RunInputs(parse(words))
+    warned = [w for w in preflight(inputs, check_trainer).warnings if "None for two made-up rows" in w]
+    assert len(warned) == is_silent and all(f"mine.py:{name}" in w for w in warned)
+    found = check_rewards(Case(config=inputs.config, check_rewards=check_trainer))
+    assert (found.state, found.remedy) == (("warning", "Check when it returns None.") if is_silent else ("ok", ""))
+    assert sleep.main([*words, "--dry_run"]) == 0
+    assert ("None for two made-up rows" in shown(capsys)) == is_silent
 
 
 def test_only_a_report_that_is_asked_for_needs_plotly(tmp_path, capsys, monkeypatch):

@@ -179,6 +179,12 @@ def test_a_model_that_knows_nothing_is_refused(file, tmp_path) -> None:
     assert not (tmp_path / "plain").exists()
 
 
+def test_the_conversion_draws_no_bar_in_a_log(file, tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(converter, "BROKEN", 10)
+    convert_gguf(file, tmp_path / "plain")
+    assert "it/s" not in capfd.readouterr().err
+
+
 def test_what_is_no_gguf_file_is_named(tmp_path) -> None:
     (tmp_path / "empty.gguf").write_bytes(b"")
     with pytest.raises(ValueError, match="transformers cannot read"):

@@ -248,6 +248,19 @@ def test_generation_settings_of_a_checkpoint_change_nothing(model, finished, tmp
     assert entry.fingerprint == expected.fingerprint
 
 
+def test_sigterm_says_how_to_resume(model, finished):
+    folder = finished.parent / "terminated"
+    command = [sys.executable, str(ROOT / "launch" / "sleep.py"), *arguments(model, folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (folder / "phases" / "evaluate_before.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    _, printed = process.communicate()
+    assert process.returncode == 143
+    assert printed.endswith(f"Stopped. Resume {folder} with the same command and --resume.\n"), printed
+
+
 def test_kill_minus_nine_loses_nothing(model, finished):
     folder = finished.parent / "killed"
     command = [sys.executable, str(ROOT / "launch" / "sleep.py"), *arguments(model, folder)]

@@ -331,6 +331,14 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     "no rewards": (options(rewards="[]"), r"rewards: .*at least 1 item"),
     "unknown reward": (options(rewards='["imitaton"]'), r"no reward 'imitaton'; registered: .*imit"),
     "reward of a missing file": (options(rewards='["no.py:f"]'), r"no\.py does not exist"),
+    "reward of a file without a function": (
+        file("hands.py", HANDS, rewards='["imitation", "./hands.py"]'),
+        r"rewards\.1\.name: '\./hands\.py' is a file; name a function in it: \./hands\.py:function\. It defines: one",
+    ),
+    "measure of a file without a function": (
+        file("hands.py", HANDS, dream__measure="hands.py"),
+        r"dream\.measure: 'hands\.py' is a file; name a function in it: hands\.py:function\. It defines: one_arg",
+    ),
     "reward that does not import": (
         file("my.py", "from nothing_of_this_name import f", rewards='["my.py:f"]'),
         r"my\.py does not import: ModuleNotFoundError",
@@ -350,6 +358,10 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
     "unknown parameter of a reward": (
         options(rewards='[{"name": "imitation", "params": {"gama": 1}}]'),
         r"has no parameter 'gama'; allowed: ",
+    ),
+    "parameter of a reward that takes none": (
+        file("a.py", "def f(completions, reference, **c): ...", rewards='[{"name": "a.py:f", "params": {"a": 1}}]'),
+        r"Reward 'a\.py:f' has no parameter 'a'; it takes none\.",
     ),
     "judge without a model": (
         options(rewards=judged("lm", model="./no_judge")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -83,14 +84,15 @@ def test_a_teacher_that_writes_nothing_usable_is_reported(
     assert "Traceback" not in printed
 
 
-def test_ctrl_c_before_the_night_is_begun_promises_no_resume(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_before_the_night_is_begun_promises_no_resume(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, code: int
 ) -> None:
     def interrupt(*args: object, **kwargs: object) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", interrupt)
-    assert sleep.main(make_arguments(place, options())) == 130
+    assert sleep.main(make_arguments(place, options())) == code
     assert capsys.readouterr().err == "Stopped before the run began.\n"
     assert not (place / "run").exists()
 

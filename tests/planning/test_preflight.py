@@ -55,6 +55,29 @@ def test_plan_counts_what_a_memory_counts(tmp_path: Path, form: str) -> None:
     assert not (tmp_path / "run").exists()
 
 
+LEXICAL = {"name": "imitation", "params": {"gamma": 0.2, "judge": {"name": "lexical"}}}
+
+
+@pytest.mark.parametrize(
+    ("reward", "has_model"),
+    [
+        ("imitation", False),
+        (LEXICAL, False),
+        ("my.py:f", False),
+        ({"name": "my.py:f", "params": {"slack": 4}}, False),
+        ({"name": "my.py:make", "params": {"model": "org/name"}}, True),
+        ({"name": "imitation", "params": {"judge": {"name": "lm", "params": {"model": "org/name"}}}}, True),
+        ({"name": "imitation", "params": {"judge": "sentence_transformer"}}, True),
+        ("org/name", True),
+    ],
+)
+def test_only_models_of_rewards_are_said_not_to_be_counted(
+    model: Path, tmp_path: Path, reward: object, has_model: bool
+) -> None:
+    plan = preflight(RunInputs(config_of(model, tmp_path, rewards=json.dumps([reward]))))
+    assert plan.peak.not_counted == (("models of rewards",) if has_model else ())
+
+
 def test_plan_counts_windows_samples_and_rollouts(model: Path, tmp_path: Path) -> None:
     config = config_of(
         model,

@@ -231,6 +231,33 @@ def test_card_escapes_labels(place):
     assert "secret/place" not in card and "base_model:" not in card and "`model`" in card
 
 
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("/home/ada/diary/may.md", "may.md"),
+        ("~/diary/may.jsonl", "may.jsonl"),
+        ("../diary/may.md", "may.md"),
+        ("/data/sets/letters", "letters"),
+        ("org/letters-v1.5", "org/letters-v1.5"),
+        ("https://example.org/a/page.html", "https://example.org/a/page.html"),
+        ("The Crier, 1/2", "The Crier, 1/2"),
+    ],
+)
+def test_card_names_files_without_their_folders(source, shown):
+    card = model_card("org/base", [entry(1, (source, source), {"recall": 1.0})], {0}, "adapter")
+    assert f"| 2 | {shown} |" in card
+
+
+def test_card_says_on_what_the_perplexity_was_measured():
+    metrics = {"before": {"perplexity": 26.06, "probes": {"perplexity": "40 shipped prose texts, 9,564 tokens"}}}
+    learned = entry(1, ("a",), {}).model_copy(update={"metrics": metrics | {"after": {"perplexity": 26.47}}})
+    card = model_card("org/base", [learned], {0}, "adapter")
+    sentence = (
+        "The perplexity (on 40 shipped prose texts, 9,564 tokens) was 26.06 before the newest night and 26.47 after"
+    )
+    assert sentence in card
+
+
 def test_card_of_a_gguf_file_names_its_repository_and_how_to_load_it():
     learned = [entry(1, ("a",), {"recall": 1.0})]
     on_hub = model_card("org/repo-GGUF/m.Q4_1.gguf", learned, {0}, "adapter")

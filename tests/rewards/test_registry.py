@@ -12,6 +12,7 @@ from sleep_trl.rewards import (
     REWARDS,
     ImitationReward,
     RewardSpec,
+    check,
     judge,
     make_judge,
     resolve,
@@ -79,6 +80,15 @@ def test_names_of_functions_and_of_models(given, name, is_model) -> None:
     assert (spec.name, spec.is_model) == (name, is_model)
 
 
+@pytest.mark.parametrize(("source", "defined"), [("def f(): ...", ". It defines: f"), ("def f(:", ""), (None, "")])
+def test_a_file_without_a_function(tmp_path, source, defined) -> None:
+    path = tmp_path / "mine.py"
+    if source is not None:
+        path.write_text(f"{source}\ndef _own(): ...\nraise SystemExit")
+    with pytest.raises(ValidationError, match=rf"is a file; name a function in it: {path}:function{defined} \[type"):
+        RewardSpec(name=str(path))
+
+
 def test_register_and_resolve(monkeypatch) -> None:
     monkeypatch.setitem(REWARDS, "constant", None)  # undone after the test, with what the test registers
     del REWARDS["constant"]
@@ -137,6 +147,16 @@ def test_params_of_a_plain_function() -> None:
         resolve({"name": BREVITY, "params": {"completions": []}})
 
 
+@pytest.mark.parametrize(
+    ("arguments", "takes"),
+    [("reference", "it takes none"), ("reference, topic, slack=4", "allowed: slack"), ("*, mood", "allowed: mood")],
+)
+def test_columns_are_no_parameters(plugin, arguments, takes) -> None:
+    name = plugin(f"def scored(completions, {arguments}, **columns): ...")
+    with pytest.raises(ValueError, match=rf"has no parameter 'a'; {takes}\.$"):
+        check({"name": name, "params": {"a": 1}}, ("reference",), lambda: ("topic",))
+
+
 def test_files_of_one_name_do_not_meet(tmp_path) -> None:
     before, names = list(sys.path), []
     for value in (1, 2):
@@ -165,9 +185,14 @@ def test_function_in_a_module(plugin, tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import no_such_module_at_all", "does not import: ModuleNotFoundError: No module named"),
-        ("def scored(:", "does not import: SyntaxError"),
-        ("raise SystemExit(3)", "does not import: SystemExit: 3"),
+        (
+            "\nimport no_such_module_at_all",
+            r"does not import: ModuleNotFoundError: No module named '\w+' \(line 2\)\. Its folder is not on the path: ",
+        ),
+        ("\n\ndef scored()", r"does not import: SyntaxError: expected ':' \(line 3\)\. Correct it\.$"),
+        ("\nif 1:\nx = 2", r"does not import: IndentationError: expected an indented block .* \(line 3\)\. Correct it"),
+        ("def f():\n    raise SystemExit(3)\n\nf()", r"does not import: SystemExit: 3 \(line 4\)\. Correct it\.$"),
+        ("limit = len(3)", r"does not import: TypeError: .* \(line 1\)\. Correct it\.$"),
         ("def score(**columns): ...", "has no function 'scored'; its functions: score"),
         ("from os.path import join", "its functions: none"),
         ("scored = 3", "is a int; name a function"),
@@ -199,6 +224,18 @@ def test_wrong_file(plugin, source, message) -> None:
 def test_wrong_name(name, message) -> None:
     with pytest.raises(ValueError, match=message):
         resolve(name)
+
+
+def test_a_mistake_in_a_module_is_told_by_file_and_line(tmp_path, monkeypatch) -> None:
+    (tmp_path / "module_with_a_mistake.py").write_text("x = 1\nx = = 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    place = rf"line 2 of {tmp_path}/module_with_a_mistake\.py"
+    with pytest.raises(ValueError, match=rf"does not import: SyntaxError: invalid syntax \({place}\)\. Correct it\.$"):
+        resolve("module_with_a_mistake:f")
+    mine = tmp_path / "mine.py"
+    mine.write_text("import module_with_a_mistake\n")
+    with pytest.raises(ValueError, match=rf"mine\.py does not import: SyntaxError: invalid syntax \({place}\)"):
+        resolve(f"{mine}:f")
 
 
 def test_keyboard_interrupt_in_a_file_passes(plugin) -> None:

@@ -98,7 +98,7 @@ class RolloutsBegin(TrainerCallback):
 def load_rewards(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[GuardedReward]:
     """Resolve the run's rewards and load what they need, unsharded on each process."""
     eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-    defaults = {"gamma": config.seeding.gamma, "z0": config.seeding.z0, "eos_token_ids": eos}
+    defaults: dict[str, Any] = {"gamma": config.seeding.gamma, "z0": config.seeding.z0, "eos_token_ids": eos}
     rewards = [resolve(reward, **defaults) for reward in config.rewards]
     with sharding(None):
         for reward in rewards:
