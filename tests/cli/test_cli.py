@@ -76,6 +76,10 @@ def test_what_will_be_lost_is_said_before_anything_is_dropped(call, tmp_path, mo
     assert (run / "ledger.jsonl").read_bytes() == before and "Aborted" in err
     code, _, err = call(*drop)
     assert code == 1 and "because the run has no wake buffer (give --buffer for that): c, d." in err
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    code, out, err = call(*drop, "--buffer", "wake.db")
+    assert (code, out) == (2, "") and "texts were not found: c. Nothing was dropped" in err
+    assert "--yes" in err and "--buffer" in err and (run / "ledger.jsonl").read_bytes() == before
     assert call(*drop, "--buffer", "wake.db", "--yes")[0] == 0
     assert read_ledger(run / "ledger.jsonl")[1].dropped
 
