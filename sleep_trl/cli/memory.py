@@ -39,7 +39,7 @@ def list_(run: Run, json: Json = False) -> None:
         "state": lambda row: f"in {row['into']}" if row["into"] else row["state"],
         "level": lambda row: row["level"],
         "records": lambda row: row["records"],
-        "recall": lambda row: change(row["metrics"]["recall"]),
+        "recall": lambda row: _figures(row, "recall"),
         "sources": lambda row: _shorten(row["sources"]),
     }
     table([describe(found, entry) for entry in found.entries], json, columns)
@@ -161,6 +161,12 @@ def _enable(run: Path, name: str, is_enabled: bool, model: str | None, as_json: 
     show([row], as_json, lambda row: f"{row['entry']} is {row['state']}.")
 
 
+def _figures(row: Row, name: str) -> str:
+    """Return a measure before and after, or nothing for an entry that holds others and was not measured itself."""
+    figures = row["metrics"][name]
+    return "" if row["holds"] and figures == [None, None] else change(figures)
+
+
 def _shorten(sources: list[str]) -> str:
     return ", ".join(sources[:1]) + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
 
@@ -174,7 +180,7 @@ def _entry_text(row: Row) -> str:
         f"expert       {row['expert']} of level {row['level']}, {row['fingerprint'][:12]}",
         f"base         {row['base'][:12]}",
         f"parents      {', '.join(row['parents']) or 'none'}",
-        *(f"{name:<12} {change(figures)}" for name, figures in row["metrics"].items()),
+        *(f"{name:<12} {figures}" for name in row["metrics"] if (figures := _figures(row, name))),
         *(f"record       {record['sha256'][:12]}  {record['id']}  {record['source']}" for record in row["records"]),
     ]
     return "\n".join(lines)
