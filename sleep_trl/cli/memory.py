@@ -39,7 +39,7 @@ def list_(run: Run, json: Json = False) -> None:
         "state": lambda row: f"in {row['into']}" if row["into"] else row["state"],
         "level": lambda row: row["level"],
         "records": lambda row: row["records"],
-        "recall": lambda row: change(row["metrics"]["recall"]),
+        "recall": lambda row: _figures(row, "recall"),
         "sources": lambda row: _shorten(row["sources"]),
     }
     table([describe(found, entry) for entry in found.entries], json, columns)
@@ -87,7 +87,7 @@ def drop(
         typer.Option(help="Drop or keep later entries, which depend on it."),
     ] = None,
     model: Model = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, although records would be lost.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Drop without asking, although records would be lost.")] = False,
     json: Json = False,
 ) -> None:
     """Drop an entry for good: reset its expert and queue its records for the next night.
@@ -112,9 +112,7 @@ def drop(
         from ..publish.unlearn import records_to_lose
 
         if lost := records_to_lose(found, names, opened, source, later):
-            _warn_about_loss([record.id for record in lost], has_buffer=opened is not None)
-            if sys.stdin.isatty() and not yes:
-                typer.confirm("Drop it all the same?", abort=True, err=True)
+            _confirm_loss(_loss_text([record.id for record in lost], opened is not None), yes)
         done = drop_entries(found, names, opened, source, later, model)
     row = {
         "dropped": list(done.entries),
@@ -163,6 +161,12 @@ def _enable(run: Path, name: str, is_enabled: bool, model: str | None, as_json: 
     show([row], as_json, lambda row: f"{row['entry']} is {row['state']}.")
 
 
+def _figures(row: Row, name: str) -> str:
+    """Return a measure before and after, or nothing for an entry that holds others and was not measured itself."""
+    figures = row["metrics"][name]
+    return "" if row["holds"] and figures == [None, None] else change(figures)
+
+
 def _shorten(sources: list[str]) -> str:
     return ", ".join(sources[:1]) + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
 
@@ -176,17 +180,34 @@ def _entry_text(row: Row) -> str:
         f"expert       {row['expert']} of level {row['level']}, {row['fingerprint'][:12]}",
         f"base         {row['base'][:12]}",
         f"parents      {', '.join(row['parents']) or 'none'}",
-        *(f"{name:<12} {change(figures)}" for name, figures in row["metrics"].items()),
+        *(f"{name:<12} {figures}" for name in row["metrics"] if (figures := _figures(row, name))),
         *(f"record       {record['sha256'][:12]}  {record['id']}  {record['source']}" for record in row["records"]),
     ]
     return "\n".join(lines)
 
 
-def _warn_about_loss(names: list[str], has_buffer: bool) -> None:
-    """Say which records will not be queued again, before anything is dropped."""
+def _confirm_loss(loss: str, is_confirmed: bool) -> None:
+    """Say what will be lost before anything is dropped, and ask, unless `--yes` was given.
+
+    Raises:
+        `ValueError`: if there is no terminal to ask on.
+    """
+    is_terminal = sys.stdin.isatty()
+    if not (is_confirmed or is_terminal):
+        raise ValueError(
+            f"{loss} Nothing was dropped, because there is no terminal to ask on. Give --yes to drop it all the same, "
+            f"or --buffer with a wake buffer that queues them or has their texts."
+        )
+    say(loss)
+    if not is_confirmed:
+        typer.confirm("Drop it all the same?", abort=True, err=True)
+
+
+def _loss_text(names: list[str], has_buffer: bool) -> str:
+    """Name the records that will not be queued again."""
     shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
     why = "their texts were not found" if has_buffer else "the run has no wake buffer (give --buffer for that)"
-    say(f"Records that will not be queued again, because {why}: {shown}.")
+    return f"Records that will not be queued again, because {why}: {shown}."
 
 
 def _drop_text(row: Row) -> str:

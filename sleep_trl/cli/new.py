@@ -37,7 +37,7 @@ def new(
     if not memories.startswith(WAKE):
         check_exists(memories)
     path = folder / FILE
-    run = str(folder.expanduser().absolute() / "run")
+    run = str(_absolute(folder) / "run")
     text = new_file({"model": _lasting(model), "memories": _lasting(memories), "output_dir": run})
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,12 @@ def _lasting(value: str) -> str:
     """Return what is on this machine by its absolute path, so that the file means the same from every folder."""
     prefix = WAKE if value.startswith(WAKE) else ""
     path = Path(value.removeprefix(prefix)).expanduser()
-    return f"{prefix}{path.absolute()}" if prefix or path.exists() else value
+    return f"{prefix}{_absolute(path)}" if prefix or path.exists() else value
+
+
+def _absolute(path: Path) -> Path:
+    """Return an absolute path without `..`. Links stay, except in a path with `..`, whose meaning they change."""
+    return path.resolve() if ".." in path.parts else path.absolute()
 
 
 def _next_steps(row: Row) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, redirect_stdout
@@ -14,6 +15,11 @@ from ..config.visible import visible, visible_json
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 Row = Mapping[str, Any]
+UNITS = (
+    ("hours", 3600.0, 7200.0),
+    ("minutes", 60.0, 120.0),
+    ("s", 1.0, 1.0),
+)  # name, seconds, and from when it is used
 
 
 def say(message: str) -> None:
@@ -77,3 +83,10 @@ def percent(value: float | None) -> str:
 def change(figures: Sequence[float | None]) -> str:
     """Return shares before and after, with an arrow in between."""
     return " → ".join(percent(value) for value in figures)
+
+
+def at_least(seconds: float) -> str:
+    """Return a time as a lower bound: rounded down to two significant digits, in a unit of which there are enough."""
+    name, unit = next(((name, unit) for name, unit, least in UNITS if seconds >= least), ("ms", 1e-3))
+    digit = 10.0 ** (math.floor(math.log10(seconds / unit)) - 1)  # worth of the second digit
+    return f"at least {math.floor(seconds / unit / digit + 1e-9) * digit:,.6g} {name}"

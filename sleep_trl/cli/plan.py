@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .output import as_line, redirect_to_stderr
+from .output import as_line, at_least, redirect_to_stderr
 
 if TYPE_CHECKING:
     from ..planning.gpus import GPU
@@ -24,8 +24,9 @@ def plan(
     """Estimate a night on named GPUs: memory by phase, what travels, and seconds of a step.
 
     Takes the options of `sleep-trl night`, of which only --model is needed, and reads only the model's config.json.
-    Memory is the estimate of every plan, with these lengths in place of a run's texts; seconds follow from the makers'
-    figures and have not been measured. Exit code 2: a phase takes more memory than a GPU has.
+    Memory is the estimate of every plan, with these lengths in place of a run's texts. Seconds follow from the
+    makers' figures and have not been measured; they are lower bounds, far too low for small models, because kernel
+    launches and Python's overhead are not counted. Exit code 2: a phase takes more memory than a GPU has.
     """
     with redirect_to_stderr():
         from ..config.command_line import explain, parse
@@ -65,9 +66,10 @@ def _print(model: str, count: int, gpu: GPU, corpus: Corpus, scale: Scale) -> No
         **{f"  and {name}": f"{size / GB:,.1f} of {scale.capacity / GB:,.1f}" for name, size in scale.phases.items()},
         "weights update": update if scale.update else "none: the model itself generates",
         "gathered in a step": f"{scale.gathered / GB:,.1f} GB a GPU" if scale.gathered else "nothing",
-        "a step": f"{scale.seconds:,.2f} s, with rollouts {scale.rollout_seconds:,.2f} s",
-        "training": f"{scale.steps:,} steps, {scale.night_seconds / 3600:,.1f} hours",
-        "not counted": "dreaming, the seconds of writing and evaluation, models of rewards",
+        "a step": f"{at_least(scale.seconds)}, with rollouts {at_least(scale.rollout_seconds)}",
+        "training": f"{scale.steps:,} steps, {at_least(scale.night_seconds)}",
+        "not counted": "kernel launches, Python's overhead, dreaming, the seconds of writing and evaluation, models of "
+        "rewards",
         "assumed": f"{OF_FLOPS:.0%} of {gpu.flops / 1e12:,.0f} TFLOP/s; {OF_BANDWIDTH:.0%} of "
         f"{gpu.bandwidth / 1e12:,.2f} TB/s, and of {gpu.link / GB:,.0f} GB/s between GPUs",
         "figures by": gpu.source,

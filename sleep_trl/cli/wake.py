@@ -202,5 +202,5 @@ def _print_tally(tally: Tally, as_json: bool, with_reasons: bool = True) -> None
     if (more := tally.rejected.total() - len(tally.reasons)) > 0:
         say(f"and {more:,} more; see `sleep-trl wake list --rejected`.")
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in tally.rejected.most_common())
-    words = f"{tally.added:,} added, {tally.duplicates:,} duplicates, {tally.forgotten:,} already forgotten"
+    words = f"{tally.added:,} added, {counted(tally.duplicates, 'duplicate')}, {tally.forgotten:,} already forgotten"
     show([row], as_json, lambda _: words + (f", rejected: {kinds}" if kinds else ""))

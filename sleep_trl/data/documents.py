@@ -182,7 +182,7 @@ def _text(place: str, values: dict[str, Any], key: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{place}: `{key}` must be a string, not {_kind(value)}.")
     if not value.strip():
-        raise ValueError(f"{place}: `{key}` is empty. Fill it in, or leave out the file or row.")
+        raise ValueError(f"{place}: `{key}` is empty. Fill it in, or leave out the row.")
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -123,7 +123,7 @@ def read_document(path: Path, content: bytes) -> str:
         `InvalidDocument`: if it is not text, or the extra `documents` is needed and not installed.
     """
     if (convert := CONVERTERS.get(path.suffix.lower())) is None:
-        return decode(content)
+        return decode_text(content)
     try:
         text = convert(content)
     except ImportError as error:
@@ -185,6 +185,17 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield file
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from None
+
+
+def decode_text(content: bytes) -> str:
+    """Return the text of a whole file.
+
+    Raises:
+        `InvalidDocument`: if it is not text in UTF-8, or there is none.
+    """
+    if not (text := decode(content)).strip():
+        raise InvalidDocument("no text", "contains no text. Fill it in, or leave it out.")
+    return text
 
 
 def decode(content: bytes) -> str:

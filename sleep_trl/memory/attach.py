@@ -39,7 +39,7 @@ def attach(model: PreTrainedModel, spec: MemorySpec | None = None) -> Memory:
             f"peft_config (--use_peft), or attach to `model.merge_and_unload()`."
         )
     if Memory.of(model) is not None:
-        raise ValueError("This model has a memory already; use Memory.of(model).")
+        raise ValueError("This model has a memory already; sleep_trl.memory.Memory.of(model) returns it.")
     memory = Memory(model, spec or MemorySpec())
     model.sleep_memory = memory
     save_what_loads(model)

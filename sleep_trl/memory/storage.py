@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from ..distributed.zero3 import gathered, whole_shape, writes_files
 from ..runs import checksums
 from ..runs.files import read_json, write_json
-from ..runs.folder import AdapterFolder
+from ..runs.finished import newest_night
+from ..runs.folder import AdapterFolder, RunFolder
 from .memory import Memory
 from .spec import ExpertRecord, MemorySpec
 
@@ -171,9 +172,13 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     """Read and check the `memory.json` of a folder.
 
     Raises:
-        `ValueError`: if it is missing, damaged, or of another format.
+        `ValueError`: if it is missing, damaged, or of another format. Names the folder of a run's experts, if the
+            folder of the run was given.
     """
     path = AdapterFolder(Path(folder)).description
+    inside = RunFolder(newest_night(Path(folder))).adapter
+    if not path.exists() and inside.description.is_file():
+        raise ValueError(f"{folder} is the folder of a run. Give that of its experts: {inside.path}.")
     description = read_json(path)
     missing = {"format", "base", "spec", "experts"} - set(description)
     if missing or description["format"] != FORMAT:

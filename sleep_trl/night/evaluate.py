@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from ..runs.ledger import standing_nights
 from .context import NightContext
 
 MEASURES = {"skill": "reading questions", "perplexity": "perplexity"}
+NOTHING: Mapping[str, str] = {}
 
 
-def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
+def evaluate(ctx: NightContext, when: str, left_out: Mapping[str, str] = NOTHING) -> dict[str, Any]:
     """Ask the questions about the memories and those of earlier nights, and measure the base skill.
 
     Args:
@@ -30,6 +32,9 @@ def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
             The night.
         when (`str`):
             `"before"` or `"after"`.
+        left_out (`Mapping[str, str]`, *optional*):
+            Measures of the base skill that are not taken, each with the reason: after the night, those that were not
+            taken before it.
 
     Returns:
         `dict`: `recall` without context; `with_context`, and the numbers of `questions` and `skill_questions` (only
@@ -63,7 +68,7 @@ def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
         "recall": score(f"without context, {when}", items, False),
         "earlier": {entry: score(f"{entry}, {when}", items, False) for entry, items in earlier_items(ctx).items()},
     }
-    reading, prose = _probes(ctx)
+    reading, prose = _probes(ctx, left_out)
     result["skill"] = score(f"{reading.name}, {when}", reading.items, True)
     with bar(f"Perplexity of {prose.name}, {when}", len(prose.items)) as progress:
         loss = mean_loss(ctx.model, prose.items, progress)
@@ -92,26 +97,31 @@ def evaluate(ctx: NightContext, when: str) -> dict[str, Any]:
     return result
 
 
-def _probes(ctx: NightContext) -> tuple[Probe[QAItem], Probe[list[int]]]:
+def _probes(ctx: NightContext, left_out: Mapping[str, str]) -> tuple[Probe[QAItem], Probe[list[int]]]:
     """Return what measures the base skill: reading questions, and texts for the perplexity."""
     inputs, files = ctx.inputs, ctx.config.evaluation
     name, texts = (path.name if path else "" for path in (files.skill, files.perplexity))
-    return (
-        reading_probe(inputs.skill, name, ctx.prompter, inputs.largest_window, files.max_questions, ctx.config.seed),
-        perplexity_probe(inputs.prose, texts, ctx.tokenizer, inputs.context),
+    reading = reading_probe(
+        inputs.skill, name, ctx.prompter, inputs.largest_window, files.max_questions, ctx.config.seed
     )
+    prose = perplexity_probe(inputs.prose, texts, ctx.tokenizer, inputs.context)
+    if reason := left_out.get("skill"):
+        reading = replace(reading, items=[], left_out=reason)
+    if reason := left_out.get("perplexity"):
+        prose = replace(prose, items=[], left_out=reason)
+    return reading, prose
 
 
-def evaluate_after(ctx: NightContext) -> dict[str, Any]:
-    """Ask again. If the experts are routed and the model itself answers, `load` counts the tokens that each expert got,
-    by layer."""
+def evaluate_after(ctx: NightContext, left_out: Mapping[str, str]) -> dict[str, Any]:
+    """Ask again, without the measures that were `left_out` before the night. If the experts are routed and the model
+    itself answers, `load` counts the tokens that each expert got, by layer."""
     if not ctx.memory.spec.is_routed:
-        return evaluate(ctx, "after")
+        return evaluate(ctx, "after", left_out)
     if isinstance(ctx.engine, SyncedEngine):
         echo("The load of the experts is not counted: the engine has its own weights")
-        return evaluate(ctx, "after")
+        return evaluate(ctx, "after", left_out)
     with ctx.memory.counting():
-        result = evaluate(ctx, "after")
+        result = evaluate(ctx, "after", left_out)
     loads = torch.tensor(gather_object([ctx.memory.load()]))  # (processes, layers, max_experts)
     return result | {"load": loads.sum(0).tolist()}
 

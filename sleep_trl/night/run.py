@@ -107,7 +107,7 @@ def run_night(
     if ctx.relearning:
         ctx.begin_blocks()
 
-    after = phases.once("evaluate_after", lambda: evaluate_after(ctx))
+    after = phases.once("evaluate_after", lambda: evaluate_after(ctx, before.get("left_out", {})))
     after |= ask_teacher_questions(ctx, phases, held_out_questions, "after")
     ctx.engine.close()
     after["agreement"] = phases.once("agreement_after", lambda: agreement(ctx.memory, held_out))

@@ -47,12 +47,17 @@ def check_continued(run: RunFolder) -> None:
         raise ValueError(f"continue_from: {run.path} {found}. Give the output_dir of a run that has finished.")
 
 
+def run_that_grew(model: str) -> RunFolder | None:
+    """Return the run whose grown model this is, or `None` if it is that of no run."""
+    run = RunFolder(Path(model).resolve().parent)
+    return run if run.model == Path(model).resolve() and run.ledger.is_file() else None
+
+
 def check_is_base(night: RunConfig) -> None:
     """Raise `ValueError` if the model is one that has the experts of the run to continue folded in."""
-    if night.continue_from is None:
+    if night.continue_from is None or (grown := run_that_grew(night.model)) is None:
         return
-    continued, grown = RunFolder(night.continue_from), RunFolder(Path(night.model).resolve().parent)
-    if not (grown.ledger.is_file() and continued.ledger.is_file() and grown.model == Path(night.model).resolve()):
+    if not (continued := RunFolder(night.continue_from)).ledger.is_file():
         return
     held, bases = active_entries(read_ledger(grown.ledger)), {e.base for e in read_ledger(continued.ledger)}
     if any(entry.base in bases for entry in held):

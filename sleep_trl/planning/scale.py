@@ -1,7 +1,8 @@
 """A night on GPUs that need not be here: memory by phase, what travels, and seconds of a step, from a model's config.
 
 Memory is `peak_memory.estimate_peak`, the estimate of every plan, with lengths stated here in place of a run's texts.
-Time is the larger of arithmetic and memory traffic, each at a share of the maker's figure (ours; not yet measured).
+Time is the larger of arithmetic and memory traffic, each at a share of the maker's figure (ours; not yet measured). It
+is a lower bound: kernel launches and Python's overhead are not counted.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def _how_to_finish(run: FinishedRun, plan: DropPlan) -> str:
     what = f"--source {plan.without!r}" if plan.without is not None else plan.entries[0]
     return (
         f"Dropping {', '.join(plan.entries)} from {run.folder} was interrupted. Finish it first: sleep-trl memory drop "
-        f"{run.folder} {what}, with --buffer if it was given."
+        f"{run.folder} {what}, with --buffer and --yes if they were given."
     )
 
 

@@ -98,12 +98,13 @@ def verdict(results: Mapping[str, Any]) -> str:
         if (reason := results.get("rolled_back"))
         else ""
     )
+    removed = results.get("forgotten") or {}
     kept = (
         _kept(results["base_skill"])
         + _perplexity(results.get("perplexity") or {})
-        + _earlier_kept(results.get("retention", {}))
+        + _earlier_kept(results.get("retention", {}), "the other nights" if removed else "earlier nights")
     )
-    if removed := results.get("forgotten") or {}:
+    if removed:
         return f"{since}{rolled_back}{_removed(removed)}; {kept}."
     asked = results.get("teacher_questions")
     about = results.get("asked_about")
@@ -234,7 +235,8 @@ def _perplexity(perplexity: Mapping[str, Any]) -> str:
     return f"; the perplexity on ordinary texts {verb} by {percent(abs(after / before - 1))} to {number(after)}"
 
 
-def _earlier_kept(retention: Mapping[str, Mapping[str, Any]]) -> str:
+def _earlier_kept(retention: Mapping[str, Mapping[str, Any]], nights: str) -> str:
+    """Say whether the recall of these nights was kept."""
     changes = {}
     for entry, values in retention.items():
         before, after = finite(values["before"]), finite(values["after"])
@@ -245,5 +247,5 @@ def _earlier_kept(retention: Mapping[str, Mapping[str, Any]]) -> str:
     worst = max(changes, key=lambda entry: changes[entry][0])
     loss, before = changes[worst]
     if round(loss - RECALL_KEPT * before, 6) <= 0:
-        return "; earlier nights were kept"
+        return f"; {nights} were kept"
     return f"; recall of {worst} fell by {100 * loss:.1f} points"

@@ -269,5 +269,10 @@ def _enabled_experts(files: RunFolder) -> dict[int, bool]:
 
 def give_base(run: RunFolder) -> str:
     """Return what to do if a run is continued with another model than its base, with the name that it has there."""
-    named = f": --model {read_json(run.config)['model']}" if run.config.is_file() else ""
-    return f"Give the base model again{named}."
+    base = base_of(run)
+    return f"Give the base model again{f': --model {base}' if base else ''}."
+
+
+def base_of(run: RunFolder) -> str | None:
+    """Return the name of a run's base model, or `None` if its configuration is missing."""
+    return str(read_json(run.config)["model"]) if run.config.is_file() else None

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from starlette.applications import Starlette
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 DONE = "data: [DONE]\n\n"
 HEALTH = "/health"  # needs no key, and only reports that the endpoint runs
 MODELS = "/v1/models"
+LONGEST_PATH = 80  # characters of a path that are logged
 ENDED = (httpx.NetworkError, httpx.RemoteProtocolError)  # what a request meets whose model server has ended
 ENDING = 5.0  # seconds to wait until it has
 
@@ -235,8 +237,14 @@ class KeyRequired:
         else:
             refusal = ApiError(401, "The API key is missing or wrong.", "invalid_api_key")
             await refusal.response()(scope, receive, send_and_note_status)
-        path = scope["path"] if scope["path"] in (CHAT, COMPLETIONS, HEALTH, MODELS) else "other"
+        path = as_logged(scope["path"])
         logger.info("%s %s: %d in %.3f s", scope["method"], path, status, time.monotonic() - began)
+
+
+def as_logged(path: str) -> str:
+    """Return a path as it is logged: percent-encoded, so that it stays on one line, and its first 80 characters."""
+    shown = quote(path)
+    return shown if len(shown) <= LONGEST_PATH else f"{shown[:LONGEST_PATH]}…"
 
 
 async def events(answer: httpx.Response) -> AsyncIterator[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from ..data.documents import MemoryText, Row, check_row, parse_line
-from ..data.files import InvalidDocument, decode, read_document
+from ..data.files import InvalidDocument, decode_text, read_document
 
 MAX_BYTES = 8 * 2**20
 """Longest record accepted, in bytes (about 1,500 pages). It bounds the memory of a reader."""
@@ -133,7 +133,7 @@ def record_of_text(place: str, text: bytes, source: str) -> WakeRecord | Rejecti
 
     def read() -> WakeRecord:
         _check_length(text)
-        return _record(place, {"text": decode(text)}, source)
+        return _record(place, {"text": decode_text(text)}, source)
 
     return _or_rejection(place, read)
 

@@ -16,12 +16,12 @@ import pytest
 from sleep_trl.cli import app
 from sleep_trl.data.quickstart import MODEL
 from sleep_trl.runs.files import write_json, write_text
-from sleep_trl.runs.ledger import read_ledger
+from sleep_trl.runs.ledger import read_ledger, write_ledger
 from sleep_trl.wake import WakeBuffer
 from tests.cli.commands import COMMAND, ROOT, rows
 from tests.publish.three_nights import write_run
 from tests.report.pages import make_results
-from tests.tiny_runs import arguments, write_memories, write_model
+from tests.tiny_runs import arguments, write_finished_run, write_memories, write_model
 
 # -- schedule --------------------------------------------------------------------------------------
 
@@ -76,8 +76,23 @@ def test_what_will_be_lost_is_said_before_anything_is_dropped(call, tmp_path, mo
     assert (run / "ledger.jsonl").read_bytes() == before and "Aborted" in err
     code, _, err = call(*drop)
     assert code == 1 and "because the run has no wake buffer (give --buffer for that): c, d." in err
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    code, out, err = call(*drop, "--buffer", "wake.db")
+    assert (code, out) == (2, "") and "texts were not found: c. Nothing was dropped" in err
+    assert "--yes" in err and "--buffer" in err and (run / "ledger.jsonl").read_bytes() == before
     assert call(*drop, "--buffer", "wake.db", "--yes")[0] == 0
     assert read_ledger(run / "ledger.jsonl")[1].dropped
+
+
+def test_an_entry_that_holds_others_has_no_figures_of_its_own(call, tmp_path):
+    run = write_finished_run(tmp_path / "run", experts=2)
+    first, second = read_ledger(run / "ledger.jsonl")
+    write_ledger(run / "ledger.jsonl", [first, second.model_copy(update={"holds": (first.id,)})])
+    write_json(run / "config.json", {"model": "m", "memories": "d.jsonl"})
+    lines = call("memory", "list", run)[1].splitlines()
+    assert [line.count("– → –") for line in lines if "entry-" in line] == [1, 0]
+    shown = call("memory", "show", run, second.id)[1]
+    assert f"holds        {first.id}" in shown and "recall" not in shown
 
 
 class Terminal(io.StringIO):

@@ -48,6 +48,21 @@ def test_names_of_the_hub_stay_and_buffers_and_paths_become_absolute(tmp_path: P
     assert config.source.buffer == tmp_path / "home" / "wake.db"
 
 
+def test_paths_that_go_up_are_written_without_dots(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a").mkdir()
+    write_memories(tmp_path / "docs.jsonl")
+    (tmp_path / "linked").symlink_to(MODEL)
+    monkeypatch.chdir(tmp_path / "a")
+    assert call("new", "../b", "--model", "../linked", "--memories", "../docs.jsonl") == 0
+    config = parse([f"--config={tmp_path}/b/night.yaml"])
+    assert (config.memories, config.output_dir) == (str(tmp_path / "docs.jsonl"), tmp_path / "b" / "run")
+    assert config.model == str(MODEL.resolve())
+    monkeypatch.chdir(tmp_path)
+    assert call("new", "c", "--model", "linked", "--memories", "wake:a/../wake.db") == 0
+    config = parse(["--config=c/night.yaml"])
+    assert (config.model, config.source.buffer) == (str(tmp_path / "linked"), tmp_path / "wake.db")
+
+
 def test_nothing_is_overwritten(tmp_path: Path, capsys) -> None:
     (tmp_path / "night.yaml").write_text("mine")
     assert call("new", tmp_path, "--model", "m", "--memories", "d") == 2

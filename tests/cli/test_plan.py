@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sleep_trl.cli import main
+from sleep_trl.cli.output import at_least
 from sleep_trl.data.quickstart import MODEL
 
 ROOT = Path(__file__).parents[2]
@@ -39,9 +40,26 @@ def test_json_is_one_object(capsys, monkeypatch):
     assert found["steps"] == 3 * 4 * 6 * 4 // 6 and found["peak"]["held"]["weights"] < found["phases"]["rollouts"]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (2.34e-5, "0.023 ms"),
+        (0.59, "590 ms"),
+        (1.37, "1.3 s"),
+        (119, "110 s"),
+        (120, "2 minutes"),
+        (523_800, "140 hours"),
+    ],
+)
+def test_a_time_is_a_lower_bound_in_a_unit_that_fits(seconds, said):
+    assert at_least(seconds) == f"at least {said}"
+
+
 def test_a_model_too_small_for_the_unit_is_said_to_be(capsys):
     _, out, _ = call(capsys, "plan", "--gpus", "1xH100", "--model", str(MODEL))
     assert "held throughout, GB              less than 0.05" in out
+    assert re.search(r"^a step +at least 0\.\d+ ms, with rollouts at least 0\.\d+ ms$", out, re.M)
+    assert "kernel launches, Python's overhead" in out
 
 
 @pytest.mark.parametrize(

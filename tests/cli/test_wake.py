@@ -20,9 +20,11 @@ from tests.tiny_runs import write_finished_run
 def test_add_list_forget(call, documents, tmp_path):
     assert call("wake", "add", documents)[:2] == (0, "2 added, 0 duplicates, 0 already forgotten\n")
     assert rows(call("wake", "add", documents, "--json")[1])[0]["duplicates"] == 2
+    (tmp_path / "again.txt").write_text("the cat")
+    assert call("wake", "add", "again.txt")[1].startswith("0 added, 1 duplicate, 0")
     _, out, _ = call("wake", "list", "--json")
     found = [(row["id"], row["source"], row["copies"]) for row in rows(out)]
-    assert found == [("a", "letters", 2), ("b", "docs.jsonl", 2)]
+    assert found == [("a", "letters", 3), ("b", "docs.jsonl", 2)]
     assert [row["excerpt"] for row in rows(out)] == ["the cat", "the boat"]
     assert call("wake", "list", "--source", "letters")[1].endswith("a  letters  “the cat”\n")
     assert call("wake", "forget", "letters")[:2] == (0, "1 record forgotten\n")
@@ -36,9 +38,16 @@ def test_rejections_are_explained_and_the_rest_is_stored(call, tmp_path):
     (tmp_path / "mixed.jsonl").write_bytes(b'{"text": "good"}\n{"text": ""}\n\xff\n' + b"{}\n" * 30)
     code, out, err = call("wake", "add", "mixed.jsonl")
     assert code == 2 and out == "1 added, 0 duplicates, 0 already forgotten, rejected: 31 not a record, 1 not UTF-8\n"
-    assert err.splitlines()[0] == "mixed.jsonl, line 2: `text` is empty. Fill it in, or leave out the file or row."
+    assert err.splitlines()[0] == "mixed.jsonl, line 2: `text` is empty. Fill it in, or leave out the row."
     assert len(err.splitlines()) == 21 and "and 12 more" in err
     assert len(rows(call("wake", "list", "--rejected", "--json")[1])) == 32
+
+
+def test_an_empty_document_is_called_so(call, tmp_path):
+    (tmp_path / "empty.txt").write_text(" \n")
+    code, out, err = call("wake", "add", "empty.txt")
+    assert (code, err) == (2, "empty.txt: contains no text. Fill it in, or leave it out.\n")
+    assert out.endswith("rejected: 1 no text\n")
 
 
 def test_what_is_left_out_of_a_folder_is_told_for_this_command_and_without_what_was_given(call, tmp_path):

@@ -93,10 +93,10 @@ def test_an_entry_is_disabled_enabled_and_dropped(runs, capsys):
     call(capsys, "memory", "enable", "chain", "entry-002")
     assert (night / "adapter" / "experts.safetensors").read_bytes() == experts
     assert torch.equal(logits(night / "model"), grown)
-    (dropped,) = call(capsys, "memory", "drop", "chain", "entry-002")
+    (dropped,) = call(capsys, "memory", "drop", "chain", "entry-002", "--yes")
     assert dropped["dropped"] == ["entry-002"] and dropped["also_in"] == []
     assert (logits(night / "model") - logits(runs / "chain" / "night-001" / "model")).abs().max() < 1e-5
-    (dropped,) = call(capsys, "memory", "drop", "chain", "entry-001")
+    (dropped,) = call(capsys, "memory", "drop", "chain", "entry-001", "--yes")
     assert dropped["also_in"] == ["chain/night-001"]
     assert torch.equal(logits(night / "model"), logits(runs / "model"))
     assert [row["state"] for row in call(capsys, "memory", "list", "chain")] == ["dropped", "dropped"]

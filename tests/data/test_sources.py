@@ -167,12 +167,14 @@ def test_duplicate_id_names_both_lines(tmp_path: Path) -> None:
 def test_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "latin.jsonl").write_bytes('{"text": "café"}'.encode("latin-1"))
+    (tmp_path / "blank.md").write_text("\n", "utf-8")
     (tmp_path / "one.csv").write_text("text", "utf-8")
     (tmp_path / "folder").mkdir()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/state.json").write_text("{}", "utf-8")
     for name, message in {
         "empty.jsonl": "is empty. Give at least one row",
+        "blank.md": r"blank\.md: contains no text\. Fill it in, or leave it out",
         "absent.jsonl": "does not exist",
         "latin.jsonl": "line 1: not UTF-8 text",
         "one.csv": r"is neither a \.jsonl file nor a document",

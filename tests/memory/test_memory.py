@@ -268,6 +268,25 @@ def test_a_damaged_memory_is_named(tmp_path):
         load_memory(tiny_model(), tmp_path)
 
 
+def test_a_run_in_place_of_its_experts_is_told_where_they_are(tmp_path):
+    for run in (tmp_path / "sft", tmp_path / "chain" / "night-002"):
+        save_memory(attach(tiny_model(), SPEC), run / "adapter")
+    for file in ("ledger.jsonl", "results.json"):
+        (tmp_path / "chain" / "night-002" / file).touch()
+    for given, run in (("sft", "sft"), ("chain", "chain/night-002")):
+        with pytest.raises(ValueError, match=rf"Give that of its experts: {tmp_path}/{run}/adapter\."):
+            load_memory(tiny_model(), tmp_path / given)
+    with pytest.raises(ValueError, match=r"memory\.json does not exist"):
+        load_memory(tiny_model(), tmp_path)
+
+
+def test_a_second_memory_is_refused_with_the_first_ones_name():
+    model = tiny_model()
+    attach(model, SPEC)
+    with pytest.raises(ValueError, match=r"sleep_trl\.memory\.Memory\.of\(model\) returns it"):
+        attach(model)
+
+
 def test_width_that_is_not_low_rank_is_refused():
     with pytest.raises(ValueError, match="not low-rank"):
         attach(tiny_model(), MemorySpec(width=32))

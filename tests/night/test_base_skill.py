@@ -5,7 +5,7 @@ from pathlib import Path
 from sleep_trl.config.command_line import parse
 from sleep_trl.launch import sleep
 from sleep_trl.night.context import prepare
-from sleep_trl.night.evaluate import evaluate
+from sleep_trl.night.evaluate import evaluate, evaluate_after
 from sleep_trl.planning.inputs import RunInputs
 from sleep_trl.runs.files import read_json, write_jsonl
 from sleep_trl.runs.ledger import read_ledger
@@ -47,8 +47,11 @@ def test_questions_of_which_the_model_answers_none_are_not_its_skill(tmp_path, c
     memories = write_memories(tmp_path / "m.jsonl")
     options = {"evaluation__max_questions": 4, "evaluation__max_new_tokens": 2, "rollout__engine": "transformers"}
     paths = {"model": tmp_path / "model", "memories": memories, "output_dir": tmp_path / "run"}
-    before = evaluate(prepare(RunInputs(parse(arguments(**paths, **options)))), "before")
+    ctx = prepare(RunInputs(parse(arguments(**paths, **options))))
+    before = evaluate(ctx, "before")
     assert before["skill"] is None and "answers none of the" in before["left_out"]["skill"]
+    after = evaluate_after(ctx, before["left_out"])
+    assert after["skill"] is None and after["left_out"] == before["left_out"]
     assert "measured without reading questions: the model answers none" in " ".join(capsys.readouterr().out.split())
 
 
@@ -62,6 +65,8 @@ def test_texts_that_the_model_predicts_worse_than_by_guessing_are_not_its_skill(
     assert before["questions"] == 2
     assert before["perplexity"] is None and "worse than guessing on" in before["left_out"]["perplexity"]
     assert "worse than guessing on" in " ".join(capsys.readouterr().out.split())
+    after = evaluate_after(ctx, before["left_out"])
+    assert after["perplexity"] is None and after["left_out"] == before["left_out"]
     write_jsonl(tmp_path / "own.jsonl", [{"text": "It rained all day, and nobody in the harbor minded."}])
     ctx = prepare(RunInputs(parse([*given, f"--evaluation.perplexity={tmp_path}/own.jsonl"])))
     assert evaluate(ctx, "before")["perplexity"] > 372 and "perplexity" not in evaluate(ctx, "before")["left_out"]

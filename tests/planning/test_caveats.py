@@ -1,5 +1,6 @@
 """What a plan says that should be known before the night."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from sleep_trl.config.command_line import parse
 from sleep_trl.launch import sleep
 from sleep_trl.planning.caveats import find_warnings
 from sleep_trl.planning.inputs import RunInputs
-from sleep_trl.runs.files import write_jsonl
+from sleep_trl.runs.files import write_json, write_jsonl
+from tests.tiny_runs import write_finished_run
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
 
@@ -45,3 +47,16 @@ def test_a_missing_plotly_is_said_before_the_night(options, monkeypatch) -> None
     assert not said()
     monkeypatch.setitem(sys.modules, "plotly", None)
     assert said() and not said("--no-report")
+
+
+def test_a_grown_model_as_a_base_leaves_its_run_behind(options, tmp_path) -> None:
+    def said(model: Path) -> str:
+        return " ".join(find_warnings(RunInputs(parse([*options, f"--model={model}"]))))
+
+    run = write_finished_run(tmp_path / "night1")
+    write_json(run / "config.json", {"model": "org/base"})
+    shutil.copytree(QUICKSTART / "model", run / "model")
+    warning = said(run / "model")
+    assert f"is the grown model of {run}. Taken as a base, it leaves that run's ledger behind" in warning
+    assert f"give --continue_from {run} and its base model, --model org/base." in warning
+    assert "grown model" not in said(QUICKSTART / "model")

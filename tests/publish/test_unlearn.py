@@ -242,7 +242,7 @@ def test_an_interrupted_drop_of_a_source_is_finished_by_the_same_command(run, tm
         find_capacity(config)
     with pytest.raises(ValueError, match=r"interrupted\. Finish it first: .* --source 'contract-17.pdf'"):
         drop(run, ["entry-003"])
-    command = ["memory", "drop", str(run.folder), "--source", "contract-17.pdf", "--later", "keep"]
+    command = ["memory", "drop", str(run.folder), "--source", "contract-17.pdf", "--later", "keep", "--yes"]
     with pytest.raises(SystemExit) as ended:
         main(command)
     assert not ended.value.code

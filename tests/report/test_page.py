@@ -145,7 +145,7 @@ def test_what_a_night_removed_on_purpose_is_not_damage(tmp_path, split) -> None:
     page = Page(write_report(write_run(tmp_path, make_results(**REMOVED, **split), entries=entries)))
     text = page.text.replace("\u00a0", " ")
     assert "The night removed entry-001: the model answers 2.0 % of its questions (97.0 % before)" in text
-    assert "earlier nights were kept" in text and "fell by 95" not in text
+    assert "the other nights were kept" in text and "fell by 95" not in text
     assert "No recall figure: the night had no memories, it removed some." in " ".join(text.split())
     assert [list(trace["x"]) for trace in page.plots["skill"]["data"]] == [["base skill", "recall of<br>entry-002"]] * 2
     cells = page.plots["chain"]["data"][0]

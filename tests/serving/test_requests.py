@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import logging
 from types import SimpleNamespace
 from typing import get_type_hints
 
@@ -27,7 +28,7 @@ from sleep_trl.serving.fields import (
 from sleep_trl.serving.messages import as_plain_messages, find_message_fault
 from sleep_trl.serving.model_server import refuse_what_the_template_refuses
 from sleep_trl.serving.protocol import CHAT, COMPLETIONS, ApiError, error_of, for_backend
-from sleep_trl.serving.proxy import Proxy, events
+from sleep_trl.serving.proxy import KeyRequired, Proxy, events
 from sleep_trl.serving.stopping import StopCutter, cut
 from tests.tiny import tiny_tokenizer
 
@@ -281,3 +282,18 @@ def test_every_part_of_a_streamed_answer_has_a_finish_reason():
     *found, done = asyncio.run(parts())
     assert [json.loads(part)["choices"][0]["finish_reason"] for part in found] == [None, None, "stop"]
     assert done.strip() == "[DONE]"
+
+
+def test_the_log_names_an_unknown_path_on_one_line(caplog):
+    async def missing(scope, receive, send):
+        await send({"type": "http.response.start", "status": 404})
+
+    async def receive_or_send(*message):
+        pass
+
+    caplog.set_level(logging.INFO, "sleep_trl.serving.proxy")
+    for path in ("/v1/responses", "/a\nGET /v1/models: 200", "/" + "x" * 200):
+        scope = {"type": "http", "method": "POST", "path": path, "headers": [(b"authorization", b"Bearer key")]}
+        asyncio.run(KeyRequired(missing, "key")(scope, receive_or_send, receive_or_send))
+    shown = [message.split(": 404 in ")[0] for message in caplog.messages]
+    assert shown == ["POST /v1/responses", "POST /a%0AGET%20/v1/models%3A%20200", "POST /" + "x" * 79 + "…"]
