@@ -217,10 +217,12 @@ def _kept(skill: Mapping[str, Any]) -> str:
         return "the base skill was not measured"
     if skill.get("measure") == AGREEMENT:
         return f"the base skill was measured only by the agreement with the base model, now {percent(after)}"
-    change, count = round(abs(after - before), 6), skill.get("questions")
-    if change <= SKILL_KEPT or (count and change < math.sqrt(before * (1 - before) / count)):  # a standard error
-        told = "" if change <= SKILL_KEPT else f", as far as {counted(count, 'question')} can tell"
-        return f"the base skill was kept{told} ({percent(before)} before, {percent(after)} after)"
+    figures = f"({percent(before)} before, {percent(after)} after)"
+    change, count = round(abs(after - before), 6), skill.get("questions") or 0
+    if change <= SKILL_KEPT:
+        return f"the base skill was kept {figures}"
+    if count and change < math.sqrt(before * (1 - before) / count):  # a standard error
+        return f"the base skill was kept, as far as {counted(count, 'question')} can tell {figures}"
     verb = "rose" if after > before else "fell"
     return f"the base skill {verb} by {100 * abs(after - before):.1f} points to {percent(after)}"
 
