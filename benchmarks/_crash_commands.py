@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from _crash_nights import SHORT, Chain, Outcome, command, memories_of, run_killed
+from _crash_nights import SHORT, Chain, CommandFailed, Outcome, command, memories_of, run_killed
 
 DATE = re.compile(rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?(\+00:00)?)?")
 SECONDS = re.compile(rb'"seconds": ?[\d.]+')
@@ -75,7 +75,11 @@ class Unlearning(ABC):
         if not outcome.difference and self._states() != self.states:
             outcome.difference = "states of records in wake.db"
         outcome.returned = self._holding()
-        self.chain.sleep(3, is_resumed=True)
+        try:
+            self.chain.sleep(3, is_resumed=True)
+        except CommandFailed as failed:
+            outcome.difference = str(failed)
+            return outcome
         self.chain.check_records(outcome, 3, [self.forgotten.sha256], self.waiting)
         outcome.returned += self._holding()
         return outcome

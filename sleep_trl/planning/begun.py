@@ -108,14 +108,13 @@ def start_over(folder: Path, is_gone: IsGone = lambda memory: False) -> None:
     checksums.forget([*done, run.ledger, run.began])
     for path in done:
         _remove(path)
-    if run.ingested.is_file():
-        write_jsonl(run.ingested, (memory.as_row() for memory in taken if not is_gone(memory)), is_checked=True)
-    was_committed = run.ledger.is_file()
-    _remove(run.ledger)
-    if was_committed and run.config.is_file() and (buffer := _buffer_of(folder)):
+    if run.ledger.is_file() and run.config.is_file() and (buffer := _buffer_of(folder)):
         with WakeBuffer(buffer) as opened:
             opened.requeue(memory.sha256 for memory in taken)
-    _remove(run.began)  # last: until then, the same change is found again
+    _remove(run.ledger)
+    _remove(run.began)
+    if run.ingested.is_file():  # last: until then, what is gone is found again
+        write_jsonl(run.ingested, (memory.as_row() for memory in taken if not is_gone(memory)), is_checked=True)
 
 
 @dataclass

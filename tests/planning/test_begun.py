@@ -136,32 +136,43 @@ def test_forgetting_removes_what_a_killed_write_left(begun, name, capsys):
     assert not list(begun.output_dir.rglob("*.partial"))
 
 
-def test_a_kill_while_a_night_starts_over_leaves_no_file_that_seems_to_be_missing(begun, tmp_path, monkeypatch):
-    write_up_to(begun, "adapter/memory.json")
+@pytest.mark.parametrize("stage", ["adapter/memory.json", "phases/commit.json"])
+def test_a_night_that_was_killed_while_it_started_over_can_be_resumed(begun, stage, tmp_path, monkeypatch):
+    """Killed before any removal or exchange of a file. No file seems to be missing, and nothing forgotten is left."""
+    write_up_to(begun, stage)
     write_json(begun.output_dir / "phases" / "evaluate_before.json", SECRET, is_checked=True)
-    removals = 0
+    with WakeBuffer(begun.source.buffer) as buffer:
+        buffer.forget("secret")
+    changes_of_files = 0
 
     def killed(original, limit: int):
-        def remove(*given: object, **options: object) -> None:
-            nonlocal removals
-            removals += 1
-            if removals > limit:
+        def change(*given: object, **options: object) -> object:
+            nonlocal changes_of_files
+            changes_of_files += 1
+            if changes_of_files > limit:
                 raise KeyboardInterrupt
-            original(*given, **options)
+            return original(*given, **options)
 
-        return remove
+        return change
 
     for limit in range(100):
-        removals, night = 0, shutil.copytree(begun.output_dir, tmp_path / "copies" / str(limit))
+        changes_of_files, night = 0, shutil.copytree(begun.output_dir, tmp_path / "copies" / str(limit))
         with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
             patch.setattr(Path, "unlink", killed(Path.unlink, limit))
+            patch.setattr(Path, "replace", killed(Path.replace, limit))
             patch.setattr(shutil, "rmtree", killed(shutil.rmtree, limit))
             start_over(night, lambda memory: memory.text == SECRET)
+        is_done = changes_of_files <= limit
         check_folder(night)
         check_folder(night / "phases")
-        if removals <= limit:
+        resumed = begun.model_copy(update={"output_dir": night})
+        with night_lock(resumed):
+            record_beginning(resumed, began_with(night))
+        assert files_of(night) == {"config.json", "phases/ingested.jsonl", "phases/began.json"}
+        assert not any(SECRET in (night / name).read_text() for name in files_of(night))
+        if is_done:
             break
-    assert removals == limit > 5 and files_of(night) == {"config.json", "phases/ingested.jsonl"}
+    assert is_done and limit > 5
 
 
 @pytest.mark.parametrize("stage", STAGES)
