@@ -6,6 +6,7 @@ Ray's token is set first: TRL imports vLLM where it is installed, and vLLM impor
 import gc
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ ONE_AT_A_TIME = (
 
 OVER_A_SECOND = TESTS / "over_a_second.txt"
 """What `--fast` leaves out: a module, or `module::name` for one of its tests or those that use a fixture."""
+
+
+@pytest.fixture
+def default_sigterm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """SIGTERM as it is in a new process: Ray and launched trainers of earlier tests may have left theirs."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    former = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, former)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

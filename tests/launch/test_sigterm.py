@@ -5,13 +5,7 @@ import pytest
 
 from sleep_trl.launch.sigterm import sigterm_as_interrupt
 
-
-@pytest.fixture(autouse=True)
-def default(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    former = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGTERM, former)
+pytestmark = pytest.mark.usefixtures("default_sigterm")
 
 
 def test_the_first_interrupts_and_the_second_ends_the_process() -> None:

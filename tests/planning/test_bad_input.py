@@ -84,6 +84,7 @@ def test_a_teacher_that_writes_nothing_usable_is_reported(
     assert "Traceback" not in printed
 
 
+@pytest.mark.usefixtures("default_sigterm")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_before_the_night_is_begun_promises_no_resume(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, code: int
