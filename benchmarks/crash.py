@@ -95,7 +95,7 @@ def kill(name: str, scenario: Scenario, kills: int, draws: random.Random) -> lis
         try:
             outcomes.append(scenario.attempt([draws.uniform(0, seconds) for _ in range(min(left, KILLS))]))
         except CommandFailed as failed:
-            outcomes.append(Outcome(failed.killed, difference=str(failed)))
+            outcomes.append(Outcome(failed.killed or ["before a kill"], difference=str(failed)))
         if not outcomes[-1].killed:
             seconds *= 0.7  # the machine is faster now
         progress(f"{name}: {json.dumps(vars(outcomes[-1]))}")

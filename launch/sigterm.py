@@ -33,7 +33,8 @@ def sigterm_as_interrupt() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: bool(received)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGTERM) is interrupt:  # and not of another library meanwhile
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _applies() -> bool:

@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "sleep.py", flags: Mappi
         except KeyboardInterrupt:
             if not is_terminated():
                 raise
+            _print_error("Stopped. Run the same command again, with --resume if a night had begun.")
             code = STOPPED
     return TERMINATED if code == STOPPED and is_terminated() else code
 

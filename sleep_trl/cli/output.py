@@ -87,6 +87,8 @@ def change(figures: Sequence[float | None]) -> str:
 
 def at_least(seconds: float) -> str:
     """Return a time as a lower bound: rounded down to two significant digits, in a unit of which there are enough."""
+    if not seconds:
+        return "0 s"
     name, unit = next(((name, unit) for name, unit, least in UNITS if seconds >= least), ("ms", 1e-3))
     digit = 10.0 ** (math.floor(math.log10(seconds / unit)) - 1)  # worth of the second digit
     return f"at least {math.floor(seconds / unit / digit + 1e-9) * digit:,.6g} {name}"

@@ -266,11 +266,12 @@ def _given(source: CliSettingsSource[Any], arguments: Namespace) -> dict[str, An
 
 
 def _has(given: Any, keys: Sequence[object]) -> bool:
-    """Whether nested mappings have a value under these keys."""
+    """Whether nested mappings and lists have a value under these keys."""
     for key in keys:
-        if not isinstance(given, Mapping) or key not in given:
+        try:
+            given = given[key]
+        except (LookupError, TypeError):
             return False
-        given = given[key]
     return True
 
 

@@ -20,9 +20,9 @@ _WORD_BOUNDARY = regex.compile(r"(?w)\b")
 _QUOTE_ENDS = ("」", "』")
 _AFTER_QUOTE = regex.compile("と|って|など|を|が|も|の|は(?!い)")  # 「行こう。」と彼は言った。 is one sentence
 _CHARACTER = regex.compile(r"\X")
-_HEADING, _UNDERLINE = regex.compile(r"\s*#{1,6}\s"), regex.compile(r"\s*(=+|--+)\s*")  # of Markdown
-_MARKER = regex.compile(r"\s*([#>*+•-]+\s+)*")  # of a Markdown list, a quotation or a heading
-_END = regex.compile(r"\p{STerm}\W*\Z")
+_HEADING, _UNDERLINE = regex.compile(r" {0,3}#{1,6}[ \t]"), regex.compile(r" {0,3}=+\s*")  # of Markdown
+_MARKER = regex.compile(r"\s*([#>*+•-]+\s+(?!\d))*")  # of a Markdown list, a quotation or a heading
+_END = regex.compile(r"(?r)\p{STerm}\W*\Z")  # read from the end
 LONGEST_BLOCK = 4096  # characters; sentencex takes time in proportion to the square of a line in Chinese or Japanese
 FEWEST_WORDS = 3  # of a sentence that states something: in Japanese 8 characters, as 2.5 are a word
 
@@ -138,14 +138,25 @@ def _segment(line: str) -> Iterator[str]:
 def find_statements(text: str) -> list[str]:
     """Return the sentences of a text that state something: those of at least three words that are not headings, without
     white space or Markdown's markers before them (ours)."""
-    lines = _LINE.findall(text)
     pieces = [
         piece.strip()
-        for line, below in zip(lines, [*lines[1:], ""], strict=True)
-        if not _is_heading(line, below)
+        for line, is_heading in _marked_lines(text)
+        if not is_heading
         for piece in split_sentences(_MARKER.sub("", line, count=1))
     ]
     return [piece for piece in pieces if has_words(piece, FEWEST_WORDS)]
+
+
+def find_headings(text: str) -> list[str]:
+    """Return the headings of a text, of at least three words, which [`find_statements`] leaves out."""
+    return [line for line, is_heading in _marked_lines(text) if is_heading and has_words(line, FEWEST_WORDS)]
+
+
+def _marked_lines(text: str) -> Iterator[tuple[str, bool]]:
+    """Yield each line with whether it is a heading."""
+    lines = _LINE.findall(text)
+    for line, below in zip(lines, [*lines[1:], ""], strict=True):
+        yield line, _is_heading(line, below)
 
 
 def _is_heading(line: str, below: str) -> bool:

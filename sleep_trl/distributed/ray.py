@@ -125,9 +125,11 @@ def _init(address: str, **options: object) -> None:
         raise ImportError("This needs Ray, which is not installed: pip install 'sleep-trl[ray]'.") from error
     with _without({*LAUNCHER, *(name for name in os.environ if name.startswith(ACCELERATE))}):
         former = signal.getsignal(signal.SIGTERM)
-        ray.init(address, logging_level="warning", log_to_driver=False, **options)
-        if callable(former) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, former)  # Ray's only exits
+        try:
+            ray.init(address, logging_level="warning", log_to_driver=False, **options)
+        finally:
+            if callable(former) and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, former)  # Ray's only exits
 
 
 @contextmanager

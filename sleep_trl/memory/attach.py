@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -43,17 +44,20 @@ def attach(model: PreTrainedModel, spec: MemorySpec | None = None) -> Memory:
     memory = Memory(model, spec or MemorySpec())
     model.sleep_memory = memory
     save_what_loads(model)
-    model.register_forward_pre_hook(_warn_if_nothing_learns)
+    model.register_forward_pre_hook(_warn_if_nothing_learns, with_kwargs=True)
     return memory
 
 
-def _warn_if_nothing_learns(model: PreTrainedModel, _: object) -> None:
+def _warn_if_nothing_learns(model: PreTrainedModel, _: object, given: dict[str, Any]) -> None:
     """Say once if a model is in training, but none of its weights are. With gradient checkpointing a Trainer runs to
     its end all the same."""
     if torch.compiler.is_compiling() or not (model.training and torch.is_grad_enabled()):
         return
-    memory = Memory.of(model)
-    if memory is None or memory.learning is not None or any(weight.requires_grad for weight in model.parameters()):
+    memory, embedded = Memory.of(model), given.get("inputs_embeds")
+    learns_outside = embedded is not None and embedded.requires_grad  # as with prompt tuning
+    if memory is None or memory.learning is not None or learns_outside:
+        return
+    if any(weight.requires_grad for weight in model.parameters()):
         return
     warn_once(
         "This model is in training mode, but all its weights are frozen and no expert learns, so nothing is trained. "

@@ -187,7 +187,9 @@ def _read(source: Path, *classes: Any) -> list[Any]:
 @contextmanager
 def _bar_on_terminals_only() -> Iterator[None]:
     """Context manager that keeps the bar of transformers' conversion out of log files, where each refresh is a line."""
-    former = reader.tqdm
+    if (former := getattr(reader, "tqdm", None)) is None:  # another version of transformers
+        yield
+        return
     reader.tqdm = partial(former, disable=None)
     try:
         yield

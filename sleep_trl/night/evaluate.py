@@ -21,10 +21,9 @@ from ..runs.ledger import standing_nights
 from .context import NightContext
 
 MEASURES = {"skill": "reading questions", "perplexity": "perplexity"}
-NOTHING: Mapping[str, str] = {}
 
 
-def evaluate(ctx: NightContext, when: str, left_out: Mapping[str, str] = NOTHING) -> dict[str, Any]:
+def evaluate(ctx: NightContext, when: str, left_out: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Ask the questions about the memories and those of earlier nights, and measure the base skill.
 
     Args:
@@ -68,7 +67,7 @@ def evaluate(ctx: NightContext, when: str, left_out: Mapping[str, str] = NOTHING
         "recall": score(f"without context, {when}", items, False),
         "earlier": {entry: score(f"{entry}, {when}", items, False) for entry, items in earlier_items(ctx).items()},
     }
-    reading, prose = _probes(ctx, left_out)
+    reading, prose = _probes(ctx, left_out or {})
     result["skill"] = score(f"{reading.name}, {when}", reading.items, True)
     with bar(f"Perplexity of {prose.name}, {when}", len(prose.items)) as progress:
         loss = mean_loss(ctx.model, prose.items, progress)

@@ -21,6 +21,7 @@ from ..data.quality import find_uncovered, measure_faithfulness
 from ..data.samples import HELD_OUT, Sample, WrittenSamples, read_plain, write_earlier, write_general
 from ..data.shipped_sets import REPLAYED, find_unreadable, read_shipped, readable_prompts, take
 from ..data.templates import Template
+from ..data.windows import find_headings
 from ..data.writing import Task, Writing, drop_collisions, generations_of, measure_coverage, tasks_of, write_about
 from ..distributed.progress import bar, echo
 from ..evaluation.metrics import contains
@@ -53,9 +54,9 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     Returns:
         `dict`: `counts` of samples by part (`general` without those `held_out` to measure agreement), `dropped`
         completions by reason and some of their texts (`dropped_texts`), the `coverage` of sentences and those
-        `uncovered`, the `sources` by which the report names memories, how many samples are `faithful`, the `samples`
-        as rows, those held out as `teacher_questions`, and the ids of the memories that do not fit the night and stay
-        `queued`.
+        `uncovered`, the number of `headings`, the `sources` by which the report names memories, how many samples are
+        `faithful`, the `samples` as rows, those held out as `teacher_questions`, and the ids of the memories that do
+        not fit the night and stay `queued`.
 
     Raises:
         `NothingUsable`: if nothing usable was written about any memory.
@@ -82,6 +83,8 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
     echo(f"Samples: {kept}; dropped: {dropped}")
     if coverage["covered"]:  # no sample is about a sentence if no template asks about them
         echo(f"Sentences with a usable sample: {coverage['covered']:,} of {coverage['sentences']:,}")
+    if headings := sum(len(find_headings(memory.text)) for memory in ctx.memories):
+        echo(f"Headings, which are read but not asked about: {headings:,}")
     if quoted := sum(sample.is_quoted for sample in written.samples):
         echo(f"Questions whose answer failed its check, answered by the sentence they are about: {quoted:,}")
     if counts["earlier"] == 0 and config.continue_from and data.earlier_share > 0:
@@ -102,6 +105,7 @@ def write_dataset(ctx: NightContext) -> dict[str, Any]:
         "dropped": dict(written.dropped),
         "dropped_texts": pack(written.dropped.examples),
         "coverage": coverage,
+        "headings": headings,
         "uncovered": uncovered,
         "sources": _name_sources(ctx.memories),
         "faithful": faithful,

@@ -72,6 +72,7 @@ def collect_results(
             "samples": written["counts"],
             "dropped": written["dropped"],
             "coverage": written.get("coverage", {"sentences": 0, "covered": 0}),  # 0.1 did not count them
+            "headings": written.get("headings", 0),
             "faithful": written.get("faithful", {"samples": 0, "faithful": 0}),
             "quoted": written.get("quoted", 0),
             "collisions": written["dropped"].get("collision", 0),

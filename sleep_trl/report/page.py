@@ -244,7 +244,10 @@ def facts(results: Row) -> Iterator[tuple[str, str, str]]:
     if coverage and coverage["covered"]:
         share = percent(coverage["covered"] / coverage["sentences"])
         of = f"{coverage['covered']:,} of {coverage['sentences']:,}"
-        yield "Sentences covered", share, f"{of} sentences of the memories have a usable sample of the teacher"
+        note = f"{of} sentences of the memories have a usable sample of the teacher"
+        if headings := results["dataset"].get("headings"):
+            note += f"; {counted(headings, 'heading')} besides, read but not asked about"
+        yield "Sentences covered", share, note
     faithful = (results.get("dataset") or {}).get("faithful")
     if faithful and faithful["samples"]:
         share = percent(faithful["faithful"] / faithful["samples"])

@@ -16,7 +16,7 @@ from ..runs.ledger import LedgerEntry, active_entries, removed_by
 SKILL_KEPT = 0.005  # a smaller change of the base skill, half a point, is not reported
 PERPLEXITY_KEPT = 0.005  # a smaller relative change of the perplexity, half a percent, is not reported
 FEW_QUESTIONS = 20  # up to which their number says more than a share
-LEAST_LEARNED, MOST = 0.1, 0.6  # shares of the memories from which the model has learned some, or most of them
+LEAST_LEARNED, MOST_LEARNED = 0.1, 0.6  # shares of the memories from which the model has learned some, or most of them
 RECALL_KEPT = 0.02  # earlier nights must keep at least 98 % of their recall
 FEW_SCORED = 0.5  # a reward that gave a value for less than half of the completions is reported
 
@@ -171,7 +171,7 @@ def _learned(recall: Mapping[str, Any], is_asked: bool) -> str:
         words
         for least, words in (
             (0.95, "has learned"),
-            (MOST, "has learned most of"),
+            (MOST_LEARNED, "has learned most of"),
             (LEAST_LEARNED, "has learned some of"),
             (-math.inf, "has not learned"),
         )
@@ -221,10 +221,15 @@ def _kept(skill: Mapping[str, Any]) -> str:
     change, count = round(abs(after - before), 6), skill.get("questions") or 0
     if change <= SKILL_KEPT:
         return f"the base skill was kept {figures}"
-    if count and change < math.sqrt(before * (1 - before) / count):  # a standard error
+    if count and change <= _uncertainty((before + after) / 2, count):
         return f"the base skill was kept, as far as {counted(count, 'question')} can tell {figures}"
     verb = "rose" if after > before else "fell"
     return f"the base skill {verb} by {100 * abs(after - before):.1f} points to {percent(after)}"
+
+
+def _uncertainty(share: float, count: int) -> float:
+    """Return by how much a share of so many questions may change by chance: its standard error, or one question."""
+    return max(1 / count, math.sqrt(share * (1 - share) / count)) + 1e-6
 
 
 def _perplexity(perplexity: Mapping[str, Any]) -> str:

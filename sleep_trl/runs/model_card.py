@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -18,7 +18,7 @@ Form = Literal["checkpoint", "adapter"]
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 SHOWN_SOURCES = 4  # of an entry
 MAX_LABEL = 60  # characters of a source
-FILE = re.compile(r".*/.*\.[A-Za-z]\w*", re.DOTALL)  # no name of a data set, such as org/name
+FILE = re.compile(r".*[/\\].*\.(txt|md|pdf|html?|docx|jsonl?|csv|parquet)", re.DOTALL | re.IGNORECASE)
 
 HOW_TO_LOAD: dict[Form, str] = {
     "checkpoint": """An ordinary checkpoint of its base's architecture, with wider MLPs:
@@ -144,9 +144,9 @@ def _row(entry: LedgerEntry, newest: LedgerEntry) -> dict[str, Any]:
 
 def _shown_source(source: str) -> str:
     """Return a source as it may be published: of a file or a folder its name, without the folders around it."""
-    is_url = "://" in source
-    is_path = source.startswith(("/", "~/")) or FILE.fullmatch(source)
-    return PurePath(source).name if is_path and not is_url else source
+    source = source.removeprefix("file://")
+    is_path = source.startswith(("/", "~/", "./", "../")) or FILE.fullmatch(source)
+    return PureWindowsPath(source).name if is_path and "://" not in source else source  # with either separator
 
 
 def _skill(newest: LedgerEntry) -> str:

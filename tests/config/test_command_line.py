@@ -78,7 +78,9 @@ def test_dotted_names_that_clash_or_are_unknown(tmp_path: Path, file: dict[str, 
 def test_an_unknown_option_is_named_with_its_file_if_it_stands_in_one(tmp_path: Path) -> None:
     path = write_yaml(tmp_path / "run.yaml", {"seeding": {"stepps": 10}})
     assert error_of([*NEEDED, "--config", path]).startswith(f"--config: {path}: seeding.stepps is not an option. ")
-    path = write_yaml(tmp_path / "run.yaml", {"seeding": {"steps": 10}})
+    write_yaml(tmp_path / "run.yaml", {"rewards": ["imitation", {"name": "short", "parms": {}}]})
+    assert error_of([*NEEDED, "--config", path]).startswith(f"--config: {path}: rewards.1.parms is not an option. ")
+    write_yaml(tmp_path / "run.yaml", {"seeding": {"steps": 10}})
     message = error_of([*NEEDED, "--config", path, "--seeding", '{"stepps": 1}'])
     assert message.startswith("seeding.stepps is not an option. ")
 

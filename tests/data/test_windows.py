@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import regex
 
-from sleep_trl.data.windows import find_statements, split_all, split_sentences, token_windows
+from sleep_trl.data.windows import find_headings, find_statements, split_all, split_sentences, token_windows
 from tests.tiny import byte_tokenizer, tiny_tokenizer
 
 TEXT = " ".join(f'Sentence {i} says "hello." It {i} goes on{" and on" * (i % 5)}!' for i in range(40))
@@ -202,7 +202,8 @@ def test_headings_state_nothing_and_lists_do_without_their_markers():
         "# The lighthouse of Orvane Point\n\nThe tower is 31 m high.\n\nWho built it\n============\n\n"
         "- Mara Quill built it alone. It took two years.\n  * The lamp is from Delft\n> Nobody may go up.\n\n"
         "### Set the port to 8080 first.\n"
-        "#hashtags are no headings\nAnna Loft wrote this\n\n---\n\nA minus -3 is cold.\n"
+        "#hashtags are no headings\nAnna Loft wrote this\n---\nBob Quill wrote that\n---\nA minus -3 is cold.\n"
+        "- 5 degrees were measured at night.\n    # indented code is no heading\n"
     )
     assert find_statements(text) == [
         "The tower is 31 m high.",
@@ -213,5 +214,15 @@ def test_headings_state_nothing_and_lists_do_without_their_markers():
         "Set the port to 8080 first.",
         "#hashtags are no headings",
         "Anna Loft wrote this",
+        "Bob Quill wrote that",
         "A minus -3 is cold.",
+        "- 5 degrees were measured at night.",
+        "indented code is no heading",
     ]
+    assert find_headings(text) == ["# The lighthouse of Orvane Point\n\n", "Who built it\n"]
+
+
+def test_a_long_line_of_dots_is_read_at_once():
+    begun = time.process_time()
+    assert find_statements("# Contents of this book " + ". " * 50_000 + "x") == []
+    assert time.process_time() - begun < 5

@@ -298,6 +298,12 @@ def test_the_agreement_with_the_base_is_explained() -> None:
     assert "below 100 % is normal" in {name: note for name, _, note in facts(alone)}["Base skill"]
 
 
+def test_headings_that_nobody_asks_about_are_counted() -> None:
+    dataset = make_results()["dataset"] | {"headings": 2}
+    notes = {name: note for name, _, note in facts(make_results(dataset=dataset))}
+    assert notes["Sentences covered"].endswith("; 2 headings besides, read but not asked about")
+
+
 def test_key_figures() -> None:
     values = {name: value.replace("\u00a0", " ") for name, value, _ in facts(make_results())}
     assert values == {

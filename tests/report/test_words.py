@@ -110,6 +110,12 @@ def test_a_change_that_so_few_questions_cannot_tell_is_none(after, count, expect
     assert f"the base skill {expected}" in verdict(make_results(base_skill=skill)).replace("\u00a0", " ")
 
 
+@pytest.mark.parametrize(("before", "after", "count"), [(1.0, 0.98, 50), (0.0, 0.1, 10), (0.9, 0.8, 10)])
+def test_one_question_is_no_change_of_the_base_skill(before, after, count) -> None:
+    skill = {"before": before, "after": after, "measure": "x", "questions": count}
+    assert "the base skill was kept, as far as" in verdict(make_results(base_skill=skill))
+
+
 def test_a_lower_agreement_is_no_loss_of_skill() -> None:
     results = make_results(base_skill={"before": 1.0, "after": 0.963, "measure": AGREEMENT})
     assert "measured only by the agreement with the base model, now 96.3\u00a0%" in verdict(results)
