@@ -12,6 +12,7 @@ from datetime import timedelta
 from accelerate import PartialState
 from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..config.console import PlainConsole
@@ -22,6 +23,7 @@ console = PlainConsole()
 Advance = Callable[[float], None]
 """Called with the units of work done since the last call."""
 
+BAR_WIDTH = 16  # characters
 LINE_EVERY = 60.0  # seconds between two lines of a phase without a terminal
 
 
@@ -61,14 +63,14 @@ def bar(description: str, total: int) -> Iterator[Advance]:
 def _live(description: str, total: int) -> Iterator[Advance]:
     """Show a bar that is gone at the end."""
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=BAR_WIDTH),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left", markup=False),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, expand=True) as progress:  # what is cut is the label
         task = progress.add_task(visible(description), total=total)
         yield lambda done: progress.update(task, advance=done)
 

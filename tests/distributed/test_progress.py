@@ -1,9 +1,11 @@
+import io
 import math
 import time
 from types import SimpleNamespace
 
 import pytest
 
+from sleep_trl.config.console import PlainConsole
 from sleep_trl.distributed import progress
 from sleep_trl.distributed.progress import StepBar, bar, console
 
@@ -25,6 +27,16 @@ def test_a_phase_prints_lines_without_a_terminal(monkeypatch, capsys) -> None:
         time.sleep(0.3)  # a batch that takes long
     lines = capsys.readouterr().out.splitlines()
     assert lines and all(line.startswith("Writing statement: 1,200 of 3,600 after 0:00:0") for line in lines)
+
+
+def test_a_bar_of_80_columns_has_its_figures_and_cuts_its_label(monkeypatch) -> None:
+    screen = io.StringIO()
+    terminal = PlainConsole(file=screen, force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr(progress, "console", terminal)
+    with bar("Perplexity of 40 shipped prose texts, 9,564 tokens, after", 12_345) as advance:
+        advance(31)
+    drawn = [line for line in screen.getvalue().replace("\r", "\n").splitlines() if "31/12345" in line][-1]
+    assert "Perplexity of 40" in drawn and "…" in drawn and "0:00:0" in drawn and "left -:--:--" in drawn
 
 
 def test_a_short_phase_prints_no_line(capsys) -> None:
