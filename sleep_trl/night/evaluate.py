@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 
 from ..distributed.progress import bar, echo
 from ..evaluation.perplexity import find_guessing, mean_loss
-from ..evaluation.probes import Probe, perplexity_probe, reading_probe
+from ..evaluation.probes import Item, Probe, perplexity_probe, reading_probe
 from ..evaluation.recall import QAItem, ask, sample_items, window_with_answer
 from ..rollout.synced import SyncedEngine
 from ..runs.files import read_jsonl
@@ -104,11 +104,12 @@ def _probes(ctx: NightContext, left_out: Mapping[str, str]) -> tuple[Probe[QAIte
         inputs.skill, name, ctx.prompter, inputs.largest_window, files.max_questions, ctx.config.seed
     )
     prose = perplexity_probe(inputs.prose, texts, ctx.tokenizer, inputs.context)
-    if reason := left_out.get("skill"):
-        reading = replace(reading, items=[], left_out=reason)
-    if reason := left_out.get("perplexity"):
-        prose = replace(prose, items=[], left_out=reason)
-    return reading, prose
+    return _unless(left_out.get("skill"), reading), _unless(left_out.get("perplexity"), prose)
+
+
+def _unless(reason: str | None, probe: Probe[Item]) -> Probe[Item]:
+    """Return a probe, or one without items if there is a reason to leave it out."""
+    return replace(probe, items=[], left_out=reason) if reason else probe
 
 
 def evaluate_after(ctx: NightContext, left_out: Mapping[str, str]) -> dict[str, Any]:
