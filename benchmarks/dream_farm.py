@@ -5,8 +5,13 @@ Each of 32 dreams of 40 to 60 tokens is trained for 10 steps of AdamW, on the qu
 loop around PEFT's LoRA, one dream after another; `trl` creates one SFTTrainer per dream, as SEAL does, without gradient
 checkpointing, loggers and checkpoints. A side that is timed on some of the dreams is scaled to all of them. All three
 get the same data; farm and PEFT also start from the same weights. `max_abs_difference` is the largest difference
-between their results, and `relative_difference` that of all second factors together. Peak memory is measured in fresh
-processes. Keys ending in `_at_30m` are for the larger model.
+between their results, `relative_difference` that of all second factors together, and `farm_vs_float64` and
+`peft_vs_float64` are the largest between each and PEFT in float64. Peak memory is measured in fresh processes. Keys
+ending in `_at_30m` are for the larger model.
+
+How fast the farm could be at most: `seconds_kernels` is the time that its matrix products and attention take by
+torch's profiler, `kernels_share` their share of its time under the profiler, and `limit_vs_...` the speedup if all
+else took no time.
 
 With --cuda: dreams per minute on a Llama with 0.8 billion random weights in bfloat16, for 1, 8, 32 and 128 dreams.
 """
@@ -280,6 +285,17 @@ def relative_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
     return float((sum((a - b).square().sum() for a, b in pairs) / sum(b.square().sum() for _, b in pairs)) ** 0.5)
 
 
+def kernels_share(args: argparse.Namespace, model: Any, dreams: list[Any]) -> float:
+    """Return the share of the farm's processor time in matrix products and attention, forward and backward."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run_farm(args, model, dreams)
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    kernels = ("aten::mm", "aten::bmm", "aten::addmm", "aten::addmm_", "aten::baddbmm_", "aten::_scaled_dot_product")
+    return sum(time for key, time in times.items() if key.startswith(kernels)) / sum(times.values())
+
+
 def compare(args: argparse.Namespace, name: str) -> dict[str, float]:
     """Time the sides in turn on one model; return the keys of the result."""
     model = make_model(name)
@@ -298,19 +314,27 @@ def compare(args: argparse.Namespace, name: str) -> dict[str, float]:
         trl.append(run_trl(args, model, dreams[: args.trl_dreams]) * args.dreams / args.trl_dreams)
         speed.append(product_speed(1024, model.config.hidden_size))
         worst = max(worst, difference(together, alone))
-    relative = relative_difference(together, alone)
+    share = kernels_share(args, model, dreams)
+    _, exact = run_peft(args, make_model(name).double(), dreams[: args.peft_dreams])
     peaks = {side: peak(args, name, side) for side in ("farm", "peft")}
     arithmetic = operations(args, model, dreams)
     weights = sum(a.numel() + b.numel() for d in together.values() for a, b in d.values())
+    fastest = share * statistics.median(farm)
     return {
         "speedup_vs_peft": statistics.median(p / f for p, f in zip(peft, farm, strict=True)),
         "speedup_vs_trl_sft": statistics.median(t / f for t, f in zip(trl, farm, strict=True)),
         "peak_memory_ratio": peaks["farm"][1] / peaks["peft"][1],
         "max_abs_difference": worst,
-        "relative_difference": relative,
+        "relative_difference": relative_difference(together, alone),
+        "farm_vs_float64": difference(together, exact),
+        "peft_vs_float64": difference(alone, exact),
         "seconds_farm": statistics.median(farm),
         "seconds_peft": statistics.median(peft),
         "seconds_trl_sft": statistics.median(trl),
+        "kernels_share": share,
+        "seconds_kernels": fastest,
+        "limit_vs_peft": statistics.median(peft) / fastest,
+        "limit_vs_trl_sft": statistics.median(trl) / fastest,
         "gigaflop": arithmetic / 1e9,
         "gigaflop_per_second_of_a_product": statistics.median(speed) / 1e9,
         "share_of_the_arithmetic_limit": statistics.median(
