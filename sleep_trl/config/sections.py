@@ -334,8 +334,8 @@ class EvaluationConfig(Section):
     not know them."""
 
     teacher_questions: float = Field(0.1, ge=0, le=0.5)
-    """If the memories have no questions: share of the questions written by the teacher that is not trained on but asked
-    before and after the night, at least 4, if there are 20 about sentences with another sample. 0: none."""
+    """For memories without questions: share of the questions that the teacher wrote about them that is not trained on
+    but asked before and after the night, at least 4, if there are 20 about sentences with another sample. 0: none."""
 
     metric: Literal["exact", "contains", "f1"] = "contains"
     """How an answer is scored. exact: equal after normalization. contains: contained in the reply. f1: token F1."""

@@ -15,6 +15,7 @@ from rich.table import Table
 from ..config import RunConfig
 from ..data.documents import MemoryText
 from ..data.files import LeftOut
+from ..evaluation.recalls import recalls
 from ..evaluation.retention import AGREEMENT, OF_AGREEMENT
 from ..memory import Memory
 from .evaluate import MEASURES as SKILL_MEASURES
@@ -42,9 +43,9 @@ def collect_results(
     a measure of the base skill was not taken, if one was not. `retention` is the recall of earlier entries, apart from
     those `forgotten`, which the night removed. `fold_difference` is `None` if the experts are routed;
     then `load` has the tokens by layer and expert, if the model itself answered. `dreams` is present if the night
-    dreamed, and `rolled_back`, the reason, if it was rolled back. `questions` is how many `recall` was measured on; if
-    the memories have none, `teacher_questions` is the recall on the `count` questions that the teacher wrote and nobody
-    trained on. For `capacity` see [`measure_capacity`]; `consolidations` are the entries that hold others.
+    dreamed, and `rolled_back`, the reason, if it was rolled back. `questions` is how many `recall` was measured on;
+    `teacher_questions` is the recall on the `count` questions that the teacher wrote about memories without questions
+    and nobody trained on. For `capacity` see [`measure_capacity`]; `consolidations` are the entries that hold others.
     """
     earlier = {e: {"before": before["earlier"][e], "after": after["earlier"][e]} for e in before["earlier"]}
     has_probe = before["skill"] is not None and after["skill"] is not None
@@ -165,14 +166,11 @@ def render_results(results: dict[str, Any]) -> Table:
     table.add_column("")
     for column in ("before", "after"):
         table.add_column(column, justify="right")
-    recall, skill, parameters = results["recall"], results["base_skill"], results["parameters"]
+    skill, parameters = results["base_skill"], results["parameters"]
     for entry, values in results.get("forgotten", {}).items():
         table.add_row(f"recall of {entry}, which was removed", _percent(values["before"]), _percent(values["after"]))
-    if held_out := results.get("teacher_questions"):
-        recall, what = held_out, f" ({held_out['count']} of the teacher's questions, not trained on)"
-    else:
-        what = ""
-    if "forgotten" not in results:
+    for recall in () if "forgotten" in results else recalls(results):
+        what = f" ({recall['count']} of the teacher's questions, not trained on)" if recall["is_teachers"] else ""
         table.add_row(f"recall without context{what}", _percent(recall["before"]), _percent(recall["after"]))
         table.add_row(f"recall with context{what}", _percent(recall["with_context"]), "")
     table.add_row(f"base skill ({skill['measure']})", _percent(skill["before"]), _percent(skill["after"]))

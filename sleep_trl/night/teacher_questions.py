@@ -1,13 +1,14 @@
-"""Questions that the teacher wrote and nobody trains on: they show whether a night worked whose memories come without
+"""Questions that the teacher wrote and nobody trains on: they show what a night taught about memories that come without
 questions (ours)."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
+from ..config.counting import counted
 from ..data.rows import take_turns
 from ..data.samples import Sample
 from ..distributed.progress import bar, echo
@@ -20,8 +21,10 @@ FEWEST = 4  # questions, below which a share says nothing
 LEAST_TO_CHOOSE_FROM = 20  # questions, so that no more than a fifth of them is held out
 
 
-def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Hold some of the teacher's questions out from training.
+def hold_out(
+    samples: Sequence[Sample], memories: Collection[str], share: float, seed: int
+) -> tuple[list[Sample], list[Sample]]:
+    """Hold some of the teacher's questions about these memories out from training.
 
     A question is held out only if another sample about its sentence stays, so that the night still learns the sentence,
     if no other sample has its prompt, and if its answer is the teacher's own, since no reply contains a whole sentence.
@@ -30,6 +33,8 @@ def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[S
     Args:
         samples (`Sequence[Sample]`):
             The night's samples about memories.
+        memories (`Collection[str]`):
+            Ids of those whose questions may be held out.
         share (`float`):
             Share of the questions to hold out, in [0, 1]; if there are 20 questions that can be, four at least.
         seed (`int`):
@@ -41,7 +46,7 @@ def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[S
     """
     about = Counter((sample.memory_id, sample.sentence) for sample in samples)
     prompts = Counter(sample.prompt for sample in samples)
-    asked = [s for s in samples if s.template == TEMPLATE and s.request and s.sentence and not s.is_quoted]
+    asked = [s for s in _asked(samples, memories) if s.request and s.sentence]
     can_be = [s for s in asked if about[s.memory_id, s.sentence] > 1 and prompts[s.prompt] == 1]
     if not share or len(can_be) < LEAST_TO_CHOOSE_FROM:
         return list(samples), []
@@ -53,22 +58,28 @@ def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[S
     return [sample for sample in samples if id(sample) not in chosen], held_out
 
 
+def _asked(samples: Sequence[Sample], memories: Collection[str]) -> list[Sample]:
+    return [s for s in samples if s.template == TEMPLATE and not s.is_quoted and s.memory_id in memories]
+
+
 def hold_out_if_needed(ctx: NightContext, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Hold questions out if the night has none of its own, and say so."""
-    share = ctx.config.evaluation.teacher_questions
-    if not share or not ctx.memories or any(memory.questions for memory in ctx.memories):
+    """Hold questions out about the memories that have none of their own, and say so."""
+    share, unasked = ctx.config.evaluation.teacher_questions, {m.id for m in ctx.memories if not m.questions}
+    if not share or not unasked:
         return samples, []
-    kept, held_out = hold_out(samples, share, ctx.config.seed)
-    of = sum(sample.template == TEMPLATE and not sample.is_quoted for sample in samples)
+    kept, held_out = hold_out(samples, unasked, share, ctx.config.seed)
+    of = len(_asked(samples, unasked))
+    is_all = len(unasked) == len(ctx.memories)
+    which = "The memories" if is_all else f"{len(unasked):,} of {counted(len(ctx.memories), 'memory')}"
     if held_out:
         echo(
-            f"The memories have no questions, so {len(held_out)} of the {of:,} that the teacher wrote are not trained "
-            f"on but asked before and after the night (evaluation.teacher_questions)"
+            f"{which} have no questions, so {len(held_out)} of the {of:,} that the teacher wrote about them are not "
+            f"trained on but asked before and after the night (evaluation.teacher_questions)"
         )
     else:
         echo(
-            f"The memories have no questions, and too few of the teacher's have an answer that passed its checks "
-            f"({of:,}) to hold some out, so recall is not measured",
+            f"{which} have no questions, and too few of the teacher's about them have an answer that passed its checks "
+            f"({of:,}) to hold some out, so {'recall' if is_all else 'their recall'} is not measured",
             style="yellow",
         )
     return kept, held_out

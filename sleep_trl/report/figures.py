@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..config.visible import visible
+from ..evaluation.recalls import recalls
 from .words import finite, percent
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def charts(results: Mapping[str, Any]) -> list[Chart]:
     """
     history = results.get("history") or []
     made = [
-        recall_chart(results.get("teacher_questions") or results["recall"]),
+        *map(recall_chart, recalls(results)),
         skill_chart(results["base_skill"], results.get("retention") or {}),
         loss_chart(history),
         reward_chart(history),
@@ -67,7 +68,7 @@ def charts(results: Mapping[str, Any]) -> list[Chart]:
 
 
 def recall_chart(recall: Mapping[str, Any]) -> Chart | None:
-    """Draw recall before, with context and after as bars, or return `None` if it was not measured."""
+    """Draw one of [`recalls`], before, with context and after, as bars, or return `None` if it was not measured."""
     bars = (
         ("before", "before", "gray"),
         ("with<br>the text", "with_context", "orange"),
@@ -82,11 +83,11 @@ def recall_chart(recall: Mapping[str, Any]) -> Chart | None:
     plot.update_layout(showlegend=False, barmode="overlay")
     _percent_axes(plot)
     which = "Questions about the memories"
-    if count := recall.get("count"):
-        which = f"{count} questions that the teacher wrote about the memories and nobody trained on"
+    if is_teachers := recall["is_teachers"]:
+        which = f"{recall['count']} questions that the teacher wrote about the memories and nobody trained on"
     return Chart(
-        "recall",
-        "Recall of the memories",
+        "recall-of-teachers" if is_teachers else "recall",
+        "Recall of the teacher's questions" if is_teachers else "Recall of the memories",
         f"{which}, answered without the text before and after the night, and with the text in the "
         "context, like the teacher. The nearer the last bar comes to the middle one, the more was learned.",
         plot,

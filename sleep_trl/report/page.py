@@ -16,6 +16,7 @@ from ..config.counting import counted
 from ..config.visible import visible
 from ..data.drops import MOST_EXAMPLES, unpack
 from ..data.parts import COUNTED_APART
+from ..evaluation.recalls import recalls
 from ..evaluation.retention import AGREEMENT, OF_AGREEMENT, describe_chain
 from ..runs.files import read_json, write_text
 from ..runs.folder import RunFolder
@@ -209,16 +210,19 @@ def as_of(results: Row, ledger: Sequence[LedgerEntry], experts: Sequence[Row] | 
 
 def facts(results: Row) -> Iterator[tuple[str, str, str]]:
     """Yield the key figures: name, value and explanation."""
-    recall, skill, parameters = results["recall"], results["base_skill"], results["parameters"]
+    skill, parameters = results["base_skill"], results["parameters"]
     total = finite(results["seconds"].get("total"))
     undone = ", which was rolled back" if "rolled_back" in results else results.get("state", "")
     for entry, pair in results.get("forgotten", {}).items():
         yield f"Recall of {entry}", change(pair["before"], pair["after"]), "before → after the night, which removed it"
-    if asked := results.get("teacher_questions"):
-        recall, undone = asked, f"{undone}; {asked['count']} questions of the teacher, not trained on"
-    if "forgotten" not in results:
-        yield "Recall without context", change(recall["before"], recall["after"]), f"before → after the night{undone}"
-        yield "Recall with context", percent(recall["with_context"]), "the teacher's recall"
+    for recall in () if "forgotten" in results else recalls(results):
+        of = f"; {recall['count']} questions of the teacher, not trained on" if recall["is_teachers"] else ""
+        yield (
+            "Recall without context",
+            change(recall["before"], recall["after"]),
+            f"before → after the night{undone}{of}",
+        )
+        yield "Recall with context", percent(recall["with_context"]), f"the teacher's recall{of}"
     measure = f"{AGREEMENT}: {OF_AGREEMENT}" if skill["measure"] == AGREEMENT else skill["measure"]
     yield "Base skill", change(skill["before"], skill["after"]), measure
     if skill["measure"] != AGREEMENT and (agreement := results.get("agreement") or {}).get("before") is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config.counting import counted
 from ..evaluation.metrics import WEAK_TEACHER
+from ..evaluation.recalls import recalls
 from ..evaluation.retention import AGREEMENT
 from ..runs.ledger import LedgerEntry, active_entries, removed_by
 
@@ -106,10 +107,9 @@ def verdict(results: Mapping[str, Any]) -> str:
     )
     if removed:
         return f"{since}{rolled_back}{_removed(removed)}; {kept}."
-    asked = results.get("teacher_questions")
-    about = results.get("asked_about")
-    recall = asked or {**results["recall"], "count": results.get("questions"), "asked_about": about}
-    return f"{since}{rolled_back}{_learned(recall, is_asked=bool(asked))}; {kept}.{_next_step(recall, results)}"
+    recall, *others = recalls(results)
+    learned = _learned(recall) + "".join(map(_learned_of_others, others))
+    return f"{since}{rolled_back}{learned}; {kept}.{_next_step(recall, results)}"
 
 
 def silent_rewards(history: Sequence[Mapping[str, Any]], few: float = FEW_SCORED) -> list[str]:
@@ -147,8 +147,8 @@ def _removed(forgotten: Mapping[str, Mapping[str, Any]]) -> str:
     return f"The night removed {', '.join(parts)}"
 
 
-def _learned(recall: Mapping[str, Any], is_asked: bool) -> str:
-    """Say how much the model has learned. `is_asked` says whether the questions are the teacher's."""
+def _learned(recall: Mapping[str, Any]) -> str:
+    """Say how much the model has learned by one of [`recalls`]."""
     before, context, after = (finite(recall[key]) for key in ("before", "with_context", "after"))
     if before is None or after is None:
         return (
@@ -159,7 +159,7 @@ def _learned(recall: Mapping[str, Any], is_asked: bool) -> str:
     questions = f"the {counted(count, 'question')}" if count else "the questions"
     if asked := recall.get("asked_about"):
         questions += f" (about {asked['memories']:,} of {counted(asked['of'], 'memory')}; the others have none)"
-    questions += " that the teacher wrote and nobody trained on" if is_asked else ""
+    questions += " that the teacher wrote and nobody trained on" if recall["is_teachers"] else ""
     said = _counting(count, [before, after, *([] if context is None else [context])])
     change = f"without the text it answers {said(after)} of {questions} ({said(before)} before the night)"
     if context is None:
@@ -179,6 +179,16 @@ def _learned(recall: Mapping[str, Any], is_asked: bool) -> str:
     )
     what = "what it was asked about" if asked else "the memories"
     return f"The model {known} {what}: {change}, and {said(context)} with the text in its context"
+
+
+def _learned_of_others(recall: Mapping[str, Any]) -> str:
+    """Say how many of the teacher's questions the model answers about the memories that have none of their own."""
+    shares = [finite(recall[key]) or 0.0 for key in ("before", "with_context", "after")]
+    before, context, after = map(_counting(recall["count"], shares), shares)
+    return (
+        f"; of the {counted(recall['count'], 'question')} that the teacher wrote about the other memories and nobody "
+        f"trained on, it answers {after} ({before} before the night), and {context} with the text"
+    )
 
 
 def share_learned(before: float, context: float, after: float) -> float | None:

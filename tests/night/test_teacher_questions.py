@@ -26,20 +26,23 @@ def test_questions_are_held_out_only_where_their_sentence_is_still_learned():
     pairs = [sample(f"m{n % 4}", f"s{n}", f"q{n} {i}") for n in range(20) for i in range(2)]
     alone = [sample("m9", f"alone {n}", f"a{n}") for n in range(5)]
     twice = [sample("m9", f"twice {n}", "the same") for n in range(2) for _ in range(2)]
-    kept, held_out = hold_out([*pairs, *alone, *twice], 0.1, seed=1)
+    memories = {s.memory_id for s in (*pairs, *alone)}
+    kept, held_out = hold_out([*pairs, *alone, *twice], memories, 0.1, seed=1)
     assert len(held_out) == 5 and len(kept) + len(held_out) == 49  # a tenth of 49 questions
     assert set(map(id, held_out)) <= set(map(id, pairs)) and not set(map(id, held_out)) & set(map(id, kept))
     learned = {(s.memory_id, s.sentence) for s in kept}
     assert all((s.memory_id, s.sentence) in learned for s in held_out)
     assert len({s.sentence for s in held_out}) == 5 and len({s.memory_id for s in held_out}) == 4  # in turn
-    assert hold_out([*pairs, *alone, *twice], 0.1, seed=1)[1] == held_out
+    assert hold_out([*pairs, *alone, *twice], memories, 0.1, seed=1)[1] == held_out
+    of_two = hold_out([*pairs, *alone, *twice], {"m0", "m1"}, 0.1, seed=1)[1]
+    assert len(of_two) == 4 and {s.memory_id for s in of_two} == {"m0", "m1"}
 
 
 @pytest.mark.parametrize(("count", "share", "expected"), [(19, 0.1, 0), (20, 0.1, 4), (20, 0.0, 0), (100, 0.1, 10)])
 def test_a_few_at_least_are_held_out_and_none_of_too_few(count, share, expected):
     questions = [sample("m", f"s{n}", f"q{n}") for n in range(count)]
     given = [sample("m", f"s{n}", "", "statement") for n in range(count)]
-    assert len(hold_out([*questions, *given], share, seed=1)[1]) == expected
+    assert len(hold_out([*questions, *given], {"m"}, share, seed=1)[1]) == expected
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +85,17 @@ def test_what_is_dropped_is_in_the_report_and_not_in_the_results(night):
 def test_questions_of_the_memories_are_asked_instead(capsys):
     config = parse(["--model", "m", "--memories", "d.jsonl"])
     samples = [sample("m", f"s{n}", f"q{n} {i}") for n in range(20) for i in range(2)]
-    asked, unasked = MemoryText("m", "", "t", (Question("Who?", ("Ben",)),)), MemoryText("m", "", "t")
-    assert hold_out_if_needed(SimpleNamespace(config=config, memories=[unasked, asked]), samples) == (samples, [])
+    asked, unasked = MemoryText("a", "", "t", (Question("Who?", ("Ben",)),)), MemoryText("m", "", "t")
+    about_asked = [sample("a", f"s{n}", f"about a {n} {i}") for n in range(20) for i in range(2)]
+    assert hold_out_if_needed(SimpleNamespace(config=config, memories=[asked]), about_asked) == (about_asked, [])
     assert capsys.readouterr().out == ""
+    both = SimpleNamespace(config=config, memories=[unasked, asked])
+    assert {s.memory_id for s in hold_out_if_needed(both, [*about_asked, *samples])[1]} == {"m"}
+    assert "1 of 2 memories have no questions, so 4 of the 40" in " ".join(capsys.readouterr().out.split())
     assert len(hold_out_if_needed(SimpleNamespace(config=config, memories=[unasked]), samples)[1]) == 4
-    assert "4 of the 40 that the teacher wrote are not trained on" in " ".join(capsys.readouterr().out.split())
+    assert (
+        "The memories have no questions, so 4 of the 40 that the teacher wrote about them are not trained on"
+        in " ".join(capsys.readouterr().out.split())
+    )
     assert hold_out_if_needed(SimpleNamespace(config=config, memories=[unasked]), samples[:9])[1] == []
     assert "an answer that passed its checks (9) to hold some out" in " ".join(capsys.readouterr().out.split())

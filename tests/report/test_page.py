@@ -272,8 +272,18 @@ def test_questions_of_the_teacher_are_named_as_such() -> None:
     values = {name: (value.replace("\u00a0", " "), note) for name, value, note in facts(results)}
     value, note = values["Recall without context"]
     assert value == "0.0 % → 85.0 %" and "12 questions of the teacher, not trained on" in note
-    (chart,) = [chart for chart in charts(results) if chart.id == "recall"]
+    (chart,) = [chart for chart in charts(results) if chart.id == "recall-of-teachers"]
     assert chart.caption.startswith("12 questions that the teacher wrote about the memories and nobody trained on")
+
+
+def test_both_recalls_are_shown_where_only_some_memories_have_questions() -> None:
+    asked = {"count": 12, "before": 0.0, "with_context": 0.9, "after": 0.85}
+    results = make_results(teacher_questions=asked, questions=50, asked_about={"memories": 1, "of": 3})
+    drawn = [chart.id for chart in charts(results) if chart.id.startswith("recall")]
+    assert drawn == ["recall", "recall-of-teachers"]
+    values = [(v.replace("\u00a0", " "), note) for name, v, note in facts(results) if name == "Recall without context"]
+    assert [value for value, _ in values] == ["2.0 % → 96.0 %", "0.0 % → 85.0 %"]
+    assert "teacher" not in values[0][1] and "12 questions of the teacher" in values[1][1]
 
 
 def test_a_reward_without_values_is_among_the_key_figures() -> None:

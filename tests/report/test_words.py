@@ -60,6 +60,11 @@ def test_few_questions_are_counted() -> None:
     none = {"before": 0.0, "with_context": 0.0, "after": 0.0}
     assert "0 of the 1 question (0 before" in verdict(make_results(recall=none, questions=1))
     assert "33.3\u00a0% of the 300 questions" in verdict(make_results(recall=recall, questions=300))
+    others = {"count": 4, "before": 0.0, "with_context": 1.0, "after": 0.75}
+    both = verdict(make_results(recall=recall, questions=3, teacher_questions=others))
+    assert "it answers 1 of the 3 questions" in both
+    assert "; of the 4 questions that the teacher wrote about the other memories and nobody trained on, it ans" in both
+    assert "it answers 3 (0 before the night), and 4 with the text; the base skill" in both
     assert "33.3\u00a0% of the 4 questions" in verdict(make_results(recall=recall, questions=4))  # F1
 
 
