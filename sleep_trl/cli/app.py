@@ -1,7 +1,7 @@
 """The command `sleep-trl`, with the subcommands `schedule`, `night` and `report`.
 
 Exit codes: 0 success, 1 failure, 2 invalid input, 130 stopped by Ctrl-C, 143 a night
-stopped by SIGTERM.
+or `live` stopped by SIGTERM.
 """
 
 from __future__ import annotations

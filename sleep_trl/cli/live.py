@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..config.counting import counted
-from ..config.exit_codes import STOPPED
+from ..config.exit_codes import STOPPED, TERMINATED
 from ..config.visible import visible
 from . import paths
 from .output import as_line
@@ -76,8 +76,8 @@ def live(
     --help`). Each night continues the newest one in output_dir and runs in its own process, so that GPUs are free
     between nights. After a stop or a kill, the same command continues where it stopped.
 
-    Exit codes: 0 if all --nights are finished, 2 for invalid input, 130 if stopped, else that of the night that failed
-    --tries times.
+    Exit codes: 0 if all --nights are finished, 2 for invalid input, 130 if stopped by Ctrl-C, 143 by SIGTERM, else
+    that of the night that failed --tries times.
     """
     from ..config import MemorySource
     from ..daemon import Launcher, PendingRecords, SleepPolicy, Supervisor, load_tokenizer
@@ -95,12 +95,18 @@ def live(
     chain, path = config.output_dir, config.source.buffer
     assert path is not None
     pending = PendingRecords(path, load_tokenizer(config.model, config.model_revision) if after_tokens else None, chain)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # service managers stop a process by SIGTERM
+    terminated = list[int]()
+
+    def terminate(number: int, _: object) -> None:  # service managers stop a process by SIGTERM
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         code = Supervisor(chain, config.memories, context.args, launcher, pending, policy, report).run()
     except KeyboardInterrupt:
         report("stopped", {})
-        code = STOPPED
+        code = TERMINATED if terminated else STOPPED
     raise typer.Exit(code)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def plan(
     context: typer.Context,
-    gpus: Annotated[str, typer.Option(metavar="NxGPU", help="Such as 8xH100, 1xH200 or 2xA100-80GB.")],
+    gpus: Annotated[str, typer.Option(metavar="NxGPU", help="Such as 8xH100, H200 or 2xA100-80GB.")],
     documents: Annotated[int, typer.Option(min=1, help="Documents to learn.")] = 200,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of each.")] = 5000,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

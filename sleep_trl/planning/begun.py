@@ -7,7 +7,6 @@ run is dropped, disabled or enabled, or one of the night's records is forgotten,
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from ..data.documents import MemoryText
 from ..distributed.progress import echo
 from ..runs import checksums
-from ..runs.files import read_json, write_json, write_jsonl
+from ..runs.files import read_json, remove, write_json, write_jsonl
 from ..runs.folder import RunFolder
 from ..runs.lock import RunInUse, run_lock
 from ..wake.buffer import WakeBuffer
@@ -107,12 +106,12 @@ def start_over(folder: Path, is_gone: IsGone = lambda memory: False) -> None:
     done += [path for path in run.phases.glob("*") if path not in kept]
     checksums.forget([*done, run.ledger, run.began])
     for path in done:
-        _remove(path)
+        remove(path)
     if run.ledger.is_file() and run.config.is_file() and (buffer := _buffer_of(folder)):
         with WakeBuffer(buffer) as opened:
             opened.requeue(memory.sha256 for memory in taken)
-    _remove(run.ledger)
-    _remove(run.began)
+    remove(run.ledger)
+    remove(run.began)
     if run.ingested.is_file():  # last: until then, what is gone is found again
         write_jsonl(run.ingested, (memory.as_row() for memory in taken if not is_gone(memory)), is_checked=True)
 
@@ -155,7 +154,7 @@ def erase(nights: Iterable[Path], is_gone: IsGone) -> Copies:
                     start_over(night, is_gone)
                     copies.erased.append(night)
                 for path in unfinished:
-                    _remove(path)
+                    remove(path)
         except RunInUse as error:
             if is_held:
                 copies.in_use[night] = str(error)
@@ -169,8 +168,8 @@ def _start_over_if_changed(config: RunConfig) -> None:
     forgotten = _forgotten(config)
     start_over(config.output_dir, lambda memory: memory.sha256 in forgotten)
     if config.source.buffer is not None and not began_with(config.output_dir):
-        _remove(run.phases)
-        _remove(run.config)
+        remove(run.phases)
+        remove(run.config)
         raise Changed(f"All records of the night in {config.output_dir} were forgotten, so it was removed.")
     echo(f"The night in {config.output_dir} starts over, because {why} since it began.")
 
@@ -198,10 +197,3 @@ def _buffer_of(night: Path) -> Path | None:
 
     path = MemorySource.parse(read_json(RunFolder(night).config)["memories"]).buffer
     return path if path and path.is_file() else None
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -49,16 +49,16 @@ def parse_gpus(text: str) -> tuple[int, GPU]:
 
     Args:
         text (`str`):
-            A count and a name of [`GPUS`], such as `8xH100`.
+            A name of [`GPUS`], and before it a count if it is not 1, such as `8xH100`.
 
     Raises:
         `ValueError`: if it is none, or the GPU is unknown.
     """
-    found = re.fullmatch(r"([1-9]\d*)x(.+)", text.strip())
+    found = re.fullmatch(r"(?:([1-9]\d*)x)?(.+)", text.strip())
     named = {name.lower(): gpu for name, gpu in GPUS.items()}
     if found is None or (gpu := named.get(found[2].lower())) is None:
         raise ValueError(
-            f"--gpus: {text!r} is not a count and a GPU. Give, for example, 8xH100; GPUs with figures are "
-            f"{', '.join(GPUS)}."
+            f"--gpus: {text!r} is neither a GPU with figures nor a count of them. Give, for example, 8xH100; GPUs "
+            f"with figures are {', '.join(GPUS)}."
         )
-    return int(found[1]), gpu
+    return int(found[1] or 1), gpu

@@ -8,7 +8,6 @@ is done, and until then no night continues the run.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..models.loading import load_model, load_tokenizer
 from ..planning.night_source import dataset_options
 from ..report import write_report
 from ..runs import checksums
-from ..runs.files import read_json, read_jsonl, write_json, write_jsonl
+from ..runs.files import read_json, read_jsonl, remove, write_json, write_jsonl
 from ..runs.finished import FinishedRun
 from ..runs.folder import RunFolder
 from ..runs.ledger import LedgerEntry, Source, active_entries, expert_owners, now, write_ledger
@@ -89,7 +88,7 @@ def _set_enabled(run: FinishedRun, entry: LedgerEntry, is_enabled: bool, model: 
     owner = run.owners[entry.id]
     report = RunFolder(run.folder).report
     is_rewritten = has_report(run)
-    _rewrite(run, lambda memory: memory.enable(owner.expert, is_enabled), lambda: _remove(report), model)
+    _rewrite(run, lambda memory: memory.enable(owner.expert, is_enabled), lambda: remove(report), model)
     if is_rewritten:
         write_report(run.folder)
 
@@ -165,7 +164,7 @@ def _drop(run: FinishedRun, plan: DropPlan, buffer: WakeBuffer | None, model: st
             write_jsonl(path, [row for row in read_jsonl(path) if row["entry"] in kept])
         checksums.remove(files.adapter.accumulated)
         for path in _intermediate(files):
-            _remove(path)
+            remove(path)
 
     missing = _fetch(run, texts, buffer) if buffer else []
     _rewrite(run, edit, write, model, begin=lambda: write_json(files.dropping, asdict(plan)))
@@ -180,7 +179,7 @@ def _drop(run: FinishedRun, plan: DropPlan, buffer: WakeBuffer | None, model: st
         waiting = {record.sha256 for record in buffer.records("new")}
         queued = tuple(source.id for source in texts if source.sha256 in waiting)
     also_in = tuple(one for one in related_runs(run) if may_hold(one, chosen))
-    _remove(files.dropping)
+    remove(files.dropping)
     return Dropped(plan.entries, queued, tuple(s.id for s in missing), also_in, tuple(erased))
 
 
@@ -238,13 +237,13 @@ def _rewrite(
     config = _config(run, model)
     memory = load_memory(load_model(config), adapter.path)
     edit(memory)
-    _remove(folded)
+    remove(folded)
     if not memory.spec.is_routed:
         fold(memory, folded)
         load_tokenizer(config).save_pretrained(folded)
     begin()
     if target.is_dir():
-        _remove(replaced)
+        remove(replaced)
         target.rename(replaced)
     write()
     # An expert listed without weights would not load, while unlisted weights are ignored: the list is written first.
@@ -255,7 +254,7 @@ def _rewrite(
         (folded / "README.md").write_text(card_of(FinishedRun.read(run.folder), "checkpoint"), "utf-8")
         checksums.record_folder(folded)
         folded.rename(target)
-    _remove(replaced)
+    remove(replaced)
 
 
 def _config(run: FinishedRun, model: str | None) -> RunConfig:
@@ -275,10 +274,3 @@ def _config(run: FinishedRun, model: str | None) -> RunConfig:
             dtype = read_json(path).get("dtype", config.dtype)
             return config.model_copy(update={"dtype": dtype})
     return config
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

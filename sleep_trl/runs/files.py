@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,11 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}.")
         yield row
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that it holds, if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -98,7 +98,7 @@ def test_it_sleeps_when_enough_is_pending_and_continues_after_a_kill(tmp_path, s
     assert newest_model(folder).run.name == "night-001"  # what `sleep-trl serve` serves
     assert chain.until("pending")["records"] == 1
     chain.process.send_signal(signal.SIGTERM)  # between two nights
-    assert chain.until("stopped") and chain.process.wait(60) == 130
+    assert chain.until("stopped") and chain.process.wait(60) == 143
 
     ingest(buffer_path, "it eats hats while Mira sleeps and the cat of Ben eats")
     chain = start("--after_tokens=12", "--nights=2")

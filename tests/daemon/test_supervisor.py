@@ -133,8 +133,8 @@ def test_an_interrupt_while_the_night_starts_is_not_lost(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_night_is_interrupted_and_waited_for(chain, tmp_path, number):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_night_is_interrupted_and_waited_for(chain, tmp_path, number, code):
     seen = tmp_path / "seen"
     night = tmp_path / "night.sh"  # like a night, it takes a moment to clean up
     night.write_text(
@@ -146,7 +146,7 @@ def test_a_night_is_interrupted_and_waited_for(chain, tmp_path, number):
     wait_for(seen.exists)
     process.send_signal(number)
     assert kinds(read_until(process, "stopped")) == ["stopped"]
-    assert process.wait(60) == 130 and seen.read_text() == "ended\n"
+    assert process.wait(60) == code and seen.read_text() == "ended\n"
 
 
 def test_no_process_of_a_stopped_night_remains(chain, tmp_path):
