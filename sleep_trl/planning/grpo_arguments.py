@@ -20,10 +20,12 @@ NOT_WITH_EXPERTS = {
     "load_best_model_at_end": "needs an evaluation during training, which a night does not have",
     "eval_strategy": "needs an evaluation set, which a night does not have",
     "eval_on_start": "needs an evaluation set, which a night does not have",
+    **dict.fromkeys(("fsdp", "fsdp_config"), "shards the model, and a night has no FSDP; launch with zero3.yaml"),
+    "deepspeed": "would begin DeepSpeed after the launch; give accelerate launch a configuration such as zero3.yaml",
 }
 """Arguments that are refused, unless they are off."""
 
-OFF = (None, False, 0, "no")
+OFF = (None, False, 0, "no", "")
 SET_BY_THE_RUN = OPTIONS | DECIDED | {"expert_width": "memory.width"}
 """Arguments that may not stand there, and the option to use in their place."""
 

@@ -46,12 +46,12 @@ def test_arguments_of_trl_in_a_night() -> None:
     ("says", "expected"),
     [
         (
-            "obeyed",
+            "supported",
             openai.PASSED_ON - {"frequency_penalty", "logit_bias", "model", "stop", "tools"}
             | {"stream_options.include_usage"},
         ),
-        ("refused, unless the value is the default", openai.IGNORED_BY_TRANSFORMERS.keys() - {"generation_config"}),
-        ("without effect", openai.WITHOUT_EFFECT - {"store", "stream_options", "user"}),
+        ("rejected, unless the value is the default", openai.IGNORED_BY_TRANSFORMERS.keys() - {"generation_config"}),
+        ("ignored", openai.WITHOUT_EFFECT - {"store", "stream_options", "user"}),
         ("for [recording](#record)", {"store", "user"}),
     ],
 )

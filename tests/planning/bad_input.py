@@ -118,6 +118,10 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         options(seeding__extra='{"eval_strategy": "steps"}'),
         r"seeding\.extra: 'eval_strategy' needs an evaluation set, which a night does not have\. Take it out",
     ),
+    "extra that shards": (
+        options(seeding__extra='{"fsdp": "full_shard"}'),
+        r"seeding\.extra: 'fsdp' shards the model, and a night has no FSDP; launch with zero3\.yaml\. Take it out",
+    ),
     "extra that follows a reference": (
         options(seeding__extra='{"sync_ref_model": true}'),
         r"seeding\.extra: 'sync_ref_model' needs a reference model",
