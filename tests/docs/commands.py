@@ -153,11 +153,15 @@ def _fault_of_script(words: list[str]) -> str | None:
 def _options_of_trl(example: str) -> frozenset[str]:
     from dataclasses import fields
 
-    import trl
+    from trl import DPOConfig, GRPOConfig, ModelConfig, ScriptArguments, SFTConfig
+    from trl.scripts.grpo import GRPOScriptArguments
 
-    kind = {"extend_sft": "SFTConfig", "extend_dpo": "DPOConfig", "extend_grpo": "GRPOConfig"}[example]
-    classes = [trl.ScriptArguments, trl.ModelConfig, getattr(trl, kind)]
-    return frozenset(f"--{field.name}" for one in classes for field in fields(one))
+    classes: tuple[type, ...] = {
+        "extend_sft": (ScriptArguments, SFTConfig),
+        "extend_dpo": (ScriptArguments, DPOConfig),
+        "extend_grpo": (GRPOScriptArguments, GRPOConfig),
+    }[example]
+    return frozenset(f"--{field.name}" for one in (*classes, ModelConfig) for field in fields(one))
 
 
 def _fault_of_make(words: list[str]) -> str | None:
