@@ -157,7 +157,8 @@ class Chunk:
         if not is_first:
             self.grads.zero_()
         for rows, (index, repeats) in zip(self._planned[1], layouts, strict=True):
-            weights, grads = self.weights[index], self.grads[index]
+            weights = self.weights[index]
+            grads = self.grads[index] if isinstance(index, slice) else torch.zeros_like(weights)
             stack.show(Window(weights.to(self.model.dtype), grads, repeats, is_first))
             terms = head.forward_backward(rows)  # (counted,)
             if stack.open:
@@ -166,7 +167,7 @@ class Chunk:
                     f"targets on which the logits depend."
                 )
             losses.index_add_(0, rows.label_owners, terms)
-            if not isinstance(index, slice):  # then `grads` is a copy
+            if not isinstance(index, slice):  # then `grads` is of this pass alone, and an owner may occur twice
                 self.grads.index_add_(0, torch.tensor(index, device=grads.device), grads)
         for learner, loss in zip(self.learners, losses.tolist(), strict=True):
             learner.losses.append(loss)

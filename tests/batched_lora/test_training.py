@@ -18,7 +18,7 @@ from sleep_trl.batched_lora import (
     using_adapters,
 )
 from sleep_trl.batched_lora.adapters import find_targets, initial_adapter
-from sleep_trl.batched_lora.batches import data_order, divide
+from sleep_trl.batched_lora.batches import data_order, divide, make_passes
 from sleep_trl.memory import MemorySpec, attach
 from tests.tiny import FORMS, tiny_model
 
@@ -126,6 +126,20 @@ def test_jobs_of_several_sequences(training):
     jobs = [*make_jobs(3, sequences=3), *make_jobs(5)[3:]]
     for job, result in zip(jobs, train_adapters(model, jobs, SPEC, training), strict=True):
         assert difference(result.adapter.weights, trained_alone(model, job, training)) <= 1e-5
+
+
+def test_a_job_has_rows_in_several_passes_of_a_step():
+    """60 pairs of a short and a long sequence, in two passes whose adapters are not adjacent and occur twice."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [(20 + 29 * i % 80, 5 + 31 * i % 90) for i in range(60)]
+    sequences = [tuple(tuple(torch.randint(3, 97, (n,), generator=generator).tolist()) for n in two) for two in lengths]
+    jobs = [LoraJob(f"job {i}", two) for i, two in enumerate(sequences)]
+    model, training = tiny_model(), LoraTraining(steps=3, batch_size=2)
+    passes = [rows.owners for rows in make_passes(model, [job.rows() for job in jobs])]
+    assert all(len(set(owners)) < len(owners) for owners in passes) and set(passes[0]) & set(passes[1])
+    for job, result in zip(jobs, train_adapters(model, jobs, SPEC, training), strict=True):
+        alone = train_adapters(model, [job], SPEC, training)[0]
+        assert difference(result.adapter.weights, alone.adapter.weights) <= 1e-5
 
 
 REFUSED = {"falcon": "has no linear layer whose name", "qwen2_moe": "shared_expert.gate_proj cannot be a target"}
