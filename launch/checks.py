@@ -94,15 +94,14 @@ def check_measure(inputs: RunInputs) -> None:
     cannot be read. Loads no weights."""
     from sleep_trl.config.reward import names_a_function
     from sleep_trl.rewards import make_judge
+    from sleep_trl.rewards.judges import check_judge
     from sleep_trl.rewards.registry import import_function
 
     dream = inputs.config.dream
     if not dream.rounds:
         return
     if dream.judge is not None:
-        check = getattr(make_judge(dream.judge.model_dump()), "check", None)
-        if check is not None:
-            check()
+        check_judge(make_judge(dream.judge.model_dump()))
     if names_a_function(dream.measure):
         try:
             inspect.signature(import_function(dream.measure)).bind("task", "ask")

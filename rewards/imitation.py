@@ -8,7 +8,7 @@ from typing import Any
 
 from sleep_trl.data.parts import LEARNED
 from sleep_trl.rewards.errors import RewardError
-from sleep_trl.rewards.judges import Judge, make_judge
+from sleep_trl.rewards.judges import Judge, check_judge, load_judge, make_judge
 from sleep_trl.rewards.registry import reward
 
 
@@ -114,15 +114,13 @@ class ImitationReward:
 
     def check(self) -> None:
         """Raise `ValueError` if the judge is used and its model cannot be read."""
-        check = getattr(self.judge, "check", None)
-        if self.gamma > 0 and check is not None:
-            check()
+        if self.gamma > 0:
+            check_judge(self.judge)
 
     def load(self) -> None:
         """Load the judge's model, if it is used and has one."""
-        load = getattr(self.judge, "load", None)
-        if self.gamma > 0 and load is not None:
-            load()
+        if self.gamma > 0:
+            load_judge(self.judge)
 
     def __call__(
         self,

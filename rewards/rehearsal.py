@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sleep_trl.rewards.errors import RewardError
 from sleep_trl.rewards.imitation import completion_text
-from sleep_trl.rewards.judges import Judge, make_judge
+from sleep_trl.rewards.judges import Judge, check_judge, load_judge, make_judge
 from sleep_trl.rewards.registry import reward
 
 Rewards = list[float | None]
@@ -95,10 +95,13 @@ class Faithfulness:
     def __init__(self, judge: Judge | str | Mapping[str, Any] | None = None) -> None:
         self.judge = None if judge is None else make_judge(judge)
 
+    def check(self) -> None:
+        """Raise `ValueError` if there is a judge whose model cannot be read."""
+        check_judge(self.judge)
+
     def load(self) -> None:
         """Load the judge's model, if it has one."""
-        if (load := getattr(self.judge, "load", None)) is not None:
-            load()
+        load_judge(self.judge)
 
     def __call__(
         self, completions: Sequence[Any], context: Column, teacher_probability: Column | None = None, **columns: Any

@@ -3,7 +3,7 @@
 from sleep_trl.rewards.judges.classifier import ClassifierJudge
 from sleep_trl.rewards.judges.lexical import LexicalJudge
 from sleep_trl.rewards.judges.lm import LanguageModelJudge
-from sleep_trl.rewards.judges.registry import JUDGES, Judge, judge, make_judge
+from sleep_trl.rewards.judges.registry import JUDGES, Judge, check_judge, judge, load_judge, make_judge
 from sleep_trl.rewards.judges.sentence_transformer import SentenceTransformerJudge
 
 __all__ = [
@@ -13,6 +13,8 @@ __all__ = [
     "LanguageModelJudge",
     "LexicalJudge",
     "SentenceTransformerJudge",
+    "check_judge",
     "judge",
+    "load_judge",
     "make_judge",
 ]

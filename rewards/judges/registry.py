@@ -51,3 +51,15 @@ def make_judge(spec: Judge | str | Mapping[str, Any]) -> Judge:
         raise ValueError(f"A judge is written as a name or as {{name: ..., params: ...}}{extra}.")
     made: Judge = JUDGES.make(given["name"], given.get("params") or {})
     return made
+
+
+def check_judge(judge: Judge | None) -> None:
+    """Raise `ValueError` if a judge's model cannot be read, as far as this shows without loading weights."""
+    if (check := getattr(judge, "check", None)) is not None:
+        check()
+
+
+def load_judge(judge: Judge | None) -> None:
+    """Load a judge's model, if it has one."""
+    if (load := getattr(judge, "load", None)) is not None:
+        load()

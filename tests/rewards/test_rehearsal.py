@@ -1,6 +1,6 @@
 import pytest
 
-from sleep_trl.rewards import RewardError, resolve
+from sleep_trl.rewards import RewardError, check, resolve
 
 BATCH = {"prompts": ["p"] * 4, "completion_ids": [[5, 2]] * 4}
 TRIED = {"trial_reward": [1.0, 0.0, None, None], "trial_gain": [0.5, -0.2, 0.1, None]}
@@ -48,6 +48,13 @@ def test_faithfulness_without_a_judge_is_the_teachers_own():
     assert rewards("faithfulness", context=["w"] * 4, teacher_probability=likely) == likely
     with pytest.raises(RewardError, match="give it a judge"):
         rewards("faithfulness", context=["w"] * 4)
+
+
+def test_the_judge_of_faithfulness_is_checked_before_the_night(tmp_path):
+    judge = {"name": "classifier", "params": {"model": str(tmp_path / "missing")}}
+    with pytest.raises(ValueError, match=r"Judge 'classifier': its model '.*missing' cannot be read"):
+        check({"name": "faithfulness", "params": {"judge": judge}})
+    check("faithfulness")
 
 
 def test_format_wants_every_line_in_form():
