@@ -7,11 +7,14 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from ..batched_lora import Adapter, using_adapters
+from ..evaluation.perplexity import TILE
+from ..models.head import Head, backbone
 from ..rollout import Sampling, TransformersEngine
-from .gradients import Text
+from .gradients import IGNORED, Text
 
 
 class Answerers:
@@ -48,19 +51,28 @@ class Answerers:
         losses: list[list[float]] = [[] for _ in texts]
         device = self.model.device
         for batch in self._batches([len(text.ids) for text in texts], owners):
-            width = max(len(texts[i].ids) for i in batch)
-            ids = torch.tensor([texts[i].ids + [0] * (width - len(texts[i].ids)) for i in batch], device=device)
-            mask = torch.tensor(
-                [[1] * len(texts[i].ids) + [0] * (width - len(texts[i].ids)) for i in batch], device=device
-            )
+            rows = [torch.tensor(texts[i].ids, device=device) for i in batch]
+            ids, mask = _padded(rows), _padded([torch.ones_like(row) for row in rows])  # (batch, width)
+            labels = _padded([torch.tensor(texts[i].labels, device=device) for i in batch], IGNORED)[:, 1:]
             with self._with_adapters([owners[i] for i in batch]):
-                logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # (batch, width, vocab)
-            for row, i in enumerate(batch):
-                labels = torch.tensor(texts[i].labels[1:], device=device)
-                counts = labels >= 0
-                kept = logits[row, : len(labels)][counts].float()
-                losses[i] = F.cross_entropy(kept, labels[counts], reduction="none").tolist()
+                hidden = backbone(self.model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+                states = _padded([of[row >= 0] for of, row in zip(hidden[:, :-1], labels, strict=True)])
+                tokens = _padded([row[row >= 0] for row in labels], IGNORED)  # (batch, counted)
+                found = self._losses(states, tokens)
+            for i, row, own in zip(batch, found, tokens, strict=True):
+                losses[i] = row[own >= 0].tolist()
         return losses
+
+    def _losses(self, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each token. The output layer, which may have adapters too, is applied in tiles of a few
+        positions of all rows."""
+        output, head = self.model.get_output_embeddings(), Head.of(self.model)
+        size = max(1, TILE // (len(states) * len(head.weight)))
+        losses = []
+        for tile, labels in zip(states.split(size, 1), tokens.split(size, 1), strict=True):
+            logits = head.transformed(output(tile)).flatten(0, 1)  # (batch * size, vocabulary)
+            losses.append(F.cross_entropy(logits, labels.flatten(), reduction="none").view_as(labels))
+        return torch.cat(losses, 1)
 
     def _batches(self, lengths: Sequence[int], owners: Sequence[int]) -> Iterator[list[int]]:
         """Group rows of similar length; within a batch, rows of the same owner are adjacent."""
@@ -76,6 +88,10 @@ class Answerers:
         else:
             with using_adapters(self.model, self.adapters, owners):
                 yield
+
+
+def _padded(rows: list[torch.Tensor], value: int = 0) -> torch.Tensor:
+    return pad_sequence(rows, batch_first=True, padding_value=value)
 
 
 @contextmanager

@@ -57,5 +57,9 @@ class Head:
     def logits(self, hidden: torch.Tensor, size: int | None = None) -> torch.Tensor:
         """Return the float32 logits of the first `size` tokens (default: all). Shape `(..., size)`."""
         bias = None if self.bias is None else self.bias[:size]
-        logits = F.linear(hidden.to(self.weight.dtype), self.weight[:size], bias).float() * self.scale
+        return self.transformed(F.linear(hidden.to(self.weight.dtype), self.weight[:size], bias))
+
+    def transformed(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return what the model makes of its output layer's logits, in float32. The shape stays the same."""
+        logits = logits.float() * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)

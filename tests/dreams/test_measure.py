@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sleep_trl.batched_lora import LoraJob, LoraSpec, LoraTraining, train_adapters
+from sleep_trl.batched_lora import LoraJob, LoraSpec, LoraTraining, train_adapters, using_adapters
 from sleep_trl.data.prompts import Prompter
+from sleep_trl.dreams import answerers
 from sleep_trl.dreams.answerers import Answerers
 from sleep_trl.dreams.evaluator import DreamEvaluator, SignificanceTest
 from sleep_trl.dreams.gradients import Text
@@ -70,6 +71,28 @@ def test_token_losses_are_those_of_each_adapter(engine, prompter):
     assert [len(row) for row in losses] == [3, 2, 1]
     plain = Answerers(engine, [None]).token_losses(texts[1:2], [0])
     assert losses[1] != pytest.approx(plain[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(("form", "targets"), [("llama", ("q_proj", "lm_head")), ("gemma2", ("q_proj",))])
+def test_token_losses_hold_the_logits_of_few_positions(form, targets, monkeypatch):
+    """With an adapter of the output layer, and with a model that caps its logits."""
+    model, spec = tiny_model(form), LoraSpec(rank=4, targets=targets)
+    texts = [Text.behind(range(3, 3 + n), range(20, 20 + n)) for n in (9, 4, 6)]
+    jobs = [LoraJob(str(n), (tuple(text.ids),)) for n, text in enumerate(texts[:2])]
+    adapters = [*(result.adapter for result in train_adapters(model, jobs, spec, LoraTraining(30, 1e-2))), None]
+    expected = []
+    for owner, text in enumerate(texts):
+        with using_adapters(model, adapters, [owner]):
+            logits = model(input_ids=torch.tensor([text.ids])).logits[0, :-1]
+        losses = F.cross_entropy(logits, torch.tensor(text.labels[1:]), reduction="none")
+        expected.append(losses[len(text.ids) // 2 - 1 :].tolist())
+    monkeypatch.setattr(answerers, "TILE", 6 * 97)
+    positions = []
+    model.get_output_embeddings().register_forward_hook(lambda _, args, y: positions.append(y.numel() // 97))
+    found = Answerers(TransformersEngine(model, tiny_tokenizer(), 4), adapters).token_losses(texts, [0, 1, 2])
+    for row, losses in zip(found, expected, strict=True):
+        assert row == pytest.approx(losses, rel=1e-4)
+    assert max(positions) == 6  # two of each text
 
 
 def test_only_a_dream_that_answers_the_questions_is_rewarded(engine, prompter):

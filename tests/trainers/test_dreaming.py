@@ -20,7 +20,7 @@ from sleep_trl.rewards import resolve
 from sleep_trl.rollout import TransformersEngine
 from sleep_trl.trainers import DreamingConfig, DreamingTrainer
 from sleep_trl.trainers.dreaming.from_config import dreaming_arguments
-from sleep_trl.trainers.dreaming.trainer import reads_trial, worth_learning
+from sleep_trl.trainers.dreaming.trainer import TRIAL, reads, worth_learning
 
 TOWN = (
     ("Robbin", "inn", "Zora", "runs", "run"),
@@ -240,9 +240,9 @@ def test_other_rewards_do_not_make_up_for_a_task_that_did_not_improve():
 
 
 def test_rewards_that_read_the_trial_are_told_from_others():
-    assert reads_trial(resolve("improvement")) and reads_trial(resolve("quiz_gain"))
-    assert not reads_trial(resolve("novelty")) and not reads_trial(resolve("faithfulness"))
-    assert reads_trial(lambda completions, trial_low, **columns: [])
+    assert reads(resolve("improvement"), TRIAL) and reads(resolve("quiz_gain"), TRIAL)
+    assert not reads(resolve("novelty"), TRIAL) and not reads(resolve("faithfulness"), TRIAL)
+    assert reads(lambda completions, trial_low, **columns: [], TRIAL)
 
 
 class Scripted(DreamEvaluator):
@@ -264,6 +264,26 @@ def test_a_small_gain_as_the_reward_is_learned(reader, tmp_path, gain):
     t = dreamer(reader, tmp_path, evaluator=evaluator, reward_funcs=rewards, rounds=1, max_completion_length=8)
     t.train()
     assert {(record["trial_gain"] > 0, record["rewarded"]) for record in t.trials} == {(True, True), (False, False)}
+
+
+def test_the_teacher_is_asked_only_for_a_reward_that_reads_it(reader, tmp_path, monkeypatch):
+    evaluator = Scripted(TransformersEngine(*reader), Questions(Prompter(reader[1])))
+    asked, seen = [], []
+
+    def likely(trainer, texts):
+        asked.append(len(texts))
+        return [0.5] * len(texts)
+
+    monkeypatch.setattr(DreamingTrainer, "_teacher_probabilities", likely)
+
+    def takes_all(completions, **columns):
+        seen.append("teacher_probability" in columns)
+        return [1.0] * len(completions)
+
+    for rewards in ([takes_all], [takes_all, resolve("faithfulness")]):
+        t = dreamer(reader, tmp_path, evaluator=evaluator, reward_funcs=rewards, rounds=1, max_completion_length=4)
+        t.train()
+    assert asked == [16] and seen == [False, True]
 
 
 def test_users_rewards_see_the_trial(reader, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -31,6 +31,7 @@ from .config import DreamingConfig
 from .evaluator import make_evaluator
 
 TRIAL = {"trial_reward", "trial_gain", "trial_low", "trial_high"}  # columns
+TEACHER = "teacher_probability"  # column
 Rows = list[dict[str, Any]]
 Tensors = dict[str, torch.Tensor]
 
@@ -44,10 +45,11 @@ class DreamingTrainer(ExpertCheckpoints):
     Rows of the dataset are tasks: `prompt` (asks for a dream and contains the context), `task_id`, `context`, and what
     `args.measure` needs: `questions` (a list of `{"question": ..., "answers": [...]}`) or `heldout` (text).
 
-    Reward functions receive these columns, `teacher_probability` (the probability of a dream's tokens behind its
-    prompt, geometric mean, under the model without its learning expert) and, for dreams that were tried out,
-    `trial_reward` (1, 0, or None if the sign is uncertain), `trial_gain`, `trial_low` and `trial_high` (None for the
-    others). Dreams that were not selected get no reward and do not enter the loss.
+    Reward functions receive these columns and, for dreams that were tried out, `trial_reward` (1, 0, or None if the
+    sign is uncertain), `trial_gain`, `trial_low` and `trial_high` (None for the others). If one of the functions has a
+    parameter `teacher_probability`, they also receive that column: the probability of a dream's tokens behind its
+    prompt (geometric mean) under the model without its learning expert. Dreams that were not selected get no reward and
+    do not enter the loss.
 
     Changes with respect to [`~trl.GRPOTrainer`]: `_calculate_rewards` (selects dreams and tries them out before they
     are rewarded), `_generate_single_turn` (a random further expert while sampling), `_compute_loss` (ReST-EM; with
@@ -152,11 +154,10 @@ class DreamingTrainer(ExpertCheckpoints):
         prompt_ids = self._tokenize_prompts([row["prompt"] for row in inputs])[0]
         texts = [Text.behind(ids, dream) for ids, dream in zip(prompt_ids, completion_ids_list, strict=True)]
         selected, trials = self._try_out(inputs, texts, completion_ids_list)
-        probabilities = self._teacher_probabilities(texts)
-        rows = [
-            {**row, **_columns(trial), "teacher_probability": probability}
-            for row, trial, probability in zip(inputs, trials, probabilities, strict=True)
-        ]
+        rows = [{**row, **_columns(trial)} for row, trial in zip(inputs, trials, strict=True)]
+        if any(reads(func, {TEACHER}) for func in self.reward_funcs):
+            likely = self._teacher_probabilities(texts)
+            rows = [{**row, TEACHER: probability} for row, probability in zip(rows, likely, strict=True)]
         rewards: torch.Tensor = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
         kept = torch.tensor(selected.is_kept, device=rewards.device)
         rewards[~self.accelerator.gather(kept)] = torch.nan
@@ -164,7 +165,7 @@ class DreamingTrainer(ExpertCheckpoints):
         mine = rewards[start : start + len(inputs)] * self.reward_weights.to(rewards.device)
         has_improved = [trial is not None and trial.reward == 1 for trial in trials]
         deciding = [
-            reads_trial(func) and bool(w) for func, w in zip(self.reward_funcs, self.reward_weights, strict=True)
+            reads(func, TRIAL) and bool(w) for func, w in zip(self.reward_funcs, self.reward_weights, strict=True)
         ]
         self._rewarded = worth_learning(mine, has_improved, deciding, self.args.smallest_reward)
         self._keep_record(rows, completions, completion_ids_list, selected, trials)
@@ -247,11 +248,11 @@ class DreamingTrainer(ExpertCheckpoints):
         return -(log_probs * weights).sum() / inputs["rewarded_tokens"].clamp(min=1) * self._loss_scale()
 
 
-def reads_trial(func: Any) -> bool:
-    """Whether a reward function names a column with the outcome of a dream's trial as a parameter."""
+def reads(func: Any, columns: Collection[str]) -> bool:
+    """Whether a reward function names one of the columns as a parameter."""
     func = unwrap(func.func if isinstance(func, GuardedReward) else func)
     try:
-        return not inspect.signature(func).parameters.keys().isdisjoint(TRIAL)
+        return not inspect.signature(func).parameters.keys().isdisjoint(columns)
     except (TypeError, ValueError):
         return False
 
