@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -22,7 +24,8 @@ from sleep_trl.runs.folder import RunFolder
 
 @contextmanager
 def one_run(arguments: TrainingArguments, night: Path) -> Iterator[None]:
-    """Context manager: trackers that are started inside it go on in the night's run, unless the user has named one.
+    """Context manager: trackers that are started inside it go on in the night's run, unless the user has named one. All
+    processes enter it together; the main one draws the name.
 
     Args:
         arguments (`TrainingArguments`):
@@ -33,7 +36,13 @@ def one_run(arguments: TrainingArguments, night: Path) -> Iterator[None]:
     if not arguments.report_to:
         yield
         return
-    name = run_name(night)
+    [name] = broadcast_object_list([run_name(night) if PartialState().is_main_process else ""])
+    with _named(arguments, night, name):
+        yield
+
+
+@contextmanager
+def _named(arguments: TrainingArguments, night: Path, name: str) -> Iterator[None]:
     arguments.run_name = arguments.run_name or name
     settings = {
         "TENSORBOARD_LOGGING_DIR": str(RunFolder(night).tensorboard),
@@ -71,7 +80,7 @@ def log_figures(arguments: TrainingArguments, night: Path, results: Mapping[str,
         return
     state, control = TrainerState(global_step=arguments.max_steps, max_steps=arguments.max_steps), TrainerControl()
     logs = {f"eval_{name}": value for name, value in figures(results).items()}  # shown as eval/NAME
-    with one_run(arguments, night):
+    with _named(arguments, night, run_name(night)):
         for tracker in [callback() for callback in get_reporting_integration_callbacks(arguments.report_to)]:
             tracker.on_train_begin(arguments, state, control, model=None)
             tracker.on_log(arguments, state, control, model=None, logs=dict(logs))

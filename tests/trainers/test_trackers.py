@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sleep_trl.config import RunConfig
+from sleep_trl.trainers import trackers
 from sleep_trl.trainers.knowledge_seeding.from_config import seeding_arguments, track
 from sleep_trl.trainers.trackers import figures, one_run, run_name
+from tests.distributed.launching import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = {
@@ -62,6 +65,23 @@ def test_the_name_of_a_run_is_drawn_once_and_given_names_stay(tmp_path, monkeypa
         assert arguments.run_name == name and os.environ["WANDB_RUN_ID"] == "mine"
         assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(tmp_path / "monday" / "tensorboard")
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ and os.environ["WANDB_RUN_ID"] == "mine"
+
+
+def test_other_processes_take_the_name_from_the_main_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "PartialState", lambda: SimpleNamespace(is_main_process=False))
+    monkeypatch.setattr(trackers, "broadcast_object_list", lambda _: ["monday-1"])
+    arguments = SimpleNamespace(report_to=["tensorboard"], run_name=None)
+    with one_run(arguments, tmp_path / "monday"):
+        assert arguments.run_name == "monday-1"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_processes_of_a_night_share_the_name_of_its_run(tmp_path):
+    launch("ddp", "tests/trainers/named.py", tmp_path)
+    names = (tmp_path / "0.txt").read_text().split()
+    assert names == [run_name(tmp_path / f"night-{night}") for night in range(20)]
+    assert names == (tmp_path / "1.txt").read_text().split()
 
 
 def test_figures_reach_tensorboard(tmp_path):
