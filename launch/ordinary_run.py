@@ -6,6 +6,7 @@ import gc
 import random
 from collections.abc import Collection, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -141,7 +142,7 @@ def unchanged(attributes: MutableMapping[str, Any]) -> Iterator[None]:
     """Context manager: afterwards, a namespace has the values that it had, and its lists, dictionaries and sets have
     their items. They stay the same objects, since others may refer to them, as handles of hooks do."""
     values = dict(attributes)
-    items = {name: _copy(value) for name, value in values.items() if isinstance(value, dict | list | set)}
+    items = {name: copy(value) for name, value in values.items() if isinstance(value, dict | list | set)}
     try:
         yield
     finally:
@@ -149,10 +150,6 @@ def unchanged(attributes: MutableMapping[str, Any]) -> Iterator[None]:
         attributes.update(values)
         for name, content in items.items():
             _refill(values[name], content)
-
-
-def _copy(value: Any) -> Any:
-    return list(value) if isinstance(value, list) else set(value) if isinstance(value, set) else dict(value)
 
 
 def _refill(value: Any, content: Any) -> None:

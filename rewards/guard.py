@@ -93,22 +93,21 @@ class GuardedReward:
 
     def __call__(self, **call: Any) -> list[float | None]:
         """Call the function with TRL's keywords and return one checked reward for each prompt."""
-        self._prepare(call)
-        rows = scored_rows(call, self.needed)
-        scored = only(call, rows)
+        scored, whole = self._prepare(call)
         try:
-            self._require_columns(call)
+            self._require_columns(scored)
             rewards = self._run(scored) if scored["prompts"] else []
         except (Exception, SystemExit) as error:
-            return spread(self._fail(error, scored), rows, len(call["prompts"]))
-        return spread(self._check(rewards, scored), rows, len(call["prompts"]))
+            return whole(self._fail(error, scored))
+        return whole(self._check(rewards, scored))
 
     def _run(self, call: Mapping[str, Any]) -> Any:
         if self.timeout_s is None:
             return self.func(**call)
         return call_within(partial(self.func, **call), self.timeout_s)
 
-    def _prepare(self, call: dict[str, Any]) -> None:
+    def _prepare(self, call: dict[str, Any]) -> tuple[dict[str, Any], Callable[..., list[float | None]]]:
+        """Return the call for the rows to score, and a function from their rewards to those of all rows."""
         self.load()
         fixed = self.func.keywords if isinstance(self.func, partial) else {}
         if clash := sorted(fixed.keys() & call.keys()):
@@ -117,6 +116,8 @@ class GuardedReward:
                 f"and a column of the dataset (or a name of TRL's); rename one."
             )
         call |= {name: as_messages(call[name], name) for name in self.wanted_as_messages if name in call}
+        rows = scored_rows(call, self.needed)
+        return only(call, rows), partial(spread, rows=rows, count=len(call["prompts"]))
 
     @cached_property
     def needed(self) -> list[str]:
@@ -201,15 +202,13 @@ class AsyncGuardedReward(GuardedReward):
 
     async def __call__(self, **call: Any) -> list[float | None]:  # type: ignore[override]
         """Await the function with TRL's keywords and return one checked reward for each prompt."""
-        self._prepare(call)
-        rows = scored_rows(call, self.needed)
-        scored = only(call, rows)
+        scored, whole = self._prepare(call)
         try:
-            self._require_columns(call)
+            self._require_columns(scored)
             rewards = await self._await(scored) if scored["prompts"] else []
         except (Exception, SystemExit) as error:
-            return spread(self._fail(error, scored), rows, len(call["prompts"]))
-        return spread(self._check(rewards, scored), rows, len(call["prompts"]))
+            return whole(self._fail(error, scored))
+        return whole(self._check(rewards, scored))
 
     async def _await(self, call: Mapping[str, Any]) -> Any:
         if self.timeout_s is None:

@@ -15,15 +15,13 @@ def without_row_dump() -> Iterator[None]:
 
     Self-replay rows have no reward by design, and a row holds text of a memory, which must not be logged.
     """
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "All reward functions returned None" not in record.getMessage()
+
     logger = logging.getLogger(LOGGER)
-    row_dump = _RowDumpFilter()
-    logger.addFilter(row_dump)
+    logger.addFilter(is_other)
     try:
         yield
     finally:
-        logger.removeFilter(row_dump)
-
-
-class _RowDumpFilter(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "All reward functions returned None" not in record.getMessage()
+        logger.removeFilter(is_other)

@@ -59,11 +59,13 @@ def read_behind(
     prompts = [ids for prompts, _ in pairs for ids in prompts]
     continuations = [ids for _, continuations in pairs for ids in continuations]
     rows = iter(hidden_behind(model, prompts, continuations, pad_id, most_tokens))
-    read = []
-    for _, (ids, _) in texts:
-        states = pad_sequence([next(rows) for _ in ids], batch_first=True)
-        read.append(nn.functional.pad(states, (0, 0, 0, ids.shape[1] - states.shape[1])))
-    return read
+    return [stack([next(rows) for _ in ids], ids.shape[1]) for _, (ids, _) in texts]
+
+
+def stack(rows: list[torch.Tensor], length: int) -> torch.Tensor:
+    """Return hidden states of rows, each of shape `(tokens, hidden)`, padded to a length: `(rows, length, hidden)`."""
+    states = pad_sequence(rows, batch_first=True)
+    return nn.functional.pad(states, (0, 0, 0, length - states.shape[1]))
 
 
 def unpad(ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 
 from sleep_trl.models.head import REPLAY_BYTES
 
-from .hidden import Padded, last_hidden, predicting
+from .hidden import Padded, last_hidden, predicting, stack
 from .teachers import Teacher
 
 Behind = tuple[Padded, Padded]  # prompts, padded on the left, and what follows them, padded on the right
@@ -70,8 +68,7 @@ class ReplayStates:
         read = []
         for (_, (ids, _)), of, rows in zip(texts, kept, others, strict=True):
             by_row = of | (dict(zip(rows, next(found), strict=True)) if rows else {})
-            states = pad_sequence([by_row[row] for row in range(len(ids))], batch_first=True)
-            read.append(nn.functional.pad(states, (0, 0, 0, ids.shape[1] - states.shape[1])))
+            read.append(stack([by_row[row] for row in range(len(ids))], ids.shape[1]))
         return read
 
     def _find(
