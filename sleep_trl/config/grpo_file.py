@@ -56,6 +56,10 @@ DECIDED = {
 """Arguments that an option of another meaning decides. They have no effect."""
 
 
+PUSHES = ("push_to_hub", "hub_token")
+"""Arguments that are left out, since they would push experts without their base, or be written into the run's files."""
+
+
 def is_grpo_file(extra: str) -> bool:
     """Whether a value of `seeding.extra` names a YAML file."""
     return extra.lower().endswith((".yaml", ".yml"))
@@ -111,13 +115,15 @@ def as_options(arguments: Mapping[str, Any], place: str) -> dict[str, Any]:
     for name in [name for name in given if name in OPTIONS]:
         section, _, option = OPTIONS[name].rpartition(".")
         (seeding if section else options)[option] = given.pop(name)
+    if any(given.get(name) for name in PUSHES):
+        logger.warning("%s: a night pushes nothing to the Hub; `sleep-trl export --push_to_hub` does.", place)
     if unused := [name for name, value in given.items() if name in DECIDED and value not in (None, False)]:
         decide = list(dict.fromkeys(DECIDED[name] for name in unused))
         have = "has" if len(unused) == 1 else "have"
         ending = "s" if len(decide) == 1 else ""
         message = "%s: %s %s no effect in a night; %s decide%s."
         logger.warning(message, place, ", ".join(unused), have, ", ".join(decide), ending)
-    seeding["extra"] = {name: value for name, value in given.items() if name not in DECIDED}
+    seeding["extra"] = {name: value for name, value in given.items() if name not in (*DECIDED, *PUSHES)}
     return options
 
 

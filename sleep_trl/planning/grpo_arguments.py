@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -21,9 +21,16 @@ NOT_WITH_EXPERTS = {
     "eval_strategy": "needs an evaluation set, which a night does not have",
     "eval_on_start": "needs an evaluation set, which a night does not have",
     **dict.fromkeys(("fsdp", "fsdp_config"), "shards the model, and a night has no FSDP; launch with zero3.yaml"),
+    "num_iterations": "would repeat batches within the night's steps, and later memories would not be trained on; "
+    "seeding.passes trains more often",
+    "ignore_data_skip": "would repeat rows after a resume, and later memories would not be trained on",
+    "remove_unused_columns": "would remove the columns that a night trains on",
+    "cast_lm_head_to_fp32": "would change the dtype of the model's own weights, so that experts could not be folded",
+    "push_to_hub": "would push experts without their base; `sleep-trl export --push_to_hub` pushes the grown model",
+    "hub_token": "would be written into the run's files as it is; set HF_TOKEN, or log in with `hf auth login`",
     "deepspeed": "would begin DeepSpeed after the launch; give accelerate launch a configuration such as zero3.yaml",
 }
-"""Arguments that are refused, unless they are off."""
+"""Arguments that are refused, unless they are off or have TRL's default."""
 
 OFF = (None, False, 0, "no", "")
 SET_BY_THE_RUN = OPTIONS | DECIDED | {"expert_width": "memory.width"}
@@ -43,6 +50,13 @@ WITHOUT_EFFECT = {
         *("vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_tensor_parallel_size"),
     ),
     "a night has no tools": ("max_tool_calling_iterations",),
+    "a night does not push to the Hub": (
+        "hub_model_id",
+        "hub_private_repo",
+        "hub_strategy",
+        "hub_always_push",
+        "hub_revision",
+    ),
     "scripts read it, not trainers": ("do_train", "do_eval", "do_predict", "local_rank"),
 }
 """Arguments that a `GRPOConfig` written for TRL may hold and that change nothing in a night, by the reason."""
@@ -54,8 +68,8 @@ def check_grpo_arguments(inputs: RunInputs) -> None:
         return
     from trl import GRPOConfig  # the slowest import of all
 
-    known = {field.name for field in fields(GRPOConfig)}
-    if problems := [problem for key in extra if (problem := _problem(key, extra[key], known))]:
+    defaults = {field.name: field.default for field in fields(GRPOConfig)}
+    if problems := [problem for key in extra if (problem := _problem(key, extra[key], defaults))]:
         raise ValueError("\n".join(f"seeding.extra: {problem}" for problem in problems))
     for reason, names in WITHOUT_EFFECT.items():
         if given := [name for name in names if name in extra]:
@@ -63,12 +77,12 @@ def check_grpo_arguments(inputs: RunInputs) -> None:
             logger.warning(f"seeding.extra: {', '.join(given)} {have} no effect in a night: {reason}.")
 
 
-def _problem(key: str, value: Any, known: Collection[str]) -> str | None:
+def _problem(key: str, value: Any, defaults: Mapping[str, Any]) -> str | None:
     """Return what is wrong with an argument, if anything."""
     if own := SET_BY_THE_RUN.get(key):
         return f"{key!r} is set by the run itself. Take it out and use --{own}."
-    if key in NOT_WITH_EXPERTS and value not in OFF:
+    if key in NOT_WITH_EXPERTS and value not in (*OFF, defaults.get(key)):
         return f"{key!r} {NOT_WITH_EXPERTS[key]}. Take it out."
-    if key not in known:
+    if key not in defaults:
         return f"{key!r} is not an argument of TRL's GRPOConfig. Correct the name or take it out."
     return None

@@ -23,6 +23,8 @@ bf16: true
 use_vllm: true
 vllm_mode: colocate
 report_to: tensorboard
+push_to_hub: true
+hub_token: secret
 """
 NEEDED = ["--model=m", "--memories=d"]
 
@@ -45,7 +47,9 @@ def test_arguments_become_the_options_of_a_run(stock: Path, caplog: pytest.LogCa
     assert seeding.extra == {"vllm_mode": "colocate", "report_to": "tensorboard"}
     assert config.chat_template_kwargs == {"enable_thinking": False}
     assert caplog.messages == [
-        f"{stock}: gradient_accumulation_steps, bf16 have no effect in a night; seeding.prompts_per_step, dtype decide."
+        f"{stock}: a night pushes nothing to the Hub; `sleep-trl export --push_to_hub` does.",
+        f"{stock}: gradient_accumulation_steps, bf16 have no effect in a night; "
+        "seeding.prompts_per_step, dtype decide.",
     ]
 
 
@@ -88,7 +92,7 @@ def test_arguments_of_a_script_are_named_with_the_options_in_their_place(
     config = parse([*NEEDED, f"--seeding.extra={stock}"])
     assert (config.model, config.memories, config.seeding.steps) == ("m", "d", 30)
     assert config.seeding.extra == {"vllm_mode": "colocate", "report_to": "tensorboard"}
-    [message] = caplog.messages
+    *_, message = caplog.messages
     assert "model_name_or_path, dataset_name, max_prompt_length have no effect" in message and "use_peft" not in message
     assert message.endswith("model, memories, max_context decide.")
 

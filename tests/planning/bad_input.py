@@ -118,6 +118,14 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         options(seeding__extra='{"eval_strategy": "steps"}'),
         r"seeding\.extra: 'eval_strategy' needs an evaluation set, which a night does not have\. Take it out",
     ),
+    "extra that repeats batches": (
+        options(seeding__extra='{"num_iterations": 2}'),
+        r"seeding\.extra: 'num_iterations' would repeat batches within the night's steps, and later memories would not",
+    ),
+    "extra with a secret": (
+        options(seeding__extra='{"hub_token": "hf_secret"}'),
+        r"seeding\.extra: 'hub_token' would be written into the run's files as it is; set HF_TOKEN",
+    ),
     "extra that shards": (
         options(seeding__extra='{"fsdp": "full_shard"}'),
         r"seeding\.extra: 'fsdp' shards the model, and a night has no FSDP; launch with zero3\.yaml\. Take it out",
