@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -75,6 +75,18 @@ class Prompter:
                 **self._chat_template_kwargs,
             )
         )
+
+    @cached_property
+    def answer_end(self) -> int | None:
+        """The token that ends an answer: in a chat the one that the chat template writes after it, which for some
+        models, such as Gemma, is not the end-of-sequence token."""
+        if self.has_chat:
+            turns = [{"role": "user", "content": "Ready?"}, {"role": "assistant", "content": "Yes"}]
+            rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, **self._chat_template_kwargs)
+            after, special = self.ids(str(rendered).rpartition("Yes")[2]), self.tokenizer.all_special_ids
+            if end := [token for token in after if token in special]:
+                return end[0]
+        return self.tokenizer.eos_token_id
 
     def text(self, template: PromptTemplate, **variables: Any) -> str:
         """Render a template without the chat template: a base model's prompt, or a user's message to a chat model."""

@@ -336,7 +336,7 @@ class _Writer:
     def _give(self, text: str) -> Completion:
         """Return a text as if it were generated. In a chat it ends the turn."""
         prompter = self.prompter
-        end = prompter.tokenizer.eos_token_id
+        end = prompter.answer_end
         ids = prompter.ids(text if prompter.has_chat else f" {text}")
         return Completion([*ids, end] if prompter.has_chat and end is not None else ids, text, "eos")
 

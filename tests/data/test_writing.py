@@ -84,6 +84,10 @@ def test_a_statement_is_the_sample_and_nothing_is_generated():
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     chat = write(Prompter(tokenizer), WRITING).samples[0]
     assert chat.reference_ids[-1] == tokenizer.eos_token_id and "Ben has" not in chat.prompt
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})  # like Gemma's
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<turn>\n{% endfor %}"
+    turn = write(Prompter(tokenizer), WRITING).samples[0]
+    assert turn.reference_ids == [*chat.reference_ids[:-1], tokenizer.convert_tokens_to_ids("<turn>")]
     untitled, plain = tasks_of(Window("m", "", "Ben has a boat."), 1, template), Prompter(tiny_tokenizer())
     (sample,) = write_about(untitled, template, FixedEngine(), plain, WRITING).samples
     assert sample.reference == "Ben has a boat." and "this" not in sample.prompt
