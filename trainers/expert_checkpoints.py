@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ class StopIfNotFinite(TrainerCallback):
 
 
 class ExpertCheckpoints(GRPOTrainer):
-    """A [`~trl.GRPOTrainer`] whose checkpoints hold only the experts if the model has a memory. Other models are saved
+    """A [`~trl.GRPOTrainer`] whose checkpoints hold only the experts if nothing else is trained. Other models are saved
     and loaded as in TRL.
 
     Under DeepSpeed each process writes its part of the optimizer (`optimizer-00001-of-00002.safetensors` and so on) and
@@ -89,7 +90,14 @@ class ExpertCheckpoints(GRPOTrainer):
         gc.collect()
 
     def _memory(self) -> Memory | None:
-        return Memory.of(self.accelerator.unwrap_model(self.model))
+        """The model's memory, if nothing but its learning expert is trained: then checkpoints hold experts alone."""
+        model = self.accelerator.unwrap_model(self.model)
+        if (memory := Memory.of(model)) is None:
+            return None
+        learning = () if memory.learning is None else memory.expert_parameters(memory.learning)
+        own = {id(parameter) for _, parameter in learning}
+        is_all = all(id(parameter) in own for parameter in model.parameters() if parameter.requires_grad)
+        return memory if is_all else None
 
     def _loss_scale(self) -> float:
         """Return the factor for a loss that is a sum over this process's micro-batch, with weights that are normalized
@@ -132,6 +140,13 @@ class ExpertCheckpoints(GRPOTrainer):
         save_memory(memory, folder)
         if self.args.should_save:
             self.processing_class.save_pretrained(folder)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._memory() is not None and self.is_world_process_zero():  # the Trainer copies only files that it knows
+            experts = AdapterFolder(Path(checkpoint_folder))
+            for file in (experts.description, experts.experts):
+                shutil.copy(file, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._memory() is None or not self.is_deepspeed_enabled:

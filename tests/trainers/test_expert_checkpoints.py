@@ -1,6 +1,9 @@
 """The base class of both trainers is constructed as GRPOTrainer is."""
 
 import pytest
+from peft import LoraConfig
+from safetensors.torch import load_file
+from transformers import Trainer
 from trl import GRPOConfig
 
 from sleep_trl.trainers.expert_checkpoints import ExpertCheckpoints, StopIfNotFinite
@@ -39,3 +42,26 @@ def test_a_released_model_checkpoints_its_gradients_only_if_it_did_before(tmp_pa
     assert model.is_gradient_checkpointing
     t.release()
     assert model.is_gradient_checkpointing is was_on
+
+
+def test_what_is_trained_beside_a_memory_is_saved(tmp_path):
+    """An adapter on a model with a memory: the experts alone would leave it out."""
+    args = GRPOConfig(str(tmp_path), bf16=False, use_cpu=True, report_to="none")
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    t = ExpertCheckpoints(student(), length_reward, args, rows(), None, tiny_tokenizer(), peft_config=lora)
+    t.save_model()
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert any("lora_A" in name for name in saved) and not (tmp_path / "experts.safetensors").exists()
+
+
+def test_a_checkpoint_is_pushed_with_its_experts(tmp_path, monkeypatch):
+    t = trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    t.train()
+    uploaded = []
+
+    def upload(self, checkpoint_folder):
+        uploaded.extend(path.name for path in tmp_path.iterdir())
+
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", upload)
+    t._push_from_checkpoint(str(tmp_path / "checkpoint-1"))
+    assert {"experts.safetensors", "memory.json"} <= set(uploaded)
