@@ -37,7 +37,7 @@ def roll_out_with(trainer: Any, engine: SyncedEngine) -> None:
             f"{', '.join(changed)} would change the distribution that rollouts are sampled from, so the importance "
             f"ratio between engine and trainer would be wrong. Leave them out, or use rollout.engine transformers."
         )
-    trainer.vllm_generation = _EngineRollouts(trainer, engine)
+    trainer.vllm_generation = EngineRollouts(trainer, engine)
     trainer.use_vllm, trainer.vllm_mode = True, "server"
     trainer._last_loaded_step = -1
 
@@ -73,7 +73,7 @@ def share_clipped(ratio: torch.Tensor, mask: torch.Tensor, args: Any) -> torch.T
     return is_clipped.expand_as(mask)[mask.bool()].float().mean()
 
 
-class _EngineRollouts:
+class EngineRollouts:
     """The part of `VLLMGeneration` that TRL uses."""
 
     def __init__(self, trainer: Any, engine: SyncedEngine) -> None:

@@ -86,3 +86,11 @@ def test_what_is_kept_goes_with_the_trainer(tmp_path):
     assert t._replay_states._states
     t.release()
     assert not t._replay_states._states
+
+
+def test_a_row_that_stands_in_for_none_is_not_kept(tmp_path):
+    """Where a batch has no self-replay, each process still reads something, which is a text of a memory."""
+    t = trainer(tmp_path, rows("memory", "memory"), sft_weight=1.0)
+    batch = seedings.first_batch(t)
+    states(t, batch | {"part": t._taught_part(batch["part"])})
+    assert not t._replay_states._states

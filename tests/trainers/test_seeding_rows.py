@@ -4,10 +4,22 @@ import pytest
 from datasets import Dataset
 from trl import GRPOConfig
 
+from sleep_trl.data.parts import PARTS
 from sleep_trl.rewards import guard
 from sleep_trl.trainers import KnowledgeSeedingConfig, KnowledgeSeedingTrainer
+from sleep_trl.trainers.knowledge_seeding.rows import normalize
 from tests.tiny import tiny_tokenizer
-from tests.trainers.seedings import OPTIONS, first_batch, logged, of_memories, rows, trainer
+from tests.trainers.seedings import (
+    OPTIONS,
+    WORDS,
+    first_batch,
+    length_reward,
+    logged,
+    of_memories,
+    rows,
+    student,
+    trainer,
+)
 
 
 def test_given_token_ids_are_used_as_they_are(tmp_path):
@@ -198,3 +210,77 @@ def test_a_row_without_any_reward_leaves_no_text_in_the_log(tmp_path, caplog):
 
     trainer(tmp_path, max_steps=1, reward_funcs=abstain).train()
     assert "Mira" not in caplog.text
+
+
+def test_a_stop_string_may_be_given_as_text(tmp_path):
+    texts = []
+
+    def keep(completions, **kwargs):
+        texts.extend(completions)
+        return [0.0] * len(completions)
+
+    data = of_memories(rows(4)).map(lambda row: {"stop": "cat"})
+    trainer(tmp_path, data=data, reward_funcs=keep, max_steps=6, temperature=3.0).train()
+    assert all("cat" not in text for text in texts)
+    assert any("and" in text or "the" in text for text in texts)  # by its letters, "cat" would end these
+
+
+@pytest.mark.parametrize("stop", [3, ["cat", ""], [None]])
+def test_a_stop_that_is_no_text_is_refused(stop):
+    with pytest.raises(ValueError, match=r"A row has the `stop` .*; it must be a string or a list of strings"):
+        normalize([{"prompt": "the cat", "stop": stop}])
+
+
+def test_a_rollout_that_ends_at_a_stop_string_is_not_truncated(tmp_path):
+    """It has no end-of-sequence token, by which TRL tells."""
+    data = of_memories(rows(4)).map(lambda row: {"stop": WORDS})
+    t = trainer(tmp_path, data=data, mask_truncated_completions=True, temperature=3.0, max_completion_length=30)
+    batch = first_batch(t)
+    lengths = batch["completion_mask"].sum(1)
+    assert lengths.max() < 30 and (lengths > 0).all()
+    assert batch["num_items_in_batch"] == lengths.sum()
+    assert t._metrics["train"]["completions/clipped_ratio"] == [0.0]
+
+
+def test_rows_without_a_rollout_count_in_no_figure(tmp_path):
+    t = trainer(tmp_path, max_completion_length=8)  # half of the rows are general
+    batch = first_batch(t)
+    is_general = batch["part"] == PARTS.index("general")
+    lengths = batch["completion_mask"].sum(1)
+    assert is_general.any() and (lengths[is_general] == 0).all()
+    assert batch["num_items_in_batch"] == lengths.sum()
+    of_memory, metrics = lengths[~is_general].float(), t._metrics["train"]
+    assert metrics["completions/mean_length"] == [pytest.approx(of_memory.mean().item())]
+    assert metrics["completions/min_length"] == [of_memory.min().item()]
+
+
+@pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
+def test_a_rollout_func_does_not_take_what_only_our_generation_does(tmp_path):
+    def roll_out(prompts, trainer):
+        raise AssertionError("not called")
+
+    data = of_memories(rows(4)).map(lambda row: {"stop": ["cat"]})
+    args = KnowledgeSeedingConfig(str(tmp_path), **OPTIONS, rollout_start=0.0)
+    t = KnowledgeSeedingTrainer(
+        student(),
+        length_reward,
+        args=args,
+        train_dataset=data,
+        processing_class=tiny_tokenizer(),
+        rollout_func=roll_out,
+    )
+    with pytest.raises(ValueError, match=r"rollout_func: rows have `stop`, .* generate without rollout_func"):
+        t.train()
+
+
+def test_the_default_reward_does_not_count_the_end_of_a_sequence(tmp_path):
+    t = trainer(tmp_path, reward_funcs=None)
+    end, says_all = t.processing_class.eos_token_id, [5, 6]
+    rewards = t.reward_funcs[0](
+        prompts=["", ""],
+        completions=["a b", ""],
+        completion_ids=[says_all, [end]],
+        reference=["a b", "a b"],
+        reference_ids=[[*says_all, end], [*says_all, end]],
+    )
+    assert rewards == [1.0, 0.0]

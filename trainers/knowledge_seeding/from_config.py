@@ -31,6 +31,7 @@ from sleep_trl.models.inspection import read_header
 from sleep_trl.rewards import GuardedReward, resolve
 from sleep_trl.rollout import Engine, plain_generation
 from sleep_trl.rollout.in_trl import roll_out_with
+from sleep_trl.rollout.stopping import end_tokens
 from sleep_trl.rollout.synced import SyncedEngine
 from sleep_trl.runs.checksums import check_folder, record_folder
 from sleep_trl.runs.files import read_json
@@ -95,10 +96,10 @@ class RolloutsBegin(TrainerCallback):
             )
 
 
-def load_rewards(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[GuardedReward]:
+def load_rewards(config: RunConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[GuardedReward]:
     """Resolve the run's rewards and load what they need, unsharded on each process."""
-    eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-    defaults: dict[str, Any] = {"gamma": config.seeding.gamma, "z0": config.seeding.z0, "eos_token_ids": eos}
+    ends = end_tokens(model, tokenizer)
+    defaults: dict[str, Any] = {"gamma": config.seeding.gamma, "z0": config.seeding.z0, "eos_token_ids": ends}
     rewards = [resolve(reward, **defaults) for reward in config.rewards]
     with sharding(None):
         for reward in rewards:
@@ -115,7 +116,7 @@ def make_trainer(
     **kwargs: Any,
 ) -> KnowledgeSeedingTrainer:
     """Make the trainer of a night; `kwargs` go to it unchanged."""
-    rewards = load_rewards(config, tokenizer)
+    rewards = load_rewards(config, model, tokenizer)
     arguments = seeding_arguments(config, folder)
     with one_run(arguments, config.output_dir):
         trainer = KnowledgeSeedingTrainer(

@@ -61,8 +61,8 @@ def weigh_rows(
 
 
 def is_replay(part: torch.Tensor) -> torch.Tensor:
-    """Return a mask of the rows that are self-replay. Same shape as `part`."""
-    return ~torch.isin(part, part.new_tensor([PARTS.index(name) for name in LEARNED]))
+    """Return a mask of the rows that are self-replay. Same shape as `part`; rows of part -1 are of none."""
+    return (part >= 0) & ~torch.isin(part, part.new_tensor([PARTS.index(name) for name in LEARNED]))
 
 
 def spread_references(inputs: Tensors, passes: int) -> list[Tensors]:

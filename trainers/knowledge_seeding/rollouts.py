@@ -9,11 +9,12 @@ import torch
 
 from sleep_trl.models.head import Head
 from sleep_trl.rollout import Sampling, TransformersEngine
-from sleep_trl.rollout.in_trl import changed_sampling
+from sleep_trl.rollout.in_trl import EngineRollouts, changed_sampling
 from sleep_trl.rollout.stopping import tokens_before
 
 from ..trl_private import unwrap_model_for_generation
 from .loss import log_probs_per_token
+from .parts import Tensors, written_mask
 from .shared_prompts import SharedPrompts
 from .teachers import Teacher
 
@@ -56,7 +57,7 @@ class Rollouts(SharedPrompts):
         rows = [i for i, is_general in enumerate(self._general) if not is_general]
         if self._rolls_out_itself:
             generated, drawn = self._roll_out_itself([prompt_ids[i] for i in rows], rows), None
-        elif len(rows) == len(self._general):
+        elif len(rows) == len(self._general) or not self._takes_any_rows:
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         else:
             # Every process generates something: engines and sharded weights want all of them.
@@ -69,6 +70,48 @@ class Rollouts(SharedPrompts):
             if drawn:
                 logprobs[row] = drawn[place]
         return completion_ids, logprobs
+
+    def _check_generation(self) -> None:
+        """Raise `ValueError` if rows ask for what tools or a `rollout_func` do not do."""
+        has_tools = bool(self.tools or getattr(self, "environment_factories", None))
+        is_cut = any(self._stops) or any(limit < self.max_completion_length for limit in self._limits)
+        if (is_cut and (has_tools or self.rollout_func)) or (has_tools and any(self._general)):
+            raise ValueError(
+                f"{'tools' if has_tools else 'rollout_func'}: rows have `stop`, `max_completion_length` or the `part` "
+                f"'general', which only this trainer's own generation takes. Leave these out of the rows, or generate "
+                f"without {'tools' if has_tools else 'rollout_func'}."
+            )
+
+    def _leave_out(self, output: Tensors) -> None:
+        """Leave general rows, for which nothing was rolled out, out of the loss and of TRL's figures, and with
+        `mask_truncated_completions` rollouts that did not end out of the loss. One that was cut before a stop string
+        has ended."""
+        ids, mask = output["completion_ids"], output["completion_mask"]
+        lengths, device = mask.sum(1), mask.device
+        last = ids.gather(1, (lengths - 1).clamp(min=0)[:, None])[:, 0]
+        has_ended = torch.isin(last, torch.tensor([*self.eos_token_ids, self._tokenizer.pad_token_id], device=device))
+        has_ended |= torch.tensor([bool(stop) for stop in self._stops], device=device) & (
+            lengths < torch.tensor(self._limits, device=device)
+        )
+        figures = torch.stack([written_mask(output).sum(1), ~has_ended], dim=1).float()  # (batch, 2)
+        figures[self._general] = torch.nan
+        if self._masks_truncated:
+            mask[~has_ended] = 0
+        mask[self._general] = 0
+        output["num_items_in_batch"] = self.accelerator.gather(written_mask(output).sum()).sum()
+        written, is_cut = self.accelerator.gather(figures).T
+        written, is_cut = written[~written.isnan()], is_cut[~is_cut.isnan()].bool()
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for kind, counts in (("", written), ("terminated_", written[~is_cut])):
+            counts = counts if len(counts) else torch.zeros(1)
+            for name, of in (("mean", torch.mean), ("min", torch.min), ("max", torch.max)):
+                metrics[f"completions/{name}_{kind}length"][-1] = of(counts).item()
+        metrics["completions/clipped_ratio"][-1] = is_cut.float().mean().item() if len(is_cut) else 0.0
+
+    @property
+    def _takes_any_rows(self) -> bool:
+        """Whether processes may generate for different numbers of rows. TRL's vLLM divides them equally."""
+        return not self.use_vllm or isinstance(self.vllm_generation, EngineRollouts)
 
     @property
     def _rolls_out_itself(self) -> bool:

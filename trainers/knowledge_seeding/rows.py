@@ -71,10 +71,10 @@ def check_data(data: Any, name: str, args: KnowledgeSeedingConfig, reward_funcs:
 
 def normalize(rows: Rows) -> Rows:
     """Give all rows the same keys and plain values: lists in place of tensors and arrays, text in place of messages'
-    text parts, and `part` `"memory"` where it is not given.
+    text parts, `part` `"memory"` where it is not given, and `stop` as a list.
 
     Raises:
-        `ValueError`: if a part is unknown.
+        `ValueError`: if a part is unknown, or a `stop` holds something else than strings.
     """
     names = dict.fromkeys(name for row in rows for name in row)
     rows = [{name: _plain(row.get(name)) for name in names} for row in rows]
@@ -83,6 +83,11 @@ def normalize(rows: Rows) -> Rows:
             row["part"] = row["part"] or "memory"
             if row["part"] not in PARTS:
                 raise ValueError(f"A row has the `part` {row['part']!r}; it must be one of {', '.join(PARTS)}.")
+    if "stop" in names:
+        for row in rows:
+            stop = row["stop"] = [row["stop"]] if isinstance(row["stop"], str) else row["stop"] or []
+            if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
+                raise ValueError(f"A row has the `stop` {stop!r}; it must be a string or a list of strings, not empty.")
     return rows
 
 

@@ -105,8 +105,9 @@ class KnowledgeSeedingTrainer(Taught, Rollouts):
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = KnowledgeSeedingConfig(f"{name.split('/')[-1]}-KnowledgeSeeding")
         check_arguments(args)
+        default_reward: Any = None
         if reward_funcs is None:
-            reward_funcs = resolve("imitation", gamma=args.gamma, z0=args.z0)
+            reward_funcs = default_reward = resolve("imitation", gamma=args.gamma, z0=args.z0)
         check_data(train_dataset, "train_dataset", args, reward_funcs)
         check_data(eval_dataset, "eval_dataset", args, reward_funcs)
         if teacher_model is None:
@@ -120,6 +121,10 @@ class KnowledgeSeedingTrainer(Taught, Rollouts):
             processing_class=processing_class,
             **kwargs,
         )
+        if default_reward is not None:  # the end of an answer is not part of it
+            default_reward.func.eos_token_ids = frozenset(self.eos_token_ids)
+        # Done here: a rollout that ends before a stop string has no end-of-sequence token, and TRL would mask it.
+        self._masks_truncated, self.mask_truncated_completions = bool(args.mask_truncated_completions), False
         init_kwargs: Any = args.teacher_model_init_kwargs  # as text it has become a mapping
         self.teachers = prepare_teachers(teacher_model, self.accelerator, init_kwargs)
         self._sft_weight = float(not self.teachers) if args.sft_weight is None else args.sft_weight
@@ -134,13 +139,15 @@ class KnowledgeSeedingTrainer(Taught, Rollouts):
         if self._learns_from_references():
             return self._text_inputs(rows, "prompt", "left") | self._teacher_inputs(rows, None)
         self._given_prompt_ids = [row["prompt_ids"] for row in rows] if "prompt_ids" in rows[0] else None
-        self._stops = [row.get("stop") or () for row in rows]
+        self._stops = [row.get("stop", ()) for row in rows]
         most = self.max_completion_length
         self._limits = [min(most, row.get("max_completion_length") or most) for row in rows]
         self._general = [self.args.alpha > 0 and row.get("part") == "general" for row in rows]
+        self._check_generation()
         with without_row_dump():
             output: Tensors = super()._generate_and_score_completions(rows)
-        output["completion_mask"][self._general] = 0
+        if {"part", "stop"} & rows[0].keys() or self._masks_truncated:  # in all processes or in none
+            self._leave_out(output)
         self._given_prompt_ids = None
         self._stops, self._limits, self._general = [], [], []
         if (ratio := output.get("importance_sampling_ratio")) is not None:
@@ -258,7 +265,12 @@ class KnowledgeSeedingTrainer(Taught, Rollouts):
         loss = loss + alpha * self._mean("reference", sums * (self._taught_part(rows["part"]) >= 0), rows)
         if self._sft_weight == 0:
             return loss
-        losses = torch.cat([self._cross_entropy(states, ids, mask) for states, _, (_, ids, mask) in parts])
+        losses = torch.cat(
+            [
+                self._cross_entropy(states, ids, mask * ~is_replay(batch["part"])[:, None])
+                for states, _, (batch, ids, mask) in parts
+            ]
+        )
         share = self._sft_weight * ~is_replay(rows["part"])
         self._log_parts(
             "reference", rows["part"], torch.stack([losses.detach(), sums[1], sums[1] * 0]) * (share > 0), "sft"
