@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 
 import regex
 from transformers import PreTrainedTokenizerBase
@@ -61,7 +61,7 @@ def split_all(
 
 
 def _join(pieces: Sequence[Piece], window: int, overlap: int) -> list[str]:
-    """Join consecutive pieces of a text to windows."""
+    """Join consecutive pieces of a text to windows, leaving out those of white space alone."""
     windows: list[str] = []
     start = 0
     while True:
@@ -71,7 +71,7 @@ def _join(pieces: Sequence[Piece], window: int, overlap: int) -> list[str]:
             end += 1
         windows.append("".join(piece for _, piece, _ in pieces[start:end]).strip())
         if end == len(pieces):
-            return windows
+            return list(filter(None, windows))
         repeated, back = 0, end
         while back - 1 > start and repeated + pieces[back - 1][2] <= overlap:
             back -= 1
@@ -154,8 +154,7 @@ def find_headings(text: str) -> list[str]:
 
 def _marked_lines(text: str) -> Iterator[tuple[str, bool]]:
     """Yield each line with whether it is a heading."""
-    lines = _LINE.findall(text)
-    for line, below in zip(lines, [*lines[1:], ""], strict=True):
+    for line, below in pairwise([*_LINE.findall(text), ""]):
         yield line, _is_heading(line, below)
 
 

@@ -64,6 +64,16 @@ def test_a_word_longer_than_a_window_is_split_too():
     assert "".join(windows) == "x" * 1000 and max(map(len, windows)) <= 64
 
 
+@pytest.mark.parametrize("blank", ["\r\n" * 600, "\t\n" * 300])
+def test_a_long_blank_stretch_is_no_window(blank):
+    windows = split(f"Ann has two cats. {blank}Ben has two dogs.", len, 256, 32)
+    assert windows == ["Ann has two cats.", "Ben has two dogs."]
+
+
+def test_an_empty_text_states_nothing():
+    assert find_statements("") == [] == find_headings("")
+
+
 @pytest.mark.parametrize("unit", ["天気がいい。", "He came. ", "x"])
 def test_a_text_without_line_breaks_is_split_in_time(unit):
     text = unit * (240_000 // len(unit))
