@@ -33,7 +33,7 @@ class LeftOut:
 
     Args:
         reason (`str`): where and why, without any of its text.
-        is_fault (`bool`): whether it is a document that cannot be read. Otherwise it is none by its name.
+        is_fault (`bool`): whether it is a document, or a folder, that cannot be read. Otherwise it is not meant to be.
     """
 
     reason: str
@@ -58,8 +58,19 @@ def find_documents(
     """
     found, left, others = list[Path](), list[LeftOut](), Counter[str]()
     inside = folder.resolve()
-    for at, folders, names in os.walk(folder):
+
+    def refuse(path: object, reason: str) -> None:
+        left.append(LeftOut(f"{path}: {reason}", True))
+
+    def refuse_closed(error: OSError) -> None:
+        refuse(error.filename, f"cannot be opened: {error.strerror}. Check its permissions.")
+
+    for at, folders, names in os.walk(folder, onerror=refuse_closed):
         here = Path(at)
+        if not os.access(here, os.X_OK):
+            refuse(here, "nothing in it can be opened. Check its permissions.")
+            folders.clear()
+            continue
         for name in sorted(folders):
             if (here / name).is_symlink():
                 left.append(LeftOut(f"{here / name}: a link to a folder, which is not followed", False))
@@ -68,13 +79,15 @@ def find_documents(
         folders[:] = [n for n in folders if not (n.startswith(".") or n in IGNORED_FOLDERS)]
         for path in (here / name for name in names):
             if not is_document(path):
-                if path.resolve() in given:
+                if Path(os.path.realpath(path)) in given:
                     continue
                 others[path.suffix.lower() or "files without an extension"] += 1
-            elif path.is_symlink() and not path.resolve().is_relative_to(inside):
+            elif path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
                 left.append(LeftOut(f"{path}: a link that leads out of the folder, which is not followed", False))
             elif path.is_file():
                 found.append(path)
+            else:
+                refuse(path, "neither a file nor a link to one. Remove it, or put the document there.")
     if others:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
         hint = f"; {hint}" if others[".jsonl"] else ""

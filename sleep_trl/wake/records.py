@@ -88,7 +88,7 @@ class Tally:
         forgotten (`int`): texts that were forgotten earlier, which are not stored again.
         rejected (`Counter[str]`): rejected items, by kind.
         reasons (`list[str]`): reasons of the first twenty rejections; `WakeBuffer.rejections` has all.
-        left_out (`list[str]`): what in folders was not read because it is no document by its name, and why.
+        left_out (`list[str]`): what in folders was not read, and why.
     """
 
     added: int = 0

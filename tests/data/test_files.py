@@ -1,5 +1,6 @@
 """Documents on disk: what of a folder is read, what is said about the rest, and how other forms become text."""
 
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -110,6 +111,32 @@ def test_what_is_not_read_of_a_folder_is_named(tmp_path: Path) -> None:
         "/secret.txt: a link that",
         ": 1 .png, 1 files withou",
     ]
+
+
+def test_documents_that_cannot_be_reached_are_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permissions are simulated, since the tests may run as root."""
+    for name in ("closed", "listed", "open"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.md").write_text(name)
+    (tmp_path / "dangling.md").symlink_to("nowhere.md")
+    (tmp_path / "loop.md").symlink_to("loop.md")
+    os.mkfifo(tmp_path / "pipe.txt")
+    scandir, denied = os.scandir, PermissionError(13, "Permission denied", str(tmp_path / "closed"))
+
+    def scan(path: str) -> object:
+        if Path(path).name == "closed":
+            raise denied
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "listed")
+    found, left = find_documents(tmp_path)
+    assert found == [tmp_path / "open" / "a.md"]
+    assert all(one.is_fault for one in left)
+    kinds = {"closed": "cannot be opened: Permission denied", "listed": "nothing in it can be opened"}
+    kinds |= dict.fromkeys(("dangling.md", "loop.md", "pipe.txt"), "neither a file nor a link to one")
+    reasons = sorted(one.reason.removeprefix(f"{tmp_path}/") for one in left)
+    assert [reason.split(". ")[0] for reason in reasons] == sorted(f"{name}: {kind}" for name, kind in kinds.items())
 
 
 def test_a_source_is_the_path_from_here_or_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
