@@ -11,6 +11,7 @@ from io import BytesIO
 from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
+from zipfile import ZipFile
 
 TEXT_SUFFIXES = (".txt", ".md")
 IGNORED_FOLDERS = ("node_modules", "__pycache__")  # and those whose names begin with a dot
@@ -133,7 +134,8 @@ def read_document(path: Path, content: bytes) -> str:
             What it contains.
 
     Raises:
-        `InvalidDocument`: if it is not text, or the extra `documents` is needed and not installed.
+        `InvalidDocument`: if it is not text, is too long once unpacked, or the extra `documents` is needed and not
+            installed.
     """
     if (convert := CONVERTERS.get(path.suffix.lower())) is None:
         return decode_text(content)
@@ -145,6 +147,8 @@ def read_document(path: Path, content: bytes) -> str:
             f"reading {path.suffix.lower()} needs {error.name}, which is not installed. Run "
             f"`pip install 'sleep-trl[documents]'`.",
         ) from None
+    except InvalidDocument:
+        raise
     except Exception as error:  # whatever a damaged file makes the libraries raise
         raise InvalidDocument(
             "unreadable", f"cannot be read as {path.suffix.lower()} ({type(error).__name__}). Convert it to text."
@@ -270,6 +274,11 @@ def _paragraphs(text: str) -> Iterator[str]:
 def _docx_text(content: bytes) -> str:
     import mammoth
 
+    with ZipFile(BytesIO(content)) as archive:
+        size = sum(part.file_size for part in archive.infolist())
+    if size > MAX_BYTES:
+        unpacked, most = f"{size / 2**20:.0f} MiB unpacked", f"{MAX_BYTES / 2**20:g} MiB"
+        raise InvalidDocument("too long", f"{unpacked}, more than {most}. Split it, or convert it to text.")
     return _html_text(mammoth.convert_to_html(BytesIO(content)).value)
 
 

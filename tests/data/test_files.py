@@ -74,6 +74,18 @@ def test_a_damaged_document_is_a_fault_of_that_document(tmp_path: Path, name: st
         read_document(Path(name), b"%PDF-1.4 nothing of the kind")
 
 
+def test_a_document_of_word_is_as_long_as_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mammoth")
+    path = write_docx(tmp_path / "a.docx")
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("word/media/zeros.bin", bytes(3 * 2**20))
+    monkeypatch.setattr("sleep_trl.data.files.MAX_BYTES", 2**20)
+    assert path.stat().st_size < 2**14
+    with pytest.raises(InvalidDocument, match=r"^3 MiB unpacked, more than 1 MiB\. Split it, or conv") as caught:
+        text_of(path)
+    assert caught.value.kind == "too long"
+
+
 def test_a_scan_has_no_text(tmp_path: Path) -> None:
     pytest.importorskip("pypdf")
     with pytest.raises(InvalidDocument, match="no text, as a scan does"):
