@@ -6,6 +6,7 @@ nights extends a finished one.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ def begun(chain: Path) -> list[str]:
 def quarantine(night: Path) -> Path:
     """Move a night that cannot be finished out of its chain, with its files, and return the new folder. The next night
     takes its number."""
-    quarantined = night.parent / f"quarantined-{len(quarantined_nights(night.parent)) + 1:03}"
+    taken = [int(number) for folder in quarantined_nights(night.parent) for number in re.findall(r"\d+", folder.name)]
+    quarantined = night.parent / f"quarantined-{max(taken, default=0) + 1:03}"
     night.rename(quarantined)
     return quarantined
 

@@ -8,7 +8,7 @@ import pytest
 
 from sleep_trl.config.command_line import explain, parse
 from sleep_trl.launch import sleep
-from sleep_trl.planning.chain import nights_of, unfinished
+from sleep_trl.planning.chain import nights_of, quarantine, unfinished
 from sleep_trl.publish.unlearn import set_enabled
 from sleep_trl.runs.files import read_json, write_json
 from sleep_trl.runs.finished import FinishedRun
@@ -158,6 +158,18 @@ def test_a_gap_in_a_chain_is_refused(model, finished_chain, tmp_path) -> None:
     (folder / "night-002" / "results.json").unlink()
     with pytest.raises(ValueError, match=r"night-003 is finished, but .*night-002, which it continues, is not"):
         plan(*chain(model, folder, "one", "two", "three"))
+
+
+@pytest.mark.parametrize(
+    ("taken", "number"), [([], 1), (["quarantined-002"], 3), (["aside-001", "quarantined-001-kept"], 2)]
+)
+def test_a_quarantined_night_gets_the_number_after_the_last(tmp_path, taken, number) -> None:
+    for name in [*taken, "night-004"]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    folder = quarantine(tmp_path / "night-004")
+    assert folder.name == f"quarantined-{number:03}"
+    assert (folder / "file").is_file() and not (tmp_path / "night-004").exists()
 
 
 def test_memories_and_nights_agree() -> None:
