@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TypeVar
 
-from ..config import RunConfig
+from ..config import RunConfig, first_rollout_step
 from ..data.parts import Part
 from ..data.rows import MARGIN
 from ..data.samples import HELD_OUT, Window
@@ -112,7 +112,9 @@ def lay_out_texts(
     data, seeding = config.dataset, config.seeding
     share = per_device / seeding.rollouts_per_step
     learned, others = (math.ceil(share * n) for n in (parts["memory"] + parts["earlier"], parts["general"]))
-    rollouts = 0 if seeding.rollout_start == 1 else seeding.num_generations
+    # The last step has rollouts if any has, so a night of one step tells.
+    has_rollouts = first_rollout_step(seeding.alpha, seeding.lmbda, seeding.rollout_start, steps=1) < 1
+    rollouts = seeding.num_generations if has_rollouts else 0
     rollout = min(seeding.max_completion_length, sample + MARGIN)
     texts = [Texts(learned, student, teacher, sample, rollouts, rollout)]
     if others:

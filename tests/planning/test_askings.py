@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
+from sleep_trl.config import RunConfig
 from sleep_trl.data.samples import HELD_OUT
-from sleep_trl.planning.askings import find_askings, find_texts
+from sleep_trl.planning.askings import find_askings, find_texts, lay_out_texts
 from tests.planning.test_extent import inputs_of
 
 SHORT = "the cat of Mira is called Tolu and it eats hats. "
@@ -31,3 +34,20 @@ def test_only_sentences_that_are_written_about_count(model: Path, tmp_path: Path
         return find_texts(inputs, find_askings(inputs))[0].reference
 
     assert learned(seeding__steps=1, seeding__prompts_per_step=2) < learned()
+
+
+@pytest.mark.parametrize(
+    ("options", "rollouts"),
+    [
+        ({}, 4),
+        ({"rollout_start": 1}, 0),
+        ({"rollout_start": 1, "lmbda": 1}, 4),
+        ({"rollout_start": 1, "alpha": 0}, 4),
+        ({"rollout_start": 0, "alpha": 1, "lmbda": 0}, 0),
+    ],
+)
+def test_rollouts_count_if_there_are_any(options: dict[str, float], rollouts: int) -> None:
+    config = RunConfig.model_validate({"model": "m", "memories": "d", "seeding": {"num_generations": 4, **options}})
+    parts = {"memory": 2, "earlier": 0, "general": 0}
+    [texts] = lay_out_texts(config, parts, 4, student=1, teacher=1, sample=1, general=1)
+    assert texts.rollouts == rollouts
