@@ -35,7 +35,7 @@ def find_titles(memories: Sequence[MemoryText]) -> dict[str, str]:
 
 
 def _name(source: str) -> str:
-    return PurePath(source).name if is_document(PurePath(source)) else source
+    return (PurePath(source).name if is_document(PurePath(source)) else source).strip()
 
 
 def first_words(text: str) -> str:

@@ -75,6 +75,11 @@ def test_a_document_is_named_by_its_first_line(language):
     assert with_title(TEXTS[language][0].strip(), text) == text
 
 
+def test_white_space_around_a_source_is_not_of_the_title():
+    memories = [MemoryText("1", " " * 90 + "The harbor of Olm", "A text."), MemoryText("2", " notes.md", "Another.")]
+    assert find_titles(memories) == {"1": "The harbor of Olm", "2": "notes.md"}
+
+
 def test_a_japanese_text_without_a_heading_is_named_by_how_it_begins():
     text = "　東京 " + "都の青葉図書館は古い駅舎で開館しました" * 8
     title = find_titles([MemoryText("1", "docs.jsonl", text)])["1"]
