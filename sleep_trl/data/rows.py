@@ -126,7 +126,7 @@ def build_rows(
         prefix_share (`float`):
             Share of `"memory"` and `"earlier"` rows that begin inside a sample, after a random prefix of it (LTI,
             method 3.3); the others begin at its start (ours: that is where a fact is asked for). Rows of a dream always
-            begin inside it, since its prompt alone asks for nothing.
+            begin inside it, since its prompt alone asks for nothing. Samples of one token stay whole.
         first_rollout (`int`, *optional*, defaults to `0`):
             Step before which samples stay whole: a prefix is for rollouts, which go on from it.
         max_completion (`int`):
@@ -189,7 +189,7 @@ def _row(
     if sample.part == "general":
         cut = rng.randint(0, max(0, min(length - max_completion, max_completion)))
     elif sample.part == "dream" or rng.random() < prefix_share:
-        cut = rng.randrange(length)
+        cut = rng.randrange(1, length) if length > 1 else 0
     prefix, rest = sample.reference_ids[:cut], sample.reference_ids[cut:]
     return {
         "prompt": sample.prompt + tokenizer.decode(prefix),

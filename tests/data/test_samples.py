@@ -73,8 +73,8 @@ def test_every_step_has_the_same_shares_and_samples_are_used_evenly():
     assert tuple(rows[0]) == COLUMNS
 
 
-@pytest.mark.parametrize("prefix_share", [0.0, 0.5, 1.0])
-def test_prefix_and_rest_are_the_sample(prefix_share):
+@pytest.mark.parametrize(("prefix_share", "expected"), [(0.0, [0]), (0.5, range(1, 90)), (1.0, [90])])
+def test_prefix_and_rest_are_the_sample(prefix_share, expected):
     samples = [sample("memory", 1), sample("general", 2)]
     whole = {"memory": samples[0], "general": samples[1]}
     started_inside = 0
@@ -85,7 +85,15 @@ def test_prefix_and_rest_are_the_sample(prefix_share):
         rest = s.reference_ids[len(prefix) :]
         assert row["reference_ids"] == rest and rest and (row["part"] == "memory" or len(prefix) <= 3)
         started_inside += row["part"] == "memory" and bool(prefix)
-    assert (started_inside == 0) == (prefix_share == 0)
+    assert started_inside in expected
+
+
+def test_rows_of_dreams_begin_inside_a_sample_if_it_has_more_than_one_token():
+    samples = [sample("memory", 1), sample("dream", 2, length=2), sample("dream", 3, length=1)]
+    options = ROWS | {"shares": {"dream": 0.5}}
+    rows = build_rows(samples, tiny_tokenizer(), prefix_share=0.0, **options)
+    lengths = {(row["memory_id"], len(row["reference_ids"])) for row in rows if row["part"] == "dream"}
+    assert lengths == {("m2", 1), ("m3", 1)}
 
 
 def test_samples_are_whole_until_rollouts_begin():
