@@ -1,4 +1,4 @@
-"""A Jinja environment for templates of users: no access to Python, and limits on time and size."""
+"""A Jinja environment for templates of users: no access to Python, and limits on time, length and operators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jinja2
 from jinja2.runtime import Context
 from jinja2.sandbox import SandboxedEnvironment
 
-LONGEST = 1_000_000  # characters that a template may write, or make of one value
+LONGEST = 1_000_000  # characters that a template may write, or elements that an operator may make
 WIDE = re.compile(r"%[^a-zA-Z%]*(?:\d{7}|\*)")  # a width in a format that is too large, or comes from a value
 TIME = 5.0  # seconds that a template may take
 
@@ -24,7 +24,9 @@ class Rendered(Protocol):
 
 
 class LimitedEnvironment(SandboxedEnvironment):
-    """A sandbox in which no expression makes a huge value."""
+    """A sandbox in which the operators `*`, `**` and `%` make no huge value. Concatenation in a loop and methods and
+    filters with a large width, such as `center`, still can: [`try_out`] limits their time and what they write, but not
+    their memory."""
 
     intercepted_binops = frozenset(["*", "**", "%"])
 
