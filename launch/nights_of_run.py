@@ -50,7 +50,6 @@ class NightsOfRun:
 
     def record_step(self, night: Path, step: int) -> None:
         """Store after which step of the run a night takes place."""
-        """Store after which step of the run a night takes place."""
         write_json(self.folder / STEPS, self._steps() | {night.name: step})
 
     def done(self, step: int) -> list[Path]:

@@ -63,11 +63,6 @@ class Lengths:
         """Return the length of a prompt with a window of `window` tokens."""
         return self.teacher + 2 * self.title + window + self.sentence + self.request
 
-    @property
-    def student_prompt(self) -> int:
-        """Length of a prompt without a memory."""
-        return self.student + self.title + self.request
-
     def largest_window(self, context: int) -> int:
         """Return how many tokens of a memory fit a context of `context` tokens, along with everything else.
 

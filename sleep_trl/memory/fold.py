@@ -7,7 +7,8 @@ gate and up, and its columns to down. The result has the base's architecture and
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -186,14 +187,11 @@ def write_checkpoint(model: PreTrainedModel, folder: str | Path, *args: Any, **k
     type(model).save_pretrained(model, folder, *args, **kwargs)
 
 
-class config_replaced:
-    """Context manager that gives the model another config while it is saved."""
-
-    def __init__(self, model: PreTrainedModel, config: PretrainedConfig) -> None:
-        self.model, self.config = model, config
-
-    def __enter__(self) -> None:
-        self.before, self.model.config = self.model.config, self.config
-
-    def __exit__(self, *_: Any) -> None:
-        self.model.config = self.before
+@contextmanager
+def config_replaced(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[None]:
+    """Give the model another config while it is saved."""
+    before, model.config = model.config, config
+    try:
+        yield
+    finally:
+        model.config = before
