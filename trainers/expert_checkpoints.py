@@ -21,6 +21,7 @@ from sleep_trl.distributed.zero3 import is_sharded, shard_everything, takes_part
 from sleep_trl.memory import Memory, load_experts, save_memory
 from sleep_trl.memory.storage import HOW_TO_STAY_FINITE, check_finite
 from sleep_trl.models.checkpointing import is_checkpointing, stop_checkpointing
+from sleep_trl.runs import checksums
 from sleep_trl.runs.folder import AdapterFolder
 
 from .trl_private import get_config_model_id
@@ -144,8 +145,10 @@ class ExpertCheckpoints(GRPOTrainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._memory() is not None and self.is_world_process_zero():  # the Trainer copies only files that it knows
             experts = AdapterFolder(Path(checkpoint_folder))
-            for file in (experts.description, experts.experts):
-                shutil.copy(file, self.args.output_dir)
+            for file in (experts.experts, experts.description):  # last, what says that the others are there
+                partial = Path(self.args.output_dir, f"{file.name}.partial")
+                shutil.copy(file, partial)
+                checksums.replace(partial, partial.with_name(file.name), is_checked=True)
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

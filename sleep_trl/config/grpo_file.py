@@ -103,7 +103,7 @@ def as_options(arguments: Mapping[str, Any], place: str) -> dict[str, Any]:
 
     Returns:
         `dict`: the options; what no option stands for is in `seeding.extra`, where it is checked as if it had been
-        given there.
+        given there, but for `DECIDED` and `PUSHES`.
     """
     given = {name: value for name, value in arguments.items() if value is not None or name not in OPTIONS}
     options: dict[str, Any] = {"rollout": {"engine": "vllm"}} if given.pop("use_vllm", False) else {}

@@ -95,12 +95,12 @@ class Launcher:
 
 @contextmanager
 def _deferred_interrupts() -> Iterator[Callable[[], None]]:
-    """Note SIGINT and SIGTERM instead of raising, and yield a function that raises `KeyboardInterrupt` if one came."""
+    """Note SIGINT and SIGTERM, and yield a function that raises the first that came, for the handlers of before."""
     received: list[int] = []
 
     def raise_deferred() -> None:
         if received:
-            raise KeyboardInterrupt
+            signal.raise_signal(received[0])
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield raise_deferred

@@ -34,7 +34,7 @@ class LeftOut:
 
     Args:
         reason (`str`): where and why, without any of its text.
-        is_fault (`bool`): whether it is a document, or a folder, that cannot be read. Otherwise it is not meant to be.
+        is_fault (`bool`): whether a document or a folder cannot be read. Otherwise it is left out on purpose.
     """
 
     reason: str
@@ -85,10 +85,10 @@ def find_documents(
                 others[path.suffix.lower() or "files without an extension"] += 1
             elif path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
                 left.append(LeftOut(f"{path}: a link that leads out of the folder, which is not followed", False))
-            elif path.is_file():
+            elif os.path.isfile(path):  # unlike Path.is_file, also where the link may not be followed
                 found.append(path)
             else:
-                refuse(path, "neither a file nor a link to one. Remove it, or put the document there.")
+                refuse(path, "no file, or one that may not be opened. Remove it, or put the document there.")
     if others:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
         hint = f"; {hint}" if others[".jsonl"] else ""

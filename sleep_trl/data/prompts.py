@@ -83,8 +83,9 @@ class Prompter:
         if self.has_chat:
             turns = [{"role": "user", "content": "Ready?"}, {"role": "assistant", "content": "Yes"}]
             rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, **self._chat_template_kwargs)
-            after, special = self.ids(str(rendered).rpartition("Yes")[2]), self.tokenizer.all_special_ids
-            if end := [token for token in after if token in special]:
+            before, _, after = str(rendered).rpartition("Yes")
+            special = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+            if before and (end := [token for token in self.ids(after) if token in special]):
                 return end[0]
         return self.tokenizer.eos_token_id
 

@@ -37,7 +37,8 @@ COLUMNS = (
     "trial_low",
     "trial_high",
 )
-"""Columns that a reward of dreams gets, in addition to TRL's."""
+"""Columns that a reward of dreams gets, in addition to TRL's. `teacher_probability` only if it has a parameter of that
+name."""
 
 Row = dict[str, Any]
 

@@ -32,7 +32,6 @@ NOT_WITH_EXPERTS = {
 }
 """Arguments that are refused, unless they are off or have TRL's default."""
 
-OFF = (None, False, 0, "no", "")
 SET_BY_THE_RUN = OPTIONS | DECIDED | {"expert_width": "memory.width"}
 """Arguments that may not stand there, and the option to use in their place."""
 
@@ -81,7 +80,7 @@ def _problem(key: str, value: Any, defaults: Mapping[str, Any]) -> str | None:
     """Return what is wrong with an argument, if anything."""
     if own := SET_BY_THE_RUN.get(key):
         return f"{key!r} is set by the run itself. Take it out and use --{own}."
-    if key in NOT_WITH_EXPERTS and value not in (*OFF, defaults.get(key)):
+    if key in NOT_WITH_EXPERTS and not (value in (None, "no", "") or value is False or value == defaults.get(key)):
         return f"{key!r} {NOT_WITH_EXPERTS[key]}. Take it out."
     if key not in defaults:
         return f"{key!r} is not an argument of TRL's GRPOConfig. Correct the name or take it out."

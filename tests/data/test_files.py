@@ -146,7 +146,7 @@ def test_documents_that_cannot_be_reached_are_faults(tmp_path: Path, monkeypatch
     assert found == [tmp_path / "open" / "a.md"]
     assert all(one.is_fault for one in left)
     kinds = {"closed": "cannot be opened: Permission denied", "listed": "nothing in it can be opened"}
-    kinds |= dict.fromkeys(("dangling.md", "loop.md", "pipe.txt"), "neither a file nor a link to one")
+    kinds |= dict.fromkeys(("dangling.md", "loop.md", "pipe.txt"), "no file, or one that may not be opened")
     reasons = sorted(one.reason.removeprefix(f"{tmp_path}/") for one in left)
     assert [reason.split(". ")[0] for reason in reasons] == sorted(f"{name}: {kind}" for name, kind in kinds.items())
 

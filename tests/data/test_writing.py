@@ -3,6 +3,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from tokenizers import AddedToken
 
 from sleep_trl.data.prompts import Prompter
 from sleep_trl.data.samples import Sample, Window, WrittenSamples
@@ -84,7 +85,7 @@ def test_a_statement_is_the_sample_and_nothing_is_generated():
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     chat = write(Prompter(tokenizer), WRITING).samples[0]
     assert chat.reference_ids[-1] == tokenizer.eos_token_id and "Ben has" not in chat.prompt
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})  # like Gemma's
+    tokenizer.add_tokens([AddedToken("<turn>", special=True)])  # without a name, like Gemma's
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<turn>\n{% endfor %}"
     turn = write(Prompter(tokenizer), WRITING).samples[0]
     assert turn.reference_ids == [*chat.reference_ids[:-1], tokenizer.convert_tokens_to_ids("<turn>")]

@@ -119,7 +119,7 @@ CASES: dict[str, tuple[MakeOptions, str]] = {
         r"seeding\.extra: 'eval_strategy' needs an evaluation set, which a night does not have\. Take it out",
     ),
     "extra that repeats batches": (
-        options(seeding__extra='{"num_iterations": 2}'),
+        options(seeding__extra='{"num_iterations": 0}'),
         r"seeding\.extra: 'num_iterations' would repeat batches within the night's steps, and later memories would not",
     ),
     "extra with a secret": (

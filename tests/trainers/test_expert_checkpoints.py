@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from transformers import Trainer
 from trl import GRPOConfig
 
+from sleep_trl.memory import Memory, load_experts
 from sleep_trl.trainers.expert_checkpoints import ExpertCheckpoints, StopIfNotFinite
 from tests.tiny import tiny_tokenizer
 from tests.trainers.seedings import length_reward, rows, student, trainer
@@ -56,6 +57,7 @@ def test_what_is_trained_beside_a_memory_is_saved(tmp_path):
 
 def test_a_checkpoint_is_pushed_with_its_experts(tmp_path, monkeypatch):
     t = trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    t.save_model()  # whose hashes would not be those of the experts that are pushed
     t.train()
     uploaded = []
 
@@ -65,3 +67,7 @@ def test_a_checkpoint_is_pushed_with_its_experts(tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "_push_from_checkpoint", upload)
     t._push_from_checkpoint(str(tmp_path / "checkpoint-1"))
     assert {"experts.safetensors", "memory.json"} <= set(uploaded)
+    memory = Memory.of(t.model)
+    trained = memory.fingerprint(0)
+    load_experts(memory, tmp_path)
+    assert memory.fingerprint(0) == trained

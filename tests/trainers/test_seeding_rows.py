@@ -284,3 +284,28 @@ def test_the_default_reward_does_not_count_the_end_of_a_sequence(tmp_path):
         reference_ids=[[*says_all, end], [*says_all, end]],
     )
     assert rewards == [1.0, 0.0]
+
+
+def test_general_rows_of_trls_vllm_count_for_nothing(tmp_path):
+    """Each process asks it for all of its rows, since it divides them equally."""
+    asked, seen = [], []
+
+    class Answers:
+        def sync_weights(self):
+            pass
+
+        def generate(self, prompts, images, num_generations, profiler):
+            asked.append(len(prompts))
+            return prompts, [[7, 8, 9]] * len(prompts), [[[-2.0]] * 3] * len(prompts), None
+
+    def keep(completion_ids, part, **kwargs):
+        seen.extend(zip(part, map(tuple, completion_ids), strict=True))
+        return [0.0] * len(part)
+
+    t = trainer(tmp_path, reward_funcs=keep)
+    t.use_vllm, t.vllm_mode, t.vllm_generation, t._last_loaded_step = True, "server", Answers(), -1
+    batch = first_batch(t)
+    assert asked == [len(batch["part"])]
+    assert set(seen) == {("memory", (7, 8, 9)), ("general", (t.processing_class.eos_token_id,))}
+    of_general = batch["sampling_per_token_logps"][batch["part"] == PARTS.index("general")]
+    assert (of_general == 0).all()

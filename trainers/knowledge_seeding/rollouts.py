@@ -55,20 +55,23 @@ class Rollouts(SharedPrompts):
         """Generate the completions of all rows but general ones, which are taught by their references alone (ours):
         they are long, have no reward, and would take most of a step. An end-of-sequence token stands for theirs."""
         rows = [i for i, is_general in enumerate(self._general) if not is_general]
+        asked: Sequence[int] = rows
         if self._rolls_out_itself:
             generated, drawn = self._roll_out_itself([prompt_ids[i] for i in rows], rows), None
-        elif len(rows) == len(self._general) or not self._takes_any_rows:
+        elif len(rows) == len(self._general):
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         else:
             # Every process generates something: engines and sharded weights want all of them.
-            asked = rows or range(min(self.num_generations, len(prompt_ids)))
+            if not (rows and self._takes_any_rows):
+                asked = range(min(self.num_generations, len(prompt_ids)) if self._takes_any_rows else len(prompt_ids))
             generated, drawn = super()._generate_single_turn([prompt_ids[i] for i in asked], *args, **kwargs)
         completion_ids = [[self._tokenizer.eos_token_id] for _ in prompt_ids]
         logprobs: Any = drawn and [[0.0] for _ in prompt_ids]
-        for place, row in enumerate(rows):
-            completion_ids[row] = generated[place]
-            if drawn:
-                logprobs[row] = drawn[place]
+        for place, row in enumerate(asked):
+            if not self._general[row]:
+                completion_ids[row] = generated[place]
+                if drawn:
+                    logprobs[row] = drawn[place]
         return completion_ids, logprobs
 
     def _check_generation(self) -> None:
@@ -89,7 +92,8 @@ class Rollouts(SharedPrompts):
         ids, mask = output["completion_ids"], output["completion_mask"]
         lengths, device = mask.sum(1), mask.device
         last = ids.gather(1, (lengths - 1).clamp(min=0)[:, None])[:, 0]
-        has_ended = torch.isin(last, torch.tensor([*self.eos_token_ids, self._tokenizer.pad_token_id], device=device))
+        ends = [token for token in (*self.eos_token_ids, self._tokenizer.pad_token_id) if token is not None]
+        has_ended = torch.isin(last, torch.tensor(ends, device=device))
         has_ended |= torch.tensor([bool(stop) for stop in self._stops], device=device) & (
             lengths < torch.tensor(self._limits, device=device)
         )

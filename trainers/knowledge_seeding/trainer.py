@@ -56,8 +56,9 @@ class KnowledgeSeedingTrainer(Taught, Rollouts):
     `_generate_and_score_completions` (adds teacher prompts and references to the batch), `_tokenize_prompts` (uses
     given token ids), `_generate_single_turn` (ends rollouts at the row's stop strings), `training_step` (drops out
     earlier experts), `_get_per_token_logps_and_entropies` (with `alpha > 0`, keeps the hidden states that the
-    divergence needs and scores only completions). Checkpoints hold only the experts. Generation, rewards, advantages,
-    logging and callbacks are inherited. With `alpha=0` it is GRPO on the new expert, to the last bit.
+    divergence needs and scores only completions). Checkpoints hold only the experts if nothing else is trained.
+    Generation, rewards, advantages, logging and callbacks are inherited. With `alpha=0` it is GRPO on the new expert,
+    to the last bit.
 
     Args:
         model (`str` or `PreTrainedModel`):
@@ -146,8 +147,7 @@ class KnowledgeSeedingTrainer(Taught, Rollouts):
         self._check_generation()
         with without_row_dump():
             output: Tensors = super()._generate_and_score_completions(rows)
-        if {"part", "stop"} & rows[0].keys() or self._masks_truncated:  # in all processes or in none
-            self._leave_out(output)
+        self._leave_out(output)
         self._given_prompt_ids = None
         self._stops, self._limits, self._general = [], [], []
         if (ratio := output.get("importance_sampling_ratio")) is not None:
