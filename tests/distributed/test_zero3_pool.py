@@ -97,7 +97,6 @@ def test_what_is_lost_in_the_middle_changes_nothing(model, replica, shared, lost
         assert ledgers[0].fingerprint == ledgers[1].fingerprint
 
 
-@pytest.mark.slow
 def test_the_demos_night_passes_its_gates(tmp_path, replica):
     """`make demo`, with two processes that hold a shard each and a pool of two engines."""
     options = ["--config", "examples/quickstart/config.yaml", "--output_dir", tmp_path / "run", "--no-report"]
