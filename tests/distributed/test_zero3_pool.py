@@ -98,7 +98,8 @@ def test_what_is_lost_in_the_middle_changes_nothing(model, replica, shared, lost
 
 
 def test_the_demos_night_passes_its_gates(tmp_path, replica):
-    """`make demo`, with two processes that hold a shard each and a pool of two engines."""
+    """`make demo`, with two processes that hold a shard each and a pool of two engines. It takes four minutes, and is
+    not marked slow: no other test has all parts in one whole night."""
     options = ["--config", "examples/quickstart/config.yaml", "--output_dir", tmp_path / "run", "--no-report"]
     options += ["--rollout.engine", "ray", "--rollout.inner_engine", replica]
     output = launch("zero3", "launch/sleep.py", *options, timeout=3600)
