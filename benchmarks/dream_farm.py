@@ -11,7 +11,7 @@ ending in `_at_30m` are for the larger model.
 
 How fast the farm could be at most: by torch's profiler, `seconds_kernels` of its seconds are in matrix products and
 attention, and `seconds_operations` in all tensor operations. `limit_vs_...` is the speedup if all else, the calls
-themselves, took no time.
+themselves, took no time; the profiler adds to short operations, so it is rather more.
 
 With --cuda: dreams per minute on a Llama with 0.8 billion random weights in bfloat16, for 1, 8, 32 and 128 dreams.
 """
@@ -27,19 +27,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from _lora_figures import difference, product_speed, relative_difference, shares
 from _report import ROOT, Row, argument_parser, environment, progress, report, rerun_with
 
 BUNDLED = ROOT / "examples" / "quickstart" / "model"
 # hidden, intermediate, layers, heads, key-value heads, size of a head, vocabulary
 SIZES = {"30m": (512, 1408, 8, 8, 8, 64, 8192), "0.8b": (1280, 5120, 28, 20, 4, 64, 32000)}
-KERNELS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::_scaled_dot_product")
-VIEWS = {
-    f"aten::{name}"
-    for name in ("as_strided", "detach", "expand", "select", "slice", "transpose", "t", "unsqueeze", "view")
-}
 BOUNDS = {
     "": {"speedup_vs_peft": 5, "speedup_vs_trl_sft": 20},
     "_at_30m": {"speedup_vs_peft": 2, "speedup_vs_trl_sft": 3},
@@ -262,46 +259,6 @@ def operations(args: argparse.Namespace, model: Any, dreams: list[Any]) -> float
     return float(total * args.steps * sum(len(dream.sequences[0]) - 1 for dream in dreams))
 
 
-def product_speed(rows: int, size: int) -> float:
-    """Measure floating-point operations per second of a matrix product `(rows, size) x (size, size)`."""
-    import torch
-
-    x, weight = torch.randn(rows, size), torch.randn(size, size)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        count = max(1, int(1e10 / (2 * rows * size * size)))
-        for _ in range(count):
-            torch.nn.functional.linear(x, weight)
-        seconds.append((time.perf_counter() - start) / count)
-    return 2 * rows * size * size / min(seconds)
-
-
-def difference(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """Return the largest difference between the weights of the dreams that both sides have."""
-    pairs = [(one[d][name], other[d][name]) for d in one.keys() & other.keys() for name in one[d]]
-    return max(float((a - b).abs().max()) for x, y in pairs for a, b in zip(x, y, strict=True))
-
-
-def relative_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """Return the length of the difference of the second factors, which begin at zero, in lengths of the factors. One
-    weight with a gradient near zero, whose sign AdamW takes from rounding, hardly changes it."""
-    pairs = [(one[d][name][1], other[d][name][1]) for d in one.keys() & other.keys() for name in one[d]]
-    return float((sum((a - b).square().sum() for a, b in pairs) / sum(b.square().sum() for _, b in pairs)) ** 0.5)
-
-
-def shares(args: argparse.Namespace, model: Any, dreams: list[Any]) -> tuple[float, float]:
-    """Return which shares of the farm's time are in matrix products and attention, and in all tensor operations."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        run_farm(args, model, dreams)
-    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
-    kernels = sum(time for key, time in times.items() if key.startswith(KERNELS))
-    operations = sum(time for key, time in times.items() if key.startswith("aten::") and key not in VIEWS)
-    return kernels / sum(times.values()), operations / sum(times.values())
-
-
 def compare(args: argparse.Namespace, name: str) -> dict[str, float]:
     """Time the sides in turn on one model; return the keys of the result."""
     model = make_model(name)
@@ -320,7 +277,7 @@ def compare(args: argparse.Namespace, name: str) -> dict[str, float]:
         trl.append(run_trl(args, model, dreams[: args.trl_dreams]) * args.dreams / args.trl_dreams)
         speed.append(product_speed(1024, model.config.hidden_size))
         worst = max(worst, difference(together, alone))
-    kernels, tensors = shares(args, model, dreams)
+    kernels, tensors = shares(partial(run_farm, args, model, dreams))
     _, exact = run_peft(args, make_model(name).double(), dreams[: args.peft_dreams])
     peaks = {side: peak(args, name, side) for side in ("farm", "peft")}
     arithmetic = operations(args, model, dreams)

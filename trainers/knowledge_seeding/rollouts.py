@@ -61,9 +61,10 @@ class Rollouts(SharedPrompts):
         elif len(rows) == len(self._general):
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         else:
-            # Every process generates something: engines and sharded weights want all of them.
-            if not (rows and self._takes_any_rows):
-                asked = range(min(self.num_generations, len(prompt_ids)) if self._takes_any_rows else len(prompt_ids))
+            if not self._takes_any_rows:
+                asked = range(len(prompt_ids))
+            elif not rows:  # every process generates something: engines and sharded weights want all of them
+                asked = range(min(self.num_generations, len(prompt_ids)))
             generated, drawn = super()._generate_single_turn([prompt_ids[i] for i in asked], *args, **kwargs)
         completion_ids = [[self._tokenizer.eos_token_id] for _ in prompt_ids]
         logprobs: Any = drawn and [[0.0] for _ in prompt_ids]
@@ -79,10 +80,10 @@ class Rollouts(SharedPrompts):
         has_tools = bool(self.tools or getattr(self, "environment_factories", None))
         is_cut = any(self._stops) or any(limit < self.max_completion_length for limit in self._limits)
         if (is_cut and (has_tools or self.rollout_func)) or (has_tools and any(self._general)):
+            by = "tools" if has_tools else "rollout_func"
             raise ValueError(
-                f"{'tools' if has_tools else 'rollout_func'}: rows have `stop`, `max_completion_length` or the `part` "
-                f"'general', which only this trainer's own generation takes. Leave these out of the rows, or generate "
-                f"without {'tools' if has_tools else 'rollout_func'}."
+                f"{by}: rows have `stop`, `max_completion_length` or the `part` 'general', which only this trainer's "
+                f"own generation takes. Leave these out of the rows, or generate without {by}."
             )
 
     def _leave_out(self, output: Tensors) -> None:
